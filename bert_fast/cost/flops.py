@@ -1,0 +1,117 @@
+"""FLOPs of a train step, from its program alone: matrix products, a multiplication and an addition each.
+
+What is counted is what runs: forward and backward of the layers, tokens, heads and neurons that the
+plan names. Recomputation stands apart; the optimizer and everything that is no matrix product are
+left out. Axes: as in bert.py; A = H E, the width of all heads together.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from bert_fast.bert import Config
+from bert_fast.method import Program
+from bert_fast.plan import frozen_depth, whole
+
+
+class Flops(NamedTuple):
+    """Of one step over the whole batch: forward and backward, and what the backward pass computes once more."""
+
+    executed: int
+    recomputed: int
+
+
+class Product(NamedTuple):
+    """A matrix product of the forward pass.
+
+    gradients: how many products of the same size its gradient takes: one for each operand that
+    carries a tangent. recomputed: whether the backward pass repeats it.
+    """
+
+    flops: float
+    gradients: int
+    recomputed: bool = False
+
+
+def step_flops(program: Program, on_L: Sequence[float] | None = None) -> Flops:
+    """FLOPs of one train step of a program with its plan packed.
+
+    on_L: for each layer, the share of micro-batches (or the probability) with its gate on; read in
+    spans with `cond`, whose plan does not say which layers run. None: all are on.
+    """
+    products = list(products_of(program, on_L))
+    executed = sum(product.flops * (1 + product.gradients) for product in products)
+    return Flops(round(executed), round(sum(product.flops for product in products if product.recomputed)))
+
+
+def forward_flops(program: Program) -> int:
+    """FLOPs of one evaluation step on as many examples: the forward pass, with every layer and token."""
+    program = dataclasses.replace(program, plan=whole(program.model.depth))
+    return round(sum(product.flops for product in products_of(program, None)))
+
+
+def dense_equivalent(program: Program, final: Config) -> int:
+    """FLOPs of the same rows and prediction slots through the final model, nothing dropped, everything trained."""
+    plan = whole(final.depth)
+    return step_flops(dataclasses.replace(program, model=final, plan=plan, frozen=())).executed
+
+
+def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Product]:
+    """Every matrix product of the forward pass, in order."""
+    config = program.model
+
+    def learns(*paths):
+        return any(not any(re.search(pattern, path) for pattern in program.frozen) for path in paths)
+
+    def dense(path, flops, tangent):
+        """x . kernel: a gradient for the kernel where it learns, and one for x where that carries a tangent."""
+        return Product(flops, learns(f"{path}/kernel") + tangent)
+
+    def norm(path):
+        return learns(f"{path}/scale", f"{path}/bias")
+
+    embeds = learns("embed/word", "embed/position", "embed/type") or (config.embed_norm and norm("embed/norm"))
+    tangent = embeds and frozen_depth(program.plan) == 0  # whether the vectors so far depend on what learns
+    for span in program.plan:
+        shapes = list(zip(config.heads_L, config.hidden_L, strict=True))[span.start : span.stop]
+        for offset, (heads, hidden) in enumerate(shapes[: span.run]):
+            share = 1.0 if on_L is None or not span.cond else on_L[span.start + offset]
+            queries = program.batch_size * (program.seq_len if span.rows is None else span.rows)
+            keys = program.seq_len if span.keys is None else span.keys
+            for product in layer_products(config, queries, program.batch_size, keys, heads, hidden, tangent):
+                again = product.recomputed and span.cond and not span.frozen
+                yield Product(product.flops * share, 0 if span.frozen else product.gradients, again)
+            tangent = tangent or not span.frozen
+
+    if config.norm == "pre":
+        tangent = tangent or norm("final_norm")
+    D, slots = config.width, program.batch_size * program.slots
+    yield dense("mlm/dense", 2 * slots * D * D, tangent)
+    hidden_tangent = tangent or learns("mlm/dense/kernel", "mlm/dense/bias") or norm("mlm/norm")
+    yield Product(2 * slots * D * config.table_rows, learns("embed/word") + hidden_tangent)
+    if "nsp" in program.objective:
+        yield dense("next/pooler", 2 * program.batch_size * D * D, tangent)
+        pooled_tangent = tangent or learns("next/pooler/kernel", "next/pooler/bias")
+        yield dense("next/next", 2 * program.batch_size * D * 2, pooled_tangent)
+
+
+def layer_products(
+    config: Config, queries: int, batch: int, keys: int, heads: int, hidden: int, tangent: bool
+) -> Iterator[Product]:
+    """Those of one layer that learns, with a checkpoint around it: `queries` tokens of the batch, `keys` an example.
+
+    tangent: whether the layer's input carries one. Without it the gradient of query, key and value
+    ends at their kernels, except after a LayerNorm that learns.
+    """
+    D, A, pre = config.width, heads * config.head_size, config.norm == "pre"
+    into = 1 + (tangent or pre)
+    yield Product(2 * queries * D * A, into, True)  # query
+    yield Product(2 * batch * keys * D * A, into, True)  # key
+    yield Product(2 * batch * keys * D * A, into, True)  # value
+    yield Product(2 * queries * keys * A, 2, True)  # queries with keys
+    yield Product(2 * queries * keys * A, 2, True)  # probabilities with values
+    yield Product(2 * queries * A * D, 2, True)  # attention_output
+    yield Product(2 * queries * D * hidden, 2, True)  # mlp_hidden
+    # Only a LayerNorm after it needs what the feed-forward network adds once more.
+    yield Product(2 * queries * hidden * D, 2, not pre)  # mlp_output

@@ -1,0 +1,214 @@
+"""Where text comes from: a corpus lists its parts cheaply, and streams the documents of each.
+
+    docs                        the documentation installed with Python and its packages (docs.py)
+    files:GLOB                  .txt, .jsonl, .parquet, each also with .gz
+    tfds:NAME[/CONFIG]:SPLIT    tensorflow-datasets, prepared as ArrayRecord; TensorFlow is not needed
+
+A document is a string with a paragraph a line: stripped, no empty lines. In `.txt` a blank line
+ends it, elsewhere a record does. A document longer than LONGEST characters is read as several, so
+that memory stays bounded.
+"""
+
+import functools
+import glob
+import gzip
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from bert_fast import BadInput
+from bert_fast.data import docs, tables
+
+LONGEST = 1 << 20  # characters
+_CHUNK = 1 << 22  # bytes read at once
+_BLANK = re.compile(r"\n\s*\n")
+_BROKEN = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
+KINDS = (".txt", ".jsonl", ".parquet")
+
+
+class Part(NamedTuple):
+    """A file, or a split of a data set, and the bytes of text in it (an estimate where it is compressed)."""
+
+    name: str
+    bytes: int
+
+
+class Bad:
+    """What to do with a document that cannot be used: raise BadInput, or count and skip it."""
+
+    def __init__(self, skip: bool = False):
+        self.skip = skip
+        self.count = 0
+
+    def __call__(self, place: str, problem: str, remedy: str) -> None:
+        if not self.skip:
+            raise BadInput(f"{place}: {problem}. {remedy}, or give --skip_bad to count and skip such documents")
+        self.count += 1
+
+
+class Corpus:
+    """Documents in a fixed order. `identity` changes when the source does."""
+
+    def __init__(self, spec: str, identity: str, parts: Callable[[], list[Part]], read: Callable):
+        self.spec = spec
+        self.identity = identity
+        self._parts = parts
+        self._read = read
+
+    @functools.cached_property
+    def parts(self) -> list[Part]:
+        return self._parts()
+
+    def documents(self, part: Part, bad: Bad) -> Iterator[str]:
+        """Cleaned documents of one part. Raises BadInput with file, place and remedy, unless `bad` skips."""
+        try:
+            for text in self._read(part.name, bad):
+                if bad.skip and _BROKEN.search(text):
+                    bad(part.name, "not UTF-8", "Convert it")
+                    continue
+                text = "\n".join(line for raw in text.split("\n") if (line := raw.strip()))
+                while len(text) > LONGEST:
+                    piece, text = cut(text)
+                    yield piece
+                if text:
+                    yield text
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            bad(part.name, f"the gzip file is truncated or damaged ({error})", "Copy or download it again")
+
+
+def open_corpus(
+    spec: str, *, text_key: str = "text", tfds_data_dir: str | None = None, processes: int | None = None
+) -> Corpus:
+    """The corpus of a source specification; `text_key` names the field of a record that holds the text.
+
+    Raises BadInput for an unknown kind, a pattern that no file matches, a file of an unknown kind,
+    an empty corpus, and a data set that is not there or needs TensorFlow.
+    """
+    kind, _, rest = spec.partition(":")
+    if spec == "docs":
+
+        def collected() -> list[Part]:
+            path = docs.cached(processes or default_processes())
+            return [Part(str(path), path.stat().st_size)]
+
+        return Corpus(spec, docs.version(), collected, _read_text)
+    if kind == "files" and rest:
+        return _files(spec, rest, text_key)
+    if kind == "tfds" and rest:
+        source = tables.tfds_source(rest, tfds_data_dir)
+        part = Part(rest, source.bytes)
+        return Corpus(spec, source.identity, lambda: [part], lambda name, bad: source.read(text_key, bad))
+    raise BadInput(f"--source={spec}: expected docs, files:GLOB or tfds:NAME/CONFIG:SPLIT")
+
+
+def cut(text: str) -> tuple[str, str]:
+    """A text in two, the first at most LONGEST characters: after a line, else a word, else anywhere."""
+    at = max(text.rfind("\n", 1, LONGEST), 0) or max(text.rfind(" ", 1, LONGEST), 0) or LONGEST
+    return text[:at], text[at:].lstrip()
+
+
+def _files(spec: str, pattern: str, text_key: str) -> Corpus:
+    paths = sorted(path for path in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(path))
+    if not paths:
+        hint = f"; it is a folder: files:{pattern}/*.txt names the files in it" if os.path.isdir(pattern) else ""
+        raise BadInput(f"--source={spec}: no file matches {pattern} (from {os.getcwd()}){hint}")
+    for path in paths:
+        if not path.removesuffix(".gz").endswith(KINDS):
+            raise BadInput(f"{path}: expected a name that ends in {', '.join(KINDS)}, or one of these with .gz")
+    try:
+        parts = [Part(path, _text_bytes(path)) for path in paths]
+    except PermissionError as error:
+        raise BadInput(
+            f"{error.filename}: no permission to read it: chmod it, or leave it out of the pattern"
+        ) from error
+    if not any(part.bytes for part in parts):
+        raise BadInput(f"--source={spec}: all {len(parts)} files are empty (the first: {paths[0]}): expected text")
+    identity = hashlib.sha256(json.dumps([(path, os.path.getsize(path)) for path in paths]).encode()).hexdigest()
+
+    def read(path: str, bad: Bad) -> Iterator[str]:
+        name = path.removesuffix(".gz")
+        if name.endswith(".parquet"):
+            return tables.read_parquet(path, text_key, bad)
+        return _read_jsonl(path, text_key, bad) if name.endswith(".jsonl") else _read_text(path, bad)
+
+    return Corpus(spec, identity[:16], lambda: parts, read)
+
+
+def _text_bytes(path: str) -> int:
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if path.endswith(".gz") and size >= 18:
+            # RFC 1952, section 2.3.1: the last four bytes are the size before compression, modulo 2^32.
+            file.seek(-4, os.SEEK_END)
+            plain = int.from_bytes(file.read(4), "little")
+            while plain < size:
+                plain += 1 << 32
+            return plain if plain < 100 * size else 3 * size  # a file cut short ends in anything
+    return size
+
+
+def _open(path: str):
+    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+
+
+def _read_text(path: str, bad: Bad) -> Iterator[str]:
+    offset, rest, text = 0, b"", ""
+    with _open(path) as file:
+        while chunk := file.read(_CHUNK):
+            head, newline, tail = (rest + chunk).rpartition(b"\n")
+            rest = tail
+            text += decode(head + newline, path, offset, bad)
+            offset += len(head) + len(newline)
+            *whole, text = _BLANK.split(text)
+            yield from whole
+            while len(text) > LONGEST:
+                piece, text = cut(text)
+                yield piece
+    yield from _BLANK.split(text + decode(rest, path, offset, bad))
+
+
+def _read_jsonl(path: str, text_key: str, bad: Bad) -> Iterator[str]:
+    offset = 0
+    with _open(path) as file:
+        for number, raw in enumerate(file, 1):
+            place = f"{path}, line {number}"
+            line = decode(raw, place, offset, bad)
+            offset += len(raw)
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                bad(place, f"not JSON ({error.msg} at column {error.colno})", "Correct the line")
+                continue
+            if not isinstance(record, dict) or text_key not in record:
+                keys = sorted(record) if isinstance(record, dict) else type(record).__name__
+                bad(place, f"no key {text_key!r}, there is {keys}", "Name the key of the text with --text_key")
+            elif not isinstance(text := record[text_key], str):
+                bad(place, f"{text_key!r} is {type(text).__name__}, expected a string", "Correct the line")
+            elif not text.strip():
+                bad(place, "an empty document", "Remove the line")
+            else:
+                yield text
+
+
+def decode(data: bytes, place: str, offset: int, bad: Bad) -> str:
+    """Text of bytes that begin at `offset` of a file; where documents may be skipped, broken ones are marked."""
+    if offset == 0 and data.startswith(b"\xef\xbb\xbf"):
+        data, offset = data[3:], 3
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        if not bad.skip:
+            byte = data[error.start]
+            bad(place, f"not UTF-8: byte 0x{byte:02x} at offset {offset + error.start}", "Convert it (iconv -t UTF-8)")
+        return data.decode(errors="surrogateescape")
+
+
+def default_processes() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

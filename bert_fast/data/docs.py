@@ -1,0 +1,155 @@
+"""The embedded default corpus: English documentation that every machine has after installation.
+
+Docstrings, long string literals and long comments of the standard library and of the packages that bert_fast
+itself requires, the README of each, and their reference text, reduced to prose. Nothing is
+imported: sources are read with `ast`. One document per object, in a fixed order, each paragraph once.
+"""
+
+import ast
+import concurrent.futures
+import hashlib
+import importlib.metadata
+import inspect
+import multiprocessing
+import os
+import pathlib
+import platform
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+
+from bert_fast import BadInput
+from bert_fast.data import prose
+from bert_fast.data.files import atomic_write
+
+# What requirements.txt brings, so that the corpus is the same with and without the test packages.
+# fmt: off
+DISTRIBUTIONS = (
+    "absl-py", "array-record", "attrs", "chex", "clu", "contourpy", "cycler", "dm-tree", "docstring-parser",
+    "einops", "etils", "filelock", "flax", "fonttools", "fsspec", "grain", "huggingface-hub", "immutabledict",
+    "jax", "jaxlib", "joblib", "kiwisolver", "markdown-it-py", "matplotlib", "ml-collections", "ml-dtypes",
+    "msgpack", "narwhals", "numpy", "opt-einsum", "optax", "orbax-checkpoint", "packaging", "pillow", "promise",
+    "protobuf", "psutil", "pyarrow", "pygments", "pyparsing", "python-dateutil", "pyyaml", "requests", "rich",
+    "safetensors", "scikit-learn", "scipy", "simple-parsing", "simplejson", "six", "tensorboardx",
+    "tensorflow-datasets", "tensorflow-metadata", "tensorstore", "termcolor", "threadpoolctl", "tokenizers",
+    "toolz", "tqdm", "treescope", "typing-extensions", "urllib3", "wrapt",
+)
+# fmt: on
+
+_SUFFIXES = (".py", ".pyi", ".rst", ".md", ".txt")
+# Tests document tests; vendored copies and licences repeat text that is elsewhere.
+_SKIPPED = {"tests", "test", "testing", "_vendor", "site-packages", "dist-packages", "licenses", "__pycache__"}
+_COMMENTS = re.compile(r"(?m)(?:^[ \t]*#(?!!).*\n){2,}")  # long enough to explain something
+_LITERAL = 200  # characters from which a string that is no docstring counts as documentation
+
+
+def cached(processes: int, folder: pathlib.Path | None = None) -> pathlib.Path:
+    """A text file of the corpus (a paragraph a line, a blank line between documents), made at the first call.
+
+    It lies in `folder`, by default in `$XDG_CACHE_HOME/bert_fast`, under a name that changes with
+    the versions of Python, of the packages and of the cleaning.
+    """
+    folder = folder or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "bert_fast"
+    path = folder / f"docs-{version()}.txt"
+    if not path.is_file():
+        print(f"Collecting the documentation installed with Python and its packages, once, into {path} ...", flush=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, "\n\n".join(collect(processes)).encode())
+        except OSError as error:
+            raise BadInput(f"the docs corpus cannot be written to {path}: {error}. Set XDG_CACHE_HOME") from error
+    return path
+
+
+def collect(processes: int) -> list[str]:
+    """All documents of the corpus, each with a paragraph a line."""
+    paths = [str(path) for path in _paths()]
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(processes, spawn) as pool:
+        return list(_unique(document for found in pool.map(_documents, paths, chunksize=32) for document in found))
+
+
+def _unique(documents: Iterable[list[str]]) -> Iterator[str]:
+    """Documents without the paragraphs that an earlier one had: parameters are described over and over."""
+    seen = set()
+    for paragraphs in documents:
+        fresh = [text for text in paragraphs if hashlib.sha1(text.lower().encode()).digest() not in seen]
+        seen.update(hashlib.sha1(text.lower().encode()).digest() for text in fresh)
+        if sum(len(text.split()) for text in fresh) >= prose.DOCUMENT_WORDS:
+            yield "\n".join(dict.fromkeys(fresh))
+
+
+def version() -> str:
+    """What the corpus depends on, as a short hash."""
+    here = pathlib.Path(__file__)
+    versions = [f"{name}=={_distribution(name).version}" for name in DISTRIBUTIONS if _distribution(name)]
+    code = here.read_text() + here.with_name("prose.py").read_text()
+    return hashlib.sha256("\n".join([platform.pythonversion(), *versions, code]).encode()).hexdigest()[:12]
+
+
+def _distribution(name: str) -> importlib.metadata.Distribution | None:
+    try:
+        return importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _paths() -> Iterator[pathlib.Path]:
+    """Source and text files, the standard library's first, each package's in order of its paths."""
+    library = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(library.rglob("*.py")):
+        if _SKIPPED.isdisjoint(path.relative_to(library).parts) and path.relative_to(library).parts[0] != "ensurepip":
+            yield path
+    for name in DISTRIBUTIONS:
+        if distribution := _distribution(name):
+            files = sorted(str(file) for file in distribution.files or ())
+            for file in files:
+                parts = pathlib.PurePosixPath(file).parts
+                wanted = (file.endswith(_SUFFIXES) and ".dist-info" not in parts[0]) or parts[-1] == "METADATA"
+                if wanted and _SKIPPED.isdisjoint(parts):
+                    yield pathlib.Path(str(distribution.locate_file(file)))
+
+
+def _documents(path: str) -> list[list[str]]:
+    """Prose of each object of one file, as lists of paragraphs."""
+    try:
+        text = pathlib.Path(path).read_text("utf-8")
+    except (UnicodeDecodeError, OSError):
+        return []
+    if path.endswith((".py", ".pyi")):
+        found = _literals(text) + [re.sub(r"(?m)^[ \t]*#+:?", "", block) for block in _COMMENTS.findall(text)]
+    elif path.endswith("METADATA"):
+        found = [text.partition("\n\n")[2]]
+    else:
+        found = [text] if not re.search(r"(?i)licen[sc]e|copying|notice|requirements|top_level|authors", path) else []
+    return [paragraphs for literal in found if (paragraphs := prose.paragraphs(inspect.cleandoc(literal)))]
+
+
+def _literals(source: str) -> list[str]:
+    """Docstrings and long strings of a module, in the order of the file; f-strings are left out, they are fragments."""
+    if '"""' not in source and "'''" not in source:
+        return []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return []
+    found: list[str] = []
+    stack: list[ast.AST] = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Constant):
+            if isinstance(node.value, str) and len(node.value) >= _LITERAL:
+                found.append(node.value)
+            continue
+        if isinstance(node, ast.JoinedStr):
+            continue
+        children = list(ast.iter_child_nodes(node))
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and (docstring := ast.get_docstring(node, clean=False)):
+            found.append(docstring)
+            children.remove(node.body[0])
+        stack.extend(reversed(children))
+    return found

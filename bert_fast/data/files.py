@@ -1,0 +1,42 @@
+"""Files that are whole or absent: writing by renaming, and a full disk told as what it is."""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+
+from bert_fast import BadInput
+
+
+def atomic_write(path: pathlib.Path, content: bytes) -> None:
+    """Puts `content` at `path` so that a reader, or a run killed meanwhile, never sees a part of it."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def atomic_json(path: pathlib.Path, value: dict) -> None:
+    """Puts `value` at `path` as indented JSON, whole or not at all."""
+    atomic_write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def full_disk_told(folder: pathlib.Path) -> Iterator[None]:
+    """Raises BadInput in place of the error of a disk, or quota, that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise BadInput(
+            f"no space left for {folder} ({error.strerror}): what is finished is kept; free some space "
+            "and run the same command again, it continues from there"
+        ) from error

@@ -1,0 +1,121 @@
+"""Dynamic masking: which tokens of a row are predicted, and what stands in their place.
+
+Axes: S positions of a row, M maskable positions, K predicted positions, P prediction slots (K of
+them filled), W words of the vocabulary.
+"""
+
+import math
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from bert_fast import BadInput
+from bert_fast.data import shards, vocab
+
+# Of the predicted positions 80 % become [MASK], 10 % stay, 10 % become a random word (BERT, arXiv
+# 1810.04805, section 3.1; create_pretraining_data.py draws each position on its own, as here).
+MASKED, UNCHANGED = 0.8, 0.1
+
+
+class VocabInfo(NamedTuple):
+    """What rows need to know of a vocabulary; `continues_W` is True for the pieces written '##...'."""
+
+    size: int
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+    continues_W: np.ndarray
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        return (self.pad, self.unk, self.cls, self.sep, self.mask)
+
+
+def read_vocab_info(folder: str | pathlib.Path) -> VocabInfo:
+    """The vocabulary of a shards folder.
+
+    Raises BadInput where `vocab.txt` cannot be used, or is not the one that the shards were made with.
+    """
+    path = pathlib.Path(folder) / "vocab.txt"
+    entry = shards.read_manifest(folder)["vocab"]
+    found = vocab.load(path)
+    if found.fingerprint != entry["sha256"] or found.size != entry["size"]:
+        raise BadInput(
+            f"{path} ({found.size} words, sha256 {found.fingerprint[:12]}...) is not the vocabulary that the shards "
+            f"were made with ({entry['size']} words, sha256 {entry['sha256'][:12]}...): put it back, or prepare again"
+        )
+    if found.size == len(found.special_ids):
+        raise BadInput(f"{path} holds special tokens only: masking needs words; prepare again with a vocabulary")
+    return VocabInfo(found.size, found.pad, found.unk, found.cls, found.sep, found.mask, found.continues_W)
+
+
+def prediction_slots(seq_len: int, masked_share: float = 0.15) -> int:
+    """Slots that hold the predictions of every row: 20 at 128 and 77 at 512 as BERT's README advises."""
+    return max(1, math.ceil(masked_share * seq_len))
+
+
+class Masking:
+    """Chooses and replaces the predicted tokens of a row.
+
+    Whole words are chosen together if asked: a word is a piece and the '##' pieces after it in the
+    same block. Special tokens, [UNK] among them, are never predicted, and never drawn as random
+    replacement; BERT draws from the whole vocabulary, its special tokens included.
+    """
+
+    def __init__(self, vocab: VocabInfo, masked_share: float, slots: int, whole_word: bool):
+        self.vocab, self.masked_share, self.slots, self.whole_word = vocab, masked_share, slots, whole_word
+        self.maskable_W = np.ones(vocab.size, bool)
+        self.maskable_W[list(vocab.special_ids)] = False
+        self.ordinary = np.flatnonzero(self.maskable_W).astype(np.int32)
+
+    def __call__(self, ids_S: np.ndarray, segments_S: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """`ids` after masking, and the predictions: `slots` (ascending positions), `labels`, `weights`, [P] each.
+
+        Unfilled slots hold position 0, label 0 and weight 0; a row without a maskable token has no other.
+        """
+        chosen_K = self._choose(ids_S, segments_S, rng)
+        fate_K = rng.random(len(chosen_K))
+        random_K = self.ordinary[rng.integers(len(self.ordinary), size=len(chosen_K))]
+        labels_K = ids_S[chosen_K]
+        kept_K = np.where(fate_K < MASKED + UNCHANGED, labels_K, random_K)
+        ids_S = ids_S.copy()
+        ids_S[chosen_K] = np.where(fate_K < MASKED, self.vocab.mask, kept_K)
+
+        slots_P, labels_P = np.zeros((2, self.slots), np.int32)
+        weights_P = np.zeros(self.slots, np.float32)
+        slots_P[: len(chosen_K)] = chosen_K
+        labels_P[: len(chosen_K)] = labels_K
+        weights_P[: len(chosen_K)] = 1.0
+        return {"ids": ids_S, "slots": slots_P, "labels": labels_P, "weights": weights_P}
+
+    def _choose(self, ids_S: np.ndarray, segments_S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        maskable_M = np.flatnonzero(self.maskable_W[ids_S])
+        # BERT counts the special tokens too: 19 predictions in 128 positions.
+        length = np.count_nonzero(segments_S)
+        wanted = min(self.slots, max(1, round(self.masked_share * length)), len(maskable_M))
+        if wanted == 0:
+            return maskable_M
+        if self.whole_word:
+            return self._choose_words(ids_S, maskable_M, wanted, rng)
+        order_M = np.argpartition(rng.random(len(maskable_M)), wanted - 1)
+        return np.sort(maskable_M[order_M[:wanted]])
+
+    def _choose_words(
+        self, ids_S: np.ndarray, maskable_M: np.ndarray, wanted: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Words in random order, those left out that would exceed the number wanted, as BERT does."""
+        # A special token ends a word: a window may begin in the middle of one.
+        adjoins_M = np.diff(maskable_M, prepend=-1) == 1
+        starts = np.flatnonzero(~(self.vocab.continues_W[ids_S[maskable_M]] & adjoins_M))
+        sizes = np.diff(starts, append=len(maskable_M))
+        chosen, left = [], wanted
+        for word in rng.permutation(len(starts)).tolist():
+            if (size := sizes[word]) <= left:
+                chosen.append(maskable_M[starts[word] : starts[word] + size])
+                left -= size
+                if left == 0:
+                    break
+        return np.sort(np.concatenate(chosen)) if chosen else maskable_M[:0]

@@ -1,0 +1,130 @@
+"""Documents from tables: Parquet columns, and data sets of tensorflow-datasets prepared as ArrayRecord."""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from bert_fast import BadInput
+
+_ROWS = 512  # read at once
+_SAMPLE = 32  # examples from which the size of a data set's text is estimated
+Report = Callable[[str, str, str], None]  # place, problem, remedy: corpora.Bad
+
+
+class Source(NamedTuple):
+    """A split of a data set: about how many bytes of text, what identifies it, and its documents."""
+
+    bytes: int
+    identity: str
+    read: Callable[[str, Report], Iterator[str]]
+
+
+def read_parquet(path: str, text_key: str, bad: Report) -> Iterator[str]:
+    """The strings of column `text_key`, row by row. Raises BadInput where there is no such column of strings."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with contextlib.ExitStack() as stack:
+        source = path
+        if path.endswith(".gz"):  # Parquet is read from its end, gzip only from its beginning
+            source = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(stack.enter_context(gzip.open(path, "rb")), source)
+        try:
+            table = pq.ParquetFile(source)
+            if text_key not in table.schema_arrow.names:
+                raise BadInput(
+                    f"{path}: no column {text_key!r}, there is {table.schema_arrow.names}: name it with --text_key"
+                )
+            if (kind := table.schema_arrow.field(text_key).type) not in (pa.string(), pa.large_string(), pa.binary()):
+                raise BadInput(
+                    f"{path}: column {text_key!r} holds {kind}, expected strings: name another with --text_key"
+                )
+            first = 0
+            for batch in table.iter_batches(_ROWS, columns=[text_key]):
+                for row, value in enumerate(batch.column(0).cast(pa.large_binary()).to_pylist(), first):
+                    yield from _document(value, f"{path}, row {row}", text_key, bad)
+                first += len(batch)
+        except pa.ArrowException as error:
+            raise BadInput(f"{path}: no readable Parquet file ({error}): copy or download it again") from error
+
+
+def tfds_source(spec: str, data_dir: str | None) -> Source:
+    """The split `NAME[/CONFIG][:VERSION]:SPLIT`, prepared as ArrayRecord where it is not yet.
+
+    Raises BadInput where the data set does not exist, or its preparation needs a package that is
+    not installed: TensorFlow for many, which tensorflow-datasets reports as "not found".
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # it lists every data set it knows
+        import tensorflow_datasets as tfds
+
+    name, _, split = spec.rpartition(":")
+    if not name:
+        raise BadInput(f"--source=tfds:{spec}: expected tfds:NAME/CONFIG:SPLIT, such as tfds:lm1b:train")
+    where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    without = (
+        f"or copy a copy prepared elsewhere with file_format='array_record' into {where} (or --tfds_data_dir): "
+        "that is read without it"
+    )
+    try:
+        rows = tfds.data_source(name, split=split, data_dir=data_dir)
+        info = tfds.builder(name, data_dir=data_dir, file_format="array_record").info
+    except tfds.core.DatasetNotFoundError as error:
+        # It skips a builder whose import fails, and then does not know its name; its source is there all the same.
+        builder = name.partition("/")[0].partition(":")[0]
+        if builder.isidentifier() and any(pathlib.Path(tfds.__file__).parent.glob(f"*/{builder}*")):
+            raise BadInput(
+                f"--source=tfds:{spec}: preparing {name} needs TensorFlow, which bert_fast does not: "
+                f"pip install tensorflow, {without}"
+            ) from error
+        raise BadInput(
+            f"--source=tfds:{spec}: no data set {name!r} in {where}, and tensorflow-datasets knows none"
+        ) from error
+    except ImportError as error:
+        raise BadInput(
+            f"--source=tfds:{spec}: preparing {name} needs a package that is not installed ({error}): "
+            f"pip install {(error.name or 'tensorflow').partition('.')[0]}, {without}"
+        ) from error
+    except (ValueError, KeyError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"--source=tfds:{spec}: cannot be read from {where}: {reason}") from error
+    if not len(rows):
+        raise BadInput(f"--source=tfds:{spec}: the split has no examples: expected text")
+
+    def read(text_key: str, bad: Report) -> Iterator[str]:
+        for first in range(0, len(rows), _ROWS):
+            for i, row in enumerate(rows.__getitems__(range(first, min(first + _ROWS, len(rows)))), first):
+                if text_key not in row:
+                    raise BadInput(f"{name}: no feature {text_key!r}, there is {sorted(row)}: name it with --text_key")
+                yield from _document(row[text_key], f"{name}, example {i}", text_key, bad)
+
+    sample = rows.__getitems__(range(0, len(rows), -(-len(rows) // _SAMPLE)))
+    size = sum(len(value) for row in sample for value in row.values() if isinstance(value, (bytes, str)))
+    identity = hashlib.sha256(f"{info.full_name}:{split}:{len(rows)}".encode()).hexdigest()[:16]
+    return Source(size * len(rows) // len(sample), identity, read)
+
+
+def _document(value: object, place: str, text_key: str, bad: Report) -> Iterator[str]:
+    """The text of one record, or none after the report of what is wrong with it."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            bad(place, f"{text_key!r} is not UTF-8 at byte {error.start}", "Convert it")
+            return
+    if value is None or (isinstance(value, str) and not value.strip()):
+        bad(place, "an empty document", "Remove the record")
+    elif not isinstance(value, str):
+        bad(
+            place,
+            f"{text_key!r} is {type(value).__name__}, expected a string",
+            "Name the key of the text with --text_key",
+        )
+    else:
+        yield value

@@ -1,0 +1,171 @@
+"""WordPiece vocabularies: trained or loaded, with BERT's normalisation and splitting.
+
+The ids of special tokens are read from the vocabulary, wherever they stand in it.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from bert_fast import BadInput
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CONTINUES = "##"
+_LONGEST_WORD = 100  # characters; a longer word is [UNK] (google-research/bert, max_input_chars_per_word)
+# Of all characters, the share that the alphabet covers; a word with another one is unknown
+# (sentencepiece calls it character_coverage). Without a limit, rare symbols of other scripts
+# would take most of a small vocabulary.
+_COVERAGE = 0.9999
+_ALPHABET_SAMPLE = 10_000_000  # characters that are counted for it
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocab:
+    """A vocabulary and how text is normalised before it is looked up.
+
+    `fingerprint` is the sha256 of the bytes of vocab.txt. `strip_accents` None does what BERT does:
+    strip them where letters are lower-cased.
+    """
+
+    fingerprint: str
+    size: int
+    cased: bool
+    strip_accents: bool | None
+    special_ids: dict[str, int]
+    tokenizer: Tokenizer = dataclasses.field(compare=False, repr=False)
+
+    @property
+    def pad(self) -> int:
+        return self.special_ids["[PAD]"]
+
+    @property
+    def unk(self) -> int:
+        return self.special_ids["[UNK]"]
+
+    @property
+    def cls(self) -> int:
+        return self.special_ids["[CLS]"]
+
+    @property
+    def sep(self) -> int:
+        return self.special_ids["[SEP]"]
+
+    @property
+    def mask(self) -> int:
+        return self.special_ids["[MASK]"]
+
+    @functools.cached_property
+    def continues_W(self) -> np.ndarray:
+        """For each id whether it goes on with the word before it ("##"), for whole-word masking."""
+        tokens = (self.tokenizer.id_to_token(i) for i in range(self.size))
+        return np.array([token.startswith(CONTINUES) for token in tokens], bool)
+
+
+def load(path: str | pathlib.Path, cased: bool = False, strip_accents: bool | None = None) -> Vocab:
+    """The vocabulary of a vocab.txt: a token a line, its id the number of the line from 0.
+
+    A special token that a user writes into a sentence gets its id; set
+    `tokenizer.encode_special_tokens` where text is data, in which such a word is only a word.
+    Raises BadInput for a file that is missing or empty, a token that occurs twice, and a special
+    token that does not occur.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise BadInput(f"no vocabulary at {path}: expected a vocab.txt, a token a line; without --vocab one is trained")
+    content = path.read_bytes()
+    try:
+        lines = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 at byte {error.start}: expected a vocab.txt, a token a line") from error
+    if lines == [""]:
+        raise BadInput(f"{path} is empty: expected a token a line")
+    ids = {token: i for i, token in enumerate(lines)}
+    if len(ids) < len(lines):
+        twice = next(i for i, token in enumerate(lines) if ids[token] != i)
+        raise BadInput(
+            f"{path}: {lines[twice]!r} stands in line {twice + 1} and again in line {ids[lines[twice]] + 1}, "
+            "each token may occur once: ids would shift; use the file that belongs to the model"
+        )
+    if missing := [token for token in SPECIAL if token not in ids]:
+        raise BadInput(f"{path}: no {', '.join(missing)}: BERT needs {' '.join(SPECIAL)}, each on a line of its own")
+    return Vocab(
+        fingerprint=hashlib.sha256(content).hexdigest(),
+        size=len(ids),
+        cased=cased,
+        strip_accents=strip_accents,
+        special_ids={token: ids[token] for token in SPECIAL},
+        tokenizer=_tokenizer(ids, cased, strip_accents),
+    )
+
+
+def train(texts: Iterable[str], size: int, cased: bool = False, strip_accents: bool | None = None) -> bytes:
+    """The vocab.txt of at most `size` tokens for these texts, special tokens first.
+
+    Two runs differ (ties are broken by the order of a hash map in `tokenizers`): train once, and
+    keep the file. Raises BadInput where the texts hold no word.
+    """
+    texts = iter(texts)
+    head: list[str] = []
+    characters: collections.Counter[str] = collections.Counter()
+    normalise = _normalizer(cased, strip_accents).normalize_str
+    for text in texts:
+        head.append(text)
+        characters.update(normalise(text))
+        if characters.total() >= _ALPHABET_SAMPLE:
+            break
+    for space in [character for character in characters if character.isspace()]:
+        del characters[space]
+    if not characters:
+        raise BadInput("the text holds no word to train a vocabulary on: expected text")
+
+    tokenizer = _tokenizer({token: i for i, token in enumerate(SPECIAL)}, cased, strip_accents)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=list(SPECIAL),
+        # A character may stand in the vocabulary twice, "a" and "##a"
+        limit_alphabet=min(_alphabet(characters), (size - len(SPECIAL)) // 3),
+        continuing_subword_prefix=CONTINUES,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_chained(head, texts), trainer)
+    ids = tokenizer.get_vocab()
+    return "".join(f"{token}\n" for token in sorted(ids, key=ids.__getitem__)).encode()
+
+
+def _chained(head: list[str], rest: Iterator[str]) -> Iterator[str]:
+    while head:
+        yield head.pop()  # freed as it is read
+    yield from rest
+
+
+def _alphabet(characters: collections.Counter[str]) -> int:
+    """How many of the most frequent characters make up _COVERAGE of all."""
+    missing = characters.total() * (1 - _COVERAGE)
+    for rank, (_, count) in enumerate(reversed(characters.most_common())):
+        if (missing := missing - count) < 0:
+            return len(characters) - rank
+    return len(characters)
+
+
+def _normalizer(cased: bool, strip_accents: bool | None) -> normalizers.BertNormalizer:
+    return normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=strip_accents, lowercase=not cased
+    )
+
+
+def _tokenizer(ids: dict[str, int], cased: bool, strip_accents: bool | None) -> Tokenizer:
+    model = models.WordPiece(
+        ids, unk_token="[UNK]", continuing_subword_prefix=CONTINUES, max_input_chars_per_word=_LONGEST_WORD
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = _normalizer(cased, strip_accents)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUES)
+    tokenizer.add_special_tokens(list(SPECIAL))  # so that "[MASK]." is the mask and a full stop
+    return tokenizer

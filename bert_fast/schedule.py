@@ -1,0 +1,41 @@
+"""Learning rates: warm-up, then decay. Host arithmetic; the compiled step takes the rate as an argument."""
+
+import dataclasses
+import math
+
+DECAYS = ("linear", "polynomial", "exponential", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate at a step: linear warm-up from `start` to `peak`, then decay towards `end` at `steps`.
+
+    `linear` and `polynomial` decay from `peak` at step 0 (`decay_from="start"`: just after the
+    warm-up the rate is a little below its peak, as in `optimization.py` of google-research/bert) or
+    from the end of the warm-up. `exponential` multiplies by `rate` every `interval` steps after the
+    warm-up (schedule "LE" of DeepSpeedExamples bing_bert).
+    """
+
+    peak: float
+    steps: int
+    warmup_steps: int = 0
+    decay: str = "linear"
+    decay_from: str = "start"
+    start: float = 0.0
+    end: float = 0.0
+    power: float = 1.0
+    rate: float = 0.99
+    interval: int = 1000
+
+    def __call__(self, step: int) -> float:
+        """The rate of step `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.start + (self.peak - self.start) * step / self.warmup_steps
+        if self.decay == "constant":
+            return self.peak
+        if self.decay == "exponential":
+            return self.peak * self.rate ** ((step - self.warmup_steps) / self.interval)
+        begin = self.warmup_steps if self.decay_from == "warmup" else 0
+        left = 1 - min(step - begin, self.steps - begin) / max(self.steps - begin, 1)
+        power = self.power if self.decay == "polynomial" else 1.0
+        return self.end + (self.peak - self.end) * math.pow(left, power)

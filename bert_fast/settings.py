@@ -1,0 +1,156 @@
+"""A run's settings: frozen dataclasses, made once from a config and checked at the door."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from bert_fast import BadInput
+from bert_fast.bert import ACTIVATIONS, Config
+from bert_fast.schedule import DECAYS, Schedule
+from bert_fast.train import optim
+from bert_fast.train.optim import Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The shards folder, and how rows are made of it: see data/batches.py."""
+
+    dir: str
+    objective: str
+    masked_share: float
+    whole_word: bool
+    short_seq_prob: float
+    workers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Every so many steps (0: at the end only), on the first `examples` rows of the valid split cut at `seq_len`."""
+
+    every: int
+    examples: int
+    seq_len: int
+    batch_size: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """Save every so many steps (0: at the end and on interruption only) and keep the newest so many."""
+
+    every: int
+    keep: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; -1: what is left."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """One run. `phases`: (sequence length, share of the steps), in order. `methods`: (name, its arguments)."""
+
+    seed: int
+    steps: int
+    batch_size: int
+    micro_batches: int
+    phases: tuple[tuple[int, float], ...]
+    init: str
+    methods: tuple[tuple[str, Mapping[str, Any]], ...]
+    model: Config
+    optimizer: Optimizer
+    schedule: Schedule
+    data: Data
+    eval: Evaluation
+    checkpoint: Checkpoints
+    mesh: Mesh
+    log_every: int
+
+
+def choice(name: str, value: str, known) -> str:
+    """`value`, if it is known. Raises BadInput that names the near ones."""
+    if value in known:
+        return value
+    near = difflib.get_close_matches(value, known, 3, 0.4) or sorted(known)
+    raise BadInput(f"--config.{name}={value!r} is unknown: did you mean {' or '.join(near)}?")
+
+
+def phases(text: str) -> tuple[tuple[int, float], ...]:
+    """`"128:0.9,512:0.1"` as ((128, 0.9), (512, 0.1)). Raises BadInput."""
+    try:
+        found = tuple((int(length), float(share)) for length, share in (part.split(":") for part in text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or abs(sum(share for _, share in found) - 1) > 1e-6 or min(min(pair) for pair in found) <= 0:
+        raise BadInput(
+            f"--config.phases={text!r}: expected sequence lengths with shares of the steps that sum to 1, "
+            'as "128:0.9,512:0.1"'
+        )
+    return found
+
+
+def make(config: Mapping[str, Any], vocab_size: int, method_names) -> Settings:
+    """The settings of a config (see configs/common.py) for a vocabulary of so many entries.
+
+    Raises BadInput where a value is impossible.
+    """
+    model = Config(vocab_size=vocab_size, **config["model"])
+    choice("model.norm", model.norm, ("post", "pre"))
+    choice("model.activation", model.activation, tuple(ACTIVATIONS))
+    choice("model.dtype", model.dtype, ("float32", "bfloat16"))
+    names = [name.strip() for name in config["methods"].split(",") if name.strip()]
+    for name in names:
+        choice("methods", name, tuple(method_names))
+    schedule = Schedule(steps=config["steps"], **config["learning_rate"])
+    choice("learning_rate.decay", schedule.decay, DECAYS)
+    choice("learning_rate.decay_from", schedule.decay_from, ("start", "warmup"))
+    optim.make(optimizer := Optimizer(**config["optimizer"]))
+    settings = Settings(
+        seed=config["seed"],
+        steps=config["steps"],
+        batch_size=config["batch_size"],
+        micro_batches=config["micro_batches"],
+        phases=phases(config["phases"]),
+        init=config["init"],
+        methods=tuple((name, dict(config[name])) for name in names),
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        data=Data(**config["data"]),
+        eval=Evaluation(**config["eval"]),
+        checkpoint=Checkpoints(**config["checkpoint"]),
+        mesh=Mesh(**config["mesh"]),
+        log_every=config["log_every"],
+    )
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings):
+    """Raises BadInput where numbers do not go together."""
+    for name in ("steps", "batch_size", "micro_batches", "log_every"):
+        if getattr(settings, name) < 1:
+            raise BadInput(f"--config.{name}={getattr(settings, name)}: expected at least 1")
+    if settings.batch_size % settings.micro_batches:
+        raise BadInput(
+            f"--config.batch_size={settings.batch_size} does not divide into "
+            f"--config.micro_batches={settings.micro_batches}: make it a multiple"
+        )
+    lengths = [("phases", length) for length, _ in settings.phases] + [("eval.seq_len", settings.eval.seq_len)]
+    for name, length in lengths:
+        if length > settings.model.max_len:
+            raise BadInput(
+                f"--config.{name}: a sequence length of {length} is above the model's {settings.model.max_len} "
+                f"positions: shorten it, or set --config.model.max_len={length}"
+            )
+    if settings.data.objective == "mlm+nsp" and not settings.model.pooler:
+        raise BadInput("--config.data.objective=mlm+nsp needs the next-sentence head: set --config.model.pooler=True")
+    for name in ("dropout", "attention_dropout"):
+        if not 0 <= getattr(settings.model, name) < 1:
+            raise BadInput(f"--config.model.{name}={getattr(settings.model, name)}: expected a share in [0, 1)")

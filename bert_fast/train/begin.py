@@ -1,0 +1,209 @@
+"""The beginning of a run: its timeline of stages, and its state - resumed, warm-started, or fresh."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from bert_fast import BadInput, bert
+from bert_fast.bert import Params
+from bert_fast.data import batches, masking, shards
+from bert_fast.method import Method, Program, Stage
+from bert_fast.plan import Plan, whole
+from bert_fast.settings import Settings
+from bert_fast.train import checkpoint
+from bert_fast.train.compile import state_shardings
+from bert_fast.train.evaluate import row_settings
+from bert_fast.train.optim import change_moments
+from bert_fast.train.sharding import shard
+from bert_fast.train.step import TrainState, join, partition
+
+
+def stages(settings: Settings, method: Method) -> tuple[Stage, ...]:
+    """The timeline: one stage a phase, then what the methods make of it.
+
+    Raises BadInput where the methods leave a stage without steps.
+    """
+    plain, done, share = [], 0, 0.0
+    for seq_len, part in settings.phases:
+        share += part
+        end = round(settings.steps * share)
+        program = Program(
+            model=settings.model,
+            plan=whole(settings.model.depth),
+            batch_size=settings.batch_size,
+            micro_batches=settings.micro_batches,
+            seq_len=seq_len,
+            slots=masking.prediction_slots(seq_len, settings.data.masked_share),
+            objective=settings.data.objective,
+        )
+        plain.append(Stage(f"{seq_len}-tokens", program, end - done, settings.schedule))
+        done = end
+    timeline = method.stages(tuple(stage for stage in plain if stage.steps))
+    empty = [stage.name for stage in timeline if stage.steps < 1]
+    if empty or not timeline:
+        raise BadInput(f"{settings.steps} steps leave none for {', '.join(empty)}: set more --config.steps")
+    return timeline
+
+
+def train_rows(settings: Settings, stage: Stage) -> batches.Rows:
+    """The training rows of a stage's length. Raises BadInput where the shards do not fill one batch."""
+    data = settings.data
+    return batches.make_rows(
+        shards.Split(data.dir, "train"),
+        masking.read_vocab_info(data.dir),
+        row_settings(data, stage.program.seq_len),
+        settings.seed,
+    )
+
+
+def order_of(stage: Stage) -> str:
+    """Name of the order of rows that a stage reads; stages of one length and objective share theirs."""
+    return f"{stage.program.objective}/{stage.program.seq_len}"
+
+
+def with_plan(program: Program, plan: Plan) -> Program:
+    """The program with its plan packed: the key of a compiled step."""
+    return dataclasses.replace(program, plan=plan)
+
+
+def check_devices(settings: Settings, mesh: Mesh):
+    """Raises BadInput where a micro-batch or an evaluation batch does not divide over the devices that share it."""
+    sharing = mesh.shape["data"] * mesh.shape["fsdp"]
+    micro = settings.batch_size // settings.micro_batches
+    for name, size in (("batch_size / micro_batches", micro), ("eval.batch_size", settings.eval.batch_size)):
+        if size % sharing:
+            raise BadInput(
+                f"--config.{name} is {size}, which does not divide over the {sharing} devices of the mesh's data and "
+                f"fsdp axes: make it a multiple of {sharing}"
+            )
+
+
+def claim(workdir: pathlib.Path, config: dict):
+    """Writes `config.json`, or finds the one of an interrupted run of this config there.
+
+    Raises BadInput that shows the difference where the folder holds another run.
+    """
+    path = workdir / "config.json"
+    if path.is_file():
+        before, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(config)))
+        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if keys:
+            lines = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys)
+            raise BadInput(
+                f"{workdir} holds a run of another config:\n{lines}\n"
+                "Give another --workdir, or the config that was used there to continue it"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(config, indent=1, sort_keys=True))
+    part.rename(path)
+
+
+def _flat(tree, prefix="") -> dict:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def fresh_params(model: bert.Config, seed: int, mesh: Mesh) -> Params:
+    """Initial parameters, made where they live."""
+    make = lambda: bert.init(model, jax.random.key(seed))  # noqa: E731
+    return jax.jit(make, out_shardings=shard(jax.eval_shape(make), mesh))()
+
+
+def warm_params(settings: Settings, model: bert.Config, manifest: dict, mesh: Mesh) -> Params:
+    """The parameters of another run (`--config.init`), its next-sentence head left out or made fresh as needed.
+
+    Raises BadInput where its model or its vocabulary is another.
+    """
+    folder = checkpoint.find(settings.init)
+    about = checkpoint.about(folder)
+    if about["vocab"]["sha256"] != manifest["vocab"]["sha256"]:
+        raise BadInput(
+            f"--config.init={settings.init} was trained with another vocabulary than {settings.data.dir} was prepared "
+            "with: prepare with the one that it was trained with (--vocab=FILE)"
+        )
+    theirs = checkpoint.stage_from_json(about["stage"]).program.model
+    shape = ("depth", "width", "heads_L", "head_size", "hidden_L", "max_len", "norm", "embed_norm")
+    differing = [name for name in shape if getattr(theirs, name) != getattr(model, name)]
+    if differing:
+        lines = "; ".join(f"{name} is {getattr(theirs, name)} there, {getattr(model, name)} here" for name in differing)
+        raise BadInput(f"--config.init={settings.init} holds another model ({lines}): set --config.model to match it")
+    params = checkpoint.restore_params(folder)
+    head = params.pop("next", None)
+    if model.pooler:
+        params["next"] = jax.device_get(fresh_params(model, settings.seed, mesh)["next"]) if head is None else head
+    return jax.tree.map(jax.device_put, params, shard(params, mesh))
+
+
+def first_state(params: Params, method: Method, stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh):
+    """The state at step 0 of a stage."""
+    params, method_state = method.init(params, stage.program.model)
+    return enter_state(jnp.zeros((), jnp.int32), params, stage.program, optimizer.init, method_state, mesh)
+
+
+def enter_state(step, params: Params, program: Program, opt_state_of: Callable, method_state, mesh: Mesh) -> TrainState:
+    """A state whose whole tree of parameters is split and placed as a program wants it."""
+    learns, frozen = partition(params, program)
+    state = TrainState(step, learns, frozen, opt_state_of(learns), method_state)
+    return jax.tree.map(jax.device_put, state, state_shardings(state, mesh))
+
+
+def resumed(folder: pathlib.Path, method: Method, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state of a checkpoint, on this mesh, whatever mesh wrote it."""
+    stage = checkpoint.stage_from_json(checkpoint.about(folder)["stage"])
+
+    def like(learns, frozen):
+        _, method_state = method.init(bert.init(stage.program.model, jax.random.key(0)), stage.program.model)
+        return TrainState(jnp.zeros((), jnp.int32), learns, frozen, optimizer.init(learns), method_state)
+
+    state = jax.eval_shape(like, *checkpoint.shapes(folder))
+    target = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        state_shardings(state, mesh),
+    )
+    return checkpoint.restore(folder, target)
+
+
+def next_state(
+    state: TrainState,
+    method: Method,
+    old: Stage,
+    new: Stage,
+    initial: Callable[[], Params],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+) -> tuple[TrainState, Stage]:
+    """The state with which the next stage begins, after the methods' surgery, and that stage as they settled it.
+
+    Moments of what did not learn before begin at zero. Raises ValueError where the parameters do
+    not have the shapes of the new stage's model.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    params = join(state.params, state.frozen)
+    surgery, method_state, new = method.enter(params, state.method, old, new, initial, key)
+    params = surgery.params(params)
+    model = new.program.model
+    depth = jax.tree.leaves(params["layers"])[0].shape[0]
+    if depth != model.depth:
+        raise ValueError(f"stage {new.name} has a model of {model.depth} layers, its parameters have {depth}")
+
+    def opt_state_of(learns):
+        if surgery.moments is None:
+            return optimizer.init(learns)
+        zeros = jax.tree.map(jnp.zeros_like, state.frozen)
+
+        def change(moment):
+            return partition(surgery.moments(join(moment, zeros)), new.program)[0]
+
+        return change_moments(state.opt_state, state.params, change)
+
+    return enter_state(state.step, params, new.program, opt_state_of, method_state, mesh), new

@@ -1,0 +1,63 @@
+"""What a run has counted: where it is, totals since its beginning, sums since its last row. Saved with a checkpoint."""
+
+import dataclasses
+import time
+
+TIMES = ("seconds", "compile_seconds", "eval_seconds", "save_seconds")
+COUNTS = ("examples", "tokens_real", "tokens_padded", "flops", "flops_dense")
+
+
+@dataclasses.dataclass
+class Book:
+    """Where the run is (stage, the step at which it began, next example of each order of rows) and what it has counted;
+    `methods` are the newest numbers of the methods.
+
+    All of it is JSON, and floats survive JSON exactly: a resumed run writes the same rows as one
+    that was never stopped. `times` are seconds; "seconds" is train steps and waiting for input.
+    """
+
+    stage: int = 0
+    stage_began: int = 0
+    data: dict[str, int] = dataclasses.field(default_factory=dict)
+    counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    times: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(TIMES, 0.0))
+    since: dict[str, float] = dataclasses.field(default_factory=dict)
+    methods: dict[str, float] = dataclasses.field(default_factory=dict)
+    mark: float = dataclasses.field(default_factory=time.monotonic, repr=False)
+
+    def to_json(self) -> dict:
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "mark"}
+
+    def start_clock(self):
+        """Time counts from here."""
+        self.mark = time.monotonic()
+
+    def lap(self, name: str) -> float:
+        """Counts the time since the last lap as `name`, in seconds."""
+        now = time.monotonic()
+        spent, self.mark = now - self.mark, now
+        self.times[name] += spent
+        return spent
+
+    def add(self, sums: dict[str, float], **counted: int):
+        """One step's sums and counts."""
+        for key, value in sums.items():
+            self.since[key] = self.since.get(key, 0.0) + value
+        self.since["steps"] = self.since.get("steps", 0) + 1
+        for key, value in counted.items():
+            self.counts[key] += value
+
+    def take_means(self) -> dict[str, float]:
+        """Means since the last call: of the loss over steps, of each part over its predictions (nats)."""
+        since, self.since = self.since, {}
+        return {"loss": since["loss"] / since["steps"], **means(since)}
+
+
+def means(sums: dict[str, float]) -> dict[str, float]:
+    """Losses in nats and accuracies from the sums of `step.sums`."""
+    predictions = max(sums["predictions"], 1)
+    row = {"mlm_loss": sums["mlm_sum"] / predictions, "mlm_accuracy": sums["mlm_correct"] / predictions}
+    if "next_sum" in sums:
+        rows = max(sums["rows"], 1)
+        row |= {"nsp_loss": sums["next_sum"] / rows, "nsp_accuracy": sums["next_correct"] / rows}
+    return row

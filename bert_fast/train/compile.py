@@ -1,0 +1,59 @@
+"""Compiled steps, one for each program, and the device arrays that they take."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bert_fast.method import Program
+from bert_fast.plan import Route
+from bert_fast.train.sharding import replicated, shard
+from bert_fast.train.step import TrainState
+
+
+def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """Where each array of the state lives; moments live with their parameters, a method's state everywhere."""
+    return TrainState(
+        NamedSharding(mesh, P()),
+        shard(state.params, mesh),
+        shard(state.frozen, mesh),
+        shard(state.opt_state, mesh),
+        replicated(state.method, mesh),
+    )
+
+
+def place(tree, mesh: Mesh):
+    """NumPy arrays on every device, whole."""
+    return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P())), tree)
+
+
+class Programs:
+    """Compiled train steps, keyed by program: each is compiled once."""
+
+    def __init__(self, step: Callable, mesh: Mesh):
+        self.step, self.mesh = step, mesh
+        self.compiled: dict[Program, Callable] = {}
+
+    def lower(self, program: Program, state, batch, route, learning_rate):
+        """The train step of a program, lowered for arrays (or shapes with shardings) like these."""
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        jitted = jax.jit(
+            functools.partial(self.step, program=program),
+            donate_argnums=0,
+            out_shardings=(shardings, NamedSharding(self.mesh, P())),
+        )
+        return jitted.lower(state, batch, route, learning_rate)
+
+    def add(self, program: Program, *arguments):
+        """Compiles a program for (state, batch, route, learning_rate)."""
+        self.compiled[program] = self.lower(program, *self.placed(*arguments)).compile()
+
+    def placed(self, state: TrainState, batch, route: Route, learning_rate: float):
+        return state, batch, place(route, self.mesh), place(np.float32(learning_rate), self.mesh)
+
+    def __call__(self, program: Program, *arguments):
+        """(state, metrics) after one step of a program that was added; its plan is packed and the route fits it."""
+        return self.compiled[program](*self.placed(*arguments))

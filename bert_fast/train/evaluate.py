@@ -1,0 +1,59 @@
+"""Held-out loss: the same rows and masks for every run over the same shards and evaluation settings."""
+
+import dataclasses
+import hashlib
+import json
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bert_fast.bert import Config, Params
+from bert_fast.data import batches, masking, shards
+from bert_fast.settings import Data, Evaluation
+from bert_fast.train.book import means
+from bert_fast.train.sharding import global_batch
+
+
+def fingerprint(manifest: dict, data: Data, settings: Evaluation) -> str:
+    """Short hash of all that a held-out loss depends on but the model: losses compare only where it is equal."""
+    harmless = ("dir", "workers", "every", "batch_size")
+    parts = {"shards": manifest["fingerprint"], **dataclasses.asdict(data), **dataclasses.asdict(settings)}
+    parts = {key: value for key, value in parts.items() if key not in harmless}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def eval_batches(data: Data, settings: Evaluation) -> list[batches.Batch]:
+    """This process's part of every evaluation batch. Raises BadInput."""
+    rows = batches.evaluation_rows(
+        shards.Split(data.dir, "valid"),
+        masking.read_vocab_info(data.dir),
+        row_settings(data, settings.seq_len),
+        settings.seed,
+        settings.examples,
+    )
+    index, count = jax.process_index(), jax.process_count()
+    return list(batches.evaluation_batches(rows, settings.batch_size, process_index=index, process_count=count))
+
+
+def row_settings(data: Data, seq_len: int) -> batches.Settings:
+    """What rows of this length are."""
+    return batches.Settings(seq_len, data.objective, data.masked_share, data.whole_word, data.short_seq_prob)
+
+
+class Evaluator:
+    """Held-out losses; one compiled program a model."""
+
+    def __init__(self, eval_step, held_out: list[batches.Batch], mesh: Mesh):
+        step = jax.jit(eval_step, static_argnames="model", out_shardings=NamedSharding(mesh, P()))
+        self.step, self.held_out, self.mesh = step, held_out, mesh
+
+    def __call__(self, params: Params, frozen: Params, model: Config) -> dict[str, float]:
+        """`loss` and its parts in nats, and accuracies, over all rows together."""
+        total: dict[str, float] = {}
+        for batch in self.held_out:
+            sums = jax.device_get(self.step(params, frozen, global_batch(batch, self.mesh), model=model))
+            total = {key: total.get(key, 0.0) + float(value) for key, value in sums.items()}
+        parts = means(total)
+        loss = parts["mlm_loss"] + parts.get("nsp_loss", 0.0)
+        return {"loss": loss, **parts, "predictions": int(total["predictions"])}

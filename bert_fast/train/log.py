@@ -1,0 +1,90 @@
+"""What a run says: rows in `metrics.jsonl` (the truth), TensorBoard beside it, and progress for people."""
+
+import json
+import pathlib
+import sys
+import time
+
+import tensorboardX
+import tqdm
+
+
+class Rows:
+    """`metrics.jsonl`: one JSON object a line, written at once. TensorBoard shows the same numbers."""
+
+    def __init__(self, workdir: pathlib.Path, after_step: int):
+        """Opens the files and drops rows later than `after_step`, which a resumed run will write again."""
+        self.path = workdir / "metrics.jsonl"
+        kept = [row for row in read_rows(self.path) if row["step"] <= after_step]
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        part.rename(self.path)
+        self.file = self.path.open("a", buffering=1)
+        self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=after_step + 1)
+
+    def write(self, row: dict):
+        self.file.write(json.dumps(row) + "\n")
+        for key, value in row.items():
+            if isinstance(value, int | float) and key != "step":
+                self.board.add_scalar(f"{row['split']}/{key}", value, row["step"])
+
+    def close(self):
+        self.file.close()
+        self.board.close()
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    """The rows of a `metrics.jsonl`; a last line that was cut short by a kill is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Progress:
+    """A bar with the time left on a terminal; elsewhere a line every `interval` seconds."""
+
+    def __init__(self, total: int, done: int, shown: bool = True, interval: float = 10.0):
+        """For a run at step `done` of `total`; silent where not `shown`."""
+        self.total, self.done, self.shown, self.interval = total, done, shown, interval
+        self.first, self.began = done, time.monotonic()
+        self.said, self.bar = self.began, None
+        if shown and sys.stderr.isatty():
+            self.bar = tqdm.tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
+
+    def update(self, done: int, numbers: dict[str, float]):
+        """The run is at step `done`; `numbers` are printed beside it."""
+        text = "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+        if self.bar is not None:
+            self.bar.update(done - self.done)
+            if text:
+                self.bar.set_postfix_str(text)
+        elif self.shown and (now := time.monotonic()) - self.said > self.interval:
+            left = (self.total - done) * (now - self.began) / max(done - self.first, 1)
+            self.say(f"step {done}/{self.total}  {text}  {clock(left)} left")
+            self.said = now
+        self.done = done
+
+    def say(self, line: str):
+        """A line that does not tear the bar."""
+        if self.shown:
+            tqdm.tqdm.write(line, file=sys.stderr)
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people read them: 42 s, 3 min 05 s, 2 h 10 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

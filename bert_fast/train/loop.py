@@ -1,0 +1,305 @@
+"""The train loop: stages of steps, rows, evaluations and checkpoints. It knows no method by name."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import shlex
+import signal
+import sys
+import threading
+
+import jax
+
+from bert_fast import BadInput, __version__, methods
+from bert_fast.cost.flops import dense_equivalent, step_flops
+from bert_fast.data import batches, shards
+from bert_fast.method import Stage
+from bert_fast.plan import pack
+from bert_fast.settings import Settings
+from bert_fast.train import begin, checkpoint, optim, report
+from bert_fast.train.book import Book
+from bert_fast.train.compile import Programs
+from bert_fast.train.evaluate import Evaluator, eval_batches, fingerprint
+from bert_fast.train.log import Progress, Rows
+from bert_fast.train.sharding import global_batch, make_mesh
+from bert_fast.train.step import make_eval_step, make_step
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM asked the run to stop, and it has saved. The exit code is 128 and the signal's number."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.exit_code = 128 + signum
+
+
+def pretrain(settings: Settings, config: dict, workdir: pathlib.Path) -> dict:
+    """Runs, or continues, a run in `workdir`; returns its summary.
+
+    `config` is what `settings` were made from: it is kept in the folder, and must be the same when a
+    run continues. Raises BadInput before any training where something is wrong, and Interrupted
+    once the step at which a signal came is saved.
+    """
+    run = Run(settings, config, workdir)
+    with Stop() as stop:
+        while True:
+            if run.stage_is_over():
+                if run.is_last_stage():
+                    break
+                run.enter_next_stage()
+                continue
+            run.train_step()
+            final = run.is_last_stage() and run.stage_is_over()
+            signum = stop.signum()
+            if run.every(settings.log_every) or run.stage_is_over():
+                run.write_train_row()
+            if final or run.every(settings.eval.every):
+                run.evaluate()
+            if final or signum or run.every(settings.checkpoint.every):
+                run.save()
+            if signum and not final:
+                run.close()
+                command = shlex.join(["python", "-m", "bert_fast", *sys.argv[1:]])
+                report.say(f"\nStopped; step {run.step} is saved. To continue:\n  {command}")
+                raise Interrupted(signum)
+    return run.finish()
+
+
+class Run:
+    """A run in progress: what the loop's verbs act on."""
+
+    def __init__(self, settings: Settings, config: dict, workdir: pathlib.Path):
+        """Checks all that can be wrong, then resumes, else warm-starts, else makes fresh parameters."""
+        self.settings, self.workdir, self.root = settings, workdir, workdir / "checkpoints"
+        self.manifest = shards.verify(settings.data.dir)
+        self.vocab = (pathlib.Path(settings.data.dir) / "vocab.txt").read_bytes()
+        self.method = methods.make(settings.methods)
+        self.optimizer = optim.make(settings.optimizer)
+        self.timeline = list(begin.stages(settings, self.method))
+        self.dense_model = self.timeline[-1].program.model
+        self.rows_of = {begin.order_of(stage): begin.train_rows(settings, stage) for stage in self.timeline}
+        self.fingerprint = fingerprint(self.manifest, settings.data, settings.eval)
+        held_out = eval_batches(settings.data, settings.eval)
+        self.mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
+        begin.check_devices(settings, self.mesh)
+        begin.claim(workdir, config)
+
+        self.book, self.pending, self.loader = Book(), None, None
+        folder = checkpoint.newest(self.root, report.say)
+        if folder is not None:
+            about = checkpoint.about(folder)
+            self.book = Book(**about["book"])
+            self.timeline[self.book.stage] = checkpoint.stage_from_json(about["stage"])
+            self.state = begin.resumed(folder, self.method, self.optimizer, self.mesh)
+        else:
+            model = self.stage.program.model
+            if settings.init:
+                params = begin.warm_params(settings, model, self.manifest, self.mesh)
+            else:
+                params = begin.fresh_params(model, settings.seed, self.mesh)
+            self.state = begin.first_state(params, self.method, self.stage, self.optimizer, self.mesh)
+        self.step = int(self.state.step)
+        self.programs = Programs(make_step(self.method, self.optimizer, settings.seed), self.mesh)
+        self.evaluator = Evaluator(make_eval_step(self.method), held_out, self.mesh)
+        self.is_main = jax.process_index() == 0
+        self.last: dict[str, dict] = {}
+        if self.is_main:
+            report.plan(settings, self.timeline, self.state, self.mesh, self.manifest, self.step, workdir)
+        total = self.book.stage_began + sum(stage.steps for stage in self.timeline[self.book.stage :])
+        self.rows = Rows(workdir, self.step) if self.is_main else None
+        self.progress = Progress(total, self.step, self.is_main)
+        self.write_stages()
+        if self.step == 0 and self.method.needs_initial and folder is None:
+            self.save()
+        self.book.start_clock()
+
+    @property
+    def stage(self) -> Stage:
+        return self.timeline[self.book.stage]
+
+    def is_last_stage(self) -> bool:
+        return self.book.stage + 1 == len(self.timeline)
+
+    def stage_is_over(self) -> bool:
+        """At its last step, or earlier where a method says so when it is asked."""
+        stage, done = self.stage, self.step - self.book.stage_began
+        if done >= stage.steps:
+            return True
+        asked = stage.ask_every and done and done % stage.ask_every == 0
+        return bool(asked) and self.method.done(self.state.params, self.state.method, stage, self.step)
+
+    def every(self, interval: int) -> bool:
+        return interval > 0 and self.step % interval == 0
+
+    def train_step(self):
+        """Dispatches one step; its metrics are fetched when the next one has been dispatched."""
+        stage, book = self.stage, self.book
+        if self.loader is None:
+            self.loader = batches.batches(
+                self.rows_of[begin.order_of(stage)],
+                stage.program.batch_size,
+                start=book.data.setdefault(begin.order_of(stage), 0),
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                workers=self.settings.data.workers,
+            )
+        next_index, batch = next(self.loader)
+        plan, route = pack(stage.program.plan, self.method.draw(stage.program, self.step))
+        program = begin.with_plan(stage.program, plan)
+        since = self.step - (book.stage_began if stage.schedule_from == "stage" else 0)
+        arguments = (self.state, global_batch(batch, self.mesh), route, stage.schedule(since))
+        if program not in self.programs.compiled:
+            self.settle()
+            book.lap("seconds")
+            self.programs.add(program, *arguments)
+            book.lap("compile_seconds")
+        self.state, metrics = self.programs(program, *arguments)
+        self.settle()
+        self.pending = (program, metrics)
+        self.step += 1
+        book.data[begin.order_of(stage)] = next_index
+        shown = self.last.get("train", {})
+        self.progress.update(self.step, {key: shown[key] for key in ("mlm_loss", "mlm_accuracy") if key in shown})
+
+    def settle(self):
+        """Waits for the step in flight, if there is one, and books it."""
+        if self.pending is None:
+            return
+        (program, (metrics, of_methods)), self.pending = self.pending, None
+        sums = {key: float(value) for key, value in jax.device_get(metrics).items()}
+        if not math.isfinite(sums["loss"] + sums["gradient_norm"]):
+            self.close()
+            raise BadInput(report.not_finite(self.step, sums, self.root))
+        self.book.add(
+            sums,
+            examples=program.batch_size,
+            tokens_real=int(sums["tokens_real"]),
+            tokens_padded=program.batch_size * program.seq_len,
+            flops=step_flops(program).executed,
+            flops_dense=dense_equivalent(program, self.dense_model),
+        )
+        self.book.methods = {key: float(value) for key, value in jax.device_get(of_methods).items()}
+
+    def write_train_row(self):
+        """Means since the last row."""
+        self.settle()
+        self.book.lap("seconds")
+        since = self.step - 1 - (self.book.stage_began if self.stage.schedule_from == "stage" else 0)
+        self.write("train", self.book.take_means(), learning_rate=self.stage.schedule(since), **self.book.methods)
+
+    def evaluate(self):
+        self.settle()
+        self.book.lap("seconds")
+        means = self.evaluator(self.state.params, self.state.frozen, self.stage.program.model)
+        self.book.lap("eval_seconds")
+        self.write("valid", means)
+        self.progress.say(
+            f"step {self.step}: held-out MLM loss {means['mlm_loss']:.4f} nats, accuracy {means['mlm_accuracy']:.3f}"
+        )
+
+    def write(self, split: str, means: dict, **more):
+        times = {key: round(value, 3) for key, value in self.book.times.items()}
+        where = {"step": self.step, "stage": self.stage.name, "split": split}
+        self.last[split] = {**where, **means, **self.book.counts, **times, **more, "fingerprint": self.fingerprint}
+        if self.rows is not None:
+            self.rows.write(self.last[split])
+
+    def save(self):
+        """Writes a checkpoint of this step."""
+        self.settle()
+        self.book.lap("seconds")
+        about = {
+            "version": __version__,
+            "stage": checkpoint.stage_to_json(self.stage),
+            "vocab": self.manifest["vocab"],
+            "data": dataclasses.asdict(self.settings.data),
+            "eval": dataclasses.asdict(self.settings.eval),
+            "fingerprint": self.fingerprint,
+            "methods": self.settings.methods,
+            "book": self.book.to_json(),
+        }
+        older = [step for step in checkpoint.steps(self.root) if step < self.step]
+        keep = older[len(older) - self.settings.checkpoint.keep + 1 :] if self.settings.checkpoint.keep > 1 else []
+        checkpoint.save(self.root, self.state, about, self.vocab, {*keep, *([0] if self.method.needs_initial else [])})
+        self.book.lap("save_seconds")
+
+    def enter_next_stage(self):
+        """The methods' surgery on the state, and the next stage as they settled it."""
+        if self.book.since:
+            self.write_train_row()
+        old, new = self.stage, self.timeline[self.book.stage + 1]
+        self.state, new = begin.next_state(
+            self.state, self.method, old, new, self.initial, self.optimizer, self.settings.seed, self.mesh
+        )
+        self.book.stage, self.book.stage_began = self.book.stage + 1, self.step
+        self.timeline[self.book.stage] = new
+        self.write_stages()
+        if new.data == "restart":
+            self.book.data[begin.order_of(new)] = 0
+        self.close_loader()
+        self.book.lap("seconds")
+
+    def initial(self):
+        """The parameters of step 0."""
+        return checkpoint.restore_params(self.root / "0")
+
+    def write_stages(self):
+        if self.is_main:
+            stages = [checkpoint.stage_to_json(stage) for stage in self.timeline]
+            (self.workdir / "stages.json").write_text(json.dumps(stages, indent=1))
+
+    def close_loader(self):
+        if self.loader is not None:
+            self.loader.close()
+        self.loader = None
+
+    def close(self):
+        self.close_loader()
+        self.progress.close()
+        if self.rows is not None:
+            self.rows.close()
+
+    def finish(self) -> dict:
+        """Closes everything and writes `summary.json`."""
+        self.close()
+        summary = report.summary(self.settings, self.last, self.book, self.step, self.mesh, self.workdir)
+        if self.is_main:
+            (self.workdir / "summary.json").write_text(json.dumps(summary, indent=1))
+        return summary
+
+
+class Stop:
+    """While entered, SIGINT and SIGTERM are remembered instead of killing; a second one kills as usual.
+
+    Where there are several processes all of them stop after the same step.
+    """
+
+    def __init__(self):
+        self.received = 0
+        self.before: dict[int, object] = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self.before[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum, frame):
+        del frame
+        self.received = signum
+        report.say(f"\n{signal.Signals(signum).name}: saving after this step (again to stop at once)")
+        for other, handler in self.before.items():
+            signal.signal(other, handler)
+
+    def signum(self) -> int:
+        """The signal that came, 0 for none; of any process where there are several."""
+        if jax.process_count() == 1:
+            return self.received
+        from jax.experimental import multihost_utils
+
+        return int(multihost_utils.process_allgather(self.received).max())

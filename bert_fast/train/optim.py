@@ -1,0 +1,113 @@
+"""Optimizers: AdamW and LAMB, over stacked layers. They give a direction; the step multiplies the learning rate."""
+
+import dataclasses
+import difflib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bert_fast import BadInput
+from bert_fast.bert import Params
+
+# Only these leaves decay and have a trust ratio: google-research/bert excludes LayerNorm and biases from
+# decay, tf-models-official's lamb.py from both. What a method adds under another name is excluded too.
+DECAYED = ("kernel", "word", "position", "type")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """Settings of an optimizer.
+
+    bias_correction: off in google-research/bert and in DeepSpeed's progressive layer dropping.
+    clip_norm: the gradient is scaled down to this global norm (0: never).
+    """
+
+    name: str
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    bias_correction: bool
+    clip_norm: float
+
+
+class Moments(NamedTuple):
+    """State of Adam: steps done, and running means of the gradient and of its square."""
+
+    count: jax.Array
+    mu: Params
+    nu: Params
+
+
+def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> optax.GradientTransformation:
+    """Adam's direction; `optax.scale_by_adam` has no switch for its bias correction."""
+
+    def init(params):
+        return Moments(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def update(grads, state, params=None):
+        del params
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+        mu_scale = 1 / (1 - b1**count) if bias_correction else 1.0
+        nu_scale = 1 / (1 - b2**count) if bias_correction else 1.0
+        direction = jax.tree.map(lambda m, v: m * mu_scale / (jnp.sqrt(v * nu_scale) + eps), mu, nu)
+        return direction, Moments(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def decayed(params: Params) -> Params:
+    """True for the leaves that decay and have a trust ratio."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
+
+
+def scale_by_trust_ratio() -> optax.GradientTransformation:
+    """LAMB's ratio ||w|| / ||r|| a tensor, 1 where either is 0 (arXiv 1904.00962; phi is the identity, as in
+    tf-models-official's lamb.py). A stacked leaf holds one tensor a layer, so its norms are taken a layer.
+    """
+
+    def scaled(path, direction, param):
+        if path[-1].key not in DECAYED:
+            return direction
+        axes = tuple(range(1, param.ndim)) if path[0].key == "layers" else None
+        w_norm = jnp.sqrt(jnp.sum(param * param, axes, keepdims=True))
+        r_norm = jnp.sqrt(jnp.sum(direction * direction, axes, keepdims=True))
+        defined = (w_norm > 0) & (r_norm > 0)
+        return direction * jnp.where(defined, w_norm / jnp.where(defined, r_norm, 1), 1)
+
+    def update(directions, state, params=None):
+        return jax.tree_util.tree_map_with_path(scaled, directions, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def make(settings: Optimizer) -> optax.GradientTransformation:
+    """The optimizer of the settings: clip by the global norm, Adam, weight decay, and for LAMB the trust ratio.
+
+    Raises BadInput for an unknown name.
+    """
+    names = ("adamw", "lamb")
+    if settings.name not in names:
+        near = difflib.get_close_matches(settings.name, names) or names
+        raise BadInput(f"unknown optimizer {settings.name!r}: use {' or '.join(near)} (--config.optimizer.name)")
+    parts = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
+    parts.append(scale_by_adam(settings.b1, settings.b2, settings.eps, settings.bias_correction))
+    if settings.weight_decay:
+        parts.append(optax.add_decayed_weights(settings.weight_decay, decayed))
+    if settings.name == "lamb":
+        parts.append(scale_by_trust_ratio())
+    return optax.chain(*parts)
+
+
+def change_moments(opt_state, params: Params, change):
+    """The optimizer state with every tree shaped like `params` replaced by `change(tree)`."""
+    treedef = jax.tree.structure(params)
+
+    def is_moment(node):
+        return jax.tree.structure(node) == treedef
+
+    return jax.tree.map(lambda node: change(node) if is_moment(node) else node, opt_state, is_leaf=is_moment)

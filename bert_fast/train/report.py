@@ -1,0 +1,92 @@
+"""What a run tells people: the plan at its beginning, the summary at its end, and one message for what went wrong."""
+
+import dataclasses
+import pathlib
+import platform
+import sys
+
+import clu.parameter_overview
+import jax
+from jax.sharding import Mesh
+
+from bert_fast import __version__
+from bert_fast.cost.flops import dense_equivalent, step_flops
+from bert_fast.method import Stage
+from bert_fast.settings import Settings
+from bert_fast.train.book import Book
+from bert_fast.train.log import clock
+from bert_fast.train.step import TrainState, join
+
+
+def say(line: str):
+    """A line for people, on standard error: standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def devices(mesh: Mesh) -> str:
+    kind = mesh.devices.flat[0].device_kind
+    return f"{mesh.size} x {kind} (" + " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()) + ")"
+
+
+def plan(settings: Settings, timeline: list[Stage], state: TrainState, mesh: Mesh, manifest: dict, step: int, workdir):
+    """Says what will be run, on what, and what it will take as far as that is known before a step was timed."""
+    model = timeline[-1].program.model
+    say(clu.parameter_overview.get_parameter_overview(join(state.params, state.frozen), include_stats=False))
+    tokens = manifest["splits"]["train"]["tokens"]
+    say(
+        f"{model.norm}-LN BERT, {model.depth} layers of width {model.width}, {settings.optimizer.name}, "
+        f"{settings.data.objective}, batches of {settings.batch_size}"
+        + (f" in {settings.micro_batches} micro-batches" if settings.micro_batches > 1 else "")
+        + (f", methods {', '.join(name for name, _ in settings.methods)}" if settings.methods else "")
+        + f"\non {devices(mesh)}, from {settings.data.dir} ({tokens:,} training tokens), into {workdir}"
+    )
+    for stage in timeline:
+        program = stage.program
+        flops, dense = step_flops(program).executed, dense_equivalent(program, model)
+        positions = stage.steps * program.batch_size * program.seq_len
+        say(
+            f"  stage {stage.name}: {stage.steps:,} steps at {program.seq_len} tokens, {positions:,} positions "
+            f"({positions / tokens:.1f} times the corpus), {stage.steps * flops:.3g} FLOPs"
+            + (f", {flops / dense:.0%} of dense" if flops != dense else "")
+        )
+    if step:
+        say(f"continuing at step {step:,}")
+
+
+def not_finite(step: int, sums: dict, root: pathlib.Path) -> str:
+    return (
+        f"loss {sums['loss']} and gradient norm {sums['gradient_norm']} at step {step}: not finite, so nothing of it "
+        "is saved. Try a lower --config.learning_rate.peak, a longer --config.learning_rate.warmup_steps, or "
+        f"--config.model.dtype=float32; the same command goes on from the newest checkpoint in {root}"
+    )
+
+
+def summary(settings: Settings, last: dict, book: Book, step: int, mesh: Mesh, workdir: pathlib.Path) -> dict:
+    """The end of a run in numbers; also said in words."""
+    seconds = max(book.times["seconds"], 1e-9)
+    result = {
+        "steps": step,
+        "train": last.get("train", {}),
+        "valid": last.get("valid", {}),
+        **book.counts,
+        **{key: round(value, 3) for key, value in book.times.items()},
+        "tokens_real_per_second": book.counts["tokens_real"] / seconds,
+        "flops_per_second": book.counts["flops"] / seconds,
+        "devices": devices(mesh),
+        "versions": {"bert_fast": __version__, "jax": jax.__version__, "python": platform.python_version()},
+        "model": dataclasses.asdict(settings.model),
+        "methods": [name for name, _ in settings.methods],
+    }
+    times = ", ".join(f"{clock(book.times[key])} {word}" for key, word in (
+        ("seconds", "in steps"), ("compile_seconds", "compiling"), ("eval_seconds", "evaluating"),
+        ("save_seconds", "saving"),
+    ))  # fmt: skip
+    held_out = f", held-out MLM loss {last['valid']['mlm_loss']:.4f} nats" if "valid" in last else ""
+    say(
+        f"done: {step:,} steps, {book.counts['tokens_real']:,} tokens{held_out}; {times} "
+        f"({result['tokens_real_per_second']:,.0f} tokens a second)\n"
+        f"  {workdir}/summary.json, metrics.jsonl, checkpoints/{step}\n"
+        f"try: python -m bert_fast evaluate --checkpoint={workdir}\n"
+        f'     python -m bert_fast fill-mask --checkpoint={workdir} "The capital of France is [MASK]."'
+    )
+    return result

@@ -1,0 +1,88 @@
+"""Where arrays live: one mesh with axes data, fsdp and tensor, and one table from parameter path to spec."""
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bert_fast import BadInput
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))  # examples are spread over both axes
+
+# The first pattern that is found in a leaf's path decides; every leaf must match one.
+# Stacked leaves begin with the layer axis. Matrices are split over tensor by heads or neurons,
+# and over fsdp by width; vectors are small and stay whole.
+RULES = (
+    (r"embed/word$", P("tensor", "fsdp")),
+    (r"embed/(position|type)$", P(None, "fsdp")),
+    (r"layers/(query|key|value)/kernel$", P(None, "fsdp", "tensor", None)),
+    (r"layers/(query|key|value)/bias$", P(None, "tensor", None)),
+    (r"layers/attention_output/kernel$", P(None, "tensor", None, "fsdp")),
+    (r"layers/mlp_hidden/kernel$", P(None, "fsdp", "tensor")),
+    (r"layers/mlp_hidden/bias$", P(None, "tensor")),
+    (r"layers/mlp_output/kernel$", P(None, "tensor", "fsdp")),
+    (r"(mlm/dense|next/pooler)/kernel$", P("fsdp", "tensor")),
+    (r"mlm/bias$", P("tensor")),
+    (r"(norm|output|dense|pooler|next)/(scale|bias|kernel)$", P()),
+    (r"layers/[^/]+$", P()),  # what a method gives each layer
+    (r"count$", P()),  # of an optimizer's steps
+)
+
+
+def path_of(path) -> str:
+    """A leaf's path in a tree, its keys joined by '/'."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
+    """A mesh of all devices; one of the sizes may be -1, "what is left".
+
+    Raises BadInput where the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
+        raise BadInput(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {len(devices)} devices: the sizes must "
+            "multiply to that number, and one may be -1 for what is left (--config.mesh.data=-1)"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The spec of one parameter. Raises ValueError where no rule covers it, BadInput where it does not divide."""
+    spec = next((spec for pattern, spec in RULES if re.search(pattern, path)), None)
+    if spec is None:
+        raise ValueError(f"no sharding rule covers the parameter {path}: add one to RULES in {__name__}")
+    for size, axis in zip(shape, spec, strict=False):
+        if axis is not None and size % mesh.shape[axis]:
+            raise BadInput(
+                f"{path} has an axis of {size}, which does not divide over {axis}={mesh.shape[axis]} devices: "
+                f"choose a smaller --config.mesh.{axis}"
+            )
+    return spec
+
+
+def shard(tree, mesh: Mesh, prefix: str = ""):
+    """The NamedSharding of every parameter of a tree; `prefix` is its path where it is a part of one."""
+
+    def sharding(path, leaf):
+        return NamedSharding(mesh, spec_of(prefix + path_of(path), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def replicated(tree, mesh: Mesh):
+    """A sharding that puts all of every leaf on every device."""
+    return jax.tree.map(lambda _: NamedSharding(mesh, P()), tree)
+
+
+def global_batch(batch, mesh: Mesh):
+    """The device arrays of a batch, of which each process holds its own examples (as NumPy arrays)."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH), x), batch)

@@ -1,0 +1,134 @@
+"""What every config begins with: BERT's own recipe, sizes, and the arguments of `--config=FILE:ARGUMENTS`."""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from bert_fast import BadInput, methods
+
+# (depth, width, heads) as Google published them (google-research/bert, README: "Smaller BERT Models" and
+# the first release); heads of 64, feed-forward networks of four times the width.
+SIZES = {
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+
+
+def parse(text: str | None, **defaults) -> dict:
+    """The arguments of a config, `"size=mini,seq=128,debug"`, over their defaults. Raises BadInput for others."""
+    arguments = dict(defaults)
+    for part in filter(None, (text or "").split(",")):
+        name, _, value = part.partition("=")
+        if name not in defaults:
+            near = difflib.get_close_matches(name, defaults, 3, 0.4) or list(defaults)
+            raise BadInput(f"unknown config argument {name!r}: did you mean {' or '.join(near)}?")
+        kind = type(defaults[name])
+        if kind is bool:
+            if value not in ("", "true", "false"):
+                raise BadInput(f"config argument {name}={value!r}: expected {name}, {name}=true or {name}=false")
+            arguments[name] = value != "false"
+        else:
+            try:
+                arguments[name] = kind(value)
+            except ValueError:
+                raise BadInput(f"config argument {name}={value!r}: expected a {kind.__name__}") from None
+    return arguments
+
+
+def size(name: str) -> dict:
+    """Depth, width, heads and hidden width of a published size. Raises BadInput that names the near ones."""
+    if name not in SIZES:
+        near = difflib.get_close_matches(name, SIZES, 3, 0.4) or list(SIZES)
+        raise BadInput(f"unknown size {name!r}: did you mean {' or '.join(near)}? Known: {', '.join(SIZES)}")
+    depth, width, heads = SIZES[name]
+    return {"depth": depth, "width": width, "heads": heads, "hidden": 4 * width}
+
+
+def base(size_name: str) -> ConfigDict:
+    """BERT as published (Devlin et al. 2019; google-research/bert), the baseline that every config edits."""
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 1_000_000
+    config.batch_size = 256
+    config.micro_batches = 1
+    config.phases = "128:0.9,512:0.1"  # Devlin et al., A.2
+    config.init = ""  # a run folder or checkpoint to begin from
+    config.methods = ""
+    config.log_every = 100
+
+    config.model = ConfigDict(size(size_name))
+    config.model.head_size = 64
+    config.model.max_len = 512
+    config.model.norm = "post"
+    config.model.embed_norm = True
+    config.model.activation = "gelu"
+    config.model.pooler = True
+    config.model.dropout = 0.1
+    config.model.attention_dropout = 0.1
+    config.model.residual_init_std = 0.02
+    config.model.dtype = "float32"
+
+    # `AdamWeightDecayOptimizer` and `create_optimizer` of google-research/bert, optimization.py.
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-6
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.bias_correction = False
+    config.optimizer.clip_norm = 1.0
+
+    config.learning_rate = ConfigDict()
+    config.learning_rate.peak = 1e-4
+    config.learning_rate.warmup_steps = 10_000
+    config.learning_rate.decay = "linear"
+    config.learning_rate.decay_from = "start"
+    config.learning_rate.start = 0.0
+    config.learning_rate.end = 0.0
+    config.learning_rate.power = 1.0
+    config.learning_rate.rate = 0.99
+    config.learning_rate.interval = 1000
+
+    config.data = ConfigDict()
+    config.data.dir = ""
+    config.data.objective = "mlm+nsp"
+    config.data.masked_share = 0.15
+    config.data.whole_word = False
+    config.data.short_seq_prob = 0.1  # of segment pairs
+    config.data.workers = 0  # loader processes beside the main one
+
+    config.eval = ConfigDict()
+    config.eval.every = 10_000
+    config.eval.examples = 2_000
+    config.eval.seq_len = 128
+    config.eval.batch_size = 32
+    config.eval.seed = 0
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 10_000
+    config.checkpoint.keep = 2
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
+    for name, arguments in methods.defaults().items():
+        config[name] = ConfigDict(arguments)
+    return config
+
+
+def debug(config: ConfigDict):
+    """Shrinks a config, in place, to a run of seconds."""
+    config.steps = 20
+    config.batch_size = 8
+    config.log_every = 5
+    config.model.update(depth=min(config.model.depth, 4), width=32, heads=2, head_size=16, hidden=64, max_len=64)
+    config.phases = ",".join(f"{length}:{share}" for length, share in zip((32, 64), (0.5, 0.5), strict=True))
+    config.learning_rate.warmup_steps = 2
+    config.eval.update(every=10, examples=16, seq_len=32, batch_size=8)
+    config.checkpoint.every = 10

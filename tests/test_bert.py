@@ -1,0 +1,356 @@
+"""The laws of the trunk, whatever method sets its plan and route. Axes: as in bert.py."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from bert_fast import bert
+from bert_fast.method import Program
+from bert_fast.plan import Route, Span, edit, pack, whole
+from bert_fast.train.step import partition
+
+POST = bert.Config(
+    vocab_size=150,
+    depth=3,
+    width=16,
+    heads=2,
+    head_size=8,
+    hidden=24,
+    max_len=12,
+    pooler=True,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
+PRE = dataclasses.replace(POST, norm="pre")
+DENSE = whole(3)
+BATCH = reference.random_batch(POST, rows=3, length=12, slots=4)
+DROPOUTS = {"dropout": 0.1, "attention_dropout": 0.1}
+both_norms = pytest.mark.parametrize("config", [POST, PRE], ids=["post", "pre"])
+
+
+def losses_sum(config, params, frozen, batch, plan, route, key):
+    """(sum of all losses, hidden states)."""
+    x_BSD = bert.encode(config, params, frozen, batch, plan, route, key)
+    losses = bert.losses(config, params, frozen, x_BSD, batch)
+    return jnp.sum(losses.mlm_BP) + jnp.sum(losses.next_B), x_BSD
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def compiled(*arguments):
+    return jax.value_and_grad(losses_sum, argnums=1, has_aux=True)(*arguments)
+
+
+def run(config, params, plan=DENSE, scale_L=None, batch=BATCH, seed=None, frozen=None):
+    """(loss, hidden states, gradients) of one batch; dropout where there is a seed."""
+    plan, route = pack(plan, None if scale_L is None else np.array([scale_L], np.float32))
+    key = None if seed is None else jax.random.key(seed)
+    route = jax.tree.map(lambda of_micro_batches: of_micro_batches[0], route)
+    (loss, x_BSD), grads = compiled(config, params, frozen or {}, batch, plan, route, key)
+    return loss, x_BSD, grads
+
+
+def equal(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def close(ours, theirs):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
+
+
+def layers_of(tree, *indices):
+    """The tree with only these layers."""
+    return {**tree, "layers": jax.tree.map(lambda leaf: leaf[np.array(indices)], tree["layers"])}
+
+
+UNEVEN = {"heads": (1, 2, 2), "hidden": (24, 8, 16)}
+MIXED = (Span(0, 1), Span(1, 2, rows=8, keys=8), Span(2, 3, rows=9))
+
+
+@pytest.mark.parametrize(
+    ("config", "plan"),
+    [
+        (POST, DENSE),
+        (PRE, DENSE),
+        (dataclasses.replace(PRE, embed_norm=False), (Span(0, 2, keys=7), Span(2, 3, rows=4, keys=9))),
+        (dataclasses.replace(POST, **UNEVEN), MIXED),
+        (dataclasses.replace(PRE, **UNEVEN), MIXED),
+    ],
+)
+def test_forward_equals_the_equations(config, plan):
+    params = reference.random_params(config)
+    x_BSD = bert.encode(config, params, {}, BATCH, plan, Route(), None)
+    logits_BPV = bert.predict(config, params, {}, x_BSD, BATCH["slots"])
+    expected_BSD, expected_BPV = reference.forward(config, params, BATCH, plan)
+    real_BS = BATCH["segments"] != 0
+    close(np.asarray(x_BSD)[real_BS], expected_BSD[real_BS])
+    close(logits_BPV[..., : config.vocab_size], expected_BPV)
+    log_probs = np.log(reference.softmax(expected_BPV))
+    expected_BP = -np.take_along_axis(log_probs, BATCH["labels"][..., None], -1)[..., 0]
+    close(bert.losses(config, params, {}, x_BSD, BATCH).mlm_BP, expected_BP)
+
+
+@both_norms
+def test_gate_of_one_changes_nothing(config):
+    config = dataclasses.replace(config, **DROPOUTS)
+    params = reference.random_params(config)
+    equal(run(config, params, scale_L=[1, 1, 1], seed=0), run(config, params, seed=0))
+
+
+@both_norms
+@pytest.mark.parametrize("scale_L", [None, [2, 0, 0.5]], ids=["whole", "gather"])
+def test_splitting_a_span_changes_nothing(config, scale_L):
+    config = dataclasses.replace(config, **DROPOUTS)
+    params = reference.random_params(config)
+    split = (Span(0, 1), Span(1, 3))
+    equal(run(config, params, split, scale_L, seed=0), run(config, params, DENSE, scale_L, seed=0))
+
+
+@both_norms
+@pytest.mark.parametrize("cond", [False, True], ids=["gather", "cond"])
+def test_gate_of_zero_equals_layer_removed(config, cond):
+    params = reference.random_params(config)
+    loss, x_BSD, grads = run(config, params, edit(DENSE, 0, 3, cond=cond), [1, 0, 1])
+    shallow = dataclasses.replace(config, depth=2)
+    close((loss, x_BSD, layers_of(grads, 0, 2)), run(shallow, layers_of(params, 0, 2), whole(2)))
+    equal(layers_of(grads, 1)["layers"], jax.tree.map(np.zeros_like, layers_of(grads, 1)["layers"]))
+
+
+@both_norms
+def test_gather_and_cond_agree(config):
+    # With dropout: a layer's masks follow from its index, wherever it stands among those that run.
+    config = dataclasses.replace(config, **DROPOUTS)
+    params = reference.random_params(config)
+    gathered = run(config, params, DENSE, [2, 0, 0.5], seed=0)
+    close(run(config, params, edit(DENSE, 0, 3, cond=True), [2, 0, 0.5], seed=0), gathered)
+
+
+@both_norms
+def test_keeping_all_tokens_equals_baseline(config):
+    params = reference.random_params(config)
+    close(run(config, params, edit(DENSE, 1, 2, rows=12, keys=12)), run(config, params))
+
+
+@both_norms
+def test_dropped_tokens_keep_their_value(config):
+    params = reference.random_params(config)
+    _, after_BSD, _ = run(config, params, (Span(0, 1), Span(1, 3, rows=8, keys=8)))
+    _, before_BSD, _ = run(dataclasses.replace(config, depth=1), layers_of(params, 0), whole(1))
+    equal(after_BSD[:, 8:], before_BSD[:, 8:])
+    assert not np.any(np.all(np.asarray(after_BSD == before_BSD)[:, :8], axis=-1))
+
+
+def test_order_of_tokens_is_free():
+    params, order_S = reference.random_params(POST), np.random.default_rng(0).permutation(12)
+    ordered = {key: BATCH[key][:, order_S] for key in ("ids", "positions", "types", "segments")}
+    back_S = np.argsort(order_S).astype(np.int32)
+    ordered |= {"slots": back_S[BATCH["slots"]], "cls": back_S[BATCH["cls"]]}
+    loss, x_BSD, grads = run(POST, params)
+    close(run(POST, params, batch=BATCH | ordered), (loss, x_BSD[:, order_S], grads))
+
+
+def program_of(config, plan, frozen=()):
+    return Program(config, plan, 3, 1, 12, 4, "mlm+nsp", frozen)
+
+
+def products(config, params, frozen, plan):
+    """How many matrix products the forward and backward pass have."""
+    loss_of = lambda params: losses_sum(config, params, frozen, BATCH, plan, Route(), None)[0]  # noqa: E731
+    return str(jax.make_jaxpr(jax.grad(loss_of))(params)).count("dot_general[")
+
+
+@pytest.mark.parametrize(("config", "of_first"), [(POST, 3), (PRE, 0)], ids=["post", "pre"])
+def test_frozen_layers_have_no_backward_pass(config, of_first):
+    params = reference.random_params(config)
+    dense = products(config, params, {}, DENSE)
+    for depth in (1, 2):
+        plan = edit(DENSE, 0, depth, frozen=True)
+        # 8 products a layer, each with a gradient for either operand. The query, key and value of the first
+        # layer that learns need none for their input, unless a LayerNorm that learns lies between.
+        assert dense - products(config, *partition(params, program_of(config, plan)), plan) == 16 * depth + of_first
+    plan = edit(DENSE, 0, 3, frozen=True)
+    assert dense - products(config, *partition(params, program_of(config, plan)), plan) >= 16 * 3
+
+
+@both_norms
+def test_freezing_changes_no_gradient_of_what_learns(config):
+    params = reference.random_params(config)
+    loss, x_BSD, grads = run(config, params)
+    plan = edit(DENSE, 0, 2, frozen=True)
+    learns, frozen = partition(params, program_of(config, plan, (r"embed/norm/", r"mlm/dense/bias$")))
+    frozen_loss, frozen_x_BSD, frozen_grads = run(config, learns, plan, frozen=frozen)
+    close((frozen_loss, frozen_x_BSD), (loss, x_BSD))
+    close(frozen_grads["layers"], layers_of(grads, 2)["layers"])
+    close({name: frozen_grads[name] for name in ("next", "mlm")}, {"next": grads["next"], "mlm": without_bias(grads)})
+    assert frozen_grads["embed"].keys() == {"word", "position", "type"}
+    equal(frozen_grads["embed"]["position"], np.zeros_like(params["embed"]["position"]))
+    assert np.any(frozen_grads["embed"]["word"])  # it is the head's output table too
+
+
+def without_bias(grads):
+    return {**grads["mlm"], "dense": {"kernel": grads["mlm"]["dense"]["kernel"]}}
+
+
+@both_norms
+def test_slim_layers_equal_the_whole_ones_with_the_rest_zeroed(config):
+    slim, params = dataclasses.replace(config, **UNEVEN), reference.random_params(config)
+    layers = params["layers"]
+    masks = {
+        "attention_output": np.arange(2) < np.array(UNEVEN["heads"])[:, None],
+        "mlp_output": np.arange(24) < np.array(UNEVEN["hidden"])[:, None],
+    }
+    masked = {
+        name: {**layers[name], "kernel": (layers[name]["kernel"].T * mask.T).T} for name, mask in masks.items()
+    }
+    loss, x_BSD, grads = run(slim, params)
+    whole_loss, whole_x_BSD, whole_grads = run(config, {**params, "layers": {**layers, **masked}})
+    close((loss, x_BSD), (whole_loss, whole_x_BSD))
+    for name, mask in masks.items():
+        of_slim, of_whole = grads["layers"][name]["kernel"], whole_grads["layers"][name]["kernel"]
+        close(of_slim, (of_whole.T * mask.T).T)  # and what is not read gets a gradient of zero
+        whole_grads["layers"][name]["kernel"] = of_slim
+    close(grads, whole_grads)
+
+
+def test_layers_of_different_width_cannot_be_gathered():
+    slim = dataclasses.replace(POST, **UNEVEN)
+    with pytest.raises(ValueError, match="differ in width"):
+        run(slim, reference.random_params(slim), scale_L=[1, 0, 1])
+
+
+def test_padded_ids_are_never_predicted():
+    params = reference.random_params(POST)
+    params["mlm"]["bias"] = params["mlm"]["bias"] + 100 * (np.arange(POST.table_rows) >= 150)
+    x_BSD = bert.encode(POST, params, {}, BATCH, DENSE, Route(), None)
+    logits_BPV = bert.predict(POST, params, {}, x_BSD, BATCH["slots"])
+    assert logits_BPV.shape[-1] == POST.table_rows == 256
+    assert np.all(np.isneginf(logits_BPV[..., 150:]))
+    assert np.all(np.isfinite(logits_BPV[..., :150]))
+    loss, _, grads = run(POST, params)
+    assert np.isfinite(loss)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    equal((grads["embed"]["word"][150:], grads["mlm"]["bias"][150:]), (np.zeros((106, 16)), np.zeros(106)))
+
+
+@pytest.mark.parametrize("seed", [None, 0], ids=["no dropout", "dropout"])
+def test_rows_of_padding_are_finite_and_change_no_other(seed):
+    config = dataclasses.replace(POST, **DROPOUTS)
+    params = reference.random_params(config)
+    empty = {key: BATCH[key] * (np.arange(3) != 1)[:, None] for key in ("ids", "types", "segments", "weights")}
+    loss, x_BSD, grads = run(config, params, batch=BATCH | empty, seed=seed)
+    _, full_x_BSD, _ = run(config, params, seed=seed)
+    assert np.isfinite(loss)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((x_BSD, grads)))
+    close(x_BSD[np.array([0, 2])], full_x_BSD[np.array([0, 2])])
+
+
+def test_packed_documents_equal_separate_rows():
+    params, rng = reference.random_params(POST), np.random.default_rng(0)
+    first, second = 5, 4
+    ids_S = rng.integers(1, 150, first + second).astype(np.int32)
+
+    def encode(ids_BS, segments_BS, positions_BS):
+        batch = {"ids": ids_BS, "positions": positions_BS, "types": np.zeros_like(ids_BS), "segments": segments_BS}
+        return bert.encode(POST, params, {}, batch, DENSE, Route(), None)
+
+    padding = [0, 0, 0]
+    packed = encode(
+        np.array([[*ids_S, *padding]]),
+        np.array([[1] * first + [2] * second + padding]),
+        np.array([[*range(first), *range(second), *padding]]),
+    )
+    alone = encode(
+        np.stack([ids_S[:first], np.append(ids_S[first:], 0)]),
+        np.array([[1] * first, [1] * second + [0]]),
+        np.tile(np.arange(first), (2, 1)),
+    )
+    close(packed[0, :first], alone[0])
+    close(packed[0, first : first + second], alone[1, :second])
+
+
+def equations(jaxpr):
+    """Every equation of a jaxpr, those of inner jaxprs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+@both_norms
+@pytest.mark.parametrize("seed", [None, 0], ids=["no dropout", "dropout"])
+def test_bfloat16_activations_keep_statistics_in_float32(config, seed):
+    config = dataclasses.replace(config, dtype="bfloat16", **DROPOUTS)
+    params = jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+    key = None if seed is None else jax.random.key(seed)
+    forward = lambda params: losses_sum(config, params, {}, BATCH, DENSE, Route(), key)  # noqa: E731
+    jaxpr = jax.make_jaxpr(forward)(params)
+    assert [aval.dtype for aval in jaxpr.out_avals] == [np.dtype("float32"), jnp.bfloat16]
+    seen = set()
+    for equation in equations(jaxpr.jaxpr):
+        name, (operand, *_) = equation.primitive.name, [*(v.aval for v in equation.invars), None]
+        if name == "dot_general":
+            assert {v.aval.dtype for v in equation.invars} == {jnp.bfloat16}
+        if name in ("exp", "log", "rsqrt", "reduce_sum", "reduce_max"):
+            assert operand.dtype == np.float32, equation
+        seen.add(name)
+    assert {"dot_general", "exp", "log", "rsqrt", "reduce_sum", "reduce_max"} <= seen
+
+
+def test_dropout_keeps_the_rate_and_the_mean():
+    n = 10**6
+    for rate in (0.1, 0.5):
+        y = np.asarray(bert.dropout(jnp.ones(n), rate, jax.random.key(0)))
+        assert abs((y == 0).mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / n)
+        np.testing.assert_allclose(y[y != 0], 1 / (1 - rate), rtol=1e-4)
+        assert np.any(y != np.asarray(bert.dropout(jnp.ones(n), rate, jax.random.key(1))))
+
+
+def test_dropout_is_off_without_a_key():
+    params = reference.random_params(POST)
+    config = dataclasses.replace(POST, **DROPOUTS)
+    equal(run(config, params), run(POST, params))
+    _, x_BSD, _ = run(config, params, seed=0)
+    equal(x_BSD, run(config, params, seed=0)[1])
+    assert np.any(x_BSD != run(config, params, seed=1)[1])
+    assert np.any(x_BSD != run(config, params)[1])
+
+
+def test_each_dropout_draws_its_own_mask(monkeypatch):
+    keys = []
+    monkeypatch.setattr(bert, "dropout", lambda x, rate, key: keys.append(tuple(jax.random.key_data(key))) or x)
+    config = dataclasses.replace(POST, **DROPOUTS)
+    bert.encode(config, reference.random_params(config), {}, BATCH, DENSE, Route(), jax.random.key(0))
+    assert len(keys) == 1 + 3 * config.depth
+    assert len({tuple(map(int, key)) for key in keys}) == len(keys)
+
+
+def test_both_forms_of_attention_agree(monkeypatch):
+    monkeypatch.setattr(bert, "dropout", lambda x, rate, key: x)
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, count, 2, 8)).astype(np.float32) for count in (5, 7, 7))
+    allowed_BQK = rng.random((2, 5, 7)) < 0.5
+    allowed_BQK[:, :, 0] = True
+    with_key = bert.attend(q, k, v, allowed_BQK, 0.1, jax.random.key(0))
+    close(with_key, bert.attend(q, k, v, allowed_BQK, 0.1, None))
+
+
+def test_deeper_model_begins_with_the_same_layers():
+    config = dataclasses.replace(PRE, residual_init_std=0.01)
+    deep = bert.init(config, jax.random.key(0))
+    shallow = bert.init(dataclasses.replace(config, depth=2), jax.random.key(0))
+    equal(layers_of(deep, 0, 1), shallow)
+    assert np.any(deep["layers"]["query"]["kernel"][0] != deep["layers"]["query"]["kernel"][1])
+
+
+def test_weights_begin_with_their_deviations():
+    config = dataclasses.replace(POST, width=64, heads=8, hidden=256, residual_init_std=0.01)
+    layers = bert.init(config, jax.random.key(0))["layers"]
+    for name, std in {"query": 0.02, "mlp_hidden": 0.02, "attention_output": 0.01, "mlp_output": 0.01}.items():
+        np.testing.assert_allclose(np.std(layers[name]["kernel"]), std, rtol=0.03)
+        assert np.abs(layers[name]["kernel"]).max() < 2.3 * std
+        assert not np.any(layers[name]["bias"])

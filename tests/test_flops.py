@@ -1,0 +1,187 @@
+"""The analytic count against the matrix products of the program that XLA is given."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+from reference import random_batch
+
+from bert_fast import bert
+from bert_fast.cost.flops import dense_equivalent, forward_flops, step_flops
+from bert_fast.method import Program, chain
+from bert_fast.plan import Span, edit, pack, whole
+from bert_fast.train import optim
+from bert_fast.train.step import TrainState, make_eval_step, make_step, partition
+
+POST = bert.Config(
+    vocab_size=150, depth=4, width=24, heads=3, head_size=8, hidden=40, max_len=16, dropout=0.0, attention_dropout=0.0
+)
+PRE = dataclasses.replace(POST, norm="pre")
+UNEVEN = {"heads": (3, 1, 2, 3), "hidden": (40, 16, 8, 24)}
+DENSE = whole(4)
+LAMB = optim.make(optim.Optimizer("lamb", 0.9, 0.999, 1e-6, 0.01, True, 1.0))
+
+
+def program_of(model, plan=DENSE, **changes):
+    settings = {"batch_size": 4, "micro_batches": 1, "seq_len": 16, "slots": 3, "objective": "mlm", "frozen": ()}
+    return Program(model, plan, **(settings | changes))
+
+
+def dot_flops(text: str) -> int:
+    """FLOPs of the `dot` instructions of a module of unoptimised HLO; loops times their trip count.
+
+    Branches of a conditional are added up: of the trunk's two, one is empty.
+    """
+    computations, entry = {}, None
+    for line in text.splitlines():
+        if opened := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
+            computations[opened[2]] = body = []
+            entry = opened[2] if opened[1] else entry
+        elif instruction := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (.+?) ([\w-]+)\((.*)", line):
+            body.append(instruction.groups())
+
+    def sizes(shape):
+        return [int(size) for size in re.search(r"\[([\d,]*)\]", shape)[1].split(",") if size]
+
+    def flops(name):
+        shapes = {result: shape for result, shape, _, _ in computations[name]}
+        total = 0
+        for _, shape, opcode, rest in computations[name]:
+            if opcode == "dot":
+                left = sizes(shapes[re.match(r"%?([\w.-]+)", rest)[1]])
+                contracted = re.search(r"lhs_contracting_dims=\{([\d,]+)\}", rest)[1].split(",")
+                total += 2 * int(np.prod(sizes(shape))) * int(np.prod([left[int(axis)] for axis in contracted]))
+            elif opcode == "while":
+                condition, body = (re.search(rf"{key}=%?([\w.-]+)", rest)[1] for key in ("condition", "body"))
+                (trips,) = (
+                    int(arguments.split(")")[0]) for _, _, op, arguments in computations[condition] if op == "constant"
+                )
+                total += trips * flops(body)
+            elif opcode == "conditional":
+                total += sum(
+                    flops(branch.strip("% "))
+                    for branch in re.search(r"branch_computations=\{(.*?)\}", rest)[1].split(",")
+                )
+            elif opcode == "call":
+                total += flops(re.search(r"to_apply=%?([\w.-]+)", rest)[1])
+        return total
+
+    return flops(entry)
+
+
+def lowered_step(program, scale_ML=None, evaluate=False):
+    """The train step (or the evaluation step) of a program, lowered on shapes alone."""
+    model = program.model
+    batch = random_batch(model, program.batch_size, program.seq_len, program.slots)
+    if "nsp" not in program.objective:
+        del batch["next"], batch["cls"]
+    plan, route = pack(program.plan, scale_ML)
+    program = dataclasses.replace(program, plan=plan)
+
+    def fresh():
+        params, frozen = partition(bert.init(model, jax.random.key(0)), program)
+        return TrainState(np.int32(0), params, frozen, LAMB.init(params), ())
+
+    state = jax.eval_shape(fresh)
+    if evaluate:
+        return program, jax.jit(make_eval_step(chain()), static_argnums=2).lower(state, batch, program)
+    step = jax.jit(make_step(chain(), LAMB, seed=0), static_argnums=4)
+    return program, step.lower(state, batch, route, np.float32(0), program)
+
+
+def hlo_flops(lowered) -> int:
+    return dot_flops(lowered.compiler_ir(dialect="hlo").as_hlo_text())
+
+
+FROZEN = edit(DENSE, 0, 2, frozen=True)
+TOKENS = edit(DENSE, 1, 3, rows=8, keys=8)
+TWO_OF_THREE = np.array([[1, 0, 1, 1.0]])
+EMBED = r"embed/"
+CASES = {
+    "dense": (program_of(POST), None),
+    "pre-LN": (program_of(PRE), None),
+    "pre-LN, no embedding LayerNorm": (program_of(dataclasses.replace(PRE, embed_norm=False)), None),
+    "next sentence": (program_of(dataclasses.replace(POST, pooler=True), objective="mlm+nsp"), None),
+    "dropout": (program_of(dataclasses.replace(POST, dropout=0.1, attention_dropout=0.1)), None),
+    "tokens": (program_of(POST, TOKENS), None),
+    "tokens, pre-LN": (program_of(PRE, TOKENS), None),
+    "tokens, every key": (program_of(POST, edit(DENSE, 1, 3, rows=8)), None),
+    "fewer keys": (program_of(PRE, edit(DENSE, 1, 3, keys=8)), None),
+    "layers": (program_of(POST), TWO_OF_THREE),
+    "layers and tokens": (program_of(PRE, TOKENS), TWO_OF_THREE),
+    "frozen": (program_of(POST, FROZEN), None),
+    "frozen, pre-LN": (program_of(PRE, FROZEN), None),
+    "frozen, layers": (program_of(POST, FROZEN), np.array([[1, 1, 0, 1.0]])),
+    "frozen, none of the next span runs": (program_of(POST, edit(FROZEN, 2, 3, rows=8)), np.array([[1, 1, 0, 1.0]])),
+    "every layer frozen": (program_of(PRE, edit(DENSE, 0, 4, frozen=True)), None),
+    "frozen table": (program_of(POST, frozen=(r"embed/word$",)), None),
+    "frozen embeddings": (program_of(POST, frozen=(EMBED,)), None),
+    "frozen embeddings, pre-LN": (program_of(PRE, frozen=(EMBED,)), None),
+    "frozen below the heads": (
+        program_of(
+            dataclasses.replace(POST, pooler=True),
+            edit(DENSE, 0, 4, frozen=True),
+            objective="mlm+nsp",
+            frozen=(EMBED, "mlm/dense", "next/pooler/kernel"),
+        ),
+        None,
+    ),
+    "widths": (program_of(dataclasses.replace(POST, **UNEVEN)), None),
+    "widths, tokens, frozen": (program_of(dataclasses.replace(PRE, **UNEVEN), edit(FROZEN, 1, 4, rows=8)), None),
+    "micro-batches": (program_of(POST, TOKENS, micro_batches=2), np.array([[1, 0, 1, 1], [1, 1, 0, 1.0]])),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_analytic_count_equals_products_of_hlo(case):
+    program, scale_ML = CASES[case]
+    program, lowered = lowered_step(program, scale_ML)
+    flops = step_flops(program)
+    assert flops.recomputed == 0
+    assert flops.executed == hlo_flops(lowered)
+
+
+@pytest.mark.parametrize("model", [POST, PRE, dataclasses.replace(POST, **UNEVEN)])
+@pytest.mark.parametrize("plan", [DENSE, FROZEN])
+def test_checkpointed_branches_recompute(model, plan):
+    program, lowered = lowered_step(program_of(model, edit(plan, 0, 4, cond=True)), np.ones((1, 4)))
+    flops = step_flops(program)
+    assert flops.executed == step_flops(dataclasses.replace(program, plan=plan)).executed
+    assert flops.executed + flops.recomputed == hlo_flops(lowered)
+
+
+def test_gates_weigh_their_layers():
+    conditional = program_of(POST, edit(DENSE, 0, 4, cond=True))
+    run, _ = lowered_step(program_of(POST), np.array([[1, 1, 0, 1.0]]))
+    assert step_flops(conditional, [1, 1, 0, 1]).executed == step_flops(run).executed
+    half, on, off = (step_flops(conditional, [1, 1, share, 1]) for share in (0.5, 1, 0))
+    assert 2 * half.executed == on.executed + off.executed
+    assert 2 * half.recomputed == on.recomputed + off.recomputed
+
+
+def test_evaluation_is_one_forward_pass_of_everything():
+    program, lowered = lowered_step(program_of(PRE, edit(TOKENS, 0, 1, frozen=True)), evaluate=True)
+    assert forward_flops(program) == hlo_flops(lowered)
+
+
+def test_dense_equivalent_is_the_final_model_trained_whole():
+    shallow = dataclasses.replace(POST, depth=2)
+    stage = program_of(shallow, (Span(0, 1, frozen=True), Span(1, 2, rows=8)), frozen=("embed/",))
+    assert dense_equivalent(stage, POST) == step_flops(program_of(POST)).executed
+
+
+def test_known_value():
+    # Chinchilla-style by hand: 6 FLOPs a weight and token for the matrices, and attention's two products.
+    program = program_of(POST)
+    tokens, slots, weights = 4 * 16, 4 * 3, 4 * (4 * 24 * 24 + 2 * 24 * 40)
+    by_hand = 6 * (tokens * weights + 4 * 2 * tokens * 16 * 24 + slots * (24 * 24 + 24 * 256))
+    assert step_flops(program).executed == by_hand
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_compiler_counts_the_same_at_base_width(norm):
+    model = bert.Config(vocab_size=1000, depth=2, norm=norm, max_len=128, dropout=0.0, attention_dropout=0.0)
+    program, lowered = lowered_step(program_of(model, whole(2), batch_size=16, seq_len=128, slots=20))
+    assert lowered.compile().cost_analysis()["flops"] == pytest.approx(step_flops(program).executed, rel=0.02)

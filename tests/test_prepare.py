@@ -1,0 +1,312 @@
+"""Text to shards: the same bytes from any number of processes and after any interruption, and every word counted."""
+
+import errno
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bert_fast import BadInput
+from bert_fast.data import files, records, shards, unfinished, vocab
+from bert_fast.data.prepare import prepare
+
+UNIT = 4000
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    words = [
+        "the",
+        "a",
+        "dog",
+        "cat",
+        "river",
+        "bank",
+        "sleeps",
+        "runs",
+        "over",
+        "under",
+        "quick",
+        "lazy",
+        "brown",
+        "fox",
+        "day",
+        "night",
+    ]
+    for name in ("a", "b"):
+        documents = [
+            "\n".join(
+                " ".join(rng.choices(words, k=8)).capitalize() + ". And " + rng.choice(words) + "."
+                for _ in range(rng.randint(1, 6))
+            )
+            for _ in range(60)
+        ]
+        (folder / f"{name}.txt").write_text("\n\n".join(documents))
+    (folder / "vocab.txt").write_text("\n".join([*vocab.SPECIAL, *words, "and", ".", "##s"]) + "\n")
+    return folder
+
+
+def run(corpus, out, **options):
+    options = {"vocab": corpus / "vocab.txt", "valid_fraction": 0.1, "processes": 1, "unit": UNIT} | options
+    return prepare(f"files:{corpus}/*.txt".replace("*", "[ab]"), out, **options)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "shards"
+    return out, run(corpus, out)
+
+
+def test_every_sentence_is_found_again_in_the_shards(corpus, finished):
+    out, manifest = finished
+    assert shards.verify(out) == manifest
+    words = vocab.load(out / "vocab.txt")
+    texts = [text for name in "ab" for text in (corpus / f"{name}.txt").read_text().split("\n\n")]
+    expected = {tuple(words.tokenizer.encode(text).ids) for text in texts}
+    found = []
+    for name in shards.SPLITS:
+        split = shards.Split(out, name)
+        assert len(split) == manifest["splits"][name]["documents"] > 0
+        assert [len(split[i].tokens_T) for i in range(len(split))] == split.lengths_D.tolist()
+        found += [split[i] for i in range(len(split))]
+    assert {tuple(document.tokens_T.tolist()) for document in found} == expected
+    assert len(found) == len(texts)
+    and_ = words.tokenizer.token_to_id("and")
+    assert all(document.tokens_T[start] == and_ for document in found for start in document.starts_N[1::2])
+    assert sum(split["raw_bytes"] for split in manifest["splits"].values()) == sum(len(text) for text in texts)
+    assert sum(split["unknown"] for split in manifest["splits"].values()) == 0
+
+
+def test_bytes_do_not_depend_on_the_number_of_processes(corpus, finished, tmp_path):
+    run(corpus, tmp_path / "out", processes=2)
+    assert contents(tmp_path / "out") == contents(finished[0])
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing catches it."""
+
+
+def test_bytes_do_not_depend_on_where_a_run_was_cut_short(corpus, finished, tmp_path, monkeypatch):
+    """Everything that counts appears by a rename: cut off before and after each of them."""
+    rename = pathlib.Path.replace
+    for when in ("before", "after"):
+        for survived in range(200):
+            calls = 0
+
+            def replace(path, target, survived=survived, when=when):
+                nonlocal calls
+                calls += 1
+                if calls > survived and when == "before":
+                    raise Killed
+                rename(path, target)
+                if calls > survived:
+                    raise Killed
+
+            out = tmp_path / f"{when}{survived}"
+            monkeypatch.setattr(pathlib.Path, "replace", replace)
+            try:
+                run(corpus, out)
+                break
+            except Killed:
+                monkeypatch.setattr(pathlib.Path, "replace", rename)
+                run(corpus, out)
+                assert contents(out) == contents(finished[0]), f"cut off {when} rename {survived}"
+        assert survived > 20
+        monkeypatch.setattr(pathlib.Path, "replace", rename)
+
+
+def test_killed_run_leaves_no_process_and_continues_to_the_same_bytes(corpus, finished, tmp_path):
+    out = tmp_path / "out"
+    call = (
+        f"prepare('files:{corpus}/[ab].txt', {str(out)!r}, vocab='{corpus}/vocab.txt', valid_fraction=0.1, unit={UNIT}"
+    )
+    slowly = "import time; from bert_fast.data import unfinished as u; w = u.Unit.write; "
+    slowly += "u.Unit.write = lambda *a, **k: (time.sleep(0.2), w(*a, **k))[1]; "
+    code = slowly + f"from bert_fast.data.prepare import prepare; {call}, processes=2)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list((out / ".unfinished").glob("unit-*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    workers = [int(child) for child in children.read_text().split()] if children.exists() else []
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "manifest.json").exists()
+    assert len(list((out / ".unfinished").glob("unit-*.json"))) >= 2
+    written = {path: path.stat().st_mtime_ns for path in (out / ".unfinished").glob("unit-0000[01].json")}
+    while any(pathlib.Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(pathlib.Path(f"/proc/{worker}").exists() for worker in workers)
+
+    begun = []
+    original = unfinished.Unit.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            unfinished.Unit,
+            "write",
+            lambda self, folder, number, **state: (begun.append(number), original(self, folder, number, **state))[1],
+        )
+        run(corpus, out)
+    assert min(begun) == len(written)
+    assert contents(out) == contents(finished[0])
+
+
+def test_finished_folder_is_left_alone_and_other_settings_are_refused(corpus, finished, tmp_path, capsys):
+    out, manifest = finished
+    before = contents(out)
+    assert run(corpus, out) == manifest
+    assert "finished already" in capsys.readouterr().out
+    with pytest.raises(BadInput, match=r"(?s)valid_fraction: there 0\.1, asked for 0\.2.*another --out"):
+        run(corpus, out, valid_fraction=0.2)
+    assert contents(out) == before
+    (tmp_path / "letter.doc").write_text("mine")
+    with pytest.raises(BadInput, match=r"holds letter\.doc: expected a new or empty folder"):
+        run(corpus, tmp_path)
+
+
+def test_unfinished_folder_refuses_other_settings_and_a_second_writer(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished.Unit, "write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, tmp_path / "out")
+    monkeypatch.undo()
+    with pytest.raises(BadInput, match="cased: there False, asked for True"):
+        run(corpus, tmp_path / "out", cased=True)
+    with unfinished.claimed(tmp_path / "new", {}), pytest.raises(BadInput, match="another prepare is writing"):
+        run(corpus, tmp_path / "new")
+    run(corpus, tmp_path / "out")
+
+
+def test_trained_vocabulary_survives_an_interruption(corpus, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr(unfinished.Unit, "write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, out, vocab=None, vocab_size=120)
+    monkeypatch.undo()
+    before = (out / "vocab.txt").read_bytes()
+    monkeypatch.setattr(vocab, "train", lambda *_: pytest.fail("trained again"))
+    manifest = run(corpus, out, vocab=None, vocab_size=120)
+    assert (out / "vocab.txt").read_bytes() == before
+    assert manifest["vocab"]["size"] == len(before.splitlines()) <= 120
+    assert manifest["vocab"]["special_ids"] == {token: i for i, token in enumerate(vocab.SPECIAL)}
+
+
+def test_a_document_stays_in_its_split_when_the_corpus_grows(corpus, tmp_path):
+    def held_out(out):
+        split = shards.Split(out, "valid")
+        return {split[i].tokens_T.tobytes() for i in range(len(split))}
+
+    prepare(f"files:{corpus}/a.txt", tmp_path / "a", vocab=corpus / "vocab.txt", valid_fraction=0.1, processes=1)
+    prepare(f"files:{corpus}/[ab].txt", tmp_path / "ab", vocab=corpus / "vocab.txt", valid_fraction=0.1, processes=1)
+    assert held_out(tmp_path / "a") < held_out(tmp_path / "ab")
+
+
+def test_tiny_corpus_holds_one_document_out_and_a_single_document_is_refused(corpus, tmp_path):
+    (tmp_path / "two.txt").write_text("The dog sleeps.\n\nThe cat runs.\n")
+    manifest = prepare(f"files:{tmp_path}/two.txt", tmp_path / "two", vocab=corpus / "vocab.txt", processes=1)
+    assert [manifest["splits"][split]["documents"] for split in shards.SPLITS] == [1, 1]
+    (tmp_path / "one.txt").write_text("The dog sleeps.\nThe cat runs.\n")
+    with pytest.raises(BadInput, match=r"too few documents.*blank line"):
+        prepare(f"files:{tmp_path}/one.txt", tmp_path / "one", vocab=corpus / "vocab.txt", processes=1)
+
+
+def test_long_document_becomes_records_that_begin_at_sentences(corpus, finished, monkeypatch):
+    monkeypatch.setattr(records, "MAX_TOKENS", 20)
+    encoder = records.Encoder(vocab.load(corpus / "vocab.txt"))
+    (document,) = encoder(["The dog sleeps. " * 30 + "The dog " * 25 + "."])
+    found = [shards.decode(record, encoder.dtype) for record in document.records]
+    assert max(document.lengths) <= 20
+    assert all(record.starts_N[0] == 0 for record in found)
+    whole = np.concatenate([record.tokens_T for record in found])
+    assert len(whole) == sum(document.lengths) == 30 * 4 + 51
+    assert all(record.starts_N.tolist() == [0, 4, 8, 12, 16] for record in found[:6])
+
+
+def test_sentences_end_where_they_should():
+    text = 'Mr. A. Smith said "Stop." Then he left (e.g. By car). It cost 3.5 dollars! 他来了。她走了。\nNew line'
+    assert records.sentences_of(text) == [
+        'Mr. A. Smith said "Stop."',
+        "Then he left (e.g. By car).",
+        "It cost 3.5 dollars!",
+        "他来了。",
+        "她走了。",
+        "New line",
+    ]
+
+
+def test_unknown_tokens_are_counted_and_warned_of(corpus, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("The dog sleeps.\n\nThe жук dog.\n")
+    manifest = prepare(f"files:{tmp_path}/a.txt", tmp_path / "out", vocab=corpus / "vocab.txt", processes=1)
+    assert sum(split["unknown"] for split in manifest["splits"].values()) == 1
+    assert "WARNING: 12.5%" in capsys.readouterr().out
+
+
+def test_bad_documents_are_skipped_and_counted_once_over_an_interruption(corpus, tmp_path, monkeypatch):
+    good = b"The dog sleeps over the river bank.\n\n"
+    (tmp_path / "a.txt").write_bytes((good * 30 + b"na\xefve\n\n") * 4)
+    source = f"files:{tmp_path}/a.txt"
+    options = {"vocab": corpus / "vocab.txt", "processes": 1, "unit": 900}
+    with pytest.raises(BadInput, match="not UTF-8"):
+        prepare(source, tmp_path / "strict", **options)
+    write, count = unfinished.Unit.write, 0
+
+    def interrupted(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(unfinished.Unit, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, tmp_path / "out", skip_bad=True, **options)
+    assert prepare(source, tmp_path / "out", skip_bad=True, **options)["skipped_documents"] == 4
+
+
+def test_full_disk_is_told_and_the_folder_can_be_continued(corpus, finished, tmp_path, monkeypatch):
+    class FullWriter:
+        def __init__(self, *_):
+            pass
+
+        def write(self, _):
+            pass
+
+        def close(self):  # what ArrayRecordWriter says on a full disk
+            raise RuntimeError("write() failed: No space left on device; writing x; at byte 262144")
+
+    monkeypatch.setattr(unfinished, "ArrayRecordWriter", FullWriter)
+    with pytest.raises(BadInput, match=r"no space left for .*run the same command again"):
+        run(corpus, tmp_path / "out")
+    monkeypatch.undo()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(BadInput, match="no space left"):
+        run(corpus, tmp_path / "out")
+    monkeypatch.undo()
+    run(corpus, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(finished[0])
+
+
+def test_settings_without_sense_are_refused(corpus, tmp_path):
+    for options, complaint in [
+        ({"valid_fraction": 0.0}, "--valid_fraction=0.0"),
+        ({"processes": 0}, "--processes=0"),
+        ({"vocab": None, "vocab_size": 5}, "--vocab_size=5"),
+    ]:
+        with pytest.raises(BadInput, match=complaint):
+            run(corpus, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,95 @@
+"""Vocabularies: special ids are read, never assumed; any script; what a user types is understood."""
+
+import pytest
+
+from bert_fast import BadInput
+from bert_fast.data import records, vocab
+
+ENGLISH = ["The quick brown fox jumps over the lazy dog near the river bank, and naïve dogs watch."] * 50
+RUSSIAN = ["Быстрая коричневая лиса прыгает через ленивую собаку, и собака спит на берегу реки."] * 50
+CHINESE = ["快速的棕色狐狸跳过了懒狗。狗在河边睡觉。"] * 50
+
+
+def trained(tmp_path, texts, size=200, **options):
+    path = tmp_path / "vocab.txt"
+    path.write_bytes(vocab.train(texts, size, **options))
+    return vocab.load(path, **options)
+
+
+def write(tmp_path, lines):
+    path = tmp_path / "vocab.txt"
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def test_special_ids_are_read_from_the_file(tmp_path):
+    words = vocab.load(write(tmp_path, ["a", "[MASK]", "##b", "[SEP]", "[PAD]", "[CLS]", "[UNK]"]))
+    assert (words.pad, words.unk, words.cls, words.sep, words.mask) == (4, 6, 5, 3, 1)
+    assert words.continues_W.tolist() == [False, False, True, False, False, False, False]
+    assert words.size == 7
+
+
+@pytest.mark.parametrize("texts", [ENGLISH, RUSSIAN, CHINESE])
+def test_trained_vocabulary_knows_its_corpus_in_any_script(tmp_path, texts):
+    words = trained(tmp_path, texts)
+    assert words.size <= 200
+    encoding = words.tokenizer.encode(texts[0])
+    assert words.unk not in encoding.ids
+    assert words.tokenizer.decode(encoding.ids).replace(" ", "") == words.tokenizer.normalizer.normalize_str(
+        texts[0]
+    ).replace(" ", "")
+
+
+def test_case_and_accents_are_kept_or_dropped_as_asked(tmp_path):
+    for options, expected in [
+        ({"cased": True}, "Naïve The"),
+        ({"cased": True, "strip_accents": True}, "Naive The"),
+        ({"cased": False, "strip_accents": False}, "naïve the"),
+        ({"cased": False}, "naive the"),
+    ]:
+        words = vocab.load(write(tmp_path, [*vocab.SPECIAL, "x"]), **options)
+        assert words.tokenizer.normalizer.normalize_str("Naïve The") == expected
+
+
+def test_mask_that_a_user_types_is_the_mask_and_a_full_stop(tmp_path):
+    words = trained(tmp_path, ENGLISH)
+    assert words.tokenizer.encode("the fox is [MASK].").tokens[-2:] == ["[MASK]", "."]
+    assert words.mask in words.tokenizer.encode("[MASK]dog").ids
+
+
+def test_mask_that_stands_in_a_corpus_is_only_a_word(tmp_path):
+    words = trained(tmp_path, [*ENGLISH, "[MASK] mask"])
+    (document,) = records.Encoder(words)(["the [MASK] dog"])
+    assert words.mask.to_bytes(2, "little") not in [document.records[0][i : i + 2] for i in range(8, 24, 2)]
+    assert document.lengths == [len(words.tokenizer.encode("the [MASK] dog").ids)]
+
+
+def test_rare_symbols_do_not_fill_a_small_vocabulary(tmp_path):
+    rare = "".join(chr(0x4E00 + i) for i in range(400))
+    words = trained(tmp_path, [*(ENGLISH * 1500), rare], size=300)
+    assert words.tokenizer.token_to_id("river") is not None
+    assert sum(words.tokenizer.token_to_id(symbol) is not None for symbol in rare) < 50
+
+
+def test_fingerprint_is_of_the_bytes_and_windows_line_ends_are_read(tmp_path):
+    path = write(tmp_path, [*vocab.SPECIAL, "a"])
+    before = vocab.load(path)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    after = vocab.load(path)
+    assert after.fingerprint != before.fingerprint
+    assert after.special_ids == before.special_ids
+
+
+def test_unusable_vocabularies_are_named(tmp_path):
+    special = list(vocab.SPECIAL)
+    for lines, complaint in [
+        ([*special[:-1], "a"], r"vocab\.txt: no \[MASK\]: BERT needs"),
+        ([*special, "a", "b", "a"], "'a' stands in line 6 and again in line 8"),
+        ([], "is empty"),
+    ]:
+        with pytest.raises(BadInput, match=complaint):
+            vocab.load(write(tmp_path, lines))
+    with pytest.raises(BadInput, match="no vocabulary at"):
+        vocab.load(tmp_path / "none.txt")
+    with pytest.raises(BadInput, match="no word"):
+        vocab.train([" ", "\n"], 200)
