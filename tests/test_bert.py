@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from jax.extend.core import jaxprs_in_params
 
 from bert_fast import bert
 from bert_fast.method import Program
@@ -40,17 +41,22 @@ def losses_sum(config, params, frozen, batch, plan, route, key):
     return jnp.sum(losses.mlm_BP) + jnp.sum(losses.next_B), x_BSD
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def compiled(*arguments):
-    return jax.value_and_grad(losses_sum, argnums=1, has_aux=True)(*arguments)
+value_and_grad = jax.value_and_grad(losses_sum, argnums=1, has_aux=True)
+# Compiling takes longer than everything else here; conditionals are compiled anew wherever they stand.
+quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+compiled_quickly = quickly(value_and_grad, static_argnums=(0, 4))
+init = quickly(bert.init, static_argnums=0)
 
 
-def run(config, params, plan=DENSE, scale_L=None, batch=BATCH, seed=None, frozen=None):
-    """(loss, hidden states, gradients) of one batch; dropout where there is a seed."""
+def run(config, params, plan=DENSE, scale_L=None, batch=BATCH, seed=None, frozen=None, of=value_and_grad):
+    """(loss, hidden states, gradients) of one batch; dropout where there is a seed.
+
+    Operation by operation: what is compiled for one test serves all.
+    """
     plan, route = pack(plan, None if scale_L is None else np.array([scale_L], np.float32))
     key = None if seed is None else jax.random.key(seed)
     route = jax.tree.map(lambda of_micro_batches: of_micro_batches[0], route)
-    (loss, x_BSD), grads = compiled(config, params, frozen or {}, batch, plan, route, key)
+    (loss, x_BSD), grads = of(config, params, frozen or {}, batch, plan, route, key)
     return loss, x_BSD, grads
 
 
@@ -68,7 +74,7 @@ def layers_of(tree, *indices):
 
 
 UNEVEN = {"heads": (1, 2, 2), "hidden": (24, 8, 16)}
-MIXED = (Span(0, 1), Span(1, 2, rows=8, keys=8), Span(2, 3, rows=9))
+MIXED = (Span(0, 1), Span(1, 2, rows=8, keys=8), Span(2, 3, rows=8))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,7 @@ MIXED = (Span(0, 1), Span(1, 2, rows=8, keys=8), Span(2, 3, rows=9))
     [
         (POST, DENSE),
         (PRE, DENSE),
-        (dataclasses.replace(PRE, embed_norm=False), (Span(0, 2, keys=7), Span(2, 3, rows=4, keys=9))),
+        (dataclasses.replace(PRE, embed_norm=False), (Span(0, 2, keys=8), Span(2, 3, rows=4, keys=8))),
         (dataclasses.replace(POST, **UNEVEN), MIXED),
         (dataclasses.replace(PRE, **UNEVEN), MIXED),
     ],
@@ -110,11 +116,23 @@ def test_splitting_a_span_changes_nothing(config, scale_L):
     equal(run(config, params, split, scale_L, seed=0), run(config, params, DENSE, scale_L, seed=0))
 
 
+@pytest.mark.slow
+@both_norms
+def test_gates_of_one_and_split_spans_change_nothing_when_compiled(config):
+    config = dataclasses.replace(config, **DROPOUTS)
+    params = reference.random_params(config)
+    compiled = functools.partial(run, config, params, seed=0, of=jax.jit(value_and_grad, static_argnums=(0, 4)))
+    dense, split = compiled(), (Span(0, 1), Span(1, 3))
+    equal(compiled(scale_L=[1, 1, 1]), dense)
+    equal(compiled(plan=split), dense)
+    equal(compiled(plan=split, scale_L=[1, 0, 1]), compiled(scale_L=[1, 0, 1]))
+
+
 @both_norms
 @pytest.mark.parametrize("cond", [False, True], ids=["gather", "cond"])
 def test_gate_of_zero_equals_layer_removed(config, cond):
-    params = reference.random_params(config)
-    loss, x_BSD, grads = run(config, params, edit(DENSE, 0, 3, cond=cond), [1, 0, 1])
+    params, of = reference.random_params(config), compiled_quickly if cond else value_and_grad
+    loss, x_BSD, grads = run(config, params, edit(DENSE, 0, 3, cond=cond), [1, 0, 1], of=of)
     shallow = dataclasses.replace(config, depth=2)
     close((loss, x_BSD, layers_of(grads, 0, 2)), run(shallow, layers_of(params, 0, 2), whole(2)))
     equal(layers_of(grads, 1)["layers"], jax.tree.map(np.zeros_like, layers_of(grads, 1)["layers"]))
@@ -126,7 +144,8 @@ def test_gather_and_cond_agree(config):
     config = dataclasses.replace(config, **DROPOUTS)
     params = reference.random_params(config)
     gathered = run(config, params, DENSE, [2, 0, 0.5], seed=0)
-    close(run(config, params, edit(DENSE, 0, 3, cond=True), [2, 0, 0.5], seed=0), gathered)
+    conditional = run(config, params, edit(DENSE, 0, 3, cond=True), [2, 0, 0.5], seed=0, of=compiled_quickly)
+    close(conditional, gathered)
 
 
 @both_norms
@@ -203,9 +222,7 @@ def test_slim_layers_equal_the_whole_ones_with_the_rest_zeroed(config):
         "attention_output": np.arange(2) < np.array(UNEVEN["heads"])[:, None],
         "mlp_output": np.arange(24) < np.array(UNEVEN["hidden"])[:, None],
     }
-    masked = {
-        name: {**layers[name], "kernel": (layers[name]["kernel"].T * mask.T).T} for name, mask in masks.items()
-    }
+    masked = {name: {**layers[name], "kernel": (layers[name]["kernel"].T * mask.T).T} for name, mask in masks.items()}
     loss, x_BSD, grads = run(slim, params)
     whole_loss, whole_x_BSD, whole_grads = run(config, {**params, "layers": {**layers, **masked}})
     close((loss, x_BSD), (whole_loss, whole_x_BSD))
@@ -250,33 +267,25 @@ def test_rows_of_padding_are_finite_and_change_no_other(seed):
 
 def test_packed_documents_equal_separate_rows():
     params, rng = reference.random_params(POST), np.random.default_rng(0)
-    first, second = 5, 4
-    ids_S = rng.integers(1, 150, first + second).astype(np.int32)
+    first, second = rng.integers(1, 150, (2, 5)).astype(np.int32)
+    batch = {key: np.zeros((3, 12), np.int32) for key in ("ids", "positions", "types", "segments")}
+    for row, start, segment, ids in ((0, 0, 1, first), (0, 5, 2, second), (1, 0, 1, first), (2, 0, 1, second)):
+        batch["ids"][row, start : start + 5] = ids
+        batch["positions"][row, start : start + 5] = range(5)
+        batch["segments"][row, start : start + 5] = segment
+    x_BSD = bert.encode(POST, params, {}, batch, DENSE, Route(), None)
+    close(x_BSD[0, :5], x_BSD[1, :5])
+    close(x_BSD[0, 5:10], x_BSD[2, :5])
 
-    def encode(ids_BS, segments_BS, positions_BS):
-        batch = {"ids": ids_BS, "positions": positions_BS, "types": np.zeros_like(ids_BS), "segments": segments_BS}
-        return bert.encode(POST, params, {}, batch, DENSE, Route(), None)
 
-    padding = [0, 0, 0]
-    packed = encode(
-        np.array([[*ids_S, *padding]]),
-        np.array([[1] * first + [2] * second + padding]),
-        np.array([[*range(first), *range(second), *padding]]),
-    )
-    alone = encode(
-        np.stack([ids_S[:first], np.append(ids_S[first:], 0)]),
-        np.array([[1] * first, [1] * second + [0]]),
-        np.tile(np.arange(first), (2, 1)),
-    )
-    close(packed[0, :first], alone[0])
-    close(packed[0, first : first + second], alone[1, :second])
+IN_FLOAT32 = {"exp", "log", "rsqrt", "reduce_sum", "reduce_max"}
 
 
 def equations(jaxpr):
     """Every equation of a jaxpr, those of inner jaxprs too."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.params):
             yield from equations(inner)
 
 
@@ -292,13 +301,12 @@ def test_bfloat16_activations_keep_statistics_in_float32(config, seed):
     assert [aval.dtype for aval in jaxpr.out_avals] == [np.dtype("float32"), jnp.bfloat16]
     seen = set()
     for equation in equations(jaxpr.jaxpr):
-        name, (operand, *_) = equation.primitive.name, [*(v.aval for v in equation.invars), None]
-        if name == "dot_general":
-            assert {v.aval.dtype for v in equation.invars} == {jnp.bfloat16}
-        if name in ("exp", "log", "rsqrt", "reduce_sum", "reduce_max"):
-            assert operand.dtype == np.float32, equation
-        seen.add(name)
-    assert {"dot_general", "exp", "log", "rsqrt", "reduce_sum", "reduce_max"} <= seen
+        name = equation.primitive.name
+        if name in IN_FLOAT32 or name == "dot_general":
+            expected = np.float32 if name in IN_FLOAT32 else jnp.bfloat16
+            assert all(operand.aval.dtype == expected for operand in equation.invars), equation
+            seen.add(name)
+    assert seen == {"dot_general", *IN_FLOAT32}
 
 
 def test_dropout_keeps_the_rate_and_the_mean():
@@ -321,10 +329,10 @@ def test_dropout_is_off_without_a_key():
 
 
 def test_each_dropout_draws_its_own_mask(monkeypatch):
-    keys = []
-    monkeypatch.setattr(bert, "dropout", lambda x, rate, key: keys.append(tuple(jax.random.key_data(key))) or x)
-    config = dataclasses.replace(POST, **DROPOUTS)
-    bert.encode(config, reference.random_params(config), {}, BATCH, DENSE, Route(), jax.random.key(0))
+    keys, config = [], dataclasses.replace(POST, **DROPOUTS)
+    params = reference.random_params(config)
+    monkeypatch.setattr(bert, "dropout", lambda x, rate, key: keys.append(jax.random.key_data(key)) or x)
+    bert.encode(config, params, {}, BATCH, DENSE, Route(), jax.random.key(0))
     assert len(keys) == 1 + 3 * config.depth
     assert len({tuple(map(int, key)) for key in keys}) == len(keys)
 
@@ -339,18 +347,14 @@ def test_both_forms_of_attention_agree(monkeypatch):
     close(with_key, bert.attend(q, k, v, allowed_BQK, 0.1, None))
 
 
-def test_deeper_model_begins_with_the_same_layers():
-    config = dataclasses.replace(PRE, residual_init_std=0.01)
-    deep = bert.init(config, jax.random.key(0))
-    shallow = bert.init(dataclasses.replace(config, depth=2), jax.random.key(0))
+def test_weights_begin_with_their_deviations_and_layers_as_in_a_shallower_model():
+    config = dataclasses.replace(PRE, width=32, heads=4, hidden=128, residual_init_std=0.01)
+    deep, shallow = (init(dataclasses.replace(config, depth=depth), jax.random.key(0)) for depth in (3, 2))
     equal(layers_of(deep, 0, 1), shallow)
-    assert np.any(deep["layers"]["query"]["kernel"][0] != deep["layers"]["query"]["kernel"][1])
-
-
-def test_weights_begin_with_their_deviations():
-    config = dataclasses.replace(POST, width=64, heads=8, hidden=256, residual_init_std=0.01)
-    layers = bert.init(config, jax.random.key(0))["layers"]
+    layers = deep["layers"]
+    assert np.any(layers["query"]["kernel"][0] != layers["query"]["kernel"][1])
     for name, std in {"query": 0.02, "mlp_hidden": 0.02, "attention_output": 0.01, "mlp_output": 0.01}.items():
-        np.testing.assert_allclose(np.std(layers[name]["kernel"]), std, rtol=0.03)
-        assert np.abs(layers[name]["kernel"]).max() < 2.3 * std
+        # A normal distribution cut at two deviations has 0.88 of its deviation left; BERT's is not scaled up again.
+        np.testing.assert_allclose(np.std(layers[name]["kernel"]), 0.8796 * std, rtol=0.05)
+        assert np.abs(layers[name]["kernel"]).max() <= 2 * std * (1 + 1e-6)
         assert not np.any(layers[name]["bias"])

@@ -40,6 +40,11 @@ def test_trained_vocabulary_knows_its_corpus_in_any_script(tmp_path, texts):
     ).replace(" ", "")
 
 
+def test_chinese_characters_are_words_of_their_own(tmp_path):
+    words = vocab.load(write(tmp_path, [*vocab.SPECIAL, "快", "速"]))
+    assert words.tokenizer.encode("快速快").tokens == ["快", "速", "快"]
+
+
 def test_case_and_accents_are_kept_or_dropped_as_asked(tmp_path):
     for options, expected in [
         ({"cased": True}, "Naïve The"),

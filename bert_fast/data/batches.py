@@ -44,7 +44,7 @@ class Rows:
             raise BadInput(f"split {split.name!r} in {split.folder} is empty: prepare more text")
         self.settings, self.seed, self.pad = settings, seed, vocab.pad
         self.masking = Masking(vocab, settings.masked_share, settings.prediction_slots, settings.whole_word)
-        self.key = np.random.SeedSequence((seed, use)).generate_state(2, np.uint64)
+        self.key = np.random.SeedSequence(seed, spawn_key=(use,)).generate_state(2, np.uint64)
         self.content = OBJECTIVES[settings.objective](split, vocab, settings)
 
     def __len__(self) -> int:
@@ -56,9 +56,9 @@ class Rows:
         content = self.content(i, rng)
         row = self.masking(content.ids_S, content.segments_S, rng)
         row |= {"types": content.types_S, "positions": content.positions_S, "segments": content.segments_S}
-        row["cls"] = np.int32(0)
+        row["cls"] = np.array(0, np.int32)
         if content.next is not None:
-            row["next"] = np.int32(content.next)
+            row["next"] = np.array(content.next, np.int32)
         return row
 
     def __getitem__(self, g: int) -> Batch:
@@ -120,12 +120,12 @@ def shuffled(seed: int, epoch: int, position: int, rows: int) -> int:
 
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, ORDER, epoch)))).permutation(rows)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ORDER, epoch))).permutation(rows)
 
 
 @functools.lru_cache(maxsize=4)
 def _order_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence((seed, ORDER, epoch)).generate_state(1)[0])
+    return int(np.random.SeedSequence(seed, spawn_key=(ORDER, epoch)).generate_state(1)[0])
 
 
 def batches(

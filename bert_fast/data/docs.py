@@ -6,11 +6,9 @@ imported: sources are read with `ast`. One document per object, in a fixed order
 """
 
 import ast
-import concurrent.futures
 import hashlib
 import importlib.metadata
 import inspect
-import multiprocessing
 import os
 import pathlib
 import platform
@@ -20,7 +18,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 
 from bert_fast import BadInput
-from bert_fast.data import prose
+from bert_fast.data import prose, workers
 from bert_fast.data.files import atomic_write
 
 # What requirements.txt brings, so that the corpus is the same with and without the test packages.
@@ -65,8 +63,7 @@ def cached(processes: int, folder: pathlib.Path | None = None) -> pathlib.Path:
 def collect(processes: int) -> list[str]:
     """All documents of the corpus, each with a paragraph a line."""
     paths = [str(path) for path in _paths()]
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, spawn) as pool:
+    with workers.pool(processes) as pool:
         return list(_unique(document for found in pool.map(_documents, paths, chunksize=32) for document in found))
 
 
@@ -83,9 +80,9 @@ def _unique(documents: Iterable[list[str]]) -> Iterator[str]:
 def version() -> str:
     """What the corpus depends on, as a short hash."""
     here = pathlib.Path(__file__)
-    versions = [f"{name}=={_distribution(name).version}" for name in DISTRIBUTIONS if _distribution(name)]
+    versions = [f"{name}=={found.version}" for name in DISTRIBUTIONS if (found := _distribution(name))]
     code = here.read_text() + here.with_name("prose.py").read_text()
-    return hashlib.sha256("\n".join([platform.pythonversion(), *versions, code]).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join([platform.python_version(), *versions, code]).encode()).hexdigest()[:12]
 
 
 def _distribution(name: str) -> importlib.metadata.Distribution | None:

@@ -8,32 +8,30 @@ import collections
 import concurrent.futures
 import contextlib
 import hashlib
-import multiprocessing
 import os
 import pathlib
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import tqdm
 
 import bert_fast
 from bert_fast import BadInput
-from bert_fast.data import corpora, records, shards, unfinished
+from bert_fast.data import corpora, records, shards, unfinished, workers
 from bert_fast.data import vocab as vocabulary
 from bert_fast.data.files import atomic_json, atomic_write, full_disk_told
 
 UNIT = 64 << 20  # characters of text in a unit: about 15 M tokens, 20 MB on disk
 _BLOCK = 1 << 19  # characters that a worker gets at once
-_AHEAD = 3  # blocks waiting for each worker
+_AHEAD = 12  # blocks waiting for each worker, enough while a unit is written
 _TRAINING = 100 << 20  # bytes of text that a vocabulary is trained on, at most
 _UNKNOWN = 0.01  # a share of unknown tokens above this is worth a warning
 _EVERY = 5.0  # seconds between lines of progress where the output is no terminal
 # For estimates, as seen with the vocabulary of BERT on English Wikipedia and one core of a cloud machine
-_BYTES_A_SECOND = 3e6  # tokenised by one process; training a vocabulary is about as fast
+_BYTES_A_SECOND = 8e6  # tokenised by one process; training a vocabulary took about as long on two
 _DISK_SHARE = 0.35  # bytes of shards a byte of text
 
 
@@ -125,7 +123,7 @@ def _say_plan(corpus, out, given, vocab_size, processes, unit) -> None:
             else f"Vocabulary  {vocab_size:,} tokens, trained once on {sample / 1e6:,.1f} MB: the head of each part\n"
         )
         + f"Output      {out}: about {units} shard(s) of each split, "
-        f"about {size * _DISK_SHARE / 1e6:,.1f} MB (estimate), {shutil.disk_usage(out).free / 1e9:,.1f} GB free\n"
+        f"about {size * _DISK_SHARE / 1e6:,.1f} MB (estimate), {shutil.disk_usage(out).free / 1e6:,.0f} MB free\n"
         f"Time        about {seconds / 60:,.1f} minutes with {processes} process(es) (estimate)"
         + (f"\nContinuing  {done} unit(s) of {unit / 1e6:,.0f} MB are there already" if done else ""),
         flush=True,
@@ -192,13 +190,7 @@ def _encoded(blocks: Iterator[Block], words: vocabulary.Vocab, path: pathlib.Pat
             for block in blocks:
                 yield block, encoder(block.texts)
         return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        processes,
-        multiprocessing.get_context("spawn"),  # a fork would copy the threads' locks of the parent
-        initializer=records.start_worker,
-        initargs=(str(path), words.cased, words.strip_accents),
-    )
-    try:
+    with workers.pool(processes, records.start_worker, str(path), words.cased, words.strip_accents) as pool:
         waiting: collections.deque[tuple[Block, concurrent.futures.Future]] = collections.deque()
         for block in blocks:
             waiting.append((block, pool.submit(records.encode, block.texts)))
@@ -207,13 +199,6 @@ def _encoded(blocks: Iterator[Block], words: vocabulary.Vocab, path: pathlib.Pat
                 yield first, future.result()
         for first, future in waiting:
             yield first, future.result()
-    except BrokenProcessPool as error:
-        raise BadInput(
-            "a worker process died, perhaps for want of memory: what is finished is kept; "
-            f"run the same command again with fewer than --processes={processes}"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _write_units(corpus, folder, words, valid_fraction, skip_bad, processes, unit) -> list[dict]:
@@ -276,7 +261,7 @@ def _finish(out: pathlib.Path, source: str, settings: dict, words: vocabulary.Vo
 
 
 @contextlib.contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
+def _progress(total: int, done: int) -> Iterator[Callable[[int], object]]:
     """A bar with the time left, or a line every few seconds where the output is no terminal."""
     if sys.stderr.isatty():
         with tqdm.tqdm(total=max(total, 1), initial=done, unit="B", unit_scale=True, desc="Tokenising") as bar:

@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bert_fast import BadInput
 
@@ -73,7 +73,7 @@ def tfds_source(spec: str, data_dir: str | None) -> Source:
         "that is read without it"
     )
     try:
-        rows = tfds.data_source(name, split=split, data_dir=data_dir)
+        rows: Any = tfds.data_source(name, split=split, data_dir=data_dir)
         info = tfds.builder(name, data_dir=data_dir, file_format="array_record").info
     except tfds.core.DatasetNotFoundError as error:
         # It skips a builder whose import fails, and then does not know its name; its source is there all the same.

@@ -64,7 +64,7 @@ class Vocab:
     def continues_W(self) -> np.ndarray:
         """For each id whether it goes on with the word before it ("##"), for whole-word masking."""
         tokens = (self.tokenizer.id_to_token(i) for i in range(self.size))
-        return np.array([token.startswith(CONTINUES) for token in tokens], bool)
+        return np.array([token is not None and token.startswith(CONTINUES) for token in tokens], bool)
 
 
 def load(path: str | pathlib.Path, cased: bool = False, strip_accents: bool | None = None) -> Vocab:

@@ -1,0 +1,49 @@
+# The two commands for a newcomer: `make quickstart`, then `make test`.
+# Nothing else is needed but Python 3.11 or newer, on Linux x86-64 or Apple silicon.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install quickstart test slow lint format clean
+
+help:
+	@echo "make quickstart   install, prepare a corpus, pre-train a small BERT for two minutes, try it (6 minutes)"
+	@echo "make test         install what tests need, check style and types, run the tests that are not slow"
+	@echo "make slow         the slow tests"
+	@echo "make format       ruff format and the fixes of ruff check"
+	@echo "make clean        remove .venv, runs/ and caches"
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $$($(PYTHON) --version) is too old: bert_fast needs Python 3.11 or newer (make PYTHON=python3.11 ...)"; exit 1; }
+	@echo "Installing the packages of requirements.txt into .venv (about a minute) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/installed-test: requirements-test.txt .venv/installed
+	@echo "Installing the packages of requirements-test.txt into .venv ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+install: .venv/installed
+
+quickstart: .venv/installed
+	@$(BIN)/python -m bert_fast.quickstart
+
+lint: .venv/installed-test
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow"
+
+slow: .venv/installed-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow
+
+format: .venv/installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis

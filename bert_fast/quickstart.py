@@ -1,0 +1,74 @@
+"""`make quickstart`: documentation to shards, shards to a small BERT, and a look at what it learned."""
+
+import argparse
+import pathlib
+import sys
+import time
+
+from bert_fast import BadInput, __main__, inference
+from bert_fast.data.prepare import prepare
+from bert_fast.train.log import clock
+
+SENTENCES = (
+    "The function returns a [MASK] of the input array.",
+    "If the file does not exist, an exception is [MASK].",
+    "The default [MASK] is None.",
+    "This method is called when the object is [MASK].",
+    "Return True if the two [MASK] are equal.",
+)
+
+
+def heading(text: str):
+    print(f"\n== {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bert_fast.quickstart", description=__doc__)
+    parser.add_argument("--out", default="runs/quickstart", help="where shards and the run go [%(default)s]")
+    parser.add_argument("--steps", type=int, help="fewer or more steps than configs/quickstart.py")
+    args = parser.parse_args()
+    began = time.monotonic()
+    shards, run = pathlib.Path(args.out, "shards"), pathlib.Path(args.out, "run")
+
+    heading("1 of 4: the documentation on this machine, to a vocabulary and shards")
+    prepare("docs", str(shards), vocab_size=8_000)
+
+    heading("2 of 4: pre-training (Ctrl-C saves; the same command goes on)")
+    steps = [f"--config.steps={args.steps}"] if args.steps else []
+    command = ["pretrain", "--config=configs/quickstart.py", f"--workdir={run}", f"--config.data.dir={shards}", *steps]
+    code = __main__.main(command)
+    if code:
+        return code
+
+    heading("3 of 4: held-out text")
+    result = inference.evaluate(str(run), with_unigram=True)
+    print(
+        f"{result['predictions']:,} masked words of text that it never saw: {result['mlm_loss']:.2f} nats a word, "
+        f"{result['mlm_accuracy']:.0%} right at the first guess.\n"
+        f"A model that only knows how frequent each word is: {result['unigram_loss']:.2f} nats."
+    )
+
+    heading("4 of 4: words for the masks")
+    trained = inference.load(run)
+    for text, masks in zip(SENTENCES, inference.fill_mask(trained, list(SENTENCES), top=4), strict=True):
+        print(text)
+        print("    " + "   ".join(f"{word} {share:.0%}" for word, share in masks[0]))
+
+    heading(f"done in {clock(time.monotonic() - began)}")
+    print(
+        f"A BERT of {trained.program.model.depth} layers, trained here on {trained.about['book']['counts']['tokens_real']:,} "
+        f"tokens.\n  shards       {shards}\n  run          {run} (metrics.jsonl, summary.json, checkpoints)\n\n"
+        "Try next:\n"
+        f'  .venv/bin/python -m bert_fast fill-mask --checkpoint={run} "Raise an [MASK] if the value is negative."\n'
+        '  .venv/bin/python -m bert_fast prepare --source="files:YOUR_TEXT/*.txt" --out=runs/shards\n'
+        "  .venv/bin/python -m bert_fast pretrain --config=configs/bert.py:size=mini,objective=mlm,seq=128 "
+        "--workdir=runs/mini --config.data.dir=runs/shards"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BadInput as error:
+        sys.exit(f"error: {error}")

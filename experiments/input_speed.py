@@ -1,0 +1,149 @@
+"""Rows a second that the input pipeline makes, beside what a 4-layer, 256-wide BERT could consume.
+
+    python experiments/input_speed.py [--data=DIR] [--consumed_128=X --consumed_512=Y]
+
+Without measured consumption (rows a second of the training step on this machine) the model is taken to
+run at the machine's own float32 matrix-product peak, which is more than any training step reaches.
+Prints a table and writes experiments/input_speed.md.
+"""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import platform
+import statistics
+import tempfile
+import time
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from bert_fast.data import batches, packing, rows, shards
+from bert_fast.data.masking import VocabInfo, prediction_slots, read_vocab_info
+
+WORDS = 30_522
+BATCH = 64
+REPEATS = 5
+
+
+class Made(shards.Split):
+    """A split without a manifest: documents drawn at random, median 300 tokens, sentences of 25."""
+
+    def __init__(self, folder: pathlib.Path, documents: int, length: int | None):
+        rng = np.random.default_rng(0)
+        lengths_D = np.full(documents, length) if length else np.clip(rng.lognormal(5.7, 1.1, documents), 8, 65_536)
+        self.folder, self.name, self.dtype, self._readers = folder, "train", "uint16", {}
+        self.lengths_D = lengths_D.astype(np.int64)
+        self.files, self.firsts = ["train.array_record"], [0, documents]
+        writer = ArrayRecordWriter(str(folder / self.files[0]), "group_size:1")
+        for size in self.lengths_D:
+            document = shards.Document(rng.integers(1000, WORDS, size), np.arange(0, size, 25))
+            writer.write(shards.encode(document, self.dtype))
+        writer.close()
+
+
+def rows_per_second(made: batches.Rows, workers: int, seconds: float = 1.5) -> float:
+    """Median over REPEATS of a stretch of `seconds`, after the pipeline has started."""
+    found = []
+    with contextlib.closing(batches.batches(made, BATCH, 0, workers=workers)) as stream:
+        for _ in range(20):
+            next(stream)
+        for _ in range(REPEATS):
+            count, start = 0, time.perf_counter()
+            while (passed := time.perf_counter() - start) < seconds:
+                next(stream)
+                count += BATCH
+            found.append(count / passed)
+    return statistics.median(found)
+
+
+def pieces(lengths_D: np.ndarray, size: int) -> np.ndarray:
+    """Lengths of the documents' pieces of at most `size` tokens."""
+    pieces_D = -(-lengths_D // size)
+    lengths_N = np.full(pieces_D.sum(), size)
+    lengths_N[np.cumsum(pieces_D) - 1] = lengths_D - (pieces_D - 1) * size
+    return lengths_N
+
+
+def peak_flops() -> float:
+    """Best of ten float32 products of 2,048 x 2,048 matrices, in FLOP a second."""
+    a, b = np.ones((2, 2048, 2048), np.float32)
+    best = min(_timed(lambda: a @ b) for _ in range(10))
+    return 2 * 2048**3 / best
+
+
+def _timed(work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def mini_flops(seq_len: int, width: int = 256, layers: int = 4) -> float:
+    """Matrix products of one training row, forward and backward, predictions at the slots only."""
+    layer = 2 * seq_len * 12 * width**2 + 4 * seq_len**2 * width
+    head = 2 * prediction_slots(seq_len) * width * (width + WORDS)
+    return 3 * (layers * layer + head)
+
+
+def main(data: str | None, consumed: dict[int, float | None]) -> str:
+    """The page."""
+    settings = {"masked_share": 0.15, "whole_word": False, "short_seq_prob": 0.1}
+    with tempfile.TemporaryDirectory() as temporary:
+        if data:
+            split, vocab = shards.Split(data, "train"), read_vocab_info(data)
+            source = f"the train split of {pathlib.Path(data).name}"
+            splits = {"": split}
+        else:
+            vocab = VocabInfo(WORDS, 0, 100, 101, 102, 103, np.arange(WORDS) % 5 == 0)
+            short, long = pathlib.Path(temporary, "short"), pathlib.Path(temporary, "long")
+            short.mkdir()
+            long.mkdir()
+            splits = {"": Made(short, 20_000, None), ", documents of 65,536": Made(long, 60, 65_536)}
+            source = "random ids, 20,000 documents of 300 tokens (median; log-normal), sentences of 25 tokens"
+        peak = peak_flops()
+        lines = []
+        for seq_len in (128, 512):
+            eats = consumed[seq_len] or peak / mini_flops(seq_len)
+            for (label, split), objective in ((item, name) for item in splits.items() for name in rows.OBJECTIVES):
+                for whole_word in (False, True) if objective == "mlm" and not label else (False,):
+                    row_settings = rows.Settings(seq_len, objective, **settings | {"whole_word": whole_word})
+                    made = batches.make_rows(split, vocab, row_settings, seed=0)
+                    found = rows_per_second(made, workers=0)
+                    name = objective + (", whole words" if whole_word else "") + label
+                    lines.append(f"| {name} | {seq_len} | {found:,.0f} | {eats:,.0f} | {found / eats:,.0f} |")
+        two = rows_per_second(batches.make_rows(splits[""], vocab, rows.Settings(128, "mlm", **settings), 0), workers=2)
+        pieces_N = pieces(np.random.default_rng(0).lognormal(5.2, 1.1, 4_300_000).astype(np.int64) + 1, 128 - 2) + 2
+        packing_seconds = _timed(lambda: packing.pack(pieces_N, 128))
+        _, starts_R = packing.pack(pieces_N, 128)
+    given = "measured, as given" if all(consumed.values()) else "upper bound: the model at the machine's peak"
+    return "\n".join(
+        [
+            "# Speed of the input pipeline",
+            "",
+            f"One thread (`workers=0`), batches of {BATCH}, median of {REPEATS}; {source}. {platform.machine()}, "
+            f"{os.cpu_count()} cores, float32 peak {peak / 1e9:,.0f} GFLOP/s. *consumed*: rows a second of a model "
+            f"with 4 layers of width 256 on this machine ({given}).",
+            "",
+            "| objective | seq_len | rows/s made | rows/s consumed | ratio |",
+            "|---|---:|---:|---:|---:|",
+            *lines,
+            "",
+            f"With `workers=2` processes, mlm at 128: {two:,.0f} rows/s.",
+            "",
+            f"Packing {len(pieces_N):,} pieces of 4,300,000 documents (log-normal lengths, median 180 tokens) at 128: "
+            f"{packing_seconds:.1f} s, {pieces_N.sum() / (128 * (len(starts_R) - 1)):.4f} of the positions filled.",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="a shards folder; without it, documents are drawn at random")
+    parser.add_argument("--consumed_128", type=float, help="measured rows a second of the training step at 128")
+    parser.add_argument("--consumed_512", type=float, help="the same at 512")
+    arguments = parser.parse_args()
+    page = main(arguments.data, {128: arguments.consumed_128, 512: arguments.consumed_512})
+    print(page)
+    pathlib.Path(__file__).with_suffix(".md").write_text(page)

@@ -1,0 +1,154 @@
+"""One training step at BERT-base widths against Hugging Face transformers and PyTorch, on this CPU.
+
+    python experiments/step_speed.py [--depth=12] [--pairs=7]
+
+Forward, backward and AdamW, batch 8 x 128, dropout 0.1 everywhere, float32; PyTorch as users run it (logits at
+all positions, SDPA, torch.optim.AdamW), and once more with its MLM head on the predicted positions only. The
+three take turns in one process. Writes experiments/step_speed.md. Needs requirements-test.txt.
+"""
+
+import pathlib
+import platform
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from absl import app, flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from bert_fast import bert
+from bert_fast.cost.flops import step_flops
+from bert_fast.method import Method, Program
+from bert_fast.plan import Route, whole
+from bert_fast.train import begin, compile, optim
+from bert_fast.train.sharding import global_batch, make_mesh
+from bert_fast.train.step import make_step
+
+DEPTH = flags.DEFINE_integer("depth", 12, "Layers.")
+PAIRS = flags.DEFINE_integer("pairs", 7, "Rounds; each runs every program once.")
+BATCH, SEQ, SLOTS, VOCAB = 8, 128, 20, 30_522
+
+
+def make_batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    slots_BP = np.sort([rng.permutation(SEQ)[:SLOTS] for _ in range(BATCH)], axis=1)
+    batch = {
+        "ids": rng.integers(1000, VOCAB, (BATCH, SEQ)),
+        "types": np.zeros((BATCH, SEQ)),
+        "positions": np.tile(np.arange(SEQ), (BATCH, 1)),
+        "segments": np.ones((BATCH, SEQ)),
+        "slots": slots_BP,
+        "labels": rng.integers(1000, VOCAB, (BATCH, SLOTS)),
+        "cls": np.zeros(BATCH),
+    }
+    return {key: value.astype(np.int32) for key, value in batch.items()} | {
+        "weights": np.ones((BATCH, SLOTS), np.float32)
+    }
+
+
+def ours(batch):
+    """A function that runs one step and waits for it, and the step's FLOPs."""
+    config = bert.Config(vocab_size=VOCAB, depth=DEPTH.value)
+    program = Program(config, whole(config.depth), BATCH, 1, SEQ, SLOTS, "mlm")
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 0.0))
+    stage = begin.Stage("speed", program, 1, None)  # pyright: ignore[reportArgumentType]
+    state = begin.first_state(begin.fresh_params(config, 0, mesh), Method(), stage, optimizer, mesh)
+    programs = compile.Programs(make_step(Method(), optimizer, 0), mesh)
+    arguments = (global_batch(batch, mesh), Route(), 1e-4)
+    programs.add(program, state, *arguments)
+
+    def step():
+        nonlocal state
+        state, (metrics, _) = programs(program, state, *arguments)
+        return float(metrics["loss"])
+
+    return step, step_flops(program).executed
+
+
+def theirs(batch, gathered: bool):
+    """The same step by Hugging Face transformers."""
+    config = transformers.BertConfig(num_hidden_layers=DEPTH.value, attn_implementation="sdpa")
+    model = transformers.BertForMaskedLM(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+    ids, mask = torch.tensor(batch["ids"]).long(), torch.ones(BATCH, SEQ).long()
+    slots, labels = torch.tensor(batch["slots"]).long(), torch.tensor(batch["labels"]).long()
+    labels_BS = torch.full((BATCH, SEQ), -100).scatter(1, slots, labels)
+
+    def step():
+        optimizer.zero_grad()
+        if gathered:
+            x = model.bert(input_ids=ids, attention_mask=mask).last_hidden_state
+            x = torch.gather(x, 1, slots[..., None].expand(-1, -1, x.shape[-1]))
+            loss = torch.nn.functional.cross_entropy(model.cls(x).flatten(0, 1), labels.flatten())
+        else:
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels_BS).loss
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def peak():
+    """A function that runs one large float32 matrix product, and its FLOPs."""
+    n = 3072
+    product = jax.jit(lambda a, b: a @ b)
+    a = jnp.ones((n, n)) / n
+    return lambda: product(a, a).block_until_ready(), 2 * n**3
+
+
+def main(_):
+    torch.set_num_threads(2)
+    batch = make_batch()
+    step, flops = ours(batch)
+    product, product_flops = peak()
+    runs = {"ours": step, "hf": theirs(batch, False), "hf gathered": theirs(batch, True), "product": product}
+    seconds = {name: [] for name in runs}
+    for round_ in range(PAIRS.value + 2):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if round_ >= 2:  # the first two warm up caches and allocators
+                seconds[name].append(time.perf_counter() - began)
+
+    def ratio(other):
+        pairs = sorted(a / b for a, b in zip(seconds["ours"], seconds[other], strict=True))
+        return statistics.median(pairs), pairs[0], pairs[-1]
+
+    utilisation = sorted(
+        (flops / a) / (product_flops / p) for a, p in zip(seconds["ours"], seconds["product"], strict=True)
+    )
+    best = (flops / statistics.median(seconds["ours"])) / (product_flops / min(seconds["product"]))
+    lines = [
+        "# One training step against Hugging Face and PyTorch, on a CPU",
+        "",
+        f"`python experiments/step_speed.py --depth={DEPTH.value} --pairs={PAIRS.value}` on {platform.machine()}, "
+        f"2 threads; jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}. "
+        f"{DEPTH.value} layers of width 768, batch 8 x 128, dropout 0.1, float32, AdamW included.",
+        "",
+        "| ours, as a share of | median | least | most |",
+        "|---|---|---|---|",
+        "| transformers as users run it | {:.3f} | {:.3f} | {:.3f} |".format(*ratio("hf")),
+        "| transformers, head on predicted positions only | {:.3f} | {:.3f} | {:.3f} |".format(*ratio("hf gathered")),
+        "",
+        f"Matrix-product FLOPs of the step over the rate of a 3072 x 3072 float32 product, measured in turn: "
+        f"{statistics.median(utilisation):.3f} ({utilisation[0]:.3f} to {utilisation[-1]:.3f}); "
+        f"against the fastest of those products {best:.3f}.",
+        f"Seconds a step, median: ours {statistics.median(seconds['ours']):.2f}, transformers "
+        f"{statistics.median(seconds['hf']):.2f}, gathered {statistics.median(seconds['hf gathered']):.2f}.",
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if DEPTH.value == 12:
+        (pathlib.Path(__file__).parent / "step_speed.md").write_text(text)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,247 @@
+"""Batches: a row is a function of (seed, epoch, number) and of nothing else; evaluation; bad input."""
+
+import contextlib
+import itertools
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from made_shards import ORDINARY, WORDS, bert, make_folder, unmasked, write_folder
+
+from bert_fast import BadInput
+from bert_fast.data import batches, rows, shards
+from bert_fast.data.masking import read_vocab_info
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def split(folder):
+    return shards.Split(folder, "train")
+
+
+@pytest.fixture(scope="module")
+def vocab(folder):
+    return read_vocab_info(folder)
+
+
+def take(made, count):
+    with contextlib.closing(made):
+        return list(itertools.islice(made, count))
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+        assert a[key].dtype == b[key].dtype
+
+
+@pytest.mark.parametrize("objective", rows.OBJECTIVES)
+def test_batches_are_stacked_rows_in_global_order(split, vocab, objective):
+    made = batches.make_rows(split, vocab, bert(objective), seed=1)
+    fresh = batches.make_rows(shards.Split(split.folder, "train"), vocab, bert(objective), seed=1)
+    for b, (after, batch) in enumerate(take(batches.batches(made, 8, start=5), 3)):
+        assert after == 5 + 8 * (b + 1)
+        for k in reversed(range(8)):  # another order of asking
+            assert_same(fresh[5 + 8 * b + k], {key: value[k] for key, value in batch.items()})
+
+
+def test_shapes_and_types_are_those_documented(split, vocab):
+    made = batches.make_rows(split, vocab, bert("mlm+nsp"), seed=1)
+    ((_, batch),) = take(batches.batches(made, 4, start=0), 1)
+    shapes = dict.fromkeys(["ids", "types", "positions", "segments"], (4, 32)) | {"cls": (4,), "next": (4,)}
+    shapes |= dict.fromkeys(["slots", "labels", "weights"], (4, 5))
+    assert {key: value.shape for key, value in batch.items()} == shapes
+    assert all(value.dtype == (np.float32 if key == "weights" else np.int32) for key, value in batch.items())
+
+
+def test_any_number_of_workers_gives_the_same_batches(split, vocab):
+    made = batches.make_rows(split, vocab, bert("mlm+nsp"), seed=1)
+    alone = take(batches.batches(made, 8, start=16), 5)
+    for workers in (1, 2):
+        for (g, batch), (h, other) in zip(
+            alone, take(batches.batches(made, 8, start=16, workers=workers, prefetch=2), 5), strict=True
+        ):
+            assert g == h
+            assert_same(batch, other)
+
+
+def test_processes_share_each_batch_without_changing_it(split, vocab):
+    made = batches.make_rows(split, vocab, bert(), seed=1)
+    whole = take(batches.batches(made, 12, start=3), 3)
+    parts = [take(batches.batches(made, 12, start=3, process_index=p, process_count=3), 3) for p in range(3)]
+    for b, (g, batch) in enumerate(whole):
+        assert [part[b][0] for part in parts] == [g] * 3
+        assert_same(batch, {key: np.concatenate([part[b][1][key] for part in parts]) for key in batch})
+
+
+def test_resuming_in_mid_epoch_equals_never_stopping(split, vocab):
+    made = batches.make_rows(split, vocab, bert(), seed=1)
+    first = len(made) - 20  # over the epoch's end
+    uninterrupted = take(batches.batches(made, 8, start=first), 6)
+    assert len(uninterrupted) == 6
+    (stopped, _) = uninterrupted[1]
+    again = take(batches.batches(made, 8, start=stopped), 4)
+    for (g, batch), (h, other) in zip(uninterrupted[2:], again, strict=True):
+        assert g == h
+        assert_same(batch, other)
+
+
+def test_epochs_and_seeds_differ_in_order_and_masks(split, vocab):
+    one, two = (batches.make_rows(split, vocab, bert(), seed=s) for s in (1, 2))
+    n = len(one)
+    np.testing.assert_array_equal(unmasked(one(0, 7)), unmasked(one(1, 7)))
+    for other in (one(1, 7), two(0, 7)):
+        assert not np.array_equal(one(0, 7)["slots"], other["slots"])
+    orders = [[batches.shuffled(s, e, k, n) for k in range(n)] for s, e in [(1, 0), (1, 1), (2, 0), (0, 2)]]
+    assert len(set(map(tuple, orders))) == 4
+
+
+@given(seed=st.integers(0, 2**70), epoch=st.integers(0, 2**40), n=st.integers(1, 3000))
+@hypothesis_settings(max_examples=30, deadline=None)
+def test_every_epoch_holds_every_row_once(seed, epoch, n):
+    assert sorted(batches.shuffled(seed, epoch, k, n) for k in range(n)) == list(range(n))
+
+
+def test_an_epoch_of_many_rows_holds_every_row_once_and_in_no_order():
+    n = 70_001
+    order = np.array([batches.shuffled(3, 2, k, n) for k in range(n)])
+    np.testing.assert_array_equal(np.sort(order), np.arange(n))
+    differences = np.histogram(np.diff(order) % n, 64, (0, n))[0]
+    assert ((differences - n / 64) ** 2 / (n / 64)).sum() / 63 < 1.7
+
+
+def test_closing_a_stream_ends_its_threads(split, vocab):
+    def threads():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")]
+
+    before = threads()
+    stream = batches.batches(batches.make_rows(split, vocab, bert(), seed=1), 8, start=0)
+    next(stream)
+    assert len(threads()) > len(before)
+    stream.close()
+    for thread in set(threads()) - set(before):
+        thread.join(timeout=10)
+    assert threads() == before
+
+
+def test_an_abandoned_iterator_does_not_hang_the_exit(folder):
+    script = f"""
+from bert_fast.data import batches, rows, shards, masking
+if __name__ == "__main__":
+    settings = rows.Settings(32, "mlm", 0.15, False, 0.1)
+    vocab = masking.read_vocab_info({str(folder)!r})
+    made = batches.make_rows(shards.Split({str(folder)!r}, "train"), vocab, settings, 0)
+    stream = batches.batches(made, 4, 0)
+    next(stream)
+    raise SystemExit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == 7
+
+
+def test_evaluation_rows_are_the_first_in_order_and_no_training_seed_moves_them(folder, vocab):
+    valid = shards.Split(folder, "valid")
+    found = batches.evaluation_rows(valid, vocab, bert(), seed=1, limit=10)
+    again = batches.evaluation_rows(shards.Split(folder, "valid"), vocab, bert(), seed=1, limit=10)
+    trained = batches.make_rows(valid, vocab, bert(), seed=1)  # equal seed
+    assert len(found) == 10
+    stream = np.concatenate([valid[d].tokens_T for d in range(len(valid))])
+    for i in range(10):
+        np.testing.assert_array_equal(unmasked(found[i])[1:-1], stream[30 * i : 30 * i + 30])
+        assert_same(found[i], again[i])
+    assert any(not np.array_equal(found[i]["slots"], trained(0, i)["slots"]) for i in range(3))
+
+
+@pytest.mark.parametrize("objective", rows.OBJECTIVES)
+def test_the_last_evaluation_batch_is_filled_up_with_rows_that_do_not_count(folder, vocab, objective):
+    found = batches.evaluation_rows(shards.Split(folder, "valid"), vocab, bert(objective), seed=1, limit=10)
+    made = list(batches.evaluation_batches(found, 4))
+    parts = [list(batches.evaluation_batches(found, 4, process_index=p, process_count=2)) for p in range(2)]
+    assert [len(batch["ids"]) for batch in made] == [4, 4, 4]
+    for b, batch in enumerate(made):
+        assert_same(batch, {key: np.concatenate([part[b][key] for part in parts]) for key in batch})
+    present = np.concatenate([batch["segments"][:, 0] > 0 for batch in made])
+    np.testing.assert_array_equal(present, np.arange(12) < 10)
+    last = {key: value[2:] for key, value in made[-1].items()}
+    assert (last["ids"] == vocab.pad).all()
+    assert not any(value.any() for key, value in last.items() if key != "ids")
+
+
+def test_a_split_shorter_than_a_row_can_be_evaluated(vocab, tmp_path):
+    split = shards.Split(write_folder(tmp_path, {"valid": [[ORDINARY[:9].tolist()]]}), "valid")
+    (batch,) = batches.evaluation_batches(batches.evaluation_rows(split, vocab, bert(), seed=1, limit=50), 4)
+    assert np.count_nonzero(batch["segments"]) == 11
+
+
+def test_settings_that_cannot_be_are_refused():
+    for changes, message in [
+        ({"objective": "mlm_pack"}, "unknown objective 'mlm_pack'.*mlm_packed"),
+        ({"seq_len": 2}, "seq_len is 2.*at least 3"),
+        ({"seq_len": 4, "objective": "mlm+nsp"}, "seq_len is 4.*at least 5"),
+        ({"masked_share": 0.0}, "masked_share is 0.0"),
+        ({"short_seq_prob": 1.5}, "short_seq_prob is 1.5"),
+        ({"slots": 33}, "slots is 33"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            bert(**changes)
+
+
+@pytest.mark.parametrize("objective", rows.OBJECTIVES)
+def test_the_shortest_rows_have_a_prediction(split, vocab, objective):
+    made = batches.make_rows(split, vocab, bert(objective, rows.OBJECTIVES[objective].least_seq_len), seed=1)
+    assert all(made[g]["weights"].sum() == 1 for g in range(50))
+
+
+def test_splits_with_too_little_text_are_refused(vocab, tmp_path):
+    short = [[ORDINARY[:20].tolist()], []]
+    folder = write_folder(tmp_path, {"train": short, "valid": [[], []]})
+    train, valid = (shards.Split(folder, name) for name in ("train", "valid"))
+    for objective in rows.OBJECTIVES:
+        with pytest.raises(BadInput, match=r"'valid'.* is empty"):
+            batches.make_rows(valid, vocab, bert(objective), seed=1)
+    with pytest.raises(BadInput, match="has 20 tokens, a row of seq_len 32 takes 30"):
+        batches.make_rows(train, vocab, bert(), seed=1)
+    with pytest.raises(BadInput, match="has 1 document"):
+        batches.make_rows(train, vocab, bert("mlm+nsp", 16), seed=1)
+    with pytest.raises(BadInput, match="a batch has 64 rows, an epoch of seq_len 12 has 2"):
+        batches.batches(batches.make_rows(train, vocab, bert(seq_len=12), seed=1), 64, start=0)
+    with pytest.raises(BadInput, match=r"batch size is 9.*2 processes"):
+        batches.batches(batches.make_rows(train, vocab, bert(seq_len=3), seed=1), 9, start=0, process_count=2)
+    with pytest.raises(BadInput, match="seed is -1"):
+        batches.make_rows(train, vocab, bert(), seed=-1)
+    with pytest.raises(BadInput, match="evaluation rows is 0"):
+        batches.evaluation_rows(train, vocab, bert(), seed=1, limit=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_id_beyond_the_vocabulary_names_its_document(vocab, tmp_path, workers):
+    documents = [[ORDINARY[:50].tolist()], [[5, len(WORDS), 6] * 10]]
+    split = shards.Split(write_folder(tmp_path, {"train": documents}), "train")
+    made = batches.make_rows(split, vocab, bert(), seed=1)
+    with pytest.raises(BadInput, match=f"document 1 of split 'train'.*token id {len(WORDS)}"):
+        take(batches.batches(made, 2, start=0, workers=workers), 5)
+
+
+def test_a_vocabulary_other_than_the_shards_is_refused(vocab, tmp_path):
+    write_folder(tmp_path, {"train": [[[5]]]})
+    assert [WORDS[i] for i in vocab[1:6]] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert set(np.flatnonzero(vocab.continues_W)) == {i for i, word in enumerate(WORDS) if word.startswith("##")}
+    path = tmp_path / "vocab.txt"
+    path.write_text("".join(word + "\n" for word in [*WORDS, "extra"]))
+    with pytest.raises(BadInput, match="not the vocabulary that the shards were made with"):
+        read_vocab_info(tmp_path)
+    path.unlink()
+    with pytest.raises(BadInput, match=r"vocab\.txt"):
+        read_vocab_info(tmp_path)
+    write_folder(tmp_path, {"train": [[[5]]]}, words=[word for word in WORDS if word != "[SEP]"])
+    with pytest.raises(BadInput, match=r"no \[SEP\]"):
+        read_vocab_info(tmp_path)

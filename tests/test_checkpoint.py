@@ -1,0 +1,142 @@
+"""Checkpoints: damage is found, whatever it is, and nothing half-written counts."""
+
+import errno
+import json
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bert_fast import BadInput
+from bert_fast.bert import Config
+from bert_fast.method import Program, Stage
+from bert_fast.plan import edit, whole
+from bert_fast.schedule import Schedule
+from bert_fast.train import checkpoint
+from bert_fast.train.step import TrainState
+
+
+def state_of(step: int) -> TrainState:
+    params = {"layers": {"kernel": jnp.arange(12.0).reshape(3, 4) + step}, "embed": {"word": jnp.ones((4, 2))}}
+    return TrainState(jnp.int32(step), params, {}, (jnp.int32(step), params), ())
+
+
+def save(root: pathlib.Path, step: int, keep=frozenset()):
+    checkpoint.save(root, state_of(step), {"note": step}, b"[PAD]\n", set(keep))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Checkpoints of steps 1 and 2."""
+    root = tmp_path_factory.mktemp("two")
+    save(root, 1)
+    save(root, 2, keep={1})
+    return root
+
+
+def test_what_was_saved_is_restored(two):
+    folder = checkpoint.newest(two)
+    assert folder.name == "2"
+    restored = checkpoint.restore(folder, state_of(0))
+    assert int(restored.step) == int(restored.opt_state[0]) == 2
+    np.testing.assert_array_equal(restored.params["layers"]["kernel"], state_of(2).params["layers"]["kernel"])
+    np.testing.assert_array_equal(restored.opt_state[1]["embed"]["word"], np.ones((4, 2)))
+    np.testing.assert_array_equal(
+        checkpoint.restore_params(folder)["layers"]["kernel"], state_of(2).params["layers"]["kernel"]
+    )
+    assert checkpoint.about(folder) == {"step": 2, "note": 2}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_every_flipped_bit_is_found(two, data):
+    files = sorted(path for path in (two / "2").rglob("*") if path.is_file() and path.stat().st_size)
+    path = data.draw(st.sampled_from(files))
+    content = path.read_bytes()
+    at = data.draw(st.integers(0, len(content) * 8 - 1))
+    broken = bytearray(content)
+    broken[at // 8] ^= 1 << at % 8
+    try:
+        path.write_bytes(broken)
+        warnings = []
+        assert checkpoint.newest(two, warnings.append).name == "1"
+        assert "damaged" in warnings[0]
+    finally:
+        path.write_bytes(content)
+
+
+def test_truncated_emptied_and_missing_files_are_found(two, tmp_path):
+    for damage in (lambda p: p.write_bytes(p.read_bytes()[:-1]), lambda p: p.write_bytes(b""), lambda p: p.unlink()):
+        for name in ("about.json", "vocab.txt", "arrays/_METADATA"):
+            root = shutil.copytree(two, tmp_path / "copy")
+            damage(root / "2" / name)
+            warnings = []
+            assert checkpoint.newest(root, warnings.append).name == "1"
+            assert name in warnings[0]
+            shutil.rmtree(root)
+
+
+def test_unfinished_empty_and_foreign_folders_do_not_count(two, tmp_path):
+    root = shutil.copytree(two, tmp_path / "copy")
+    (root / "9").mkdir()
+    (root / "8.part").mkdir()
+    (root / "notes").mkdir()
+    (root / "10.txt").write_text("")
+    assert checkpoint.steps(root) == [1, 2]
+    assert checkpoint.newest(root).name == "2"
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error_and_no_new_beginning(two, tmp_path):
+    root = shutil.copytree(two, tmp_path / "copy")
+    for step in (1, 2):
+        (root / str(step) / "about.json").unlink()
+    with pytest.raises(BadInput, match="every checkpoint"):
+        checkpoint.newest(root, lambda line: None)
+    assert checkpoint.newest(tmp_path / "nowhere") is None
+
+
+def test_find_takes_a_run_folder_or_one_step(two, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(two, run / "checkpoints")
+    assert checkpoint.find(run).name == "2"
+    assert checkpoint.find(run / "checkpoints/1").name == "1"
+    (run / "checkpoints/1/vocab.txt").write_text("other")
+    with pytest.raises(BadInput, match=r"vocab\.txt has changed"):
+        checkpoint.find(run / "checkpoints/1")
+    with pytest.raises(BadInput, match="no checkpoint in"):
+        checkpoint.find(tmp_path / "nowhere")
+
+
+def test_older_steps_go_when_a_new_one_is_complete(tmp_path):
+    for step, keep in ((0, set()), (5, {0}), (10, {0, 5}), (15, {0, 10})):
+        save(tmp_path, step, keep)
+    assert checkpoint.steps(tmp_path) == [0, 10, 15]
+
+
+def test_disk_full_during_a_save_leaves_the_older_checkpoint_and_says_so(two, tmp_path, monkeypatch):
+    root = shutil.copytree(two, tmp_path / "copy")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("write_text", "write_bytes"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pathlib.Path, name, full)
+            with pytest.raises(BadInput, match=r"No space left.*1, 2"):
+                save(root, 3, {1, 2})
+    assert checkpoint.newest(root).name == "2"
+    assert not list(root.glob("*.part"))
+    save(root, 3, {1, 2})
+    assert checkpoint.newest(root).name == "3"
+
+
+def test_stage_survives_json():
+    model = Config(100, depth=3, heads=(2, 1, 2), hidden=(8, 16, 8), norm="pre")
+    plan = edit(edit(whole(3), 0, 1, frozen=True), 1, 2, rows=8)
+    program = Program(model, plan, 8, 2, 16, 3, "mlm", frozen=("embed/",))
+    stage = Stage("s", program, 10, Schedule(1e-3, 10), "stage", 5, "restart")
+    assert checkpoint.stage_from_json(json.loads(json.dumps(checkpoint.stage_to_json(stage)))) == stage

@@ -1,0 +1,58 @@
+"""Every config resolves, at every size, and shrinks to a run of seconds."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from bert_fast import BadInput, methods, settings
+from configs import common
+
+CONFIGS = sorted(path for path in (pathlib.Path(__file__).parents[1] / "configs").glob("[!_c]*.py"))
+
+
+def get_config(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("size", list(common.SIZES))
+def test_config_makes_settings_at_every_size(path, size):
+    config = get_config(path)(f"size={size}").to_dict()
+    made = settings.make(config, 30_522, tuple(methods.known()))
+    depth, width, heads = common.SIZES[size]
+    assert (made.model.depth, made.model.width, made.model.heads) == (depth, width, heads)
+    assert made.model.hidden == 4 * width == 4 * made.model.heads * made.model.head_size
+    assert sum(share for _, share in made.phases) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_debug_shrinks_a_config(path):
+    made = settings.make(get_config(path)("size=large,debug").to_dict(), 30_522, tuple(methods.known()))
+    assert made.steps <= 50
+    assert made.model.width <= 64
+
+
+def test_baseline_is_berts_published_recipe():
+    config = get_config(next(path for path in CONFIGS if path.stem == "bert"))()
+    assert (config.steps, config.batch_size, config.phases) == (1_000_000, 256, "128:0.9,512:0.1")
+    assert (config.learning_rate.peak, config.learning_rate.warmup_steps) == (1e-4, 10_000)
+    assert config.data.objective == "mlm+nsp"
+    assert not config.optimizer.bias_correction
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("size=bas", "did you mean base"),
+        ("sise=base", "did you mean size"),
+        ("seq=long", "expected a int"),
+        ("debug=yes", "debug=true"),
+    ],
+)
+def test_bad_arguments_name_the_near_ones(text, message):
+    with pytest.raises(BadInput, match=message):
+        get_config(next(path for path in CONFIGS if path.stem == "bert"))(text)

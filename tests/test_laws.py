@@ -1,0 +1,87 @@
+"""The laws of the architecture: imports point one way, methods are nowhere named, TensorFlow is nowhere needed."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "bert_fast"
+FILES = sorted(PACKAGE.rglob("*.py"))
+METHODS = sorted(path.stem for path in (PACKAGE / "methods").glob("*.py") if path.stem != "__init__")
+
+# What each part may import of the package, besides itself.
+ALLOWED = {
+    "__init__": set(),
+    "plan": set(),
+    "schedule": set(),
+    "bert": {"plan"},
+    "method": {"bert", "plan", "schedule"},
+    "methods": {"bert", "method", "plan", "schedule"},
+    "data": set(),
+    "cost": {"bert", "method", "plan"},
+    "hf": {"bert"},
+    "settings": {"bert", "schedule", "train"},
+    "train": {"bert", "plan", "schedule", "method", "methods", "data", "cost", "settings"},
+    "inference": {"bert", "plan", "method", "methods", "data", "settings", "train"},
+}
+
+
+def part_of(path: pathlib.Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """Dotted names of all that a file imports, wherever the statement stands."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    part = part_of(path)
+    if part == "__main__":
+        return
+    parts = {name.split(".")[1] for name in imported(path) if name.startswith("bert_fast.")}
+    parts -= {part, "BadInput", "__version__"}
+    assert parts <= ALLOWED[part], f"{path} may import {ALLOWED[part]} of the package"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_but_its_own_names_a_method(path):
+    named = {method for method in METHODS if method in path.read_text()}
+    assert named <= {path.stem}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_ml_collections_stops_at_the_door(path):
+    inside = any(name.split(".")[0] == "ml_collections" for name in imported(path))
+    assert not inside or path.name == "__main__.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_tensorflow_no_torch_no_pmap(path):
+    assert not {name.split(".")[0] for name in imported(path)} & {"tensorflow", "torch", "transformers"}
+    assert "pmap" not in path.read_text()
+
+
+def test_everything_imports_without_tensorflow_and_torch():
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
+    code = (
+        f"import sys\nfor name in ('tensorflow', 'torch'): sys.modules[name] = None\n"
+        f"import importlib\nfor name in {[m for m in modules if not m.endswith('__main__')]!r}: importlib.import_module(name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_no_file_grows_past_its_one_idea():
+    long = {str(path.relative_to(ROOT)): n for path in FILES if (n := len(path.read_text().splitlines())) > 350}
+    assert not long

@@ -1,0 +1,156 @@
+"""The train loop: a run learns, resumes bit for bit, and refuses what does not belong to it."""
+
+import json
+import signal
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from bert_fast import BadInput
+from bert_fast.train import checkpoint, loop
+from bert_fast.train.log import read_rows
+from runs import make_settings, rows_without_clock, run, small_config
+
+
+@pytest.fixture(scope="module")
+def finished(small_shards, tmp_path_factory):
+    """A run of 60 steps in two phases, never interrupted."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    summary = run(small_config(small_shards), workdir)
+    return workdir, summary
+
+
+def test_a_run_learns_and_leaves_all_its_files(finished):
+    workdir, summary = finished
+    rows = read_rows(workdir / "metrics.jsonl")
+    train = [row for row in rows if row["split"] == "train"]
+    assert [row["step"] for row in train] == [15, 30, 45, 60]
+    assert [row["stage"] for row in train] == ["16-tokens", "16-tokens", "32-tokens", "32-tokens"]
+    valid = [row for row in rows if row["split"] == "valid"]
+    assert [row["step"] for row in valid] == [30, 60]
+    assert valid[1]["mlm_loss"] < train[0]["mlm_loss"] - 0.2 < np.log(83)
+    for name in ("config.json", "stages.json", "summary.json", "checkpoints/60", "tensorboard"):
+        assert (workdir / name).exists(), name
+    assert summary["steps"] == 60
+    assert summary["examples"] == 60 * 8
+    assert summary["tokens_padded"] == 30 * 8 * 16 + 30 * 8 * 32
+    assert 0 < summary["tokens_real"] <= summary["tokens_padded"]
+    assert summary["flops"] == summary["flops_dense"] > 0
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+
+
+def interrupted(config, workdir, at_step, monkeypatch):
+    """The run, stopped by SIGTERM while a step is under way."""
+    train_step = loop.Run.train_step
+
+    def stopping(self):
+        if self.step == at_step - 1:
+            signal.raise_signal(signal.SIGTERM)
+        train_step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "train_step", stopping)
+        with pytest.raises(loop.Interrupted) as stopped:
+            run(config, workdir)
+    assert stopped.value.exit_code == 143
+
+
+def same_arrays(one, other):
+    a, b = (checkpoint.restore_params(folder / "checkpoints/60") for folder in (one, other))
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes(), a, b)))
+
+
+# In the middle of a stage and between rows, and exactly where a stage ends.
+@pytest.mark.parametrize("at_step", [25, 30])
+def test_interrupted_run_ends_like_an_uninterrupted_one(finished, small_shards, tmp_path, monkeypatch, at_step):
+    config = small_config(small_shards)
+    interrupted(config, tmp_path, at_step, monkeypatch)
+    assert checkpoint.steps(tmp_path / "checkpoints")[-1] == at_step
+    run(config, tmp_path)
+    assert rows_without_clock(tmp_path) == rows_without_clock(finished[0])
+    assert same_arrays(tmp_path, finished[0])
+
+
+def test_run_killed_between_checkpoints_writes_no_row_twice(finished, small_shards, tmp_path):
+    # What SIGKILL leaves at step 55: the checkpoint of step 40, and rows later than it.
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/60")
+    (tmp_path / "run/metrics.jsonl").open("a").write('{"step": 61, "spli')
+    run(small_config(small_shards), tmp_path / "run")
+    assert rows_without_clock(tmp_path / "run") == rows_without_clock(finished[0])
+    assert same_arrays(tmp_path / "run", finished[0])
+
+
+def test_damaged_newest_checkpoint_is_passed_over(finished, small_shards, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "run")
+    data = next(path for path in (tmp_path / "run/checkpoints/60/arrays").rglob("d/*") if path.stat().st_size > 1000)
+    content = bytearray(data.read_bytes())
+    content[500] ^= 1
+    data.write_bytes(content)
+    run(small_config(small_shards), tmp_path / "run")
+    assert "damaged" in capsys.readouterr().err
+    assert same_arrays(tmp_path / "run", finished[0])
+
+
+def test_run_in_a_folder_of_another_config_is_refused(finished, small_shards):
+    config = small_config(small_shards, learning_rate__peak=2e-2)
+    with pytest.raises(BadInput, match=r"learning_rate\.peak: 0\.01 there, 0\.02 now"):
+        run(config, finished[0])
+
+
+def test_finished_run_is_not_run_again(finished, small_shards):
+    before = (finished[0] / "metrics.jsonl").read_text()
+    summary = run(small_config(small_shards), finished[0])
+    assert (finished[0] / "metrics.jsonl").read_text() == before
+    assert summary["steps"] == 60
+
+
+def test_warm_start_begins_where_the_other_run_ended(finished, small_shards, tmp_path):
+    config = small_config(small_shards, init=str(finished[0]), steps=1, learning_rate__peak=0.0, phases="16:1")
+    run(config, tmp_path / "run")
+    valid = read_rows(tmp_path / "run/metrics.jsonl")[-1]
+    assert valid["mlm_loss"] == pytest.approx(read_rows(finished[0] / "metrics.jsonl")[-1]["mlm_loss"], abs=1e-6)
+
+
+def test_warm_start_from_another_model_is_refused(finished, small_shards, tmp_path):
+    config = small_config(small_shards, init=str(finished[0]), model__width=16)
+    with pytest.raises(BadInput, match="width is 32 there, 16 here"):
+        run(config, tmp_path)
+
+
+def test_loss_that_is_not_finite_ends_the_run_and_saves_nothing_of_it(small_shards, tmp_path):
+    config = small_config(small_shards, learning_rate__peak=1e38, optimizer__clip_norm=0.0, checkpoint__every=1)
+    with pytest.raises(BadInput, match="not finite"):
+        run(config, tmp_path)
+    newest = checkpoint.newest(tmp_path / "checkpoints")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoint.restore_params(newest)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"micro_batches": 3}, "does not divide into"),
+        ({"phases": "128:1"}, "above the model's 64"),
+        ({"eval__seq_len": 65}, "above the model's 64"),
+        ({"phases": "16:0.5,32:0.4"}, "sum to 1"),
+        ({"methods": "layer_dorp"}, "unknown"),
+        ({"mesh__tensor": 3}, "does not fit 1 devices"),
+        ({"optimizer__name": "adam"}, "adamw"),
+        ({"data__objective": "mml"}, "mlm"),
+        ({"learning_rate__decay": "cosine"}, "unknown"),
+        ({"data__dir": "/nowhere"}, "no manifest.json"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(small_shards, tmp_path, changes, message):
+    config = small_config(small_shards)
+    for key, value in changes.items():
+        branch = config
+        *path, last = key.split("__")
+        for name in path:
+            branch = branch[name]
+        branch[last] = value
+    with pytest.raises(BadInput, match=message):
+        loop.pretrain(make_settings(config), config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,197 @@
+"""The hooks: a method that uses every one of them runs through the loop, and `chain` composes them."""
+
+import dataclasses
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_fast import methods
+from bert_fast.method import Method, Surgery, chain
+from bert_fast.plan import edit, whole
+from bert_fast.train import checkpoint
+from bert_fast.train.log import read_rows
+from runs import rows_without_clock, run, small_config
+from test_loop import interrupted
+
+
+def grow(params):
+    """One layer more, a copy of the top one."""
+    more = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[-1:]]), params["layers"])
+    return {**params, "layers": more}
+
+
+def make(begin=1, rewind=False, fresh=False):
+    """A method that uses every hook: it grows the model by a layer, freezes the lower ones, drops layers by turns,
+    orders tokens, scales the heads by a parameter of its own, and counts.
+    """
+
+    def init(params, config):
+        gain = jnp.ones((config.depth,))
+        return {**params, "layers": {**params["layers"], "gain": gain}}, {"count": jnp.zeros((), jnp.int32)}
+
+    def stages(stages):
+        first = stages[0]
+        small = dataclasses.replace(first.program.model, depth=begin)
+        low = dataclasses.replace(first.program, model=small, plan=whole(begin))
+        high_model = dataclasses.replace(small, depth=begin + 1)
+        high = dataclasses.replace(first.program, model=high_model, plan=edit(whole(begin + 1), 0, begin, frozen=True))
+        kept = edit(high.plan, begin, begin + 1, rows=8, keys=None)
+        return (
+            dataclasses.replace(first, name="low", program=low, steps=30, ask_every=5),
+            dataclasses.replace(first, name="high", program=dataclasses.replace(high, plan=kept), steps=10),
+            dataclasses.replace(
+                first,
+                name="joint",
+                program=dataclasses.replace(high, plan=whole(begin + 1), frozen=()),
+                steps=10,
+                data="restart",
+                schedule_from="stage",
+            ),
+        )
+
+    def done(params, state, stage, step):
+        assert jax.tree.leaves(params["layers"])[0].shape[0] == stage.program.model.depth
+        return int(state["count"]) >= 10
+
+    def enter(params, state, old, new, initial, key):
+        if new.name == "joint":
+            return Surgery(moments=None if fresh else (lambda moments: moments)), state, new
+        source = initial() if rewind else params
+        return Surgery(lambda params: grow({**params, "layers": source["layers"]}), grow), state, new
+
+    def draw(program, step):
+        if program.model.depth == begin:
+            return None
+        scale_ML = np.ones((program.micro_batches, begin + 1), np.float32)
+        if step % 2:
+            scale_ML[:, 0] = 0
+        return scale_ML
+
+    def order(state, batch, program):
+        return {**batch, "ids": batch["ids"] + 0 * state["count"]}
+
+    def weights(params):
+        layers = dict(params.get("layers", {}))
+        if "gain" not in layers:
+            return params, 0.0
+        gain_L = layers.pop("gain")
+        output = layers["attention_output"]
+        scaled = {**output, "kernel": output["kernel"] * gain_L[:, None, None, None]}
+        return {**params, "layers": {**layers, "attention_output": scaled}}, 0.01 * jnp.abs(gain_L).sum()
+
+    def update(state, batch, losses):
+        return {"count": state["count"] + 1}, {"count": state["count"] + 1, "ce": losses.mlm_BP.mean()}
+
+    return Method("dummy", True, init, stages, done, enter, draw, order, weights, update)
+
+
+@pytest.fixture
+def dummy(monkeypatch):
+    """The method above as if it were a file in methods/."""
+    module = types.ModuleType("dummy")
+    module.make = make
+    known = methods.known
+    monkeypatch.setattr(methods, "known", lambda: {**known(), "dummy": make})
+    monkeypatch.setitem(sys.modules, "bert_fast.methods.dummy", module)
+
+
+def dummy_config(small_shards, **changes):
+    return small_config(
+        small_shards, methods="dummy", phases="16:1", log_every=5, checkpoint__every=0, checkpoint__keep=100, **changes
+    )
+
+
+def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, small_shards, tmp_path, monkeypatch):
+    config = dummy_config(small_shards, eval__every=0)
+    summary = run(config, tmp_path / "whole")
+    rows = read_rows(tmp_path / "whole/metrics.jsonl")
+    train = [row for row in rows if row["split"] == "train"]
+    # The first stage ends early, at the second time it is asked with a count of 10.
+    assert [(row["step"], row["stage"]) for row in train] == [
+        (5, "low"), (10, "low"), (15, "high"), (20, "high"), (25, "joint"), (30, "joint"),
+    ]  # fmt: skip
+    assert summary["steps"] == 30
+    assert train[-1]["dummy/count"] == 30
+    assert train[0]["loss"] > train[0]["mlm_loss"] + train[0]["nsp_loss"] + 0.009  # the penalty
+    assert summary["flops"] < summary["flops_dense"]
+    assert (tmp_path / "whole/checkpoints/0").is_dir()
+    # "restart" reads the rows of the first steps again, "continue" goes on behind them.
+    assert checkpoint.about(tmp_path / "whole/checkpoints/30")["book"]["data"] == {"mlm+nsp/16": 10 * 8}
+    # Killed inside the stage in which a layer is frozen, and at the boundary before it.
+    for at_step in (13, 10):
+        workdir = tmp_path / f"stopped-{at_step}"
+        interrupted(config, workdir, at_step, monkeypatch)
+        run(config, workdir)
+        assert rows_without_clock(workdir) == rows_without_clock(tmp_path / "whole")
+        a, b = (checkpoint.restore_params(folder / "checkpoints/30") for folder in (workdir, tmp_path / "whole"))
+        assert jax.tree.all(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes(), a, b))
+
+
+def test_frozen_layers_are_byte_identical_and_have_no_optimizer_state(dummy, small_shards, tmp_path, monkeypatch):
+    config = dummy_config(small_shards, eval__every=0)
+    interrupted(config, tmp_path, 10, monkeypatch)
+    before = checkpoint.restore_params(tmp_path / "checkpoints/10")["layers"]
+    interrupted(config, tmp_path, 19, monkeypatch)
+    learns, frozen = checkpoint.shapes(tmp_path / "checkpoints/19")
+    after = checkpoint.restore_params(tmp_path / "checkpoints/19")["layers"]
+    assert jax.tree.all(jax.tree.map(lambda a, b: a[0].tobytes() == b[0].tobytes(), before, after))
+    assert any((a[0] != b[1]).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(frozen["layers"])} == {1}
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(learns["layers"])} == {1}
+
+
+def test_rewinding_gets_the_weights_of_step_0(dummy, small_shards, tmp_path, monkeypatch):
+    config = dummy_config(small_shards, eval__every=0, dummy={"rewind": True})
+    interrupted(config, tmp_path, 11, monkeypatch)
+    learned = checkpoint.restore_params(tmp_path / "checkpoints/11")["layers"]
+    first = checkpoint.restore_params(tmp_path / "checkpoints/0")["layers"]
+    np.testing.assert_array_equal(learned["query"]["kernel"][0], first["query"]["kernel"][0])
+
+
+def test_chain_composes_in_order():
+    def adds(value):
+        return Method(
+            name=f"m{value}",
+            init=lambda params, config: ({**params, value: value}, value),
+            stages=lambda stages: (*stages, value),
+            done=lambda params, state, stage, step: state == 2 and step == 3,
+            enter=lambda params, state, old, new, initial, key: (
+                Surgery(lambda p: p + [value], (lambda m: m + [value])),
+                state + 10,
+                new + [len(params)],
+            ),
+            draw=lambda program, step: np.full((1, 2), float(value)),
+            order=lambda state, batch, program: batch + [state],
+            weights=lambda params: (params * value, 0.5 * value),
+            update=lambda state, batch, losses: (state + 1, {"seen": state}),
+        )
+
+    both = chain(adds(2), adds(3), Method())
+    assert both.init({}, None) == ({2: 2, 3: 3}, (2, 3, ()))
+    assert both.stages(()) == (2, 3)
+    assert both.done(None, (2, 3, ()), None, 3)
+    assert not both.done(None, (2, 3, ()), None, 4)
+    surgery, states, new = both.enter([], (2, 3, ()), None, [], None, None)
+    assert (surgery.params([]), surgery.moments([]), states, new) == ([2, 3], [2, 3], (12, 13, ()), [0, 1])
+    np.testing.assert_array_equal(both.draw(None, 0), np.full((1, 2), 6.0))
+    assert both.order((2, 3, ()), [], None) == [2, 3]
+    assert both.weights(1) == (6, 2.5)
+    assert both.update((2, 3, ()), None, None) == ((3, 4, ()), {"m2/seen": 2, "m3/seen": 3})
+
+
+def test_one_fresh_optimizer_in_a_chain_makes_it_fresh():
+    fresh = Method(enter=lambda params, state, old, new, initial, key: (Surgery(moments=None), state, new))
+    surgery, _, _ = chain(Method(), fresh).enter({}, ((), ()), None, None, None, None)
+    assert surgery.moments is None
+
+
+def test_empty_chain_changes_nothing():
+    nothing = chain()
+    assert nothing.draw(None, 0) is None
+    assert nothing.weights("p") == ("p", 0.0)
+    assert nothing.stages(("s",)) == ("s",)
+    assert not nothing.needs_initial

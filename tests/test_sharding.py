@@ -1,0 +1,82 @@
+"""Meshes of eight devices against one, and the table of rules."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from bert_fast import BadInput, bert
+from bert_fast.train import optim, sharding
+
+
+@pytest.fixture(scope="module")
+def meshes():
+    script = pathlib.Path(__file__).with_name("eight_devices.py")
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, script], capture_output=True, cwd=root, env={"PYTHONPATH": str(root)})
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+CASES = ["1x1x1 in 4", "8x1x1", "2x4x1", "2x2x2", "2x2x2 in 2", "2x2x2 with dropout"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mesh_and_micro_batches_equal_one_device(meshes, case):
+    assert meshes[case]["relative"] < 1e-5
+    assert meshes[case]["absolute"] < 1e-5
+
+
+def test_fsdp_and_tensor_axes_divide_the_parameters(meshes):
+    assert meshes["8x1x1"]["share"] == 1
+    assert meshes["2x4x1"]["share"] < 0.3
+    assert meshes["2x2x2"]["share"] < 0.3
+
+
+def one_device_mesh():
+    return sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+
+
+def test_every_parameter_and_moment_is_covered_by_a_rule():
+    config = bert.Config(500, 2, 32, 4, 8, 64, 16, norm="pre", pooler=True)
+    params = jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
+    state = jax.eval_shape(optim.make(optim.Optimizer("lamb", 0.9, 0.999, 1e-6, 0.01, True, 1.0)).init, params)
+    for tree in (params, state):
+        assert len(jax.tree.leaves(sharding.shard(tree, one_device_mesh()))) == len(jax.tree.leaves(tree))
+
+
+def test_parameter_that_no_rule_covers_is_an_error():
+    with pytest.raises(ValueError, match="no sharding rule covers the parameter somewhere/new"):
+        sharding.shard({"somewhere": {"new": np.zeros(3)}}, one_device_mesh())
+
+
+def test_every_rule_is_needed():
+    config = bert.Config(500, 2, 32, 4, 8, 64, 16, norm="pre", pooler=True)
+    params = jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
+    paths = [sharding.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths += ["layers/of_a_method", "0/count"]
+    first = {next(i for i, (pattern, _) in enumerate(sharding.RULES) if sharding.re.search(pattern, p)) for p in paths}
+    assert first == set(range(len(sharding.RULES)))
+
+
+def test_axis_that_does_not_divide_is_named():
+    mesh = type("Mesh", (), {"shape": {"data": 1, "fsdp": 1, "tensor": 3}})()
+    with pytest.raises(BadInput, match=r"layers/query/kernel has an axis of 4.*tensor=3"):
+        sharding.spec_of("layers/query/kernel", (2, 32, 4, 8), mesh)
+
+
+def test_matrices_of_the_table_lie_as_its_specs_say():
+    mesh = one_device_mesh()
+    assert sharding.spec_of("layers/query/kernel", (2, 32, 4, 8), mesh) == P(None, "fsdp", "tensor", None)
+    assert sharding.spec_of("0/mu/layers/mlp_output/kernel", (2, 64, 32), mesh) == P(None, "tensor", "fsdp")
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 1), (-1, 3, -1), (0, 1, 1), (-1, 2, 1)])
+def test_mesh_that_does_not_fit_the_devices_is_refused(sizes):
+    with pytest.raises(BadInput, match="does not fit 1 devices"):
+        sharding.make_mesh(*sizes, devices=jax.devices()[:1])
