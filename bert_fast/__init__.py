@@ -1,5 +1,7 @@
 """Accelerated BERT pre-training: one trunk, one train loop, methods as small files."""
 
+import signal
+
 __version__ = "0.1.0"
 
 
@@ -9,3 +11,11 @@ class BadInput(Exception):
     The message names the thing, the value it had, what was expected and the remedy; the commands
     print it without a traceback and exit with 2.
     """
+
+
+class Interrupted(Exception):
+    """A signal asked the work to stop, and it has saved; `exit_code` is 128 and its number, as in shells."""
+
+    def __init__(self, signum: int, saved: str):
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {saved}")
+        self.exit_code = 128 + signum

@@ -4,18 +4,19 @@ import difflib
 import json
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 from absl import flags
 
-from bert_fast import BadInput
+from bert_fast import BadInput, Interrupted
 
 REQUIRED = "required"
 
 
-def prepare(args, texts: list[str]) -> int:
+def run_prepare(args, texts: list[str]) -> int:
     from bert_fast.data.prepare import prepare
 
     nothing(texts)
@@ -25,7 +26,7 @@ def prepare(args, texts: list[str]) -> int:
     return 0
 
 
-def prepare_flags(args):
+def prepare_flags(args, argv: list[str]):
     flags.DEFINE_string(
         "source", None, "Text: docs, files:GLOB or tfds:NAME[/CONFIG]:SPLIT. " + REQUIRED, flag_values=args
     )
@@ -45,13 +46,12 @@ def prepare_flags(args):
     flags.DEFINE_integer("processes", None, "Processes; by default one a core.", flag_values=args)
 
 
-def pretrain(args, texts: list[str]) -> int:
+def run_pretrain(args, texts: list[str]) -> int:
     import jax
 
     from bert_fast import methods, settings
     from bert_fast.data import shards
-    from bert_fast.train.loop import Interrupted
-    from bert_fast.train.loop import pretrain as run
+    from bert_fast.train.loop import pretrain
 
     nothing(texts)
     needs(args, "config", "workdir")
@@ -62,14 +62,11 @@ def pretrain(args, texts: list[str]) -> int:
     if args.distributed:
         jax.distributed.initialize()
     made = settings.make(config, manifest["vocab"]["size"], tuple(methods.known()))
-    try:
-        run(made, config, pathlib.Path(args.workdir))
-    except Interrupted as interrupted:
-        return interrupted.exit_code
+    pretrain(made, config, pathlib.Path(args.workdir))
     return 0
 
 
-def pretrain_flags(args):
+def pretrain_flags(args, argv: list[str]):
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file(
@@ -77,6 +74,7 @@ def pretrain_flags(args):
         None,
         "A file in configs/ with its arguments, as configs/bert.py:size=mini,seq=128; single values are "
         "changed by --config.steps=1000 and so on. " + REQUIRED,
+        sys_argv=argv,  # without it the overrides are read from the command line of whoever calls main()
         flag_values=args,
     )
     flags.DEFINE_string(
@@ -85,7 +83,7 @@ def pretrain_flags(args):
     flags.DEFINE_bool("distributed", False, "Several processes: call jax.distributed.initialize().", flag_values=args)
 
 
-def evaluate(args, texts: list[str]) -> int:
+def run_evaluate(args, texts: list[str]) -> int:
     from bert_fast.inference import evaluate
 
     nothing(texts)
@@ -101,7 +99,7 @@ def checkpoint_flag(args):
     )
 
 
-def evaluate_flags(args):
+def evaluate_flags(args, argv: list[str]):
     checkpoint_flag(args)
     flags.DEFINE_string("data", None, "Another shards folder than the run's own.", flag_values=args)
     flags.DEFINE_integer(
@@ -111,7 +109,7 @@ def evaluate_flags(args):
     flags.DEFINE_bool("unigram", False, "Also the loss of add-one word counts on the same masks.", flag_values=args)
 
 
-def fill_mask(args, texts: list[str]) -> int:
+def run_fill_mask(args, texts: list[str]) -> int:
     from bert_fast.inference import fill_mask, load
 
     needs(args, "checkpoint")
@@ -125,33 +123,33 @@ def fill_mask(args, texts: list[str]) -> int:
     return 0
 
 
-def fill_mask_flags(args):
+def fill_mask_flags(args, argv: list[str]):
     checkpoint_flag(args)
     flags.DEFINE_integer("top", 5, "How many words for each mask.", lower_bound=1, flag_values=args)
 
 
 class Command(NamedTuple):
     run: Callable[[flags.FlagValues, list[str]], int]
-    define: Callable[[flags.FlagValues], None]
+    define: Callable[[flags.FlagValues, list[str]], None]
     what: str
     example: str
 
 
 COMMANDS = {
     "prepare": Command(
-        prepare, prepare_flags, "text to shards and a vocabulary", '--source="files:corpus/*.txt.gz" --out=shards'
+        run_prepare, prepare_flags, "text to shards and a vocabulary", '--source="files:corpus/*.txt.gz" --out=shards'
     ),
     "pretrain": Command(
-        pretrain,
+        run_pretrain,
         pretrain_flags,
         "shards to a model; the same command continues an interrupted run",
         "--config=configs/bert.py:size=mini --workdir=runs/mini --config.data.dir=shards",
     ),
     "evaluate": Command(
-        evaluate, evaluate_flags, "held-out loss of a checkpoint, one JSON line", "--checkpoint=runs/mini"
+        run_evaluate, evaluate_flags, "held-out loss of a checkpoint, one JSON line", "--checkpoint=runs/mini"
     ),
     "fill-mask": Command(
-        fill_mask,
+        run_fill_mask,
         fill_mask_flags,
         "the most probable words for each [MASK]",
         '--checkpoint=runs/mini "The capital of France is [MASK]."',
@@ -223,12 +221,16 @@ def main(argv: list[str]) -> int:
     sys.path.insert(0, os.getcwd())  # configs import each other from the folder that the command runs in
     args = flags.FlagValues()
     try:
-        COMMANDS[name].define(args)
+        COMMANDS[name].define(args, argv)
         if "--help" in rest or "-h" in rest:
             print(help_of(name, args))
             return 0
         texts = parse(args, [name, *rest])
         return COMMANDS[name].run(args, texts)
+    except Interrupted as interrupted:
+        command = shlex.join(["python", "-m", "bert_fast", *argv])
+        print(f"\n{interrupted}. To continue:\n  {command}", file=sys.stderr)
+        return interrupted.exit_code
     except (BadInput, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

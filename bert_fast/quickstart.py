@@ -55,9 +55,10 @@ def main() -> int:
         print("    " + "   ".join(f"{word} {share:.0%}" for word, share in masks[0]))
 
     heading(f"done in {clock(time.monotonic() - began)}")
+    tokens = trained.about["book"]["counts"]["tokens_real"]
     print(
-        f"A BERT of {trained.program.model.depth} layers, trained here on {trained.about['book']['counts']['tokens_real']:,} "
-        f"tokens.\n  shards       {shards}\n  run          {run} (metrics.jsonl, summary.json, checkpoints)\n\n"
+        f"A BERT of {trained.program.model.depth} layers, trained here on {tokens:,} tokens.\n"
+        f"  shards       {shards}\n  run          {run} (metrics.jsonl, summary.json, checkpoints)\n\n"
         "Try next:\n"
         f'  .venv/bin/python -m bert_fast fill-mask --checkpoint={run} "Raise an [MASK] if the value is negative."\n'
         '  .venv/bin/python -m bert_fast prepare --source="files:YOUR_TEXT/*.txt" --out=runs/shards\n'

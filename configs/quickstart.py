@@ -1,6 +1,6 @@
 """A small BERT on the documentation of this machine, for `make quickstart`: two minutes on two cores.
 
-    python -m bert_fast.quickstart
+python -m bert_fast.quickstart
 """
 
 from configs import common

@@ -1,6 +1,6 @@
 """What preparing data costs: against `tokenizers` alone, with one and two processes, and in memory.
 
-    python experiments/prepare_speed.py [--corpus='files:*.txt.gz'] [--vocab=vocab.txt] [--megabytes=100] [--pairs=5]
+    python -m experiments.prepare_speed [--corpus='files:*.txt.gz'] [--vocab=vocab.txt] [--megabytes=100] [--pairs=5]
 
 Without flags it reads $BERT_FAST_DATA where that is set, else the documentation installed with
 Python and a vocabulary trained on it. Runs alternate, medians and ranges are reported, and the
@@ -133,7 +133,8 @@ def main(argv: list[str]) -> None:
         f"Python {platform.python_version()}; {_MEGABYTES.value} MB of "
         f"{'the `docs` corpus' if source == 'docs' else 'text'}, "
         f"vocabulary of {words.size:,} tokens; median (range) of {_PAIRS.value} alternating runs. "
-        "Memory is the sum over parent and workers, less a Python process that has imported the same modules; pages that processes share "
+        "Memory is the sum over parent and workers, less a Python process that has imported the same "
+        "modules; pages that processes share "
         "count once for each.",
         "",
         "| what | measured | aim |",

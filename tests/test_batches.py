@@ -120,18 +120,28 @@ def test_an_epoch_of_many_rows_holds_every_row_once_and_in_no_order():
     assert ((differences - n / 64) ** 2 / (n / 64)).sum() / 63 < 1.7
 
 
-def test_closing_a_stream_ends_its_threads(split, vocab):
-    def threads():
-        return [thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")]
+def prefetch_threads():
+    return {thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")}
 
-    before = threads()
-    stream = batches.batches(batches.make_rows(split, vocab, bert(), seed=1), 8, start=0)
+
+@pytest.mark.parametrize("how", ["closed", "failed"])
+def test_a_stream_that_is_over_leaves_no_thread(split, vocab, how):
+    before = prefetch_threads()
+    made = batches.make_rows(split, vocab, bert(), seed=1)
+    stream = batches.batches(made, 8, start=0)
     next(stream)
-    assert len(threads()) > len(before)
-    stream.close()
-    for thread in set(threads()) - set(before):
-        thread.join(timeout=10)
-    assert threads() == before
+    mine = prefetch_threads() - before
+    assert mine
+    if how == "closed":
+        stream.close()
+    else:
+        made.masking = None
+        with pytest.raises(TypeError) as error:  # which keeps all that its traceback has seen
+            list(stream)
+        assert error
+    for thread in mine:
+        thread.join(timeout=5)
+    assert not mine & prefetch_threads()
 
 
 def test_an_abandoned_iterator_does_not_hang_the_exit(folder):

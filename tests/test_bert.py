@@ -42,10 +42,8 @@ def losses_sum(config, params, frozen, batch, plan, route, key):
 
 
 value_and_grad = jax.value_and_grad(losses_sum, argnums=1, has_aux=True)
-# Compiling takes longer than everything else here; conditionals are compiled anew wherever they stand.
-quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-compiled_quickly = quickly(value_and_grad, static_argnums=(0, 4))
-init = quickly(bert.init, static_argnums=0)
+# Conditionals are compiled anew wherever they stand, so better all at once.
+compiled = jax.jit(value_and_grad, static_argnums=(0, 4))
 
 
 def run(config, params, plan=DENSE, scale_L=None, batch=BATCH, seed=None, frozen=None, of=value_and_grad):
@@ -121,17 +119,17 @@ def test_splitting_a_span_changes_nothing(config, scale_L):
 def test_gates_of_one_and_split_spans_change_nothing_when_compiled(config):
     config = dataclasses.replace(config, **DROPOUTS)
     params = reference.random_params(config)
-    compiled = functools.partial(run, config, params, seed=0, of=jax.jit(value_and_grad, static_argnums=(0, 4)))
-    dense, split = compiled(), (Span(0, 1), Span(1, 3))
-    equal(compiled(scale_L=[1, 1, 1]), dense)
-    equal(compiled(plan=split), dense)
-    equal(compiled(plan=split, scale_L=[1, 0, 1]), compiled(scale_L=[1, 0, 1]))
+    run_compiled = functools.partial(run, config, params, seed=0, of=compiled)
+    dense, split = run_compiled(), (Span(0, 1), Span(1, 3))
+    equal(run_compiled(scale_L=[1, 1, 1]), dense)
+    equal(run_compiled(plan=split), dense)
+    equal(run_compiled(plan=split, scale_L=[1, 0, 1]), run_compiled(scale_L=[1, 0, 1]))
 
 
 @both_norms
 @pytest.mark.parametrize("cond", [False, True], ids=["gather", "cond"])
 def test_gate_of_zero_equals_layer_removed(config, cond):
-    params, of = reference.random_params(config), compiled_quickly if cond else value_and_grad
+    params, of = reference.random_params(config), compiled if cond else value_and_grad
     loss, x_BSD, grads = run(config, params, edit(DENSE, 0, 3, cond=cond), [1, 0, 1], of=of)
     shallow = dataclasses.replace(config, depth=2)
     close((loss, x_BSD, layers_of(grads, 0, 2)), run(shallow, layers_of(params, 0, 2), whole(2)))
@@ -144,7 +142,7 @@ def test_gather_and_cond_agree(config):
     config = dataclasses.replace(config, **DROPOUTS)
     params = reference.random_params(config)
     gathered = run(config, params, DENSE, [2, 0, 0.5], seed=0)
-    conditional = run(config, params, edit(DENSE, 0, 3, cond=True), [2, 0, 0.5], seed=0, of=compiled_quickly)
+    conditional = run(config, params, edit(DENSE, 0, 3, cond=True), [2, 0, 0.5], seed=0, of=compiled)
     close(conditional, gathered)
 
 
@@ -299,14 +297,16 @@ def test_bfloat16_activations_keep_statistics_in_float32(config, seed):
     forward = lambda params: losses_sum(config, params, {}, BATCH, DENSE, Route(), key)  # noqa: E731
     jaxpr = jax.make_jaxpr(forward)(params)
     assert [aval.dtype for aval in jaxpr.out_avals] == [np.dtype("float32"), jnp.bfloat16]
-    seen = set()
+    seen, in_float32 = set(), 0
     for equation in equations(jaxpr.jaxpr):
         name = equation.primitive.name
         if name in IN_FLOAT32 or name == "dot_general":
             expected = np.float32 if name in IN_FLOAT32 else jnp.bfloat16
             assert all(operand.aval.dtype == expected for operand in equation.invars), equation
             seen.add(name)
+            in_float32 += name == "dot_general" and equation.outvars[0].aval.dtype == np.float32
     assert seen == {"dot_general", *IN_FLOAT32}
+    assert in_float32 == config.depth + 1  # the logits of attention and of the MLM head
 
 
 def test_dropout_keeps_the_rate_and_the_mean():
@@ -342,13 +342,14 @@ def test_both_forms_of_attention_agree(monkeypatch):
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, count, 2, 8)).astype(np.float32) for count in (5, 7, 7))
     allowed_BQK = rng.random((2, 5, 7)) < 0.5
-    allowed_BQK[:, :, 0] = True
+    allowed_BQK[0, 1] = False  # a query without any key, as padding has where the padding is no key
     with_key = bert.attend(q, k, v, allowed_BQK, 0.1, jax.random.key(0))
     close(with_key, bert.attend(q, k, v, allowed_BQK, 0.1, None))
 
 
 def test_weights_begin_with_their_deviations_and_layers_as_in_a_shallower_model():
     config = dataclasses.replace(PRE, width=32, heads=4, hidden=128, residual_init_std=0.01)
+    init = jax.jit(bert.init, static_argnums=0)
     deep, shallow = (init(dataclasses.replace(config, depth=depth), jax.random.key(0)) for depth in (3, 2))
     equal(layers_of(deep, 0, 1), shallow)
     layers = deep["layers"]

@@ -86,7 +86,8 @@ def lowered_step(program, scale_ML=None, evaluate=False):
 
     state = jax.eval_shape(fresh)
     if evaluate:
-        return program, jax.jit(make_eval_step(chain()), static_argnums=2).lower(state, batch, program)
+        evaluation = jax.jit(make_eval_step(chain()), static_argnums=3)
+        return program, evaluation.lower(state.params, state.frozen, batch, model)
     step = jax.jit(make_step(chain(), LAMB, seed=0), static_argnums=4)
     return program, step.lower(state, batch, route, np.float32(0), program)
 
@@ -156,6 +157,8 @@ def test_gates_weigh_their_layers():
     conditional = program_of(POST, edit(DENSE, 0, 4, cond=True))
     run, _ = lowered_step(program_of(POST), np.array([[1, 1, 0, 1.0]]))
     assert step_flops(conditional, [1, 1, 0, 1]).executed == step_flops(run).executed
+    upper = program_of(POST, edit(DENSE, 2, 4, cond=True))  # the others are not asked
+    assert step_flops(upper, [1, 0, 0, 1]).executed == step_flops(run).executed
     half, on, off = (step_flops(conditional, [1, 1, share, 1]) for share in (0.5, 1, 0))
     assert 2 * half.executed == on.executed + off.executed
     assert 2 * half.recomputed == on.recomputed + off.recomputed

@@ -1,17 +1,17 @@
 """The train loop: a run learns, resumes bit for bit, and refuses what does not belong to it."""
 
 import json
-import signal
 import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
+from runs import make_settings, rows_without_clock, run, small_config
 
-from bert_fast import BadInput
+from bert_fast import BadInput, Interrupted
 from bert_fast.train import checkpoint, loop
 from bert_fast.train.log import read_rows
-from runs import make_settings, rows_without_clock, run, small_config
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def interrupted(config, workdir, at_step, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Run, "train_step", stopping)
-        with pytest.raises(loop.Interrupted) as stopped:
+        with pytest.raises(Interrupted) as stopped:
             run(config, workdir)
     assert stopped.value.exit_code == 143
 

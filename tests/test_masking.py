@@ -82,6 +82,13 @@ def test_whole_word_masking_never_splits_a_word(data, seed):
     assert chosen_S.sum() <= 20
 
 
+def test_a_row_that_begins_within_a_word_has_its_rest_predicted():
+    vocab = VocabInfo(15, 0, 1, 2, 3, 4, np.arange(15) >= 10)
+    ids_S = np.array([2, 10, 11, 3, 12, 5, 3], np.int32)
+    row = Masking(vocab, 1.0, 7, whole_word=True)(ids_S, np.ones(7, int), np.random.default_rng(0))
+    np.testing.assert_array_equal(row["slots"][row["weights"] > 0], [1, 2, 4, 5])
+
+
 def test_every_position_is_predicted_equally_often(vocab):
     ids_S = np.concatenate([[vocab.cls], ORDINARY[:38], [vocab.sep]]).astype(np.int32)
     for whole_word in (False, True):

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import rows_without_clock, run, small_config
+from test_loop import interrupted
 
 from bert_fast import methods
 from bert_fast.method import Method, Surgery, chain
 from bert_fast.plan import edit, whole
 from bert_fast.train import checkpoint
 from bert_fast.train.log import read_rows
-from runs import rows_without_clock, run, small_config
-from test_loop import interrupted
 
 
 def grow(params):

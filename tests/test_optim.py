@@ -41,7 +41,9 @@ def after(settings, params, grads, learning_rate=0.01):
 
 
 def close(one, other, **tolerance):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **({"rtol": 2e-6, "atol": 1e-7} | tolerance)), one, other)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **({"rtol": 2e-6, "atol": 1e-7} | tolerance)), one, other
+    )
 
 
 def test_adamw_with_bias_correction_equals_optax(trees):

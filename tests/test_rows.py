@@ -75,8 +75,15 @@ def test_packing_loses_no_piece_and_fills_no_row_beyond_its_size(lengths):
     assert sorted(order_N) == list(range(len(lengths)))
     assert (np.diff(starts_R) > 0).all()
     assert np.add.reduceat(lengths_N[order_N], starts_R[:-1]).max() <= 40
-    firsts_R = order_N[starts_R[:-1]]
-    assert (np.diff(firsts_R) > 0).all()
+    assert (np.diff(order_N[starts_R[:-1]]) > 0).all()
+    assert all((np.diff(row) > 0).all() for row in np.split(order_N, starts_R[1:-1]))
+
+
+def test_packing_is_shortest_pack_first():
+    counts_L = np.bincount([7, 5, 3, 6, 6, 6, 4, 4], minlength=11)
+    # A 4 goes to the 5 though it would just fill a 6, which the other then does; the 3 to a 6 and not to the 7.
+    expected = [(1, (7,)), (1, (5, 4)), (1, (6, 4)), (1, (6, 3)), (1, (6,))]
+    assert sorted(packing.strategies(counts_L, 10)) == sorted(expected)
 
 
 def test_packing_leaves_hardly_any_padding():

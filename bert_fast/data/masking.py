@@ -96,11 +96,9 @@ class Masking:
         # BERT counts the special tokens too: 19 predictions in 128 positions.
         length = np.count_nonzero(segments_S)
         wanted = min(self.slots, max(1, round(self.masked_share * length)), len(maskable_M))
-        if wanted == 0:
-            return maskable_M
         if self.whole_word:
             return self._choose_words(ids_S, maskable_M, wanted, rng)
-        order_M = np.argpartition(rng.random(len(maskable_M)), wanted - 1)
+        order_M = np.argsort(rng.random(len(maskable_M)))
         return np.sort(maskable_M[order_M[:wanted]])
 
     def _choose_words(

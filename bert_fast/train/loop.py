@@ -4,14 +4,12 @@ import dataclasses
 import json
 import math
 import pathlib
-import shlex
 import signal
-import sys
 import threading
 
 import jax
 
-from bert_fast import BadInput, __version__, methods
+from bert_fast import BadInput, Interrupted, __version__, methods
 from bert_fast.cost.flops import dense_equivalent, step_flops
 from bert_fast.data import batches, shards
 from bert_fast.method import Stage
@@ -24,14 +22,6 @@ from bert_fast.train.evaluate import Evaluator, eval_batches, fingerprint
 from bert_fast.train.log import Progress, Rows
 from bert_fast.train.sharding import global_batch, make_mesh
 from bert_fast.train.step import make_eval_step, make_step
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM asked the run to stop, and it has saved. The exit code is 128 and the signal's number."""
-
-    def __init__(self, signum: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.exit_code = 128 + signum
 
 
 def pretrain(settings: Settings, config: dict, workdir: pathlib.Path) -> dict:
@@ -60,9 +50,7 @@ def pretrain(settings: Settings, config: dict, workdir: pathlib.Path) -> dict:
                 run.save()
             if signum and not final:
                 run.close()
-                command = shlex.join(["python", "-m", "bert_fast", *sys.argv[1:]])
-                report.say(f"\nStopped; step {run.step} is saved. To continue:\n  {command}")
-                raise Interrupted(signum)
+                raise Interrupted(signum, f"step {run.step} is saved in {run.root}")
     return run.finish()
 
 

@@ -66,10 +66,8 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
         axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
         devices = int(np.prod([mesh.shape[axis] for axis in axes]))
         if size % devices:
-            raise BadInput(
-                f"{path} has an axis of {size}, which does not divide over {devices} devices "
-                f"({', '.join(f'--config.mesh.{axis}={mesh.shape[axis]}' for axis in axes)}): choose a smaller mesh axis"
-            )
+            asked = ", ".join(f"--config.mesh.{axis}={mesh.shape[axis]}" for axis in axes)
+            raise BadInput(f"{path} has an axis of {size}, which does not divide over {devices} devices ({asked})")
     return spec
 
 

@@ -1,0 +1,163 @@
+"""The commands as a user types them: results, signals, and what they say to a mistake."""
+
+import contextlib
+import io
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import pytest
+from runs import rows_without_clock
+
+from bert_fast.__main__ import main
+from bert_fast.train.log import read_rows
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = "--config=configs/bert.py:size=tiny,objective=mlm,debug"
+
+
+def command(*args) -> list[str]:
+    return [sys.executable, "-m", "bert_fast", *map(str, args)]
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def bert_fast(*args) -> Done:
+    """The command in this process, which saves the imports."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(arg) for arg in args])
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("text")
+    words = "the quick brown fox jumps over a lazy dog while seven wizards vex bold gnomes".split()
+    documents = [
+        "\n".join(
+            " ".join(words[(d * 7 + s * 3 + w * (d % 5 + 1)) % len(words)] for w in range(9)) + "." for s in range(12)
+        )
+        for d in range(120)
+    ]
+    (folder / "corpus.txt").write_text("\n\n".join(documents) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(text) -> pathlib.Path:
+    done = bert_fast(
+        "prepare", f"--source=files:{text}/*.txt", f"--out={text}/shards", "--vocab_size=120", "--valid_fraction=0.1"
+    )
+    assert done.returncode == 0, done.stderr
+    return text / "shards"
+
+
+def pretrain(prepared, workdir, *more) -> list[str]:
+    return ["pretrain", CONFIG, f"--workdir={workdir}", f"--config.data.dir={prepared}", *more]
+
+
+@pytest.fixture(scope="module")
+def trained(prepared) -> pathlib.Path:
+    done = bert_fast(*pretrain(prepared, prepared.parent / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "held-out MLM loss" in done.stderr
+    return prepared.parent / "run"
+
+
+def test_evaluate_prints_one_json_line_that_agrees_with_the_run(trained):
+    done = bert_fast("evaluate", f"--checkpoint={trained}", "--unigram")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    last = read_rows(trained / "metrics.jsonl")[-1]
+    assert last["split"] == "valid"
+    for key in ("step", "predictions", "fingerprint"):
+        assert result[key] == last[key], key
+    assert result["mlm_loss"] == pytest.approx(last["mlm_loss"], rel=1e-6)
+    assert 0 < result["unigram_loss"] < 10
+
+
+def test_fill_mask_gives_words_for_every_mask(trained):
+    done = bert_fast("fill-mask", f"--checkpoint={trained}", "--top=3", "the quick [MASK] fox.", "a [MASK] and [MASK]")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "the quick [MASK] fox."
+    assert lines[1].count("%") == 3
+    assert lines[2:][0] == "a [MASK] and [MASK]"
+    assert len(lines) == 5
+    assert "[" not in lines[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_stopped_run_continues_to_the_same_rows(prepared, tmp_path, signum, code):
+    args = pretrain(prepared, tmp_path / "run")
+    process = subprocess.Popen(command(*args), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not read_rows(tmp_path / "run/metrics.jsonl") and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signum)
+    _, said = process.communicate()
+    assert process.returncode == code, said
+    if signum != signal.SIGKILL:
+        assert "python -m bert_fast pretrain" in said
+    done = subprocess.run(command(*args), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    subprocess.run(command(*pretrain(prepared, tmp_path / "whole")), cwd=ROOT, check=True)
+    assert rows_without_clock(tmp_path / "run") == rows_without_clock(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["pretrian"], "did you mean pretrain"),
+        (["pretrain", "--workdir=x"], "--config is missing"),
+        (["pretrain", "--config=configs/bert.py"], "--workdir is missing"),
+        (["pretrain", "--config=configs/bert.py", "--workdir=x"], "--config.data.dir is missing"),
+        (["pretrain", "--config=configs/bret.py", "--workdir=x"], "configs/bert.py"),
+        (["pretrain", "--config=configs/bert.py:size=bas", "--workdir=x"], "did you mean base"),
+        (["pretrain", "--config=configs/bert.py", "--config.stepss=3", "--workdir=x"], '"steps"'),
+        (["pretrain", "--config=configs/bert.py", "--config.steps=1e3", "--workdir=x"], "1e3"),
+        (["pretrain", "--config=configs/bert.py", "--workdri=x"], "workdir"),
+        (["evaluate", "--checkpoint=/nowhere"], "no checkpoint in /nowhere"),
+        (["fill-mask", "--checkpoint=/nowhere", "[MASK]"], "no checkpoint in /nowhere"),
+        (["fill-mask", "--checkpoint=/nowhere"], "no text"),
+        (["prepare", "--source=files:/nowhere/*.txt", "--out=/tmp/never"], "/nowhere"),
+        (["prepare", "--out=/tmp/never"], "--source is missing"),
+        (["evaluate", "run"], "unexpected argument 'run'"),
+    ],
+)
+def test_mistake_gets_one_clear_line_and_exit_code_2(args, message):
+    done = bert_fast(*args)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not pathlib.Path("/tmp/never").exists()
+
+
+def test_package_runs_as_a_program():
+    done = subprocess.run(command("prepare"), cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "--source is missing" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["", "prepare", "pretrain", "evaluate", "fill-mask"])
+def test_help_tells_every_option(name):
+    done = bert_fast(*([name] if name else []), "--help")
+    assert done.returncode == 0
+    assert "python -m bert_fast" in done.stdout
+    if name:
+        assert "example:" in done.stdout
+
+
+def test_text_without_a_mask_and_text_that_is_too_long_are_refused(trained):
+    done = bert_fast("fill-mask", f"--checkpoint={trained}", "no mask here")
+    assert (done.returncode, "no [MASK]" in done.stderr) == (2, True)
+    done = bert_fast("fill-mask", f"--checkpoint={trained}", "[MASK] fox" * 100)
+    assert (done.returncode, "shorten it" in done.stderr) == (2, True)

@@ -1,0 +1,156 @@
+"""The train step: what does not learn is not differentiated, and a program compiles once."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_fast import bert
+from bert_fast.method import Method, Program
+from bert_fast.plan import Route, edit, pack, whole
+from bert_fast.train import optim
+from bert_fast.train.step import TrainState, join, make_step, micro_batches, partition, whole_batch
+
+CONFIG = bert.Config(100, 3, 16, 2, 8, 32, 16, dropout=0.0, attention_dropout=0.0)
+PROGRAM = Program(CONFIG, whole(3), 4, 1, 8, 2, "mlm")
+
+
+@pytest.fixture(scope="module")
+def params():
+    return bert.init(CONFIG, jax.random.key(0))
+
+
+def batch_of(seed=0, batch_size=4):
+    rng = np.random.default_rng(seed)
+    return {
+        "ids": rng.integers(5, 100, (batch_size, 8)),
+        "types": np.zeros((batch_size, 8), int),
+        "positions": np.tile(np.arange(8), (batch_size, 1)),
+        "segments": np.ones((batch_size, 8), int),
+        "slots": np.tile([2, 5], (batch_size, 1)),
+        "labels": rng.integers(5, 100, (batch_size, 2)),
+        "weights": np.array(rng.random((batch_size, 2)) < 0.7, np.float32),
+        "cls": np.zeros(batch_size, int),
+    }
+
+
+def step_and_state(program, params, name="adamw"):
+    optimizer = optim.make(optim.Optimizer(name, 0.9, 0.999, 1e-6, 0.01, True, 1.0))
+    learns, frozen = partition(params, program)
+    state = TrainState(jnp.zeros((), jnp.int32), learns, frozen, optimizer.init(learns), ())
+    return functools.partial(make_step(Method(), optimizer, 0), program=program), state
+
+
+def dots(jaxpr) -> int:
+    """How many matrix products a jaxpr holds, in all that it calls."""
+    count = 0
+    for eqn in jaxpr.eqns:
+        count += eqn.primitive.name == "dot_general"
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            count += dots(inner) if hasattr(inner, "eqns") else 0
+    return count
+
+
+def test_frozen_layers_have_no_backward_pass(params):
+    def count(frozen):
+        program = dataclasses.replace(PROGRAM, plan=edit(whole(3), 0, frozen, frozen=True) if frozen else whole(3))
+        step, state = step_and_state(program, params)
+        return dots(jax.make_jaxpr(step)(state, batch_of(), Route(), 0.1).jaxpr)
+
+    # A layer has 8 products (query, key, value, scores, values, output, two of the feed-forward
+    # network), each with two in its backward pass; the lowest layer that learns after a frozen one
+    # needs no gradient of its input, which three products would give.
+    assert count(0) - count(1) == 16 + 3
+    assert count(1) - count(2) == 16
+
+
+def test_what_does_not_learn_is_byte_identical_after_steps(params):
+    plan = edit(whole(3), 0, 2, frozen=True)
+    program = dataclasses.replace(PROGRAM, plan=plan, frozen=("embed/", "mlm/norm"))
+    step, state = step_and_state(program, params)
+    step = jax.jit(step)
+    for seed in range(3):
+        state, _ = step(state, batch_of(seed), Route(), 0.1)
+    after = join(state.params, state.frozen)
+    same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), params, after)
+    assert jax.tree.all(same["embed"])
+    assert jax.tree.all(same["mlm"]["norm"])
+    kernels = params["layers"]["query"]["kernel"], after["layers"]["query"]["kernel"]
+    np.testing.assert_array_equal(kernels[0][:2], kernels[1][:2])
+    assert (kernels[0][2] != kernels[1][2]).any()
+    moments = jax.tree.leaves(state.opt_state)
+    assert sum(leaf.size for leaf in moments) < 2.1 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def test_partition_and_join_are_inverse(params):
+    for frozen, patterns in ((0, ()), (2, ("embed/word",)), (1, ("embed/", "mlm/"))):
+        plan = edit(whole(3), 0, frozen, frozen=True) if frozen else whole(3)
+        learns, fixed = partition(params, dataclasses.replace(PROGRAM, plan=plan, frozen=patterns))
+        joined = join(learns, fixed)
+        assert jax.tree.structure(joined) == jax.tree.structure(params)
+        jax.tree.map(np.testing.assert_array_equal, joined, params)
+
+
+def test_micro_batches_hold_every_example_once_and_keep_neighbours_on_their_device():
+    batch = {"ids": np.arange(24).reshape(8, 3)}
+    split = micro_batches(batch, 2)
+    np.testing.assert_array_equal(split["ids"][:, :, 0] // 3, [[0, 2, 4, 6], [1, 3, 5, 7]])
+    np.testing.assert_array_equal(whole_batch(split)["ids"], batch["ids"])
+
+
+def test_micro_batches_draw_their_own_layers(params):
+    program = dataclasses.replace(PROGRAM, micro_batches=2)
+    scale_ML = np.array([[1, 0, 2], [0, 1, 2]], np.float32)
+    plan, route = pack(program.plan, scale_ML)
+    step, state = step_and_state(dataclasses.replace(program, plan=plan), params)
+    batch = batch_of() | {"weights": np.ones((4, 2), np.float32)}
+    _, (metrics, _) = jax.jit(step)(state, batch, route, 0.1)
+    losses = []
+    for m in range(2):
+        one, one_route = pack(whole(3), scale_ML[m : m + 1])
+        half = {key: value[m::2] for key, value in batch.items()}
+        x_BSD = bert.encode(CONFIG, params, {}, half, one, jax.tree.map(lambda r: r[0], one_route), None)
+        losses.append(bert.losses(CONFIG, params, {}, x_BSD, half).mlm_BP.mean())
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-6)
+
+
+def test_dropped_layers_get_a_gradient_of_zero_and_still_decay(params):
+    # As in the reference of progressive layer dropping: no gradient, but weight decay at every step.
+    plan, route = pack(whole(3), np.array([[1, 0, 1]], np.float32))
+    step, state = step_and_state(dataclasses.replace(PROGRAM, plan=plan), params)
+    state, _ = jax.jit(step)(state, batch_of(), route, 0.1)
+    kernel, before = state.params["layers"]["query"]["kernel"], params["layers"]["query"]["kernel"]
+    np.testing.assert_allclose(kernel[1], before[1] * (1 - 0.1 * 0.01), rtol=1e-6)
+    assert np.abs(kernel[0] - before[0]).max() > 0.01
+
+
+def test_means_weigh_every_prediction_once(params):
+    step, state = step_and_state(PROGRAM, params)
+    batch = batch_of()
+    _, (metrics, _) = jax.jit(step)(state, batch, Route(), 0.1)
+    x_BSD = bert.encode(CONFIG, params, {}, batch, whole(3), Route(), None)
+    ce_BP = bert.losses(CONFIG, params, {}, x_BSD, batch).mlm_BP
+    expected = float((ce_BP * batch["weights"]).sum() / batch["weights"].sum())
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-6)
+    assert float(metrics["mlm_sum"] / metrics["predictions"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_batch_without_predictions_gives_a_finite_loss(params):
+    step, state = step_and_state(PROGRAM, params)
+    batch = batch_of() | {"weights": np.zeros((4, 2), np.float32)}
+    state, (metrics, _) = jax.jit(step)(state, batch, Route(), 0.1)
+    assert float(metrics["loss"]) == 0
+    assert jax.tree.all(jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), state.params))
+
+
+def test_randomness_is_a_function_of_seed_and_step(params):
+    program = dataclasses.replace(PROGRAM, model=dataclasses.replace(CONFIG, dropout=0.5))
+    step, state = step_and_state(program, params)
+    step = jax.jit(step)
+    loss = lambda state: float(step(state, batch_of(), Route(), 0.0)[1][0]["loss"])  # noqa: E731
+    assert loss(state) == loss(state)
+    assert loss(state) != loss(state._replace(step=state.step + 1))
