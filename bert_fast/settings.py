@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_fast import BadInput
-from bert_fast.bert import ACTIVATIONS, Config
+from bert_fast.layers import ACTIVATIONS, Config
 from bert_fast.schedule import DECAYS, Schedule
 from bert_fast.train import optim
 from bert_fast.train.optim import Optimizer
@@ -152,5 +152,6 @@ def _check(settings: Settings):
     if settings.data.objective == "mlm+nsp" and not settings.model.pooler:
         raise BadInput("--config.data.objective=mlm+nsp needs the next-sentence head: set --config.model.pooler=True")
     for name in ("dropout", "attention_dropout"):
-        if not 0 <= getattr(settings.model, name) < 1:
-            raise BadInput(f"--config.model.{name}={getattr(settings.model, name)}: expected a share in [0, 1)")
+        rate = getattr(settings.model, name)
+        if rate and not 1e-4 <= rate < 1:
+            raise BadInput(f"--config.model.{name}={rate}: expected 0, or a share from 0.0001 up to, not including, 1")

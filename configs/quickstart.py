@@ -14,7 +14,7 @@ def get_config(text=None):
     config.phases = "64:1"
     config.log_every = 50
     config.data.objective = "mlm"
-    config.model.update(depth=2, width=128, heads=2, hidden=512, pooler=False, norm="pre", dropout=0.0)
+    config.model.update(pooler=False, norm="pre", dropout=0.0)
     config.model.attention_dropout = 0.0
     config.optimizer.bias_correction = True
     config.learning_rate.update(peak=2e-3, warmup_steps=100)

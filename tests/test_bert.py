@@ -10,7 +10,7 @@ import pytest
 import reference
 from jax.extend.core import jaxprs_in_params
 
-from bert_fast import bert
+from bert_fast import bert, layers
 from bert_fast.method import Program
 from bert_fast.plan import Route, Span, edit, pack, whole
 from bert_fast.train.step import partition
@@ -312,10 +312,10 @@ def test_bfloat16_activations_keep_statistics_in_float32(config, seed):
 def test_dropout_keeps_the_rate_and_the_mean():
     n = 10**6
     for rate in (0.1, 0.5):
-        y = np.asarray(bert.dropout(jnp.ones(n), rate, jax.random.key(0)))
+        y = np.asarray(layers.dropout(jnp.ones(n), rate, jax.random.key(0)))
         assert abs((y == 0).mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / n)
         np.testing.assert_allclose(y[y != 0], 1 / (1 - rate), rtol=1e-4)
-        assert np.any(y != np.asarray(bert.dropout(jnp.ones(n), rate, jax.random.key(1))))
+        assert np.any(y != np.asarray(layers.dropout(jnp.ones(n), rate, jax.random.key(1))))
 
 
 def test_dropout_is_off_without_a_key():
@@ -331,20 +331,20 @@ def test_dropout_is_off_without_a_key():
 def test_each_dropout_draws_its_own_mask(monkeypatch):
     keys, config = [], dataclasses.replace(POST, **DROPOUTS)
     params = reference.random_params(config)
-    monkeypatch.setattr(bert, "dropout", lambda x, rate, key: keys.append(jax.random.key_data(key)) or x)
+    monkeypatch.setattr(layers, "dropout", lambda x, rate, key: keys.append(jax.random.key_data(key)) or x)
     bert.encode(config, params, {}, BATCH, DENSE, Route(), jax.random.key(0))
     assert len(keys) == 1 + 3 * config.depth
     assert len({tuple(map(int, key)) for key in keys}) == len(keys)
 
 
 def test_both_forms_of_attention_agree(monkeypatch):
-    monkeypatch.setattr(bert, "dropout", lambda x, rate, key: x)
+    monkeypatch.setattr(layers, "dropout", lambda x, rate, key: x)
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, count, 2, 8)).astype(np.float32) for count in (5, 7, 7))
     allowed_BQK = rng.random((2, 5, 7)) < 0.5
     allowed_BQK[0, 1] = False  # a query without any key, as padding has where the padding is no key
-    with_key = bert.attend(q, k, v, allowed_BQK, 0.1, jax.random.key(0))
-    close(with_key, bert.attend(q, k, v, allowed_BQK, 0.1, None))
+    with_key = layers.attend(q, k, v, allowed_BQK, 0.1, jax.random.key(0))
+    close(with_key, layers.attend(q, k, v, allowed_BQK, 0.1, None))
 
 
 def test_weights_begin_with_their_deviations_and_layers_as_in_a_shallower_model():
@@ -352,10 +352,10 @@ def test_weights_begin_with_their_deviations_and_layers_as_in_a_shallower_model(
     init = jax.jit(bert.init, static_argnums=0)
     deep, shallow = (init(dataclasses.replace(config, depth=depth), jax.random.key(0)) for depth in (3, 2))
     equal(layers_of(deep, 0, 1), shallow)
-    layers = deep["layers"]
-    assert np.any(layers["query"]["kernel"][0] != layers["query"]["kernel"][1])
+    stack = deep["layers"]
+    assert np.any(stack["query"]["kernel"][0] != stack["query"]["kernel"][1])
     for name, std in {"query": 0.02, "mlp_hidden": 0.02, "attention_output": 0.01, "mlp_output": 0.01}.items():
         # A normal distribution cut at two deviations has 0.88 of its deviation left; BERT's is not scaled up again.
-        np.testing.assert_allclose(np.std(layers[name]["kernel"]), 0.8796 * std, rtol=0.05)
-        assert np.abs(layers[name]["kernel"]).max() <= 2 * std * (1 + 1e-6)
-        assert not np.any(layers[name]["bias"])
+        np.testing.assert_allclose(np.std(stack[name]["kernel"]), 0.8796 * std, rtol=0.05)
+        assert np.abs(stack[name]["kernel"]).max() <= 2 * std * (1 + 1e-6)
+        assert not np.any(stack[name]["bias"])

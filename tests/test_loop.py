@@ -140,6 +140,7 @@ def test_loss_that_is_not_finite_ends_the_run_and_saves_nothing_of_it(small_shar
         ({"optimizer__name": "adam"}, "adamw"),
         ({"data__objective": "mml"}, "mlm"),
         ({"learning_rate__decay": "cosine"}, "unknown"),
+        ({"model__dropout": 1.0}, "expected 0, or a share"),
         ({"data__dir": "/nowhere"}, "no manifest.json"),
     ],
 )

@@ -16,7 +16,7 @@ Keys of a batch, and their axes (B rows, S positions, P prediction slots):
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import grain
 import numpy as np
@@ -137,7 +137,7 @@ def batches(
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 4,
-) -> Iterator[tuple[int, Batch]]:
+) -> Generator[tuple[int, Batch], None, None]:
     """Endless `(global index after the batch, this process's part of it)`, from global index `start` on.
 
     Batch b holds the global indices start + [b B, (b+1) B); process p of n the p-th of n equal parts.
@@ -182,7 +182,7 @@ def _stream(
     process_count: int,
     workers: int,
     prefetch: int,
-) -> Iterator[tuple[int, Batch]]:
+) -> Generator[tuple[int, Batch], None, None]:
     if batch_size < 1 or batch_size % process_count:
         raise BadInput(
             f"the batch size is {batch_size}: expected a multiple of the {process_count} processes "
@@ -206,7 +206,7 @@ def _make(rows: Rows | EvaluationRows, offset: int, part: int, batch_size: int, 
     return g + batch_size, {key: np.stack([row[key] for row in made]) for key in made[0]}
 
 
-def _closing(dataset: grain.IterDataset) -> Iterator[tuple[int, Batch]]:
+def _closing(dataset: grain.IterDataset) -> Generator[tuple[int, Batch], None, None]:
     iterator = iter(dataset)
     try:
         yield from iterator

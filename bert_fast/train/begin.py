@@ -135,7 +135,7 @@ def warm_params(settings: Settings, model: bert.Config, manifest: dict, mesh: Me
     if differing:
         lines = "; ".join(f"{name} is {getattr(theirs, name)} there, {getattr(model, name)} here" for name in differing)
         raise BadInput(f"--config.init={settings.init} holds another model ({lines}): set --config.model to match it")
-    params = checkpoint.restore_params(folder)
+    params = dict(checkpoint.restore_params(folder))
     head = params.pop("next", None)
     if model.pooler:
         params["next"] = jax.device_get(fresh_params(model, settings.seed, mesh)["next"]) if head is None else head
@@ -197,12 +197,13 @@ def next_state(
         raise ValueError(f"stage {new.name} has a model of {model.depth} layers, its parameters have {depth}")
 
     def opt_state_of(learns):
-        if surgery.moments is None:
+        of_moments = surgery.moments
+        if of_moments is None:
             return optimizer.init(learns)
         zeros = jax.tree.map(jnp.zeros_like, state.frozen)
 
         def change(moment):
-            return partition(surgery.moments(join(moment, zeros)), new.program)[0]
+            return partition(of_moments(join(moment, zeros)), new.program)[0]
 
         return change_moments(state.opt_state, state.params, change)
 

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +35,8 @@ def stage_to_json(stage: Stage) -> dict:
 def stage_from_json(tree: dict) -> Stage:
     """The stage of a checkpoint's `about.json`: all that is needed to rebuild its model."""
     program = dict(tree["program"])
-    model = {key: tuple(value) if isinstance(value, list) else value for key, value in program["model"].items()}
+    model: dict[str, Any] = program["model"]
+    model = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
     program["model"] = Config(**model)
     program["plan"] = tuple(Span(**span) for span in program["plan"])
     program["frozen"] = tuple(program["frozen"])

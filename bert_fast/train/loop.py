@@ -6,6 +6,7 @@ import math
 import pathlib
 import signal
 import threading
+from typing import Any
 
 import jax
 
@@ -265,7 +266,7 @@ class Stop:
 
     def __init__(self):
         self.received = 0
-        self.before: dict[int, object] = {}
+        self.before: dict[int, Any] = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():

@@ -47,11 +47,11 @@ def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> op
     def init(params):
         return Moments(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
-    def update(grads, state, params=None):
+    def update(updates, state, params=None):
         del params
         count = state.count + 1
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
         mu_scale = 1 / (1 - b1**count) if bias_correction else 1.0
         nu_scale = 1 / (1 - b2**count) if bias_correction else 1.0
         direction = jax.tree.map(lambda m, v: m * mu_scale / (jnp.sqrt(v * nu_scale) + eps), mu, nu)
@@ -79,8 +79,8 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
         defined = (w_norm > 0) & (r_norm > 0)
         return direction * jnp.where(defined, w_norm / jnp.where(defined, r_norm, 1), 1)
 
-    def update(directions, state, params=None):
-        return jax.tree_util.tree_map_with_path(scaled, directions, params), state
+    def update(updates, state, params=None):
+        return jax.tree_util.tree_map_with_path(scaled, updates, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

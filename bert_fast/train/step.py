@@ -20,7 +20,7 @@ from bert_fast.train.sharding import path_of
 class TrainState(NamedTuple):
     """All that a step changes, and `frozen`: parameters that take part in this stage but do not learn."""
 
-    step: jax.Array
+    step: Any
     params: Params
     frozen: Params
     opt_state: Any

@@ -1,0 +1,225 @@
+"""The layers of BERT as Flax Linen modules, and the shape of a model.
+
+Axes: B examples, S tokens of a row, Q tokens that are updated, K tokens that are attended to,
+P prediction slots, L layers, H heads, E size of a head, D width, F hidden width of the feed-forward
+network, V rows of the embedding table, T token types.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.custom_vjp
+def gelu(x):
+    """x times the standard normal's distribution function (erf form): same shape and type.
+
+    Its gradient is made from x alone. Without that, three arrays as wide as the feed-forward network
+    are kept for the backward pass, and on a CPU writing them takes longer than computing them anew.
+    """
+    return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+
+
+def _gelu_backward(x, dy):
+    x = jax.lax.optimization_barrier(x)  # or the compiler finds the erf of the forward pass, and keeps that
+    density = jnp.exp(-0.5 * x * x) * np.sqrt(0.5 / np.pi).astype(x.dtype)
+    return (dy * (0.5 * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype))) + x * density),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Shape of a model. Defaults are BERT-base's (Devlin et al. 2019, and its released `bert_config.json`).
+
+    `heads` and `hidden` are one number, or one a layer where layers differ: the stacked parameters
+    are then as wide as the widest layer, and each layer reads its first so many heads and neurons.
+    """
+
+    vocab_size: int
+    depth: int = 12
+    width: int = 768
+    heads: int | tuple[int, ...] = 12
+    head_size: int = 64
+    hidden: int | tuple[int, ...] = 3072
+    max_len: int = 512
+    type_count: int = 2
+    norm: str = "post"  # LayerNorm after each residual sum, or "pre": before each branch and once at the end
+    embed_norm: bool = True  # LayerNorm on the embeddings
+    activation: str = "gelu"
+    pooler: bool = False  # the [CLS] layer and the next-sentence head on it
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    init_std: float = 0.02
+    residual_init_std: float = 0.02  # of the two matrices that write to the residual stream
+    norm_eps: float = 1e-12
+    dtype: str = "float32"  # of activations; parameters, softmax, LayerNorm statistics and losses are float32
+
+    @property
+    def table_rows(self) -> int:
+        """The vocabulary padded to a multiple of 128, the lanes of a TPU register. Padded ids are never predicted."""
+        return -(-self.vocab_size // 128) * 128
+
+    @property
+    def heads_L(self) -> tuple[int, ...]:
+        return self.heads if isinstance(self.heads, tuple) else (self.heads,) * self.depth
+
+    @property
+    def hidden_L(self) -> tuple[int, ...]:
+        return self.hidden if isinstance(self.hidden, tuple) else (self.hidden,) * self.depth
+
+
+def dropout(x, rate: float, key):
+    """x with a share of `rate` of its entries zeroed and the others scaled up; unchanged where key is None.
+
+    Each entry is decided by 16 random bits, two by one draw of the generator: half of its work, and
+    the rate is met within 1e-5. Raises OverflowError for a rate so small that 16 bits cannot tell it from 0.
+    """
+    if key is None or rate == 0:
+        return x
+    keep, width = round((1 - rate) * 2**16), x.shape[-1]
+    bits = jax.random.bits(key, (*x.shape[:-1], -(-width // 2)), jnp.uint32)
+    kept = jnp.concatenate([(bits & 0xFFFF) < np.uint16(keep), (bits >> 16) < np.uint16(keep)], axis=-1)
+    return jnp.where(kept[..., :width], x * (2**16 / keep), 0).astype(x.dtype)
+
+
+def attend(q_BQHE, k_BKHE, v_BKHE, allowed_BQK, rate: float, key):
+    """Softmax attention of each head over the allowed keys: [B, Q, H, E]; dropout where key is given."""
+    if key is None or rate == 0:
+        return jax.nn.dot_product_attention(q_BQHE, k_BKHE, v_BKHE, mask=allowed_BQK[:, None])
+    scale = q_BQHE.shape[-1] ** -0.5
+    logits_BHQK = jnp.einsum("BQHE,BKHE->BHQK", q_BQHE * scale, k_BKHE, preferred_element_type=jnp.float32)
+    # Finite, as in dot_product_attention: with -inf a row without any key would be NaN.
+    logits_BHQK = jnp.where(allowed_BQK[:, None], logits_BHQK, -0.7 * np.finfo(np.float32).max)
+    probs_BHQK = dropout(jax.nn.softmax(logits_BHQK).astype(v_BKHE.dtype), rate, key)
+    return jnp.einsum("BHQK,BKHE->BQHE", probs_BHQK, v_BKHE)
+
+
+def apply(module: nn.Module, params: Mapping[str, Any], *args) -> Any:
+    """What a module computes with these parameters."""
+    return module.apply({"params": params}, *args)
+
+
+def keys_of(key, count: int):
+    """So many keys from one, or so many times None."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def layer_norm(config: Config, name: str | None = None):
+    """LayerNorm over the width, statistics in float32."""
+    return nn.LayerNorm(epsilon=config.norm_eps, dtype=config.dtype, use_fast_variance=False, name=name)
+
+
+class Linear(nn.Module):
+    """`x . kernel + bias` over the last `contract` axes of x, to axes of the given sizes."""
+
+    config: Config
+    to: tuple[int, ...]
+    contract: int = 1
+    residual: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        config = self.config
+        of = x.shape[x.ndim - self.contract :]
+        std = config.residual_init_std if self.residual else config.init_std
+        # Truncated at two deviations, as `create_initializer` of google-research/bert.
+        kernel = self.param("kernel", nn.initializers.truncated_normal(std), (*of, *self.to))
+        bias = self.param("bias", nn.initializers.zeros_init(), self.to)
+        axes = (tuple(range(x.ndim - self.contract, x.ndim)), tuple(range(self.contract)))
+        y = jax.lax.dot_general(x, kernel.astype(config.dtype), (axes, ((), ())))
+        return y + bias.astype(config.dtype)
+
+
+class Embed(nn.Module):
+    """Sum of word, position and token-type embeddings: [B, S, D]."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, batch, key):
+        config = self.config
+        table = nn.initializers.truncated_normal(config.init_std)
+        word_VD = self.param("word", table, (config.table_rows, config.width))
+        position_SD = self.param("position", table, (config.max_len, config.width))
+        type_TD = self.param("type", table, (config.type_count, config.width))
+        x_BSD = word_VD[batch["ids"]] + position_SD[batch["positions"]] + type_TD[batch["types"]]
+        x_BSD = layer_norm(config, "norm")(x_BSD) if config.embed_norm else x_BSD.astype(config.dtype)
+        return dropout(x_BSD, config.dropout, key)
+
+
+class Block(nn.Module):
+    """One encoder layer: x_BQD updated, by attention to y_BKD and a feed-forward network.
+
+    `scale` multiplies both residual branches (None: they are left alone).
+    """
+
+    config: Config
+    heads: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x_BQD, y_BKD, allowed_BQK, scale, key):
+        config = self.config
+        pre = config.norm == "pre"
+        probs_key, attention_key, mlp_key = keys_of(key, 3)
+        attention_norm, mlp_norm = layer_norm(config, "attention_norm"), layer_norm(config, "mlp_norm")
+
+        def add(x_BQD, branch_BQD, key):
+            branch_BQD = dropout(branch_BQD, config.dropout, key)
+            return x_BQD + (branch_BQD if scale is None else branch_BQD * scale.astype(branch_BQD.dtype))
+
+        def attention(x_BQD, y_BKD):
+            q, k, v = (
+                Linear(config, (self.heads, config.head_size), name=name)(z)
+                for name, z in (("query", x_BQD), ("key", y_BKD), ("value", y_BKD))
+            )
+            a_BQHE = attend(q, k, v, allowed_BQK, config.attention_dropout, probs_key)
+            return Linear(config, (config.width,), contract=2, residual=True, name="attention_output")(a_BQHE)
+
+        def mlp(x_BQD):
+            h_BQF = ACTIVATIONS[config.activation](Linear(config, (self.hidden,), name="mlp_hidden")(x_BQD))
+            return Linear(config, (config.width,), residual=True, name="mlp_output")(h_BQF)
+
+        if pre:
+            normed_BKD = attention_norm(y_BKD)
+            normed_BQD = normed_BKD if y_BKD is x_BQD else attention_norm(x_BQD)
+            x_BQD = add(x_BQD, attention(normed_BQD, normed_BKD), attention_key)
+            return add(x_BQD, mlp(mlp_norm(x_BQD)), mlp_key)
+        x_BQD = attention_norm(add(x_BQD, attention(x_BQD, y_BKD), attention_key))
+        return mlp_norm(add(x_BQD, mlp(x_BQD), mlp_key))
+
+
+class MlmHead(nn.Module):
+    """Logits over the table's rows at the given vectors: [..., V], float32, padded ids at minus infinity."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x_BPD, word_VD):
+        config = self.config
+        x_BPD = ACTIVATIONS[config.activation](Linear(config, (config.width,), name="dense")(x_BPD))
+        x_BPD = layer_norm(config, "norm")(x_BPD)
+        bias_V = self.param("bias", nn.initializers.zeros_init(), (config.table_rows,))
+        bias_V = jnp.where(np.arange(config.table_rows) < config.vocab_size, bias_V, -jnp.inf)
+        logits_BPV = jnp.einsum("BPD,VD->BPV", x_BPD, word_VD.astype(config.dtype), preferred_element_type=jnp.float32)
+        return logits_BPV + bias_V
+
+
+class NextHead(nn.Module):
+    """Logits of "B follows A" and "B is random" from the [CLS] vector: [B, 2], float32."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x_BD):
+        pooled_BD = jnp.tanh(Linear(self.config, (self.config.width,), name="pooler")(x_BD))
+        return Linear(self.config, (2,), name="next")(pooled_BD).astype(jnp.float32)
