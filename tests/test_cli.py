@@ -11,7 +11,7 @@ import time
 from typing import NamedTuple
 
 import pytest
-from runs import rows_without_clock
+from small_runs import rows_without_clock
 
 from bert_fast.__main__ import main
 from bert_fast.train.log import read_rows

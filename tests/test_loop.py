@@ -7,7 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from runs import make_settings, rows_without_clock, run, small_config
+from small_runs import make_settings, rows_without_clock, run, small_config
 
 from bert_fast import BadInput, Interrupted
 from bert_fast.train import checkpoint, loop

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import rows_without_clock, run, small_config
+from small_runs import rows_without_clock, run, small_config
 from test_loop import interrupted
 
 from bert_fast import methods

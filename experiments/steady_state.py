@@ -1,0 +1,73 @@
+"""Two thousand steps of a small run: how many programs were compiled, and whether resident memory grows.
+
+    python -m experiments.steady_state [--steps=2000]
+
+Trains configs/quickstart.py, shrunk, on the documentation of this machine through the ordinary loop; writes
+experiments/steady_state.md.
+"""
+
+import argparse
+import pathlib
+import platform
+import tempfile
+
+import jax
+import numpy as np
+import psutil
+
+from bert_fast import methods, settings
+from bert_fast.data import shards
+from bert_fast.data.prepare import prepare
+from bert_fast.train import loop
+from configs import quickstart
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=2000)
+    steps = parser.parse_args().steps
+    compiles = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiles.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    resident, compiled_at = [], {}
+    process = psutil.Process()
+    train_step = loop.Run.train_step
+
+    def watched(run):
+        train_step(run)
+        resident.append(process.memory_info().rss / 2**20)
+        compiled_at[run.step] = len(compiles)
+
+    loop.Run.train_step = watched
+    with tempfile.TemporaryDirectory() as folder:
+        data = pathlib.Path(folder, "shards")
+        prepare("docs", str(data), vocab_size=8_000)
+        config = quickstart.get_config()
+        config.update_from_flattened_dict(
+            {"steps": steps, "data.dir": str(data), "batch_size": 8, "eval.every": 0, "checkpoint.every": 0}
+        )
+        config = config.to_dict()
+        made = settings.make(config, shards.read_manifest(data)["vocab"]["size"], tuple(methods.known()))
+        loop.pretrain(made, config, pathlib.Path(folder, "run"))
+    warm = steps // 10
+    slope, level = np.polyfit(np.arange(warm, steps), resident[warm:], 1)
+    text = f"""# Steady state: compilations and memory over {steps:,} steps
+
+`python -m experiments.steady_state --steps={steps}`, {platform.machine()}, jax {jax.__version__}, 2 layers of width 128,
+batch 8 x 64, one evaluation and one save at the end.
+
+| | |
+|---|---|
+| programs compiled after step {warm} and before the last step | {compiled_at[steps - 1] - compiled_at[warm]} |
+| resident memory at step {warm} | {resident[warm]:.0f} MiB |
+| resident memory at step {steps - 1} | {resident[-1]:.0f} MiB |
+| slope of a line through the steps between | {slope * 1000:+.2f} MiB a thousand steps |
+"""
+    del level
+    pathlib.Path(__file__).with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
