@@ -1,7 +1,6 @@
 """Shards folders that tests make themselves, and rows of them."""
 
 import dataclasses
-import hashlib
 import json
 
 import numpy as np
@@ -20,24 +19,30 @@ def write_folder(folder, splits, words=WORDS):
     """A shards folder of two shards a split; a document is a list of sentences, a sentence a list of ids."""
     manifest = {"format": shards.FORMAT, "token_dtype": "uint16", "splits": {}}
     for split, documents in splits.items():
-        entry = {"shards": [], "lengths": {"file": f"{split}-lengths.npy"}}
+        lengths_D = np.array([sum(map(len, d)) for d in documents], np.int64)
+        np.save(folder / f"{split}-lengths.npy", lengths_D)
+        entry = {"shards": [], "lengths": file_entry(folder / f"{split}-lengths.npy"), "tokens": int(lengths_D.sum())}
         half = -(-len(documents) // 2)
         for n, part in enumerate([documents[:half], documents[half:]]):
-            name = f"{split}-{n:05d}-of-00002.array_record"
-            writer = ArrayRecordWriter(str(folder / name), "group_size:1")
+            path = folder / f"{split}-{n:05d}-of-00002.array_record"
+            writer = ArrayRecordWriter(str(path), "group_size:1")
             for sentences in part:
                 starts_N = np.cumsum([0, *map(len, sentences)])[:-1] if sentences else np.zeros(0, int)
                 tokens_T = np.concatenate([np.zeros(0, int), *map(np.asarray, sentences)])
                 writer.write(shards.encode(shards.Document(tokens_T, starts_N), "uint16"))
             writer.close()
-            entry["shards"].append({"file": name, "documents": len(part)})
-        np.save(folder / entry["lengths"]["file"], np.array([sum(map(len, d)) for d in documents], np.int64))
+            entry["shards"].append({**file_entry(path), "documents": len(part)})
         manifest["splits"][split] = entry
-    vocab = "".join(word + "\n" for word in words).encode()
-    (folder / "vocab.txt").write_bytes(vocab)
-    manifest["vocab"] = {"size": len(words), "sha256": hashlib.sha256(vocab).hexdigest()}
+    (folder / "vocab.txt").write_bytes("".join(word + "\n" for word in words).encode())
+    sha256 = shards.sha256(folder / "vocab.txt")
+    manifest["vocab"] = {"size": len(words), "sha256": sha256, "cased": False, "strip_accents": None}
+    manifest["fingerprint"] = f"made up of {sha256}"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+def file_entry(path):
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": shards.sha256(path)}
 
 
 def random_documents(count, rng, longest=60):
@@ -54,6 +59,20 @@ def make_folder(folder):
     documents[3] = []
     documents[4] = [rng.choice(ORDINARY, 700).tolist()]
     return write_folder(folder, {"train": documents, "valid": documents[:40]})
+
+
+def make_small_folder(folder):
+    """A folder for runs of seconds: 83 words, of which a few are much more frequent, so that there is much to learn."""
+    rng = np.random.default_rng(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" if i % 5 else f"##c{i}" for i in range(78))]
+
+    def documents(count):
+        return [
+            [(5 + np.minimum(rng.geometric(0.2, 9), 78) - 1).tolist() for _ in range(rng.integers(4, 20))]
+            for _ in range(count)
+        ]
+
+    return write_folder(folder, {"train": documents(60), "valid": documents(6)}, words)
 
 
 def bert(objective="mlm", seq_len=32, **changes):

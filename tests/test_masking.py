@@ -7,25 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from made_shards import ORDINARY, SPECIAL_IDS, bert, make_folder, unmasked, write_folder
+from made_shards import ORDINARY, SPECIAL_IDS, bert, unmasked, write_folder
 
 from bert_fast.data import batches, rows, shards
-from bert_fast.data.masking import Masking, VocabInfo, prediction_slots, read_vocab_info
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("shards"))
-
-
-@pytest.fixture(scope="module")
-def split(folder):
-    return shards.Split(folder, "train")
-
-
-@pytest.fixture(scope="module")
-def vocab(folder):
-    return read_vocab_info(folder)
+from bert_fast.data.masking import Masking, VocabInfo, prediction_slots
 
 
 @pytest.mark.parametrize("objective", rows.OBJECTIVES)
