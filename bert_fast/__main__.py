@@ -59,8 +59,8 @@ def run_pretrain(args, texts: list[str]) -> int:
     if not config["data"]["dir"]:
         raise BadInput("--config.data.dir is missing: the folder that `python -m bert_fast prepare --out=DIR` made")
     manifest = shards.read_manifest(config["data"]["dir"])
-    if args.distributed:
-        jax.distributed.initialize()
+    if args.distributed or args.coordinator:
+        jax.distributed.initialize(args.coordinator, args.process_count, args.process_index)
     made = settings.make(config, manifest["vocab"]["size"], tuple(methods.known()))
     pretrain(made, config, pathlib.Path(args.workdir))
     return 0
@@ -80,7 +80,15 @@ def pretrain_flags(args, argv: list[str]):
     flags.DEFINE_string(
         "workdir", None, "The run folder; a run that is there is continued. " + REQUIRED, flag_values=args
     )
-    flags.DEFINE_bool("distributed", False, "Several processes: call jax.distributed.initialize().", flag_values=args)
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Several processes, which JAX finds by itself (TPU slice, Slurm).",
+        flag_values=args,
+    )
+    flags.DEFINE_string("coordinator", None, "Several processes elsewhere: HOST:PORT of the first.", flag_values=args)
+    flags.DEFINE_integer("process_count", None, "With --coordinator: how many processes there are.", flag_values=args)
+    flags.DEFINE_integer("process_index", None, "With --coordinator: which of them this is, from 0.", flag_values=args)
 
 
 def run_evaluate(args, texts: list[str]) -> int:

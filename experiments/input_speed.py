@@ -1,6 +1,6 @@
 """Rows a second that the input pipeline makes, beside what a 4-layer, 256-wide BERT could consume.
 
-    python experiments/input_speed.py [--data=DIR] [--consumed_128=X --consumed_512=Y]
+    python -m experiments.input_speed [--data=DIR] [--consumed_128=X --consumed_512=Y]
 
 Without measured consumption (rows a second of the training step on this machine) the model is taken to
 run at the machine's own float32 matrix-product peak, which is more than any training step reaches.

@@ -1,6 +1,6 @@
 """One training step at BERT-base widths against Hugging Face transformers and PyTorch, on this CPU.
 
-    python experiments/step_speed.py [--depth=12] [--pairs=7]
+    python -m experiments.step_speed [--depth=12] [--pairs=7]
 
 Forward, backward and AdamW, batch 8 x 128, dropout 0.1 everywhere, float32; PyTorch as users run it (logits at
 all positions, SDPA, torch.optim.AdamW), and once more with its MLM head on the predicted positions only. The
@@ -10,7 +10,6 @@ three take turns in one process. Writes experiments/step_speed.md. Needs require
 import pathlib
 import platform
 import statistics
-import sys
 import time
 
 import jax
@@ -19,8 +18,6 @@ import numpy as np
 import torch
 import transformers
 from absl import app, flags
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from bert_fast import bert
 from bert_fast.cost.flops import step_flops
@@ -137,7 +134,7 @@ def main(_):
     lines = [
         "# One training step against Hugging Face and PyTorch, on a CPU",
         "",
-        f"`python experiments/step_speed.py --depth={DEPTH.value} --pairs={PAIRS.value}` on {platform.machine()}, "
+        f"`python -m experiments.step_speed --depth={DEPTH.value} --pairs={PAIRS.value}` on {platform.machine()}, "
         f"2 threads; jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}. "
         f"{DEPTH.value} layers of width 768, batch 8 x 128, dropout 0.1, float32, AdamW included.",
         "",

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from bert_fast import BadInput, bert
 from bert_fast.bert import Params
 from bert_fast.data import batches, masking, shards
+from bert_fast.data.files import atomic_json
 from bert_fast.method import Method, Program, Stage
 from bert_fast.plan import Plan, whole
 from bert_fast.settings import Settings
@@ -99,10 +100,9 @@ def claim(workdir: pathlib.Path, config: dict):
                 f"{workdir} holds a run of another config:\n{lines}\n"
                 "Give another --workdir, or the config that was used there to continue it"
             )
-    workdir.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(config, indent=1, sort_keys=True))
-    part.rename(path)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        atomic_json(path, config)
 
 
 def _flat(tree, prefix="") -> dict:

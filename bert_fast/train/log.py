@@ -8,6 +8,8 @@ import time
 import tensorboardX
 import tqdm
 
+from bert_fast.data.files import atomic_write
+
 
 class Rows:
     """`metrics.jsonl`: one JSON object a line, written at once. TensorBoard shows the same numbers."""
@@ -16,9 +18,7 @@ class Rows:
         """Opens the files and drops rows later than `after_step`, which a resumed run will write again."""
         self.path = workdir / "metrics.jsonl"
         kept = [row for row in read_rows(self.path) if row["step"] <= after_step]
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        part.rename(self.path)
+        atomic_write(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.file = self.path.open("a", buffering=1)
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=after_step + 1)
 

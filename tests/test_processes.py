@@ -1,0 +1,60 @@
+"""Two processes with two devices each write the rows of one process with four."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+from small_runs import rows_without_clock, small_config
+
+from bert_fast.train import checkpoint
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def start(small_shards, workdir, devices, *more):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    config = small_config(small_shards)
+    flags = [
+        f"--config.{key}={config[key]}" for key in ("steps", "log_every", "phases")
+    ] + [
+        f"--config.{name}.{key}={config[name][key]}"
+        for name, key in (
+            ("model", "depth"), ("model", "dropout"), ("eval", "every"), ("eval", "seq_len"), ("checkpoint", "every"),
+            ("optimizer", "bias_correction"), ("learning_rate", "peak"), ("data", "dir"),
+        )
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "bert_fast", "pretrain", "--config=configs/bert.py:size=tiny,debug"]
+    command += [f"--workdir={workdir}", "--config.mesh.fsdp=2", *flags, *more]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*processes):
+    for process in processes:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_rows_of_one(small_shards, tmp_path):
+    finish(start(small_shards, tmp_path / "one", 4))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = [f"--coordinator=localhost:{port}", "--process_count=2"]
+    finish(*(start(small_shards, tmp_path / "two", 2, *flags, f"--process_index={i}") for i in range(2)))
+    one, two = rows_without_clock(tmp_path / "one"), rows_without_clock(tmp_path / "two")
+    assert len(one) == len(two) == 6
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert b[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), key
+    assert checkpoint.steps(tmp_path / "one/checkpoints") == checkpoint.steps(tmp_path / "two/checkpoints")
+    # What several processes wrote, one reads.
+    checkpoint.restore_params(checkpoint.find(tmp_path / "two"))
