@@ -1,5 +1,6 @@
 """The train loop: stages of steps, rows, evaluations and checkpoints. It knows no method by name."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -20,7 +21,7 @@ from bert_fast.train import begin, checkpoint, optim, report
 from bert_fast.train.book import Book
 from bert_fast.train.compile import Programs
 from bert_fast.train.evaluate import Evaluator, eval_batches, fingerprint
-from bert_fast.train.log import Progress, Rows
+from bert_fast.train.log import Progress, Rows, read_rows
 from bert_fast.train.sharding import global_batch, make_mesh
 from bert_fast.train.step import make_eval_step, make_step
 
@@ -32,8 +33,7 @@ def pretrain(settings: Settings, config: dict, workdir: pathlib.Path) -> dict:
     run continues. Raises BadInput before any training where something is wrong, and Interrupted
     once the step at which a signal came is saved.
     """
-    run = Run(settings, config, workdir)
-    with Stop() as stop:
+    with contextlib.closing(Run(settings, config, workdir)) as run, Stop() as stop:
         while True:
             if run.stage_is_over():
                 if run.is_last_stage():
@@ -50,9 +50,8 @@ def pretrain(settings: Settings, config: dict, workdir: pathlib.Path) -> dict:
             if final or signum or run.every(settings.checkpoint.every):
                 run.save()
             if signum and not final:
-                run.close()
                 raise Interrupted(signum, f"step {run.step} is saved in {run.root}")
-    return run.finish()
+        return run.finish()
 
 
 class Run:
@@ -92,7 +91,8 @@ class Run:
         self.programs = Programs(make_step(self.method, self.optimizer, settings.seed), self.mesh)
         self.evaluator = Evaluator(make_eval_step(self.method), held_out, self.mesh)
         self.is_main = jax.process_index() == 0
-        self.last: dict[str, dict] = {}
+        # The newest row of each split, of an earlier part of the run too.
+        self.last = {row["split"]: row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= self.step}
         if self.is_main:
             report.plan(settings, self.timeline, self.state, self.mesh, self.manifest, self.step, workdir)
         total = self.book.stage_began + sum(stage.steps for stage in self.timeline[self.book.stage :])
@@ -158,7 +158,6 @@ class Run:
         (program, (metrics, of_methods)), self.pending = self.pending, None
         sums = {key: float(value) for key, value in jax.device_get(metrics).items()}
         if not math.isfinite(sums["loss"] + sums["gradient_norm"]):
-            self.close()
             raise BadInput(report.not_finite(self.step, sums, self.root))
         self.book.add(
             sums,
@@ -248,9 +247,10 @@ class Run:
         self.progress.close()
         if self.rows is not None:
             self.rows.close()
+            self.rows = None
 
     def finish(self) -> dict:
-        """Closes everything and writes `summary.json`."""
+        """Writes `summary.json`."""
         self.close()
         summary = report.summary(self.settings, self.last, self.book, self.step, self.mesh, self.workdir)
         if self.is_main:
