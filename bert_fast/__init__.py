@@ -1,6 +1,8 @@
 """Accelerated BERT pre-training: one trunk, one train loop, methods as small files."""
 
+import pathlib
 import signal
+import sys
 
 __version__ = "0.1.0"
 
@@ -19,3 +21,9 @@ class Interrupted(Exception):
     def __init__(self, signum: int, saved: str):
         super().__init__(f"stopped by {signal.Signals(signum).name}; {saved}")
         self.exit_code = 128 + signum
+
+
+def python() -> str:
+    """This interpreter as one would type it here: for commands that are printed to be typed."""
+    path = pathlib.Path(sys.executable)
+    return str(path.relative_to(pathlib.Path.cwd())) if path.is_relative_to(pathlib.Path.cwd()) else str(path)

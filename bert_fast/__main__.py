@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from bert_fast import BadInput, Interrupted
+from bert_fast import BadInput, Interrupted, python
 
 REQUIRED = "required"
 
@@ -59,6 +59,9 @@ def run_pretrain(args, texts: list[str]) -> int:
     if not config["data"]["dir"]:
         raise BadInput("--config.data.dir is missing: the folder that `python -m bert_fast prepare --out=DIR` made")
     manifest = shards.read_manifest(config["data"]["dir"])
+    given = [args[name].value is not None for name in ("coordinator", "process_count", "process_index")]
+    if any(given) and not all(given):
+        raise BadInput("--coordinator, --process_count and --process_index go together: give all three, or none")
     if args.distributed or args.coordinator:
         jax.distributed.initialize(args.coordinator, args.process_count, args.process_index)
     made = settings.make(config, manifest["vocab"]["size"], tuple(methods.known()))
@@ -236,7 +239,7 @@ def main(argv: list[str]) -> int:
         texts = parse(args, [name, *rest])
         return COMMANDS[name].run(args, texts)
     except Interrupted as interrupted:
-        command = shlex.join(["python", "-m", "bert_fast", *argv])
+        command = shlex.join([python(), "-m", "bert_fast", *argv])
         print(f"\n{interrupted}. To continue:\n  {command}", file=sys.stderr)
         return interrupted.exit_code
     except (BadInput, flags.Error) as error:

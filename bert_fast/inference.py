@@ -39,7 +39,7 @@ def load(path: str | pathlib.Path) -> Trained:
     words = vocab.load(folder / "vocab.txt", about["vocab"]["cased"], about["vocab"]["strip_accents"])
     # What a method added to the parameters is applied, so that the trunk sees a plain model.
     params, _ = methods.make(about["methods"]).weights(checkpoint.restore_params(folder))
-    return Trained(folder, program, jax.tree.map(np.asarray, params), words, about)
+    return Trained(folder, program, jax.device_put(params), words, about)
 
 
 def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **changes) -> dict:

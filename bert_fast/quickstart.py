@@ -5,7 +5,7 @@ import pathlib
 import sys
 import time
 
-from bert_fast import BadInput, __main__, inference
+from bert_fast import BadInput, __main__, inference, python
 from bert_fast.data.prepare import prepare
 from bert_fast.train.log import clock
 
@@ -60,10 +60,11 @@ def main() -> int:
         f"A BERT of {trained.program.model.depth} layers, trained here on {tokens:,} tokens.\n"
         f"  shards       {shards}\n  run          {run} (metrics.jsonl, summary.json, checkpoints)\n\n"
         "Try next:\n"
-        f'  .venv/bin/python -m bert_fast fill-mask --checkpoint={run} "Raise an [MASK] if the value is negative."\n'
-        '  .venv/bin/python -m bert_fast prepare --source="files:YOUR_TEXT/*.txt" --out=runs/shards\n'
-        "  .venv/bin/python -m bert_fast pretrain --config=configs/bert.py:size=mini,objective=mlm,seq=128 "
-        "--workdir=runs/mini --config.data.dir=runs/shards"
+        f'  {python()} -m bert_fast fill-mask --checkpoint={run} "Raise an [MASK] if the value is negative."\n'
+        f'  {python()} -m bert_fast prepare --source="files:YOUR_TEXT/*.txt" --out=runs/shards\n'
+        f"  {python()} -m bert_fast pretrain --config=configs/bert.py:size=mini,objective=mlm,seq=128 "
+        "--workdir=runs/mini --config.data.dir=runs/shards --config.steps=2800 --config.batch_size=32 "
+        "--config.learning_rate.peak=1e-3 --config.learning_rate.warmup_steps=300"
     )
     return 0
 
@@ -72,4 +73,8 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except BadInput as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from what was saved", file=sys.stderr)
+        sys.exit(130)

@@ -134,9 +134,10 @@ def make(config: Mapping[str, Any], vocab_size: int, method_names) -> Settings:
 
 def _check(settings: Settings):
     """Raises BadInput where numbers do not go together."""
-    for name in ("steps", "batch_size", "micro_batches", "log_every"):
-        if getattr(settings, name) < 1:
-            raise BadInput(f"--config.{name}={getattr(settings, name)}: expected at least 1")
+    least_one = {name: getattr(settings, name) for name in ("steps", "batch_size", "micro_batches", "log_every")}
+    for name, value in {**least_one, "checkpoint.keep": settings.checkpoint.keep}.items():
+        if value < 1:
+            raise BadInput(f"--config.{name}={value}: expected at least 1")
     if settings.batch_size % settings.micro_batches:
         raise BadInput(
             f"--config.batch_size={settings.batch_size} does not divide into "

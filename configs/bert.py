@@ -16,8 +16,8 @@ def get_config(text=None):
     config.data.objective = args["objective"]
     config.model.pooler = args["objective"] == "mlm+nsp"
     config.model.norm = args["norm"]
-    if args["debug"]:
-        common.debug(config)
     if args["seq"]:
         config.phases = f"{args['seq']}:1"
+    if args["debug"]:
+        common.debug(config)
     return config

@@ -69,6 +69,7 @@ def base(size_name: str) -> ConfigDict:
     config.model.pooler = True
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.1
+    config.model.init_std = 0.02
     config.model.residual_init_std = 0.02
     config.model.dtype = "float32"
 

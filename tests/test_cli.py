@@ -107,7 +107,7 @@ def test_stopped_run_continues_to_the_same_rows(prepared, tmp_path, signum, code
     _, said = process.communicate()
     assert process.returncode == code, said
     if signum != signal.SIGKILL:
-        assert "python -m bert_fast pretrain" in said
+        assert "-m bert_fast pretrain" in said
     done = subprocess.run(command(*args), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     subprocess.run(command(*pretrain(prepared, tmp_path / "whole")), cwd=ROOT, check=True)
@@ -131,6 +131,7 @@ def test_stopped_run_continues_to_the_same_rows(prepared, tmp_path, signum, code
         (["fill-mask", "--checkpoint=/nowhere"], "no text"),
         (["prepare", "--source=files:/nowhere/*.txt", "--out=/tmp/never"], "/nowhere"),
         (["prepare", "--out=/tmp/never"], "--source is missing"),
+        (["pretrain", "--config=configs/bert.py", "--workdir=x", "--config.data.dir=x"], "no manifest.json in x"),
         (["evaluate", "run"], "unexpected argument 'run'"),
     ],
 )

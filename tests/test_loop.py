@@ -10,7 +10,7 @@ import pytest
 from small_runs import make_settings, rows_without_clock, run, small_config
 
 from bert_fast import BadInput, Interrupted
-from bert_fast.train import checkpoint, loop
+from bert_fast.train import checkpoint, compile, loop
 from bert_fast.train.log import read_rows
 
 
@@ -129,9 +129,47 @@ def test_loss_that_is_not_finite_ends_the_run_and_saves_nothing_of_it(small_shar
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoint.restore_params(newest)))
 
 
+def test_so_many_checkpoints_are_kept(small_shards, tmp_path):
+    run(small_config(small_shards, steps=14, phases="16:1", checkpoint__every=2, checkpoint__keep=5), tmp_path)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [6, 8, 10, 12, 14]
+
+
+def test_programs_compile_once(small_shards, tmp_path, monkeypatch):
+    compiled = []
+    add = compile.Programs.add
+    monkeypatch.setattr(
+        compile.Programs, "add", lambda self, program, *a: compiled.append(program) or add(self, program, *a)
+    )
+    run(small_config(small_shards, steps=12, phases="16:0.34,32:0.33,16:0.33"), tmp_path)
+    assert [program.seq_len for program in compiled] == [16, 32]
+
+
+def test_run_is_not_continued_on_other_shards(small_shards, tmp_path, monkeypatch):
+    data = shutil.copytree(small_shards, tmp_path / "shards")
+    config = small_config(data, phases="16:1")
+    interrupted(config, tmp_path / "run", 5, monkeypatch)
+    manifest = json.loads((data / "manifest.json").read_text()) | {"fingerprint": "another"}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadInput, match="no longer holds the shards of this run"):
+        run(config, tmp_path / "run")
+
+
+def test_batch_is_checked_against_every_phase_before_the_first_step(small_shards, tmp_path):
+    config = small_config(small_shards, phases="16:0.5,64:0.5", batch_size=256)
+    with pytest.raises(BadInput, match="an epoch of seq_len 64 has"):
+        run(config, tmp_path / "run")
+
+
+def test_refused_start_leaves_the_folder_free_for_the_corrected_one(small_shards, tmp_path):
+    with pytest.raises(BadInput, match="no checkpoint in /typo"):
+        run(small_config(small_shards, init="/typo"), tmp_path / "run")
+    assert run(small_config(small_shards, steps=1, phases="16:1"), tmp_path / "run")["steps"] == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"checkpoint__keep": 0}, "expected at least 1"),
         ({"micro_batches": 3}, "does not divide into"),
         ({"phases": "128:1"}, "above the model's 64"),
         ({"eval__seq_len": 65}, "above the model's 64"),

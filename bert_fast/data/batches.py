@@ -128,6 +128,15 @@ def _order_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=(ORDER, epoch)).generate_state(1)[0])
 
 
+def check_batch(rows: Rows, batch_size: int) -> None:
+    """Raises BadInput where a batch has more rows than an epoch."""
+    if batch_size > len(rows):
+        raise BadInput(
+            f"a batch has {batch_size} rows, an epoch of seq_len {rows.settings.seq_len} has {len(rows)}: "
+            "prepare more text or lower the batch size"
+        )
+
+
 def batches(
     rows: Rows,
     batch_size: int,
@@ -146,11 +155,7 @@ def batches(
 
     Raises BadInput where the batch exceeds an epoch, or cannot be shared out.
     """
-    if batch_size > len(rows):
-        raise BadInput(
-            f"a batch has {batch_size} rows, an epoch of seq_len {rows.settings.seq_len} has {len(rows)}: "
-            "prepare more text or lower the batch size"
-        )
+    check_batch(rows, batch_size)
     # As good as endless, and still a length that fits an index.
     stop = start + batch_size * 2**40
     return _stream(rows, batch_size, start, stop, process_index, process_count, workers, prefetch)

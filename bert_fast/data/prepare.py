@@ -19,7 +19,7 @@ from typing import NamedTuple
 import tqdm
 
 import bert_fast
-from bert_fast import BadInput
+from bert_fast import BadInput, python
 from bert_fast.data import corpora, records, shards, unfinished, workers
 from bert_fast.data import vocab as vocabulary
 from bert_fast.data.files import atomic_json, atomic_write, full_disk_told
@@ -318,6 +318,6 @@ def _say_result(out: pathlib.Path, manifest: dict) -> None:
             "(and --cased) right for this text? Without --vocab one is trained on it"
         )
     print(
-        f"Shards, manifest.json, vocab.txt and tokenizer.json are in {out}\nNext: python -m bert_fast pretrain "
+        f"Shards, manifest.json, vocab.txt and tokenizer.json are in {out}\nNext: {python()} -m bert_fast pretrain "
         f"--config=configs/bert.py:size=mini --workdir=runs/mini --config.data.dir={out}"
     )

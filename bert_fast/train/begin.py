@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from bert_fast import BadInput, bert
 from bert_fast.bert import Params
 from bert_fast.data import batches, masking, shards
-from bert_fast.data.files import atomic_json
 from bert_fast.method import Method, Program, Stage
 from bert_fast.plan import Plan, whole
 from bert_fast.settings import Settings
@@ -22,7 +21,7 @@ from bert_fast.train.compile import state_shardings
 from bert_fast.train.evaluate import row_settings
 from bert_fast.train.optim import change_moments
 from bert_fast.train.sharding import shard
-from bert_fast.train.step import TrainState, join, partition
+from bert_fast.train.step import SURGERY, TrainState, join, partition
 
 
 def stages(settings: Settings, method: Method) -> tuple[Stage, ...]:
@@ -54,13 +53,11 @@ def stages(settings: Settings, method: Method) -> tuple[Stage, ...]:
 
 def train_rows(settings: Settings, stage: Stage) -> batches.Rows:
     """The training rows of a stage's length. Raises BadInput where the shards do not fill one batch."""
-    data = settings.data
-    return batches.make_rows(
-        shards.Split(data.dir, "train"),
-        masking.read_vocab_info(data.dir),
-        row_settings(data, stage.program.seq_len),
-        settings.seed,
-    )
+    data, seq_len = settings.data, stage.program.seq_len
+    split, vocab = shards.Split(data.dir, "train"), masking.read_vocab_info(data.dir)
+    rows = batches.make_rows(split, vocab, row_settings(data, seq_len), settings.seed)
+    batches.check_batch(rows, stage.program.batch_size)
+    return rows
 
 
 def order_of(stage: Stage) -> str:
@@ -74,8 +71,15 @@ def with_plan(program: Program, plan: Plan) -> Program:
 
 
 def check_devices(settings: Settings, mesh: Mesh):
-    """Raises BadInput where a micro-batch or an evaluation batch does not divide over the devices that share it."""
+    """Raises BadInput where a micro-batch or an evaluation batch does not divide over the devices that share it, or
+    where the tensor axis reaches over processes: each of them reads only its own examples.
+    """
     sharing = mesh.shape["data"] * mesh.shape["fsdp"]
+    if sharing % jax.process_count():
+        raise BadInput(
+            f"--config.mesh.data times --config.mesh.fsdp is {sharing}, which does not divide over "
+            f"{jax.process_count()} processes: the tensor axis must stay within one; make it smaller"
+        )
     micro = settings.batch_size // settings.micro_batches
     for name, size in (("batch_size / micro_batches", micro), ("eval.batch_size", settings.eval.batch_size)):
         if size % sharing:
@@ -85,24 +89,28 @@ def check_devices(settings: Settings, mesh: Mesh):
             )
 
 
-def claim(workdir: pathlib.Path, config: dict):
-    """Writes `config.json`, or finds the one of an interrupted run of this config there.
-
-    Raises BadInput that shows the difference where the folder holds another run.
-    """
+def refuse_other(workdir: pathlib.Path, config: dict):
+    """Raises BadInput that shows the difference where the folder holds a run of another config."""
     path = workdir / "config.json"
-    if path.is_file():
-        before, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(config)))
-        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if keys:
-            lines = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys)
-            raise BadInput(
-                f"{workdir} holds a run of another config:\n{lines}\n"
-                "Give another --workdir, or the config that was used there to continue it"
-            )
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        atomic_json(path, config)
+    if not path.is_file():
+        return
+    before, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(config)))
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if keys:
+        lines = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys)
+        raise BadInput(
+            f"{workdir} holds a run of another config:\n{lines}\n"
+            "Give another --workdir, or the config that was used there to continue it"
+        )
+
+
+def check_shards(settings: Settings, about: dict, manifest: dict, evaluation: str):
+    """Raises BadInput where the run that is to be continued was made with other shards."""
+    if about["vocab"]["sha256"] != manifest["vocab"]["sha256"] or about["fingerprint"] != evaluation:
+        raise BadInput(
+            f"{settings.data.dir} no longer holds the shards of this run (fingerprint {evaluation}, the "
+            f"run has {about['fingerprint']}): put them back, or begin a new run in another --workdir"
+        )
 
 
 def _flat(tree, prefix="") -> dict:
@@ -130,16 +138,16 @@ def warm_params(settings: Settings, model: bert.Config, manifest: dict, mesh: Me
             "with: prepare with the one that it was trained with (--vocab=FILE)"
         )
     theirs = checkpoint.stage_from_json(about["stage"]).program.model
-    shape = ("depth", "width", "heads_L", "head_size", "hidden_L", "max_len", "norm", "embed_norm")
+    shape = ("depth", "width", "heads_L", "head_size", "hidden_L", "max_len", "norm", "embed_norm", "activation")
     differing = [name for name in shape if getattr(theirs, name) != getattr(model, name)]
     if differing:
         lines = "; ".join(f"{name} is {getattr(theirs, name)} there, {getattr(model, name)} here" for name in differing)
         raise BadInput(f"--config.init={settings.init} holds another model ({lines}): set --config.model to match it")
-    params = dict(checkpoint.restore_params(folder))
-    head = params.pop("next", None)
-    if model.pooler:
-        params["next"] = jax.device_get(fresh_params(model, settings.seed, mesh)["next"]) if head is None else head
-    return jax.tree.map(jax.device_put, params, shard(params, mesh))
+    params = {name: leaf for name, leaf in checkpoint.restore_params(folder).items() if name != "next" or model.pooler}
+    params = jax.tree.map(jax.device_put, params, shard(params, mesh))
+    if model.pooler and "next" not in params:
+        params["next"] = fresh_params(model, settings.seed, mesh)["next"]
+    return params
 
 
 def first_state(params: Params, method: Method, stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh):
@@ -184,10 +192,10 @@ def next_state(
 ) -> tuple[TrainState, Stage]:
     """The state with which the next stage begins, after the methods' surgery, and that stage as they settled it.
 
-    Moments of what did not learn before begin at zero. Raises ValueError where the parameters do
-    not have the shapes of the new stage's model.
+    Moments of what did not learn before begin at zero. Raises ValueError where there are
+    not as many layers as the new stage's model has.
     """
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SURGERY), state.step)
     params = join(state.params, state.frozen)
     surgery, method_state, new = method.enter(params, state.method, old, new, initial, key)
     params = surgery.params(params)

@@ -98,8 +98,10 @@ def save(root: pathlib.Path, state: TrainState, about: dict, vocab: bytes, keep:
             part.rename(final)
     except (OSError, ValueError) as error:
         shutil.rmtree(part, ignore_errors=True)
+        reason = str(error).strip().splitlines()[0]
+        reason = reason if len(reason) < 300 else f"{reason[:100]} ... {reason[-200:]}"
         raise BadInput(
-            f"the checkpoint of step {step} could not be written to {final}: {str(error).splitlines()[0][:300]}. "
+            f"the checkpoint of step {step} could not be written to {final}: {reason}. "
             f"Older checkpoints are untouched ({', '.join(map(str, steps(root))) or 'there is none'}): free some "
             "disk space and give the same command again"
         ) from error

@@ -23,7 +23,7 @@ from bert_fast.train.compile import Programs
 from bert_fast.train.evaluate import Evaluator, eval_batches, fingerprint
 from bert_fast.train.log import Progress, Rows, read_rows
 from bert_fast.train.sharding import global_batch, make_mesh
-from bert_fast.train.step import make_eval_step, make_step
+from bert_fast.train.step import join, make_eval_step, make_step
 
 
 def pretrain(settings: Settings, config: dict, workdir: pathlib.Path) -> dict:
@@ -41,9 +41,10 @@ def pretrain(settings: Settings, config: dict, workdir: pathlib.Path) -> dict:
                 run.enter_next_stage()
                 continue
             run.train_step()
-            final = run.is_last_stage() and run.stage_is_over()
+            over = run.stage_is_over()
+            final = over and run.is_last_stage()
             signum = stop.signum(run.step)
-            if run.every(settings.log_every) or run.stage_is_over():
+            if over or run.every(settings.log_every):
                 run.write_train_row()
             if final or run.every(settings.eval.every):
                 run.evaluate()
@@ -71,12 +72,13 @@ class Run:
         held_out = eval_batches(settings.data, settings.eval)
         self.mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
         begin.check_devices(settings, self.mesh)
-        begin.claim(workdir, config)
+        begin.refuse_other(workdir, config)
 
         self.book, self.pending, self.loader = Book(), None, None
         folder = checkpoint.newest(self.root, report.say)
         if folder is not None:
             about = checkpoint.about(folder)
+            begin.check_shards(settings, about, self.manifest, self.fingerprint)
             self.book = Book(**about["book"])
             self.timeline[self.book.stage] = checkpoint.stage_from_json(about["stage"])
             self.state = begin.resumed(folder, self.method, self.optimizer, self.mesh)
@@ -94,6 +96,8 @@ class Run:
         # The newest row of each split, of an earlier part of the run too.
         self.last = {row["split"]: row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= self.step}
         if self.is_main:
+            workdir.mkdir(parents=True, exist_ok=True)
+            atomic_json(workdir / "config.json", config)
             report.plan(settings, self.timeline, self.state, self.mesh, self.manifest, self.step, workdir)
         total = self.book.stage_began + sum(stage.steps for stage in self.timeline[self.book.stage :])
         self.rows = Rows(workdir, self.step) if self.is_main else None
@@ -116,7 +120,9 @@ class Run:
         if done >= stage.steps:
             return True
         asked = stage.ask_every and done and done % stage.ask_every == 0
-        return bool(asked) and self.method.done(self.state.params, self.state.method, stage, self.step)
+        if not asked:
+            return False
+        return self.method.done(join(self.state.params, self.state.frozen), self.state.method, stage, self.step)
 
     def every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
@@ -208,14 +214,12 @@ class Run:
             "book": self.book.to_json(),
         }
         older = [step for step in checkpoint.steps(self.root) if step < self.step]
-        keep = older[len(older) - self.settings.checkpoint.keep + 1 :] if self.settings.checkpoint.keep > 1 else []
+        keep = older[::-1][: self.settings.checkpoint.keep - 1]
         checkpoint.save(self.root, self.state, about, self.vocab, {*keep, *([0] if self.method.needs_initial else [])})
         self.book.lap("save_seconds")
 
     def enter_next_stage(self):
         """The methods' surgery on the state, and the next stage as they settled it."""
-        if self.book.since:
-            self.write_train_row()
         old, new = self.stage, self.timeline[self.book.stage + 1]
         self.state, new = begin.next_state(
             self.state, self.method, old, new, self.initial, self.optimizer, self.settings.seed, self.mesh
@@ -230,7 +234,7 @@ class Run:
 
     def initial(self):
         """The parameters of step 0."""
-        return checkpoint.restore_params(self.root / "0")
+        return checkpoint.restore_params(checkpoint.find(self.root / "0"))
 
     def write_stages(self):
         if self.is_main:
@@ -252,8 +256,9 @@ class Run:
     def finish(self) -> dict:
         """Writes `summary.json`."""
         self.close()
-        summary = report.summary(self.settings, self.last, self.book, self.step, self.mesh, self.workdir)
+        summary = report.summary(self.settings, self.last, self.book, self.step, self.mesh)
         if self.is_main:
+            report.farewell(summary, self.workdir)
             atomic_json(self.workdir / "summary.json", summary)
         return summary
 

@@ -9,7 +9,7 @@ import clu.parameter_overview
 import jax
 from jax.sharding import Mesh
 
-from bert_fast import __version__
+from bert_fast import __version__, python
 from bert_fast.cost.flops import dense_equivalent, step_flops
 from bert_fast.method import Stage
 from bert_fast.settings import Settings
@@ -31,7 +31,8 @@ def devices(mesh: Mesh) -> str:
 def plan(settings: Settings, timeline: list[Stage], state: TrainState, mesh: Mesh, manifest: dict, step: int, workdir):
     """Says what will be run, on what, and what it will take as far as that is known before a step was timed."""
     model = timeline[-1].program.model
-    say(clu.parameter_overview.get_parameter_overview(join(state.params, state.frozen), include_stats=False))
+    shapes = jax.eval_shape(join, state.params, state.frozen)
+    say(clu.parameter_overview.get_parameter_overview(shapes, include_stats=False))
     tokens = manifest["splits"]["train"]["tokens"]
     say(
         f"{model.norm}-LN BERT, {model.depth} layers of width {model.width}, {settings.optimizer.name}, "
@@ -61,8 +62,8 @@ def not_finite(step: int, sums: dict, root: pathlib.Path) -> str:
     )
 
 
-def summary(settings: Settings, last: dict, book: Book, step: int, mesh: Mesh, workdir: pathlib.Path) -> dict:
-    """The end of a run in numbers; also said in words."""
+def summary(settings: Settings, last: dict, book: Book, step: int, mesh: Mesh) -> dict:
+    """The end of a run in numbers."""
     seconds = max(book.times["seconds"], 1e-9)
     result = {
         "steps": step,
@@ -77,16 +78,20 @@ def summary(settings: Settings, last: dict, book: Book, step: int, mesh: Mesh, w
         "model": dataclasses.asdict(settings.model),
         "methods": [name for name, _ in settings.methods],
     }
-    times = ", ".join(f"{clock(book.times[key])} {word}" for key, word in (
+    return result
+
+
+def farewell(summary: dict, workdir: pathlib.Path):
+    """Says what happened, where the files are, and what to try next."""
+    times = ", ".join(f"{clock(summary[key])} {word}" for key, word in (
         ("seconds", "in steps"), ("compile_seconds", "compiling"), ("eval_seconds", "evaluating"),
         ("save_seconds", "saving"),
     ))  # fmt: skip
-    held_out = f", held-out MLM loss {last['valid']['mlm_loss']:.4f} nats" if "valid" in last else ""
+    held_out = f", held-out MLM loss {summary['valid']['mlm_loss']:.4f} nats" if summary["valid"] else ""
     say(
-        f"done: {step:,} steps, {book.counts['tokens_real']:,} tokens{held_out}; {times} "
-        f"({result['tokens_real_per_second']:,.0f} tokens a second)\n"
-        f"  {workdir}/summary.json, metrics.jsonl, checkpoints/{step}\n"
-        f"try: python -m bert_fast evaluate --checkpoint={workdir}\n"
-        f'     python -m bert_fast fill-mask --checkpoint={workdir} "The capital of France is [MASK]."'
+        f"done: {summary['steps']:,} steps, {summary['tokens_real']:,} tokens{held_out}; {times} "
+        f"({summary['tokens_real_per_second']:,.0f} tokens a second)\n"
+        f"  {workdir}/summary.json, metrics.jsonl, checkpoints/{summary['steps']}\n"
+        f"try: {python()} -m bert_fast evaluate --checkpoint={workdir}\n"
+        f'     {python()} -m bert_fast fill-mask --checkpoint={workdir} "The capital of France is [MASK]."'
     )
-    return result

@@ -16,6 +16,10 @@ from bert_fast.method import Method, Program
 from bert_fast.plan import Route, frozen_depth, whole
 from bert_fast.train.sharding import path_of
 
+# Uses of the seed on the device, folded in before the step; the parameters begin from the seed itself, whose first
+# few folds are the keys that it is split into.
+STEP, SURGERY = 100, 101
+
 
 class TrainState(NamedTuple):
     """All that a step changes, and `frozen`: parameters that take part in this stage but do not learn."""
@@ -98,7 +102,7 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, seed: int
     """
 
     def train_step(state: TrainState, batch, route: Route, learning_rate, program: Program):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEP), state.step)
         batch = method.order(state.method, batch, program)
         count = program.micro_batches
         predictions = jnp.maximum(jnp.sum(batch["weights"]), 1)
