@@ -64,7 +64,7 @@ def run_pretrain(args, texts: list[str]) -> int:
         raise BadInput("--coordinator, --process_count and --process_index go together: give all three, or none")
     if args.distributed or args.coordinator:
         jax.distributed.initialize(args.coordinator, args.process_count, args.process_index)
-    made = settings.make(config, manifest["vocab"]["size"], tuple(methods.known()))
+    made = settings.make(config, manifest["vocab"], tuple(methods.known()))
     pretrain(made, config, pathlib.Path(args.workdir))
     return 0
 

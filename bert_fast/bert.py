@@ -35,6 +35,8 @@ def init(config: Config, key) -> Params:
         "layers": jax.vmap(layer)(jnp.arange(config.depth))["params"],
         "mlm": MlmHead(config).init(mlm_key, x_BSD, embed["word"])["params"],
     }
+    if not config.tied:
+        params["mlm"]["word"] = embed["word"]
     if config.norm == "pre":
         params["final_norm"] = layer_norm(config, "final_norm").init(mlm_key, x_BSD)["params"]
     if config.pooler:
@@ -106,6 +108,8 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
     of the softmax is ever empty.
     """
     embed_key, layers_key = keys_of(key, 2)
+    if not plan[0].dropout:
+        embed_key = None
     outside = merge(
         {name: leaf for name, leaf in params.items() if name != "layers"},
         {name: leaf for name, leaf in frozen.items() if name != "layers"},
@@ -131,7 +135,9 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
                 layer = narrow(layer, *shape)
                 return apply(Block(config, *shape), layer, x_BQD, y_BKD, allowed_BQK, scale, layer_key)
 
-            layer_key = None if layers_key is None else jax.random.fold_in(layers_key, index)
+            layer_key = None
+            if layers_key is not None and span.dropout:
+                layer_key = jax.random.fold_in(layers_key, index)
             if span.cond and scale is not None:
                 # Checkpointed, or reverse mode carries every residual of the branch through the conditional.
                 stay = lambda x_BQD, *_: x_BQD  # noqa: E731
@@ -157,7 +163,7 @@ def predict(config: Config, params: Params, frozen: Params, x_BSD, slots_BP):
     """MLM logits at the given positions: [B, P, V], minus infinity at padded ids."""
     x_BPD = jnp.take_along_axis(x_BSD, slots_BP[..., None], axis=1)
     head = merge(params.get("mlm", {}), frozen.get("mlm", {}))
-    word_VD = merge(params.get("embed", {}), frozen.get("embed", {}))["word"]
+    word_VD = (merge(params.get("embed", {}), frozen.get("embed", {})) if config.tied else head)["word"]
     return apply(MlmHead(config), head, x_BPD, word_VD)
 
 

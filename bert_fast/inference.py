@@ -51,9 +51,9 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
     trained = load(path)
     data = Data(**trained.about["data"] | ({"dir": data_dir} if data_dir else {}))
     settings = Evaluation(**trained.about["eval"] | changes)
-    model = trained.program.model
-    if settings.seq_len > model.max_len:
-        raise BadInput(f"--seq_len={settings.seq_len} is above the model's {model.max_len} positions: shorten it")
+    longest = trained.program.model.max_len
+    if settings.seq_len > longest:
+        raise BadInput(f"--seq_len={settings.seq_len} is above the model's {longest} positions: shorten it")
     manifest = shards.verify(data.dir)
     if manifest["vocab"]["sha256"] != trained.vocab.fingerprint:
         raise BadInput(
@@ -62,7 +62,7 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
         )
     batches = eval_batches(data, settings)
     mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
-    means = Evaluator(make_eval_step(Method()), batches, mesh)(trained.params, {}, model)
+    means = Evaluator(make_eval_step(Method()), batches, mesh).full(trained.params, {}, (), trained.program)
     result = {"checkpoint": str(trained.folder), "step": trained.about["step"], **means}
     result["perplexity"] = math.exp(min(means["mlm_loss"], 700))
     if with_unigram:

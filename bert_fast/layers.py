@@ -55,6 +55,7 @@ class Config:
     norm: str = "post"  # LayerNorm after each residual sum, or "pre": before each branch and once at the end
     embed_norm: bool = True  # LayerNorm on the embeddings
     activation: str = "gelu"
+    tied: bool = True  # the MLM head predicts with the embedding table; False: with one of its own
     pooler: bool = False  # the [CLS] layer and the next-sentence head on it
     dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -62,6 +63,7 @@ class Config:
     residual_init_std: float = 0.02  # of the two matrices that write to the residual stream
     norm_eps: float = 1e-12
     dtype: str = "float32"  # of activations; parameters, softmax, LayerNorm statistics and losses are float32
+    special_ids: tuple[int, ...] = (0, 100, 101, 102, 103)  # [PAD] [UNK] [CLS] [SEP] [MASK]
 
     @property
     def table_rows(self) -> int:

@@ -5,9 +5,10 @@ of a file in `methods/`. The trunk and the loop know no method by name; `chain` 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from bert_fast.bert import Config, Params
@@ -40,8 +41,11 @@ class Stage:
     """A stretch of steps with one program.
 
     steps: how many at most; `Method.done` may end it earlier, asked every `ask_every` steps (0: never).
-    schedule_from: the schedule counts from the start of the "run" or of this "stage".
-    data: "continue" in the shared order of this sequence length, or "restart" at its beginning.
+    schedule_from: the schedule counts from the start of the "run" or of this "stage"; a restart begins the run anew.
+    warm_again: over so many steps the rate climbs once more, from 0 to what the schedule says.
+    skipped: steps of a stage that is cut in two which lie in the parts before this one.
+    data: "continue" in the shared order of this sequence length, or "restart": the training begins anew, with the
+        data, the schedule and the methods' clock at 0.
     """
 
     name: str
@@ -49,8 +53,37 @@ class Stage:
     steps: int
     schedule: Schedule
     schedule_from: str = "run"
+    warm_again: int = 0
+    skipped: int = 0
     ask_every: int = 0
     data: str = "continue"
+
+    def learning_rate(self, clock: "Clock", since: int) -> float:
+        """The rate of the step that comes `since` steps after the first of this stage."""
+        at = since + self.skipped
+        rate = self.schedule(at if self.schedule_from == "stage" else clock.step)
+        return rate * min(1.0, at / self.warm_again) if self.warm_again else rate
+
+
+class Clock(NamedTuple):
+    """How far a training is: steps done since it began, at step 0 or at a restart, and how many it has as planned."""
+
+    step: int
+    steps: int
+
+
+def cut(stages: Sequence[Stage], at: int) -> tuple[Stage, ...]:
+    """The timeline with the stage in which step `at` lies cut in two there; learning rates stay what they were."""
+    result, begins = [], 0
+    for stage in stages:
+        done, begins = at - begins, begins + stage.steps
+        if 0 < done < stage.steps:
+            result.append(dataclasses.replace(stage, steps=done))
+            rest = {"steps": stage.steps - done, "skipped": stage.skipped + done, "data": "continue"}
+            result.append(dataclasses.replace(stage, **rest))
+        else:
+            result.append(stage)
+    return tuple(result)
 
 
 class Surgery(NamedTuple):
@@ -75,13 +108,16 @@ class Method(NamedTuple):
     enter    (params, state, old, new, initial, key) -> (Surgery, state, new): host, between stages:
              grow, prune, rewind. May settle what was unknown in `new.program`; `initial()` gives the
              parameters of step 0
-    draw     (program, step) -> scale_ML or None: host, each step, from its own seed and the step
-             alone: what the residual branches of each micro-batch's layers are multiplied by, 0 to
-             skip; several methods' draws multiply
-    order    (state, batch, program) -> batch: traced: puts the tokens that are kept first
+    draw     (stage, clock, rng) -> scale_ML or None: host, each step, from a generator that is a
+             function of the run's seed and the step: what the residual branches of each
+             micro-batch's layers are multiplied by, 0 to skip; several methods' draws multiply
+    order    (state, batch, program, key) -> batch: traced: puts the tokens that are kept first
     weights  (params) -> (params, penalty): traced, differentiable: the parameters that the trunk
              sees. Called on what learns and on what does not, each by itself
-    update   (state, batch, losses) -> (state, metrics): traced: learn from the losses of the batch
+    update   (state, params, batch, losses) -> state: traced, after the step: learn from the losses of
+             the batch, or from the parameters that learn
+    report   (state, stage, clock, pieces) -> dict: host, for each row of the log, whose keys get the
+             method's name; `pieces` are the word pieces by id
     """
 
     name: str = ""
@@ -90,10 +126,11 @@ class Method(NamedTuple):
     stages: Callable[[tuple[Stage, ...]], tuple[Stage, ...]] = lambda stages: stages
     done: Callable[[Params, State, Stage, int], bool] = lambda params, state, stage, step: False
     enter: Callable[..., tuple[Surgery, State, Stage]] = _unchanged
-    draw: Callable[[Program, int], np.ndarray | None] = lambda program, step: None
-    order: Callable[[State, Any, Program], Any] = lambda state, batch, program: batch
+    draw: Callable[[Stage, Clock, np.random.Generator], np.ndarray | None] = lambda stage, clock, rng: None
+    order: Callable[[State, Any, Program, Any], Any] = lambda state, batch, program, key: batch
     weights: Callable[[Params], tuple[Params, Any]] = lambda params: (params, 0.0)
-    update: Callable[[State, Any, Any], tuple[State, Mapping]] = lambda state, batch, losses: (state, {})
+    update: Callable[[State, Params, Any, Any], State] = lambda state, params, batch, losses: state
+    report: Callable[[State, Stage, Clock, Sequence[str]], Mapping[str, Any]] = lambda state, stage, clock, pieces: {}
 
 
 def chain(*methods: Method) -> Method:
@@ -135,13 +172,15 @@ def chain(*methods: Method) -> Method:
         fresh = any(surgery.moments is None for surgery in surgeries)
         return Surgery(all_params, None if fresh else all_moments), tuple(entered), new
 
-    def draw(program, step):
-        drawn = [scale_ML for m in methods if (scale_ML := m.draw(program, step)) is not None]
+    def draw(stage, clock, rng):
+        rngs = rng.spawn(len(methods))
+        drawn = [m.draw(stage, clock, rng) for m, rng in zip(methods, rngs, strict=True)]
+        drawn = [scale_ML for scale_ML in drawn if scale_ML is not None]
         return np.prod(drawn, axis=0) if drawn else None
 
-    def order(states, batch, program):
-        for method, state in zip(methods, states, strict=True):
-            batch = method.order(state, batch, program)
+    def order(states, batch, program, key):
+        for index, (method, state) in enumerate(zip(methods, states, strict=True)):
+            batch = method.order(state, batch, program, jax.random.fold_in(key, index))
         return batch
 
     def weights(params):
@@ -151,13 +190,12 @@ def chain(*methods: Method) -> Method:
             total = total + penalty
         return params, total
 
-    def update(states, batch, losses):
-        updated, metrics = [], {}
-        for method, state in zip(methods, states, strict=True):
-            state, of_method = method.update(state, batch, losses)
-            updated.append(state)
-            metrics |= {f"{method.name}/{key}": value for key, value in of_method.items()}
-        return tuple(updated), metrics
+    def update(states, params, batch, losses):
+        return tuple(m.update(state, params, batch, losses) for m, state in zip(methods, states, strict=True))
+
+    def report(states, stage, clock, pieces):
+        reports = [(m.name, m.report(state, stage, clock, pieces)) for m, state in zip(methods, states, strict=True)]
+        return {f"{name}/{key}": value for name, of_method in reports for key, value in of_method.items()}
 
     return Method(
         needs_initial=any(method.needs_initial for method in methods),
@@ -169,4 +207,5 @@ def chain(*methods: Method) -> Method:
         order=order,
         weights=weights,
         update=update,
+        report=report,
     )

@@ -5,6 +5,7 @@ Axes: M micro-batches, L layers, R layers that run in this step.
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ class Span:
     rows: int | None = None  # update the first so many tokens (None: all)
     keys: int | None = None  # attend to the first so many tokens (None: all)
     frozen: bool = False  # does not learn, nor does anything below; frozen spans are a prefix of the plan
+    dropout: bool = True  # False: no dropout, and none on the embeddings where it is the lowest span
     cond: bool = False  # skip layers by lax.cond instead of by gathering those that run
     run: int | None = None  # how many of its layers run in this step; only pack() sets it
 
@@ -60,17 +62,31 @@ def frozen_depth(plan: Plan) -> int:
     return depth
 
 
-def pack(plan: Plan, scale_ML: np.ndarray | None) -> tuple[Plan, Route]:
+def at_length(plan: Plan, seq_len: int, other: int) -> Plan:
+    """A plan for rows of `seq_len` tokens with the same shares of rows of another length."""
+
+    def same_share(count):
+        return None if count is None else max(1, round(count * other / seq_len))
+
+    return tuple(dataclasses.replace(s, rows=same_share(s.rows), keys=same_share(s.keys)) for s in plan)
+
+
+def pack(plan: Plan, scale_ML: np.ndarray | None, widths_L: Sequence = ()) -> tuple[Plan, Route]:
     """The plan with the number of layers that run made static, and the route that says which.
 
     `scale_ML` holds a row for each micro-batch; 0 means "does not run", other values multiply the
-    residual branches. None: everything runs. Host only. Raises ValueError where micro-batches
-    differ in how many layers of a span run: that number is static, and one program serves a step.
+    residual branches. None: everything runs. `widths_L` are the layers' (heads, neurons), () if all
+    are alike: where they differ within a span it becomes a `cond` span, since a traced index cannot
+    choose a static width.
+    Host only. Raises ValueError where micro-batches differ in how many layers of a span run: that
+    number is static, and one program serves a step.
     """
     if scale_ML is None:
         return plan, Route()
     spans, layers_MS, scales_MS = [], [], []
     for span in plan:
+        uneven = len(set(widths_L[span.start : span.stop])) > 1
+        span = dataclasses.replace(span, cond=span.cond or uneven)
         scale_ML_span = scale_ML[:, span.start : span.stop]
         runs_ML = np.ones_like(scale_ML_span, bool) if span.cond else scale_ML_span != 0
         counts_M = runs_ML.sum(1)

@@ -95,12 +95,13 @@ def phases(text: str) -> tuple[tuple[int, float], ...]:
     return found
 
 
-def make(config: Mapping[str, Any], vocab_size: int, method_names) -> Settings:
-    """The settings of a config (see configs/common.py) for a vocabulary of so many entries.
+def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> Settings:
+    """The settings of a config (see configs/common.py) for a vocabulary (that of a shards folder's manifest).
 
     Raises BadInput where a value is impossible.
     """
-    model = Config(vocab_size=vocab_size, **config["model"])
+    special_ids = tuple(vocab["special_ids"][f"[{name}]"] for name in ("PAD", "UNK", "CLS", "SEP", "MASK"))
+    model = Config(vocab_size=vocab["size"], special_ids=special_ids, **config["model"])
     choice("model.norm", model.norm, ("post", "pre"))
     choice("model.activation", model.activation, tuple(ACTIVATIONS))
     choice("model.dtype", model.dtype, ("float32", "bfloat16"))

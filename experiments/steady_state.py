@@ -48,7 +48,7 @@ def main():
             {"steps": steps, "data.dir": str(data), "batch_size": 8, "eval.every": 0, "checkpoint.every": 0}
         )
         config = config.to_dict()
-        made = settings.make(config, shards.read_manifest(data)["vocab"]["size"], tuple(methods.known()))
+        made = settings.make(config, shards.read_manifest(data)["vocab"], tuple(methods.known()))
         loop.pretrain(made, config, pathlib.Path(folder, "run"))
     warm = steps // 10
     slope, level = np.polyfit(np.arange(warm, steps), resident[warm:], 1)

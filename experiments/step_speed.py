@@ -63,7 +63,7 @@ def ours(batch):
 
     def step():
         nonlocal state
-        state, (metrics, _) = programs(program, state, *arguments)
+        state, metrics = programs(program, state, *arguments)
         return float(metrics["loss"])
 
     return step, step_flops(program).executed

@@ -54,9 +54,9 @@ def run(sizes: tuple[int, int, int], micro_batches: int, dropout: float):
     seen = []
     for step in range(5):
         arguments = (state, global_batch(batch_of(step), mesh), Route(), 1e-3)
-        if program not in programs.compiled:
+        if not programs.has(program, Route()):
             programs.add(program, *arguments)
-        state, (metrics, _) = programs(program, *arguments)
+        state, metrics = programs(program, *arguments)
         seen.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
     leaves = jax.tree.leaves(state.params)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)

@@ -35,7 +35,10 @@ def write_folder(folder, splits, words=WORDS):
         manifest["splits"][split] = entry
     (folder / "vocab.txt").write_bytes("".join(word + "\n" for word in words).encode())
     sha256 = shards.sha256(folder / "vocab.txt")
-    manifest["vocab"] = {"size": len(words), "sha256": sha256, "cased": False, "strip_accents": None}
+    special = {word: index for index, word in enumerate(words) if word.startswith("[")}
+    manifest["vocab"] = {
+        "size": len(words), "sha256": sha256, "cased": False, "strip_accents": None, "special_ids": special
+    }  # fmt: skip
     manifest["fingerprint"] = f"made up of {sha256}"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

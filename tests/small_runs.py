@@ -33,8 +33,8 @@ def small_config(data_dir: pathlib.Path, text: str = "size=tiny,debug", **change
 
 
 def make_settings(config: dict) -> settings.Settings:
-    size = shards.read_manifest(config["data"]["dir"])["vocab"]["size"]
-    return settings.make(config, size, tuple(methods.known()))
+    vocab = shards.read_manifest(config["data"]["dir"])["vocab"]
+    return settings.make(config, vocab, tuple(methods.known()))
 
 
 def run(config: dict, workdir: pathlib.Path) -> dict:

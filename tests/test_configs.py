@@ -18,11 +18,14 @@ def get_config(path):
     return module.get_config
 
 
+VOCAB = {"size": 30_522, "special_ids": {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("size", list(common.SIZES))
 def test_config_makes_settings_at_every_size(path, size):
     config = get_config(path)(f"size={size}").to_dict()
-    made = settings.make(config, 30_522, tuple(methods.known()))
+    made = settings.make(config, VOCAB, tuple(methods.known()))
     depth, width, heads = common.SIZES[size]
     assert (made.model.depth, made.model.width, made.model.heads) == (depth, width, heads)
     assert made.model.hidden == 4 * width == 4 * made.model.heads * made.model.head_size
@@ -31,7 +34,7 @@ def test_config_makes_settings_at_every_size(path, size):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_debug_shrinks_a_config(path):
-    made = settings.make(get_config(path)("size=large,debug").to_dict(), 30_522, tuple(methods.known()))
+    made = settings.make(get_config(path)("size=large,debug").to_dict(), VOCAB, tuple(methods.known()))
     assert made.steps <= 50
     assert made.model.width <= 64
 

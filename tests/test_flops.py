@@ -86,8 +86,9 @@ def lowered_step(program, scale_ML=None, evaluate=False):
 
     state = jax.eval_shape(fresh)
     if evaluate:
-        evaluation = jax.jit(make_eval_step(chain()), static_argnums=3)
-        return program, evaluation.lower(state.params, state.frozen, batch, model)
+        evaluation = jax.jit(make_eval_step(chain()), static_argnums=4)
+        full = dataclasses.replace(program, plan=whole(model.depth))
+        return program, evaluation.lower(state.params, state.frozen, (), batch, full)
     step = jax.jit(make_step(chain(), LAMB, seed=0), static_argnums=4)
     return program, step.lower(state, batch, route, np.float32(0), program)
 
@@ -106,6 +107,8 @@ CASES = {
     "pre-LN, no embedding LayerNorm": (program_of(dataclasses.replace(PRE, embed_norm=False)), None),
     "next sentence": (program_of(dataclasses.replace(POST, pooler=True), objective="mlm+nsp"), None),
     "dropout": (program_of(dataclasses.replace(POST, dropout=0.1, attention_dropout=0.1)), None),
+    "untied": (program_of(dataclasses.replace(POST, tied=False)), None),
+    "untied, embeddings frozen": (program_of(dataclasses.replace(POST, tied=False), frozen=(EMBED,)), None),
     "tokens": (program_of(POST, TOKENS), None),
     "tokens, pre-LN": (program_of(PRE, TOKENS), None),
     "tokens, every key": (program_of(POST, edit(DENSE, 1, 3, rows=8)), None),

@@ -63,15 +63,15 @@ def make(begin=1, rewind=False, fresh=False):
         source = initial() if rewind else params
         return Surgery(lambda params: grow({**params, "layers": source["layers"]}), grow), state, new
 
-    def draw(program, step):
-        if program.model.depth == begin:
+    def draw(stage, clock, rng):
+        if stage.program.model.depth == begin:
             return None
-        scale_ML = np.ones((program.micro_batches, begin + 1), np.float32)
-        if step % 2:
+        scale_ML = np.ones((stage.program.micro_batches, begin + 1), np.float32)
+        if clock.step % 2:
             scale_ML[:, 0] = 0
         return scale_ML
 
-    def order(state, batch, program):
+    def order(state, batch, program, key):
         return {**batch, "ids": batch["ids"] + 0 * state["count"]}
 
     def weights(params):
@@ -83,10 +83,13 @@ def make(begin=1, rewind=False, fresh=False):
         scaled = {**output, "kernel": output["kernel"] * gain_L[:, None, None, None]}
         return {**params, "layers": {**layers, "attention_output": scaled}}, 0.01 * jnp.abs(gain_L).sum()
 
-    def update(state, batch, losses):
-        return {"count": state["count"] + 1}, {"count": state["count"] + 1, "ce": losses.mlm_BP.mean()}
+    def update(state, params, batch, losses):
+        return {"count": state["count"] + 1}
 
-    return Method("dummy", True, init, stages, done, enter, draw, order, weights, update)
+    def report(state, stage, clock, pieces):
+        return {"count": int(state["count"]), "clock": clock.step, "of": clock.steps, "pieces": len(pieces)}
+
+    return Method("dummy", True, init, stages, done, enter, draw, order, weights, update, report)
 
 
 @pytest.fixture
@@ -136,7 +139,7 @@ def test_frozen_layers_are_byte_identical_and_have_no_optimizer_state(dummy, sma
     interrupted(config, tmp_path, 10, monkeypatch)
     before = checkpoint.restore_params(tmp_path / "checkpoints/10")["layers"]
     interrupted(config, tmp_path, 19, monkeypatch)
-    learns, frozen = checkpoint.shapes(tmp_path / "checkpoints/19")
+    learns, frozen, _ = checkpoint.shapes(tmp_path / "checkpoints/19")
     after = checkpoint.restore_params(tmp_path / "checkpoints/19")["layers"]
     assert jax.tree.all(jax.tree.map(lambda a, b: a[0].tobytes() == b[0].tobytes(), before, after))
     assert any((a[0] != b[1]).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
@@ -164,10 +167,11 @@ def test_chain_composes_in_order():
                 state + 10,
                 new + [len(params)],
             ),
-            draw=lambda program, step: np.full((1, 2), float(value)),
-            order=lambda state, batch, program: batch + [state],
+            draw=lambda stage, clock, rng: np.full((1, 2), float(value)),
+            order=lambda state, batch, program, key: batch + [state],
             weights=lambda params: (params * value, 0.5 * value),
-            update=lambda state, batch, losses: (state + 1, {"seen": state}),
+            update=lambda state, params, batch, losses: state + 1,
+            report=lambda state, stage, clock, pieces: {"seen": state},
         )
 
     both = chain(adds(2), adds(3), Method())
@@ -177,10 +181,11 @@ def test_chain_composes_in_order():
     assert not both.done(None, (2, 3, ()), None, 4)
     surgery, states, new = both.enter([], (2, 3, ()), None, [], None, None)
     assert (surgery.params([]), surgery.moments([]), states, new) == ([2, 3], [2, 3], (12, 13, ()), [0, 1])
-    np.testing.assert_array_equal(both.draw(None, 0), np.full((1, 2), 6.0))
-    assert both.order((2, 3, ()), [], None) == [2, 3]
+    np.testing.assert_array_equal(both.draw(None, None, np.random.default_rng(0)), np.full((1, 2), 6.0))
+    assert both.order((2, 3, ()), [], None, jax.random.key(0)) == [2, 3]
     assert both.weights(1) == (6, 2.5)
-    assert both.update((2, 3, ()), None, None) == ((3, 4, ()), {"m2/seen": 2, "m3/seen": 3})
+    assert both.update((2, 3, ()), None, None, None) == (3, 4, ())
+    assert both.report((2, 3, ()), None, None, ()) == {"m2/seen": 2, "m3/seen": 3}
 
 
 def test_one_fresh_optimizer_in_a_chain_makes_it_fresh():
@@ -191,7 +196,7 @@ def test_one_fresh_optimizer_in_a_chain_makes_it_fresh():
 
 def test_empty_chain_changes_nothing():
     nothing = chain()
-    assert nothing.draw(None, 0) is None
+    assert nothing.draw(None, None, np.random.default_rng(0)) is None
     assert nothing.weights("p") == ("p", 0.0)
     assert nothing.stages(("s",)) == ("s",)
     assert not nothing.needs_initial

@@ -89,7 +89,8 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
     D, slots = config.width, program.batch_size * program.slots
     yield dense("mlm/dense", 2 * slots * D * D, tangent)
     hidden_tangent = tangent or learns("mlm/dense/kernel", "mlm/dense/bias") or norm("mlm/norm")
-    yield Product(2 * slots * D * config.table_rows, learns("embed/word") + hidden_tangent)
+    table = "embed/word" if config.tied else "mlm/word"
+    yield Product(2 * slots * D * config.table_rows, learns(table) + hidden_tangent)
     if "nsp" in program.objective:
         yield dense("next/pooler", 2 * program.batch_size * D * D, tangent)
         pooled_tangent = tangent or learns("next/pooler/kernel", "next/pooler/bias")

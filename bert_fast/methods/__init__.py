@@ -1,11 +1,13 @@
 """The methods, one file each. A file with a `make(**arguments) -> Method` is found by its name."""
 
+import difflib
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from bert_fast import BadInput
 from bert_fast.method import Method, chain
 
 
@@ -24,6 +26,15 @@ def defaults() -> dict[str, dict[str, Any]]:
 
 
 def make(methods: Iterable[tuple[str, Mapping[str, Any]]]) -> Method:
-    """The chain of the named methods, each made with its arguments."""
-    makes = known()
-    return chain(*(makes[name](**arguments) for name, arguments in methods))
+    """The chain of the named methods, each made with its arguments.
+
+    Raises BadInput for an argument that a method does not have, and where its value is impossible.
+    """
+    made, makes, has = [], known(), defaults()
+    for name, arguments in methods:
+        for argument in arguments:
+            if argument not in has[name]:
+                near = difflib.get_close_matches(argument, has[name], 1) or list(has[name])
+                raise BadInput(f"--config.{name}.{argument} is unknown: did you mean {' or '.join(near)}?")
+        made.append(makes[name](**arguments))
+    return chain(*made)

@@ -3,24 +3,24 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from bert_fast import BadInput, bert
+from bert_fast import BadInput, bert, methods
 from bert_fast.bert import Params
 from bert_fast.data import batches, masking, shards
-from bert_fast.method import Method, Program, Stage
-from bert_fast.plan import Plan, whole
+from bert_fast.method import Clock, Method, Program, Stage
+from bert_fast.plan import Plan, frozen_depth, whole
 from bert_fast.settings import Settings
 from bert_fast.train import checkpoint
 from bert_fast.train.compile import state_shardings
 from bert_fast.train.evaluate import row_settings
 from bert_fast.train.optim import change_moments
-from bert_fast.train.sharding import shard
+from bert_fast.train.sharding import path_of, shard
 from bert_fast.train.step import SURGERY, TrainState, join, partition
 
 
@@ -48,7 +48,20 @@ def stages(settings: Settings, method: Method) -> tuple[Stage, ...]:
     empty = [stage.name for stage in timeline if stage.steps < 1]
     if empty or not timeline:
         raise BadInput(f"{settings.steps} steps leave none for {', '.join(empty)}: set more --config.steps")
+    for stage in timeline:
+        if frozen_depth(stage.program.plan) == stage.program.model.depth:
+            raise BadInput(f"no layer learns in stage {stage.name}: leave the topmost one out of what is frozen")
     return timeline
+
+
+def clock_of(timeline: Sequence[Stage], index: int, step: int, began: int) -> Clock:
+    """How far the training of which a stage is a part has come, at `step` of the run, when it began at `began`."""
+    first, last = index, index
+    while first and timeline[first].data != "restart":
+        first -= 1
+    while last + 1 < len(timeline) and timeline[last + 1].data != "restart":
+        last += 1
+    return Clock(step - began, sum(stage.steps for stage in timeline[first : last + 1]))
 
 
 def train_rows(settings: Settings, stage: Stage) -> batches.Rows:
@@ -143,7 +156,9 @@ def warm_params(settings: Settings, model: bert.Config, manifest: dict, mesh: Me
     if differing:
         lines = "; ".join(f"{name} is {getattr(theirs, name)} there, {getattr(model, name)} here" for name in differing)
         raise BadInput(f"--config.init={settings.init} holds another model ({lines}): set --config.model to match it")
-    params = {name: leaf for name, leaf in checkpoint.restore_params(folder).items() if name != "next" or model.pooler}
+    # What a method added to the parameters is applied, so that this run begins with a plain model.
+    params, _ = methods.make(about["methods"]).weights(checkpoint.restore_params(folder))
+    params = {name: leaf for name, leaf in params.items() if name != "next" or model.pooler}
     params = jax.tree.map(jax.device_put, params, shard(params, mesh))
     if model.pooler and "next" not in params:
         params["next"] = fresh_params(model, settings.seed, mesh)["next"]
@@ -166,18 +181,32 @@ def enter_state(step, params: Params, program: Program, opt_state_of: Callable, 
 def resumed(folder: pathlib.Path, method: Method, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state of a checkpoint, on this mesh, whatever mesh wrote it."""
     stage = checkpoint.stage_from_json(checkpoint.about(folder)["stage"])
+    learns, frozen, method_leaves = checkpoint.shapes(folder)
 
     def like(learns, frozen):
+        # Its structure is that of a new one; its shapes may have changed since, between stages.
         _, method_state = method.init(bert.init(stage.program.model, jax.random.key(0)), stage.program.model)
         return TrainState(jnp.zeros((), jnp.int32), learns, frozen, optimizer.init(learns), method_state)
 
-    state = jax.eval_shape(like, *checkpoint.shapes(folder))
+    state = jax.eval_shape(like, learns, frozen)
+    state = state._replace(method=jax.tree.unflatten(jax.tree.structure(state.method), method_leaves))
     target = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
         state_shardings(state, mesh),
     )
     return checkpoint.restore(folder, target)
+
+
+def check_model(name: str, params: Params, model: bert.Config):
+    """Raises ValueError where parameters are not those of a model: what methods add is let pass."""
+    expected = jax.eval_shape(lambda: bert.init(model, jax.random.key(0)))
+    shapes = {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        if shapes.get(path_of(path)) != leaf.shape:
+            raise ValueError(
+                f"stage {name}: {path_of(path)} is {shapes.get(path_of(path))}, its model has {leaf.shape}"
+            )
 
 
 def next_state(
@@ -192,17 +221,15 @@ def next_state(
 ) -> tuple[TrainState, Stage]:
     """The state with which the next stage begins, after the methods' surgery, and that stage as they settled it.
 
-    Moments of what did not learn before begin at zero. Raises ValueError where there are
-    not as many layers as the new stage's model has.
+    Moments of what did not learn before begin at zero. Raises ValueError where the parameters are
+    not those of the new stage's model.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SURGERY), state.step)
     params = join(state.params, state.frozen)
     surgery, method_state, new = method.enter(params, state.method, old, new, initial, key)
     params = surgery.params(params)
     model = new.program.model
-    depth = jax.tree.leaves(params["layers"])[0].shape[0]
-    if depth != model.depth:
-        raise ValueError(f"stage {new.name} has a model of {model.depth} layers, its parameters have {depth}")
+    check_model(new.name, params, model)
 
     def opt_state_of(learns):
         of_moments = surgery.moments

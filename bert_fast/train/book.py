@@ -10,7 +10,7 @@ COUNTS = ("examples", "tokens_real", "tokens_padded", "flops", "flops_dense")
 @dataclasses.dataclass
 class Book:
     """Where the run is (stage, the step at which it began, next example of each order of rows) and what it has counted;
-    `methods` are the newest numbers of the methods.
+    `training_began` is the step at which the training did: 0, or that of a restart.
 
     All of it is JSON, and floats survive JSON exactly: a resumed run writes the same rows as one
     that was never stopped. `times` are seconds; "seconds" is train steps and waiting for input.
@@ -18,11 +18,11 @@ class Book:
 
     stage: int = 0
     stage_began: int = 0
+    training_began: int = 0
     data: dict[str, int] = dataclasses.field(default_factory=dict)
     counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     times: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(TIMES, 0.0))
     since: dict[str, float] = dataclasses.field(default_factory=dict)
-    methods: dict[str, float] = dataclasses.field(default_factory=dict)
     mark: float = dataclasses.field(default_factory=time.monotonic, repr=False)
 
     def to_json(self) -> dict:
@@ -48,9 +48,12 @@ class Book:
             self.counts[key] += value
 
     def take_means(self) -> dict[str, float]:
-        """Means since the last call: of the loss over steps, of each part over its predictions (nats)."""
+        """Means since the last call: of the loss and of the layers that ran over steps, of each part of the loss over
+        its predictions (nats); the methods' penalty where there is one.
+        """
         since, self.since = self.since, {}
-        return {"loss": since["loss"] / since["steps"], **means(since)}
+        of_steps = ["loss", "layers_run", *(["penalty"] if since["penalty"] else [])]
+        return {**{key: since[key] / since["steps"] for key in of_steps}, **means(since)}
 
 
 def means(sums: dict[str, float]) -> dict[str, float]:

@@ -175,15 +175,15 @@ def about(folder: pathlib.Path) -> dict:
     return json.loads((folder / "about.json").read_text())
 
 
-def shapes(folder: pathlib.Path) -> tuple[Params, Params]:
-    """Shapes and types of the parameters that learn, and of those that do not."""
+def shapes(folder: pathlib.Path) -> tuple[Params, Params, list]:
+    """Shapes and types of the parameters that learn, of those that do not, and of the leaves of the methods' state."""
     with _checkpointer() as checkpointer:
         tree = checkpointer.metadata((folder / "arrays").absolute()).item_metadata.tree
 
     def of(name):
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree.get(name, {}))
 
-    return of("params"), of("frozen")
+    return of("params"), of("frozen"), jax.tree.leaves(of("method"))
 
 
 def restore(folder: pathlib.Path, target: TrainState) -> TrainState:
@@ -209,7 +209,7 @@ def restore(folder: pathlib.Path, target: TrainState) -> TrainState:
 
 def restore_params(folder: pathlib.Path) -> Params:
     """The whole parameter tree of a checkpoint, what learned and what did not, as NumPy arrays."""
-    learns, frozen = shapes(folder)
+    learns, frozen, _ = shapes(folder)
     wanted = {"params": learns, **({"frozen": frozen} if frozen else {})}
     args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     with _checkpointer() as checkpointer:

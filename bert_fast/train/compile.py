@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -33,11 +34,13 @@ def place(tree, mesh: Mesh):
 
 
 class Programs:
-    """Compiled train steps, keyed by program: each is compiled once."""
+    """Compiled train steps, keyed by program and by whether there is a route: each is compiled once."""
 
     def __init__(self, step: Callable, mesh: Mesh):
         self.step, self.mesh = step, mesh
-        self.compiled: dict[Program, Callable] = {}
+        self.compiled: dict[tuple[Program, bool], Callable] = {}
+        self.coming: dict[tuple[Program, bool], Future] = {}
+        self.background = ThreadPoolExecutor(1, "compile")
 
     def lower(self, program: Program, state, batch, route, learning_rate):
         """The train step of a program, lowered for arrays (or shapes with shardings) like these."""
@@ -49,13 +52,33 @@ class Programs:
         )
         return jitted.lower(state, batch, route, learning_rate)
 
+    def has(self, program: Program, route: Route) -> bool:
+        return (program, route.layers_R is not None) in self.compiled
+
+    def begin(self, program: Program, *arguments):
+        """Begins to compile a program for (state, batch, route, learning_rate) in the background."""
+        key = (program, arguments[2].layers_R is not None)
+        if key in self.compiled or key in self.coming:
+            return
+        # Shapes only: the arrays of the state are gone after the next step.
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.placed(*arguments)
+        )
+        self.coming[key] = self.background.submit(lambda: self.lower(program, *shapes).compile())
+
     def add(self, program: Program, *arguments):
-        """Compiles a program for (state, batch, route, learning_rate)."""
-        self.compiled[program] = self.lower(program, *self.placed(*arguments)).compile()
+        """Compiles a program for (state, batch, route, learning_rate), or waits for it."""
+        self.begin(program, *arguments)
+        key = (program, arguments[2].layers_R is not None)
+        self.compiled[key] = self.coming.pop(key).result()
+
+    def close(self):
+        """Nothing more is compiled."""
+        self.background.shutdown(wait=False, cancel_futures=True)
 
     def placed(self, state: TrainState, batch, route: Route, learning_rate: float):
         return state, batch, place(route, self.mesh), place(np.float32(learning_rate), self.mesh)
 
     def __call__(self, program: Program, *arguments):
         """(state, metrics) after one step of a program that was added; its plan is packed and the route fits it."""
-        return self.compiled[program](*self.placed(*arguments))
+        return self.compiled[program, arguments[2].layers_R is not None](*self.placed(*arguments))

@@ -8,8 +8,10 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bert_fast.bert import Config, Params
+from bert_fast.bert import Params
 from bert_fast.data import batches, masking, shards
+from bert_fast.method import Program
+from bert_fast.plan import at_length, whole
 from bert_fast.settings import Data, Evaluation
 from bert_fast.train.book import means
 from bert_fast.train.sharding import global_batch
@@ -42,17 +44,25 @@ def row_settings(data: Data, seq_len: int) -> batches.Settings:
 
 
 class Evaluator:
-    """Held-out losses; one compiled program a model."""
+    """Held-out losses; one compiled program a model, and one a plan where that is asked for."""
 
     def __init__(self, eval_step, held_out: list[batches.Batch], mesh: Mesh):
-        step = jax.jit(eval_step, static_argnames="model", out_shardings=NamedSharding(mesh, P()))
+        step = jax.jit(eval_step, static_argnames="program", out_shardings=NamedSharding(mesh, P()))
         self.step, self.held_out, self.mesh = step, held_out, mesh
 
-    def __call__(self, params: Params, frozen: Params, model: Config) -> dict[str, float]:
-        """`loss` and its parts in nats, and accuracies, over all rows together."""
+    def full(self, params: Params, frozen: Params, method_state, program: Program) -> dict[str, float]:
+        """`loss` and its parts in nats, and accuracies, over all rows together, every layer and token taking part."""
+        return self(params, frozen, method_state, dataclasses.replace(program, plan=whole(program.model.depth)))
+
+    def __call__(self, params: Params, frozen: Params, method_state, program: Program) -> dict[str, float]:
+        """The same with the tokens that the program's plan lets take part, in rows of the evaluation's length."""
+        seq_len = self.held_out[0]["ids"].shape[1]
+        plan = at_length(program.plan, program.seq_len, seq_len)
+        program = dataclasses.replace(program, plan=plan, seq_len=seq_len)
         total: dict[str, float] = {}
         for batch in self.held_out:
-            sums = jax.device_get(self.step(params, frozen, global_batch(batch, self.mesh), model=model))
+            batch = global_batch(batch, self.mesh)
+            sums = jax.device_get(self.step(params, frozen, method_state, batch, program=program))
             total = {key: total.get(key, 0.0) + float(value) for key, value in sums.items()}
         parts = means(total)
         loss = parts["mlm_loss"] + parts.get("nsp_loss", 0.0)

@@ -9,13 +9,14 @@ import threading
 from typing import Any
 
 import jax
+import numpy as np
 
 from bert_fast import BadInput, Interrupted, __version__, methods
 from bert_fast.cost.flops import dense_equivalent, step_flops
 from bert_fast.data import batches, shards
 from bert_fast.data.files import atomic_json
-from bert_fast.method import Stage
-from bert_fast.plan import pack
+from bert_fast.method import Clock, Program, Stage
+from bert_fast.plan import Route, pack
 from bert_fast.settings import Settings
 from bert_fast.train import begin, checkpoint, optim, report
 from bert_fast.train.book import Book
@@ -24,6 +25,9 @@ from bert_fast.train.evaluate import Evaluator, eval_batches, fingerprint
 from bert_fast.train.log import Progress, Rows, read_rows
 from bert_fast.train.sharding import global_batch, make_mesh
 from bert_fast.train.step import join, make_eval_step, make_step
+
+LOOK_AHEAD = 100  # steps over which coming programs are looked for, to be compiled in the background
+DRAW = 103  # use of the seed on the host; those on the device stand in step.py
 
 
 def pretrain(settings: Settings, config: dict, workdir: pathlib.Path) -> dict:
@@ -63,6 +67,7 @@ class Run:
         self.settings, self.workdir, self.root = settings, workdir, workdir / "checkpoints"
         self.manifest = shards.verify(settings.data.dir)
         self.vocab = (pathlib.Path(settings.data.dir) / "vocab.txt").read_bytes()
+        self.pieces = self.vocab.decode().splitlines()
         self.method = methods.make(settings.methods)
         self.optimizer = optim.make(settings.optimizer)
         self.timeline = list(begin.stages(settings, self.method))
@@ -80,7 +85,8 @@ class Run:
             about = checkpoint.about(folder)
             begin.check_shards(settings, about, self.manifest, self.fingerprint)
             self.book = Book(**about["book"])
-            self.timeline[self.book.stage] = checkpoint.stage_from_json(about["stage"])
+            settled = [checkpoint.stage_from_json(stage) for stage in (*about["earlier_stages"], about["stage"])]
+            self.timeline[: len(settled)] = settled
             self.state = begin.resumed(folder, self.method, self.optimizer, self.mesh)
         else:
             model = self.stage.program.model
@@ -89,7 +95,7 @@ class Run:
             else:
                 params = begin.fresh_params(model, settings.seed, self.mesh)
             self.state = begin.first_state(params, self.method, self.stage, self.optimizer, self.mesh)
-        self.step = int(self.state.step)
+        self.step = self.looked = int(self.state.step)
         self.programs = Programs(make_step(self.method, self.optimizer, settings.seed), self.mesh)
         self.evaluator = Evaluator(make_eval_step(self.method), held_out, self.mesh)
         self.is_main = jax.process_index() == 0
@@ -127,6 +133,32 @@ class Run:
     def every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
 
+    def clock(self, step: int) -> Clock:
+        return begin.clock_of(self.timeline, self.book.stage, step, self.book.training_began)
+
+    def learning_rate(self, step: int) -> float:
+        return self.stage.learning_rate(self.clock(step), step - self.book.stage_began)
+
+    def drawn(self, step: int) -> tuple[Program, Route, list[float]]:
+        """The program of a step of this stage with its plan packed, its route, and the share of the micro-batches
+        in which each layer runs.
+        """
+        program = self.stage.program
+        rng = np.random.default_rng((self.settings.seed, DRAW, step))
+        scale_ML = self.method.draw(self.stage, self.clock(step), rng)
+        widths_L = list(zip(program.model.heads_L, program.model.hidden_L, strict=True))
+        plan, route = pack(program.plan, scale_ML, widths_L)
+        on_L = [1.0] * program.model.depth if scale_ML is None else (scale_ML != 0).mean(0).tolist()
+        return begin.with_plan(program, plan), route, on_L
+
+    def look_ahead(self, batch):
+        """Begins to compile the programs of the next steps of this stage, in the background."""
+        end = min(self.step + LOOK_AHEAD, self.book.stage_began + self.stage.steps)
+        for step in range(self.step, end):
+            program, route, _ = self.drawn(step)
+            self.programs.begin(program, self.state, batch, route, 0.0)
+        self.looked = end
+
     def train_step(self):
         """Dispatches one step; its metrics are fetched when the next one has been dispatched."""
         stage, book = self.stage, self.book
@@ -140,18 +172,19 @@ class Run:
                 workers=self.settings.data.workers,
             )
         next_index, batch = next(self.loader)
-        plan, route = pack(stage.program.plan, self.method.draw(stage.program, self.step))
-        program = begin.with_plan(stage.program, plan)
-        since = self.step - (book.stage_began if stage.schedule_from == "stage" else 0)
-        arguments = (self.state, global_batch(batch, self.mesh), route, stage.schedule(since))
-        if program not in self.programs.compiled:
+        batch = global_batch(batch, self.mesh)
+        if self.step >= self.looked:
+            self.look_ahead(batch)
+        program, route, on_L = self.drawn(self.step)
+        arguments = (self.state, batch, route, self.learning_rate(self.step))
+        if not self.programs.has(program, route):
             self.settle()
             book.lap("seconds")
             self.programs.add(program, *arguments)
             book.lap("compile_seconds")
         self.state, metrics = self.programs(program, *arguments)
         self.settle()
-        self.pending = (program, metrics)
+        self.pending = (program, on_L, metrics)
         self.step += 1
         book.data[begin.order_of(stage)] = next_index
         shown = self.last.get("train", {})
@@ -161,31 +194,35 @@ class Run:
         """Waits for the step in flight, if there is one, and books it."""
         if self.pending is None:
             return
-        (program, (metrics, of_methods)), self.pending = self.pending, None
+        (program, on_L, metrics), self.pending = self.pending, None
         sums = {key: float(value) for key, value in jax.device_get(metrics).items()}
         if not math.isfinite(sums["loss"] + sums["gradient_norm"]):
             raise BadInput(report.not_finite(self.step, sums, self.root))
         self.book.add(
-            sums,
+            {**sums, "layers_run": sum(on_L)},
             examples=program.batch_size,
             tokens_real=int(sums["tokens_real"]),
             tokens_padded=program.batch_size * program.seq_len,
-            flops=step_flops(program).executed,
+            flops=step_flops(program, on_L).executed,
             flops_dense=dense_equivalent(program, self.dense_model),
         )
-        self.book.methods = {key: float(value) for key, value in jax.device_get(of_methods).items()}
 
     def write_train_row(self):
         """Means since the last row."""
         self.settle()
         self.book.lap("seconds")
-        since = self.step - 1 - (self.book.stage_began if self.stage.schedule_from == "stage" else 0)
-        self.write("train", self.book.take_means(), learning_rate=self.stage.schedule(since), **self.book.methods)
+        last = self.step - 1
+        report_of = self.method.report(self.state.method, self.stage, self.clock(last), self.pieces)
+        self.write("train", self.book.take_means(), learning_rate=self.learning_rate(last), **report_of)
 
     def evaluate(self):
         self.settle()
         self.book.lap("seconds")
-        means = self.evaluator(self.state.params, self.state.frozen, self.stage.program.model)
+        arguments = (self.state.params, self.state.frozen, self.state.method, self.stage.program)
+        means = self.evaluator.full(*arguments)
+        if any(span.rows is not None or span.keys is not None for span in self.stage.program.plan):
+            restricted = self.evaluator(*arguments)
+            means |= {f"{key}_dropping": restricted[key] for key in ("mlm_loss", "mlm_accuracy")}
         self.book.lap("eval_seconds")
         self.write("valid", means)
         self.progress.say(
@@ -206,6 +243,7 @@ class Run:
         about = {
             "version": __version__,
             "stage": checkpoint.stage_to_json(self.stage),
+            "earlier_stages": [checkpoint.stage_to_json(stage) for stage in self.timeline[: self.book.stage]],
             "vocab": self.manifest["vocab"],
             "data": dataclasses.asdict(self.settings.data),
             "eval": dataclasses.asdict(self.settings.eval),
@@ -221,6 +259,7 @@ class Run:
     def enter_next_stage(self):
         """The methods' surgery on the state, and the next stage as they settled it."""
         old, new = self.stage, self.timeline[self.book.stage + 1]
+        self.book.lap("seconds")
         self.state, new = begin.next_state(
             self.state, self.method, old, new, self.initial, self.optimizer, self.settings.seed, self.mesh
         )
@@ -228,9 +267,10 @@ class Run:
         self.timeline[self.book.stage] = new
         self.write_stages()
         if new.data == "restart":
-            self.book.data[begin.order_of(new)] = 0
+            self.book.data, self.book.training_began = {}, self.step
         self.close_loader()
-        self.book.lap("seconds")
+        self.looked = self.step
+        self.book.lap("compile_seconds")
 
     def initial(self):
         """The parameters of step 0."""
@@ -248,6 +288,7 @@ class Run:
 
     def close(self):
         self.close_loader()
+        self.programs.close()
         self.progress.close()
         if self.rows is not None:
             self.rows.close()

@@ -18,7 +18,7 @@ BATCH = P(("data", "fsdp"))  # examples are spread over both axes
 RULES = (
     # By word pieces over both axes. With P("tensor", "fsdp"), pieces over one and width over the other, jax 0.10.2
     # gives wrong gradients of the MLM head on a 2x2x2 mesh of CPU devices (tests/test_sharding.py sees it).
-    (r"embed/word$", P(("tensor", "fsdp"), None)),
+    (r"(embed|mlm)/word$", P(("tensor", "fsdp"), None)),
     (r"embed/(position|type)$", P(None, "fsdp")),
     (r"layers/(query|key|value)/kernel$", P(None, "fsdp", "tensor", None)),
     (r"layers/(query|key|value)/bias$", P(None, "tensor", None)),

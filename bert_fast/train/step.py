@@ -13,12 +13,12 @@ import optax
 from bert_fast import bert
 from bert_fast.bert import Losses, Params
 from bert_fast.method import Method, Program
-from bert_fast.plan import Route, frozen_depth, whole
+from bert_fast.plan import Route, edit, frozen_depth
 from bert_fast.train.sharding import path_of
 
 # Uses of the seed on the device, folded in before the step; the parameters begin from the seed itself, whose first
 # few folds are the keys that it is split into.
-STEP, SURGERY = 100, 101
+STEP, SURGERY, ORDER = 100, 101, 102
 
 
 class TrainState(NamedTuple):
@@ -103,7 +103,7 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, seed: int
 
     def train_step(state: TrainState, batch, route: Route, learning_rate, program: Program):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEP), state.step)
-        batch = method.order(state.method, batch, program)
+        batch = method.order(state.method, batch, program, jax.random.fold_in(key, ORDER))
         count = program.micro_batches
         predictions = jnp.maximum(jnp.sum(batch["weights"]), 1)
 
@@ -114,39 +114,49 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, seed: int
             loss = jnp.sum(losses.mlm_BP * micro["weights"]) / predictions + penalty / count
             if losses.next_B is not None:
                 loss = loss + jnp.sum(losses.next_B) / program.batch_size
-            return loss, losses
+            return loss, (losses, penalty)
 
         gradient_of = jax.value_and_grad(loss_of, has_aux=True)
         if count == 1:
-            (loss, losses), grads = gradient_of(state.params, batch, jax.tree.map(lambda x: x[0], route), key)
+            route_R = jax.tree.map(lambda x: x[0], route)
+            (loss, (losses, penalty)), grads = gradient_of(state.params, batch, route_R, key)
         else:
 
             def add(total, xs):
                 micro, route_R, index = xs
-                (loss, losses), grads = gradient_of(state.params, micro, route_R, jax.random.fold_in(key, index))
-                return jax.tree.map(jnp.add, total, (loss, grads)), losses
+                (loss, aux), grads = gradient_of(state.params, micro, route_R, jax.random.fold_in(key, index))
+                return jax.tree.map(jnp.add, total, (loss, grads)), aux
 
             zero = (jnp.zeros(()), optax.tree.zeros_like(state.params))
             xs = (micro_batches(batch, count), route, jnp.arange(count))
-            (loss, grads), losses = jax.lax.scan(add, zero, xs)
-            losses = whole_batch(losses)
+            (loss, grads), (losses, penalty) = jax.lax.scan(add, zero, xs)
+            losses, penalty = whole_batch(losses), jnp.mean(penalty)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
-        method_state, of_methods = method.update(state.method, batch, losses)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **sums(losses, batch)}
-        state = TrainState(state.step + 1, params, state.frozen, opt_state, method_state)
-        return state, (metrics, of_methods)
+        method_state = method.update(state.method, params, batch, losses)
+        metrics = {
+            "loss": loss,
+            "penalty": jnp.asarray(penalty, jnp.float32),
+            "gradient_norm": optax.tree.norm(grads),
+            **sums(losses, batch),
+        }
+        return TrainState(state.step + 1, params, state.frozen, opt_state, method_state), metrics
 
     return train_step
 
 
 def make_eval_step(method: Method):
-    """The evaluation step: (params, frozen, batch, model) -> sums. No dropout; every layer and token takes part."""
+    """The evaluation step: (params, frozen, method_state, batch, program) -> sums. `program` is static.
 
-    def eval_step(params: Params, frozen: Params, batch, model: bert.Config):
+    No dropout; every layer takes part, and as many tokens as the plan of the program says.
+    """
+
+    def eval_step(params: Params, frozen: Params, method_state, batch, program: Program):
+        model, plan = program.model, edit(program.plan, 0, program.model.depth, frozen=False)
         seen = join(method.weights(params)[0], method.weights(frozen)[0])
-        x_BSD = bert.encode(model, seen, {}, batch, whole(model.depth), Route(), None)
+        batch = method.order(method_state, batch, program, jax.random.key(0))
+        x_BSD = bert.encode(model, seen, {}, batch, plan, Route(), None)
         return sums(bert.losses(model, seen, {}, x_BSD, batch), batch)
 
     return eval_step
