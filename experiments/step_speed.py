@@ -10,11 +10,8 @@ three take turns in one process. Writes experiments/step_speed.md. Needs require
 import pathlib
 import platform
 import statistics
-import time
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import torch
 import transformers
 from absl import app, flags
@@ -22,51 +19,29 @@ from absl import app, flags
 from bert_fast import bert
 from bert_fast.cost.flops import step_flops
 from bert_fast.method import Method, Program
-from bert_fast.plan import Route, whole
+from bert_fast.plan import whole
 from bert_fast.train import begin, compile, optim
-from bert_fast.train.sharding import global_batch, make_mesh
+from bert_fast.train.sharding import make_mesh
 from bert_fast.train.step import make_step
+from experiments.timing import Stepper, alternate, make_batch, peak
 
 DEPTH = flags.DEFINE_integer("depth", 12, "Layers.")
 PAIRS = flags.DEFINE_integer("pairs", 7, "Rounds; each runs every program once.")
 BATCH, SEQ, SLOTS, VOCAB = 8, 128, 20, 30_522
 
 
-def make_batch() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    slots_BP = np.sort([rng.permutation(SEQ)[:SLOTS] for _ in range(BATCH)], axis=1)
-    batch = {
-        "ids": rng.integers(1000, VOCAB, (BATCH, SEQ)),
-        "types": np.zeros((BATCH, SEQ)),
-        "positions": np.tile(np.arange(SEQ), (BATCH, 1)),
-        "segments": np.ones((BATCH, SEQ)),
-        "slots": slots_BP,
-        "labels": rng.integers(1000, VOCAB, (BATCH, SLOTS)),
-        "cls": np.zeros(BATCH),
-    }
-    return {key: value.astype(np.int32) for key, value in batch.items()} | {
-        "weights": np.ones((BATCH, SLOTS), np.float32)
-    }
-
-
-def ours(batch):
-    """A function that runs one step and waits for it, and the step's FLOPs."""
+def our_program() -> Program:
     config = bert.Config(vocab_size=VOCAB, depth=DEPTH.value)
-    program = Program(config, whole(config.depth), BATCH, 1, SEQ, SLOTS, "mlm")
+    return Program(config, whole(config.depth), BATCH, 1, SEQ, SLOTS, "mlm")
+
+
+def ours(program: Program):
+    """A function that runs one step and waits for it."""
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 0.0))
     stage = begin.Stage("speed", program, 1, None)  # pyright: ignore[reportArgumentType]
-    state = begin.first_state(begin.fresh_params(config, 0, mesh), Method(), stage, optimizer, mesh)
-    programs = compile.Programs(make_step(Method(), optimizer, 0), mesh)
-    arguments = (global_batch(batch, mesh), Route(), 1e-4)
-    programs.add(program, state, *arguments)
-
-    def step():
-        nonlocal state
-        state, metrics = programs(program, state, *arguments)
-        return float(metrics["loss"])
-
-    return step, step_flops(program).executed
+    state = begin.first_state(begin.fresh_params(program.model, 0, mesh), Method(), stage, optimizer, mesh)
+    return Stepper(compile.Programs(make_step(Method(), optimizer, 0), mesh), state, mesh).add(program)
 
 
 def theirs(batch, gathered: bool):
@@ -93,27 +68,6 @@ def theirs(batch, gathered: bool):
     return step
 
 
-def peak():
-    """A function that runs one large float32 matrix product, and its FLOPs."""
-    n = 3072
-    product = jax.jit(lambda a, b: a @ b)
-    a = jnp.ones((n, n)) / n
-    return lambda: product(a, a).block_until_ready(), 2 * n**3
-
-
-def alternate(runs: dict, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run, round by round; every run once a round."""
-    seconds = {name: [] for name in runs}
-    for round_ in range(rounds + 2):
-        for name, run in runs.items():
-            time.sleep(0.3)  # the threads of the run before still spin for a while, and would take from this one
-            began = time.perf_counter()
-            run()
-            if round_ >= 2:  # the first two warm up caches and allocators
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
 def shares(seconds, one: str, other: str) -> tuple[float, float, float]:
     """Median, least and largest of the pairs' ratios."""
     pairs = sorted(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
@@ -122,8 +76,8 @@ def shares(seconds, one: str, other: str) -> tuple[float, float, float]:
 
 def main(_):
     torch.set_num_threads(2)
-    batch = make_batch()
-    step, flops = ours(batch)
+    program = our_program()
+    batch, step, flops = make_batch(program), ours(program), step_flops(program).executed
     product, product_flops = peak()
     alone = alternate({"ours": step, "product": product}, PAIRS.value)
     rates = sorted((product_flops / p) / (flops / a) for a, p in zip(alone["ours"], alone["product"], strict=True))

@@ -23,6 +23,9 @@ def params():
     return bert.init(CONFIG, jax.random.key(0))
 
 
+MASK = (0, 1, 2, 3, 4)  # special ids
+
+
 def batch_of(seed=0, batch_size=4):
     rng = np.random.default_rng(seed)
     return {
@@ -137,6 +140,20 @@ def test_means_weigh_every_prediction_once(params):
     expected = float((ce_BP * batch["weights"]).sum() / batch["weights"].sum())
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-6)
     assert float(metrics["mlm_sum"] / metrics["predictions"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_words_behind_a_mask_are_summed_once_more(params):
+    step, state = step_and_state(
+        dataclasses.replace(PROGRAM, model=dataclasses.replace(CONFIG, special_ids=MASK)), params
+    )
+    batch = batch_of()
+    batch["ids"][0, 2] = batch["ids"][1, 5] = batch["ids"][2, 3] = MASK[-1]  # the last is not predicted
+    batch["weights"] = np.float32([[0.5, 1], [1, 2], [1, 1], [0, 0]])
+    _, metrics = jax.jit(step)(state, batch, Route(), 0.1)
+    x_BSD = bert.encode(CONFIG, params, {}, batch, whole(3), Route(), None)
+    ce_BP = bert.losses(CONFIG, params, {}, x_BSD, batch).mlm_BP
+    assert float(metrics["masks"]) == 2.5
+    assert float(metrics["mask_sum"]) == pytest.approx(float(0.5 * ce_BP[0, 0] + 2 * ce_BP[1, 1]), rel=1e-6)
 
 
 def test_batch_without_predictions_gives_a_finite_loss(params):

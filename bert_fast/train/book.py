@@ -57,9 +57,13 @@ class Book:
 
 
 def means(sums: dict[str, float]) -> dict[str, float]:
-    """Losses in nats and accuracies from the sums of `step.sums`."""
+    """Losses in nats and accuracies from the sums of `step.sums`; `mask_loss` is that of the words behind [MASK]."""
     predictions = max(sums["predictions"], 1)
-    row = {"mlm_loss": sums["mlm_sum"] / predictions, "mlm_accuracy": sums["mlm_correct"] / predictions}
+    row = {
+        "mlm_loss": sums["mlm_sum"] / predictions,
+        "mask_loss": sums["mask_sum"] / max(sums["masks"], 1),
+        "mlm_accuracy": sums["mlm_correct"] / predictions,
+    }
     if "next_sum" in sums:
         rows = max(sums["rows"], 1)
         row |= {"nsp_loss": sums["next_sum"] / rows, "nsp_accuracy": sums["next_correct"] / rows}

@@ -77,9 +77,17 @@ def whole_batch(stacked):
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), stacked)
 
 
-def sums(losses: Losses, batch) -> dict:
-    """Float32 sums over a batch: with their own denominators, so that rows of a log can be added up."""
+def sums(losses: Losses, batch, mask_id: int) -> dict:
+    """Float32 sums over a batch: with their own denominators, so that rows of a log can be added up.
+
+    Of the predictions, those behind [MASK] are summed once more: the others are mostly words that still stand in the
+    text, and a model gains half a nat by copying them before it has learned anything of language.
+    """
+    ids_BP = jnp.take_along_axis(batch["ids"], batch["slots"], axis=1)
+    hidden_BP = batch["weights"] * (ids_BP == mask_id)
     result = {
+        "mask_sum": jnp.sum(losses.mlm_BP * hidden_BP),
+        "masks": jnp.sum(hidden_BP),
         "mlm_sum": jnp.sum(losses.mlm_BP * batch["weights"]),
         "mlm_correct": jnp.sum(losses.correct_BP * batch["weights"]),
         "predictions": jnp.sum(batch["weights"]),
@@ -139,7 +147,7 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, seed: int
             "loss": loss,
             "penalty": jnp.asarray(penalty, jnp.float32),
             "gradient_norm": optax.tree.norm(grads),
-            **sums(losses, batch),
+            **sums(losses, batch, program.model.special_ids[-1]),
         }
         return TrainState(state.step + 1, params, state.frozen, opt_state, method_state), metrics
 
@@ -157,6 +165,6 @@ def make_eval_step(method: Method):
         seen = join(method.weights(params)[0], method.weights(frozen)[0])
         batch = method.order(method_state, batch, program, jax.random.key(0))
         x_BSD = bert.encode(model, seen, {}, batch, plan, Route(), None)
-        return sums(bert.losses(model, seen, {}, x_BSD, batch), batch)
+        return sums(bert.losses(model, seen, {}, x_BSD, batch), batch, model.special_ids[-1])
 
     return eval_step
