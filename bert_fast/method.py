@@ -40,7 +40,8 @@ class Program:
 class Stage:
     """A stretch of steps with one program.
 
-    steps: how many at most; `Method.done` may end it earlier, asked every `ask_every` steps (0: never).
+    steps: how many at most; `Method.done` may end it earlier.
+    ask_every: after every so many steps (0: never) `Method.observe` and `Method.done` are called.
     schedule_from: the schedule counts from the start of the "run" or of this "stage"; a restart begins the run anew.
     warm_again: over so many steps the rate climbs once more, from 0 to what the schedule says.
     skipped: steps of a stage that is cut in two which lie in the parts before this one.
@@ -104,7 +105,9 @@ class Method(NamedTuple):
     needs_initial  whether `enter` may call `initial()`: the checkpoint of step 0 is then kept
     init     (params, config) -> (params, state): once; may add leaves to the parameters
     stages   (stages) -> stages: host, once; the timeline as far as it is known
-    done     (params, state, stage, step) -> bool: host; whether the stage ends here
+    observe  (params, state, stage) -> state: host, every `stage.ask_every` steps: what is too rare or
+             too dear for `update`
+    done     (params, state, stage, step) -> bool: host, then; whether the stage ends here
     enter    (params, state, old, new, initial, key) -> (Surgery, state, new): host, between stages:
              grow, prune, rewind. May settle what was unknown in `new.program`; `initial()` gives the
              parameters of step 0
@@ -124,6 +127,7 @@ class Method(NamedTuple):
     needs_initial: bool = False
     init: Callable[[Params, Config], tuple[Params, State]] = lambda params, config: (params, ())
     stages: Callable[[tuple[Stage, ...]], tuple[Stage, ...]] = lambda stages: stages
+    observe: Callable[[Params, State, Stage], State] = lambda params, state, stage: state
     done: Callable[[Params, State, Stage, int], bool] = lambda params, state, stage, step: False
     enter: Callable[..., tuple[Surgery, State, Stage]] = _unchanged
     draw: Callable[[Stage, Clock, np.random.Generator], np.ndarray | None] = lambda stage, clock, rng: None
@@ -147,6 +151,9 @@ def chain(*methods: Method) -> Method:
         for method in methods:
             stages = method.stages(stages)
         return stages
+
+    def observe(params, states, stage):
+        return tuple(m.observe(params, state, stage) for m, state in zip(methods, states, strict=True))
 
     def done(params, states, stage, step):
         return any(m.done(params, state, stage, step) for m, state in zip(methods, states, strict=True))
@@ -201,6 +208,7 @@ def chain(*methods: Method) -> Method:
         needs_initial=any(method.needs_initial for method in methods),
         init=init,
         stages=stages,
+        observe=observe,
         done=done,
         enter=enter,
         draw=draw,

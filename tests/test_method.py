@@ -31,7 +31,10 @@ def make(begin=1, rewind=False, fresh=False):
 
     def init(params, config):
         gain = jnp.ones((config.depth,))
-        return {**params, "layers": {**params["layers"], "gain": gain}}, {"count": jnp.zeros((), jnp.int32)}
+        return {**params, "layers": {**params["layers"], "gain": gain}}, {
+            "count": jnp.zeros((), jnp.int32),
+            "seen": jnp.zeros((), jnp.int32),
+        }
 
     def stages(stages):
         first = stages[0]
@@ -84,12 +87,21 @@ def make(begin=1, rewind=False, fresh=False):
         return {**params, "layers": {**layers, "attention_output": scaled}}, 0.01 * jnp.abs(gain_L).sum()
 
     def update(state, params, batch, losses):
-        return {"count": state["count"] + 1}
+        return {**state, "count": state["count"] + 1}
 
     def report(state, stage, clock, pieces):
-        return {"count": int(state["count"]), "clock": clock.step, "of": clock.steps, "pieces": len(pieces)}
+        return {
+            "count": int(state["count"]),
+            "seen": int(state["seen"]),
+            "clock": clock.step,
+            "of": clock.steps,
+            "pieces": len(pieces),
+        }
 
-    return Method("dummy", True, init, stages, done, enter, draw, order, weights, update, report)
+    def observe(params, state, stage):
+        return {**state, "seen": state["seen"] + 1}
+
+    return Method("dummy", True, init, stages, observe, done, enter, draw, order, weights, update, report)
 
 
 @pytest.fixture
@@ -119,6 +131,11 @@ def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, sm
     ]  # fmt: skip
     assert summary["steps"] == 30
     assert train[-1]["dummy/count"] == 30
+    assert train[-1]["dummy/seen"] == 2
+    # The clock begins anew where the data does, and a stage that ended early is counted as planned.
+    assert [(row["dummy/clock"], row["dummy/of"]) for row in train] == [
+        (4, 40), (9, 40), (14, 40), (19, 40), (4, 10), (9, 10),
+    ]  # fmt: skip
     assert train[0]["loss"] > train[0]["mlm_loss"] + train[0]["nsp_loss"] + 0.009  # the penalty
     assert summary["flops"] < summary["flops_dense"]
     assert (tmp_path / "whole/checkpoints/0").is_dir()
@@ -161,6 +178,7 @@ def test_chain_composes_in_order():
             name=f"m{value}",
             init=lambda params, config: ({**params, value: value}, value),
             stages=lambda stages: (*stages, value),
+            observe=lambda params, state, stage: state + value,
             done=lambda params, state, stage, step: state == 2 and step == 3,
             enter=lambda params, state, old, new, initial, key: (
                 Surgery(lambda p: p + [value], (lambda m: m + [value])),
@@ -179,6 +197,7 @@ def test_chain_composes_in_order():
     assert both.stages(()) == (2, 3)
     assert both.done(None, (2, 3, ()), None, 3)
     assert not both.done(None, (2, 3, ()), None, 4)
+    assert both.observe(None, (2, 3, ()), None) == (4, 6, ())
     surgery, states, new = both.enter([], (2, 3, ()), None, [], None, None)
     assert (surgery.params([]), surgery.moments([]), states, new) == ([2, 3], [2, 3], (12, 13, ()), [0, 1])
     np.testing.assert_array_equal(both.draw(None, None, np.random.default_rng(0)), np.full((1, 2), 6.0))

@@ -4,14 +4,12 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-import signal
-import threading
-from typing import Any
 
 import jax
 import numpy as np
 
 from bert_fast import BadInput, Interrupted, __version__, methods
+from bert_fast.bert import Params
 from bert_fast.cost.flops import dense_equivalent, step_flops
 from bert_fast.data import batches, shards
 from bert_fast.data.files import atomic_json
@@ -20,11 +18,12 @@ from bert_fast.plan import Route, pack
 from bert_fast.settings import Settings
 from bert_fast.train import begin, checkpoint, optim, report
 from bert_fast.train.book import Book
-from bert_fast.train.compile import Programs
+from bert_fast.train.compile import Programs, place
 from bert_fast.train.evaluate import Evaluator, eval_batches, fingerprint
 from bert_fast.train.log import Progress, Rows, read_rows
 from bert_fast.train.sharding import global_batch, make_mesh
 from bert_fast.train.step import join, make_eval_step, make_step
+from bert_fast.train.stop import Stop
 
 LOOK_AHEAD = 100  # steps over which coming programs are looked for, to be compiled in the background
 DRAW = 103  # use of the seed on the host; those on the device stand in step.py
@@ -45,6 +44,7 @@ def pretrain(settings: Settings, config: dict, workdir: pathlib.Path) -> dict:
                 run.enter_next_stage()
                 continue
             run.train_step()
+            run.observe()
             over = run.stage_is_over()
             final = over and run.is_last_stage()
             signum = stop.signum(run.step)
@@ -122,13 +122,22 @@ class Run:
 
     def stage_is_over(self) -> bool:
         """At its last step, or earlier where a method says so when it is asked."""
-        stage, done = self.stage, self.step - self.book.stage_began
-        if done >= stage.steps:
+        if self.step - self.book.stage_began >= self.stage.steps:
             return True
-        asked = stage.ask_every and done and done % stage.ask_every == 0
-        if not asked:
-            return False
-        return self.method.done(join(self.state.params, self.state.frozen), self.state.method, stage, self.step)
+        return self.is_asked() and self.method.done(self.whole_params(), self.state.method, self.stage, self.step)
+
+    def is_asked(self) -> bool:
+        done, every = self.step - self.book.stage_began, self.stage.ask_every
+        return every > 0 and done > 0 and done % every == 0
+
+    def whole_params(self) -> Params:
+        return join(self.state.params, self.state.frozen)
+
+    def observe(self):
+        """Lets the methods look at the parameters where they have asked to."""
+        if self.is_asked():
+            seen = self.method.observe(self.whole_params(), self.state.method, self.stage)
+            self.state = self.state._replace(method=place(jax.tree.map(np.asarray, seen), self.mesh))
 
     def every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
@@ -302,41 +311,3 @@ class Run:
             report.farewell(summary, self.workdir)
             atomic_json(self.workdir / "summary.json", summary)
         return summary
-
-
-class Stop:
-    """While entered, SIGINT and SIGTERM are remembered instead of killing; a second one kills as usual.
-
-    Where there are several processes all of them stop after the same step.
-    """
-
-    def __init__(self):
-        self.received = 0
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self.before[signum] = signal.signal(signum, self._handle)
-        return self
-
-    def __exit__(self, *_):
-        for signum, handler in self.before.items():
-            signal.signal(signum, handler)
-
-    def _handle(self, signum, frame):
-        del frame
-        self.received = signum
-        report.say(f"\n{signal.Signals(signum).name}: saving after this step (again to stop at once)")
-        for other, handler in self.before.items():
-            signal.signal(other, handler)
-
-    def signum(self, step: int) -> int:
-        """The signal that came, 0 for none; where there are several processes, that of any, asked every tenth step."""
-        if jax.process_count() == 1:
-            return self.received
-        if step % 10:  # asking waits for all of them
-            return 0
-        from jax.experimental import multihost_utils
-
-        return int(multihost_utils.process_allgather(self.received).max())
