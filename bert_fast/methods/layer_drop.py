@@ -1,0 +1,180 @@
+"""Progressive layer dropping (Zhang & He, NeurIPS 2020, arXiv 2010.13369): layers are skipped at random, the more
+often the longer the training has gone on and the higher they stand.
+
+A layer that runs has both residual branches multiplied by one over the probability that it runs (the paper's
+Switchable-Transformer block), so in the mean nothing changes. One gate serves both branches and the whole
+micro-batch: with gates of their own for branches, examples or tokens nothing would be saved. The gates are drawn on
+the host from the run's seed and the step, so they are the same on every device. Evaluation draws nothing: every
+layer runs, unscaled. Layers that are skipped get a gradient of zero; their moments and weights decay on, as in the
+reference. The paper's recipe around it, with its two controls, is configs/layer_drop.py.
+
+Axes: M micro-batches, L layers, N numbers of layers from 0 up.
+"""
+
+import dataclasses
+import math
+import warnings
+
+import numpy as np
+
+from bert_fast import BadInput
+from bert_fast.method import Clock, Method, Stage
+from bert_fast.plan import Plan, edit
+
+POST_LN = (
+    "layer dropping on a post-LN model: a layer that is skipped takes its LayerNorms out of the residual path with it, "
+    "and the layers above see vectors of another scale. The paper drops layers of pre-LN models only, because post-LN "
+    "BERT became worse: set --config.model.norm=pre"
+)
+
+
+def theta_at(step: int, steps: int, theta: float, gamma: float, variant: str) -> float:
+    """How probably the topmost layer runs in step `step`, counted from 0, of a training of `steps`: from 1 down to
+    `theta`.
+
+    theta(t) = (1 - theta) exp(-gamma t) + theta, the paper's temporal schedule; gamma is a step's, 0 means the
+    paper's 100 / T. In "deepspeed" each step has the value of the step before, steps 0 and 1 both 1: the engine
+    (`DeepSpeedEngine.step`) asks `ProgressiveLayerDrop.update_state(global_steps)` after the forward pass.
+    """
+    if variant == "deepspeed":
+        step = max(step - 1, 0)
+    return (1 - theta) * math.exp(-(gamma or 100 / steps) * step) + theta
+
+
+def keep_and_scale(depth: int, theta: float, variant: str) -> tuple[np.ndarray, np.ndarray]:
+    """(how probably each layer runs, what its branches are multiplied by when it does), the lowest layer first.
+
+    The paper prints (i / L) (1 - theta), for layer i of 1..L, as "p_l(t)": that is how probably the layer is
+    dropped. `BertEncoder` of DeepSpeedExamples, bing_bert/nvidia/modelingpreln_layerdrop.py, draws with p, lowers
+    it, and scales by the lowered one: there a layer runs as probably as the one below it should (the lowest always),
+    and branches are 4 to 8 % too large in the mean (12 layers, theta 0.5).
+    """
+    layers_L = np.arange(1, depth + 1)
+    keep_L = 1 - layers_L / depth * (1 - theta)
+    drawn_L = keep_L if variant == "paper" else 1 - (layers_L - 1) / depth * (1 - theta)
+    return drawn_L, 1 / keep_L
+
+
+def independent(keep_L: np.ndarray, plan: Plan, micro_batches: int, rng: np.random.Generator) -> np.ndarray:
+    """Which layers run, bool [M, L]: each layer by itself, as in the paper.
+
+    The micro-batches of a step must run equally many layers of a span (one program serves them), so the first decides
+    how many, and the others are drawn given that number: each of them, seen alone, is as the paper has it.
+    """
+    spans = [independent_in_span(keep_L[span.start : span.stop], micro_batches, rng) for span in plan]
+    return np.concatenate(spans, axis=1)
+
+
+def independent_in_span(keep_L: np.ndarray, micro_batches: int, rng: np.random.Generator) -> np.ndarray:
+    """`independent` for the layers of one span."""
+    depth = len(keep_L)
+    runs_ML = np.zeros((micro_batches, depth), bool)
+    runs_ML[0] = rng.random(depth) < keep_L
+    count = int(runs_ML[0].sum())
+    # Row i: how probably n of the layers from i up run, for each n (the Poisson binomial distribution).
+    chance_LN = np.zeros((depth + 1, count + 1))
+    chance_LN[depth, 0] = 1
+    for i in reversed(range(depth)):
+        chance_LN[i] = (1 - keep_L[i]) * chance_LN[i + 1]
+        chance_LN[i, 1:] += keep_L[i] * chance_LN[i + 1, :-1]
+    left_M = np.full(micro_batches - 1, count)
+    for i in range(depth):
+        with_it_M = keep_L[i] * chance_LN[i + 1, left_M - 1]
+        # Multiplied rather than divided: rounding must not skip a layer without which the number is missed.
+        runs_M = (left_M > 0) & (rng.random(micro_batches - 1) * chance_LN[i, left_M] < with_it_M)
+        runs_ML[1:, i] = runs_M
+        left_M = left_M - runs_M
+    return runs_ML
+
+
+# Systematic sampling counts in so many parts of one: sums of integers do not depend on the order of the layers, so
+# no rounding makes micro-batches differ in how many run.
+PARTS = 2**40
+
+
+def systematic(keep_L: np.ndarray, plan: Plan, micro_batches: int, rng: np.random.Generator) -> np.ndarray:
+    """Which layers run, bool [M, L]: each as probably as in `independent`, but how many of a span (and of all) is
+    its mean, rounded down or up.
+
+    With u uniform in [0, 1) and c the running sum of the probabilities, a layer runs if a whole number lies between
+    its c + u and that of the layer before it. One u a step, so that micro-batches run equally many; each has its own
+    order of the layers in a span, since in a fixed one few subsets ever occur and neighbours exclude each other.
+    """
+    parts_L = np.round(keep_L * PARTS).astype(np.int64)
+    u = rng.integers(PARTS)
+    runs_ML = np.zeros((micro_batches, len(keep_L)), bool)
+    for runs_L in runs_ML:
+        order_L = np.concatenate([rng.permutation(np.arange(span.start, span.stop)) for span in plan])
+        runs_L[order_L] = np.diff((u + np.cumsum(parts_L[order_L])) // PARTS, prepend=0) > 0
+    return runs_ML
+
+
+SAMPLERS = {"independent": independent, "systematic": systematic}
+
+
+def make(
+    theta: float = 0.5,
+    gamma: float = 0.0,
+    variant: str = "paper",
+    sampling: str = "auto",
+    execution: str = "gather",
+) -> Method:
+    """Progressive layer dropping, with the paper's defaults.
+
+    theta: how probably the topmost layer runs in the end; the paper uses 0.5 and recommends 0.5 to 0.9. With 1
+        nothing is dropped.
+    gamma: how fast that is reached: the drop is over after about 5 / gamma steps. 0 means the paper's 100 / T, T
+        being the steps of the training. DeepSpeed's default is 0.001, which suits T of 100,000 and more.
+    variant: "paper", or "deepspeed": the released code exactly, off by a layer and by a step (`keep_and_scale`,
+        `theta_at`).
+    sampling: "independent", as the paper, or "systematic": the number of layers that run varies by at most one a
+        span. Each number (where another method splits the plan, each combination of the spans' numbers) is a program
+        to be compiled: 12 layers take 9 programs in the end, and with token dropping's 4 spans about 80; systematic
+        sampling takes 2 and 5. "auto" is independent where the plan is one span, and systematic where it is split.
+    execution: "gather" computes the layers that run and no others: one program for each number of them. "cond" has
+        them all in one program, each behind a conditional with a checkpointed branch: less memory, less saved. From
+        equal gates both compute the same.
+
+    Raises BadInput for values outside of these.
+    """
+    if not 0 < theta <= 1:
+        raise BadInput(
+            f"--config.layer_drop.theta={theta}: expected a probability above 0 and up to 1, as 0.5; with 1 nothing "
+            "is dropped"
+        )
+    if not 0 <= gamma < math.inf:
+        raise BadInput(f"--config.layer_drop.gamma={gamma}: expected a rate a step, as 0.001, or 0 for 100 / steps")
+    for name, value, known in (
+        ("variant", variant, ("paper", "deepspeed")),
+        ("sampling", sampling, ("auto", *SAMPLERS)),
+        ("execution", execution, ("gather", "cond")),
+    ):
+        if value not in known:
+            raise BadInput(f"--config.layer_drop.{name}={value!r} is unknown: use {' or '.join(known)}")
+
+    def stages(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        if any(stage.program.model.norm != "pre" for stage in stages):
+            warnings.warn(POST_LN, stacklevel=2)
+        return tuple(conditional(stage) for stage in stages) if execution == "cond" else stages
+
+    def theta_of(clock: Clock) -> float:
+        return theta_at(clock.step, clock.steps, theta, gamma, variant)
+
+    def draw(stage: Stage, clock: Clock, rng: np.random.Generator) -> np.ndarray:
+        program = stage.program
+        keep_L, scale_L = keep_and_scale(program.model.depth, theta_of(clock), variant)
+        automatic = "independent" if len(program.plan) == 1 else "systematic"
+        sample = SAMPLERS[automatic if sampling == "auto" else sampling]
+        return np.where(sample(keep_L, program.plan, program.micro_batches, rng), scale_L, 0)
+
+    def report(state, stage: Stage, clock: Clock, pieces) -> dict:
+        return {"theta": theta_of(clock)}
+
+    return Method("layer_drop", stages=stages, draw=draw, report=report)
+
+
+def conditional(stage: Stage) -> Stage:
+    """The stage with every layer behind a conditional."""
+    program = stage.program
+    plan = edit(program.plan, 0, program.model.depth, cond=True)
+    return dataclasses.replace(stage, program=dataclasses.replace(program, plan=plan))

@@ -1,0 +1,449 @@
+"""Progressive layer dropping: its schedules, its draws, and the switchable block.
+
+Axes: as in layer_drop.py and bert.py; N draws.
+"""
+
+import collections
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from test_bert import BATCH, PRE, close, equal, layers_of, program_of, run
+from test_configs import CONFIGS, VOCAB, get_config
+from test_step import PROGRAM, batch_of, step_and_state
+
+from bert_fast import BadInput, bert, methods, settings
+from bert_fast.method import Clock, Method, Program, Stage, chain
+from bert_fast.methods.layer_drop import independent, keep_and_scale, make, systematic, theta_at
+from bert_fast.plan import Span, edit, pack, whole
+from bert_fast.schedule import Schedule
+from bert_fast.train import optim
+from bert_fast.train.step import TrainState, make_step, partition
+
+TOKENS = (Span(0, 5), Span(5, 6, rows=64), Span(6, 11, rows=64, keys=64), Span(11, 12))  # of token dropping
+LATE = 10**6  # a step long after the ramp
+both_samplings = pytest.mark.parametrize("sampling", ["independent", "systematic"])
+both_variants = pytest.mark.parametrize("variant", ["paper", "deepspeed"])
+
+
+def stage_of(depth=12, plan=None, micro_batches=1, norm="pre"):
+    model = bert.Config(vocab_size=100, depth=depth, norm=norm)
+    program = Program(model, plan or whole(depth), 8, micro_batches, 128, 20, "mlm")
+    return Stage("128-tokens", program, 1000, Schedule(1e-3, 1000))
+
+
+def drawn(method, stage, step, seed=0):
+    return method.draw(stage, Clock(step, stage.steps), np.random.default_rng((seed, step)))
+
+
+def reference_draw(depth, theta):
+    """(keep, scale) of each layer, as the loop of the released code has them: drawn with p, scaled with the next p."""
+    keep_L, scale_L, p = [], [], 1.0
+    for _ in range(depth):
+        keep_L.append(p)
+        p -= (1 - theta) / depth
+        scale_L.append(1 / p)
+    return np.array(keep_L), np.array(scale_L)
+
+
+def test_theta_falls_from_1_as_published():
+    for gamma, values in {
+        1e-3: {0: 1, 100: 0.9524, 1000: 0.68394, 2000: 0.5677, 5000: 0.5034, 10_000: 0.5},
+        5e-4: {0: 1, 100: 0.9756, 1000: 0.8033, 2000: 0.6839, 5000: 0.54104, 10_000: 0.5034, 20_000: 0.5},
+    }.items():
+        for step, value in values.items():
+            assert theta_at(step, 123, 0.5, gamma, "paper") == pytest.approx(value, abs=5.1e-5)
+    assert theta_at(LATE, 1, 0.9, 1e-3, "paper") == 0.9
+    for theta in (0.1, 0.3, 0.7, 1.0):
+        assert theta_at(0, 1, theta, 0.0, "paper") == 1
+
+
+def test_gamma_follows_the_length_of_the_training_unless_given():
+    assert theta_at(1000, 200_000, 0.5, 0.0, "paper") == theta_at(1000, 1, 0.5, 5e-4, "paper")
+    assert theta_at(10, 2000, 0.5, 0.0, "paper") == theta_at(20, 4000, 0.5, 0.0, "paper")
+    mean = np.mean([theta_at(step, 2000, 0.5, 0.0, "paper") for step in range(2000)])
+    assert mean == pytest.approx(0.505, abs=5e-4)
+
+
+def test_released_code_sees_the_theta_of_the_step_before():
+    thetas = [theta_at(step, 1000, 0.5, 1e-3, "deepspeed") for step in range(4)]
+    assert thetas == [1, *(theta_at(step, 1000, 0.5, 1e-3, "paper") for step in range(3))]
+
+
+def test_layers_are_kept_as_published():
+    keep_L, scale_L = keep_and_scale(12, 0.5, "paper")
+    published = [0.9583, 0.9167, 0.875, 0.8333, 0.7917, 0.75, 0.7083, 0.6667, 0.625, 0.5833, 0.5417, 0.5]
+    np.testing.assert_allclose(keep_L, published, atol=5e-5)
+    assert keep_L.sum() == pytest.approx(8.75)
+    assert keep_L[-1] == 0.5
+    np.testing.assert_allclose(keep_L * scale_L, 1, rtol=1e-15)
+    equal(keep_and_scale(12, 1.0, "paper"), (np.ones(12), np.ones(12)))
+
+
+def test_released_code_scales_by_the_next_layers_probability():
+    keep_L, scale_L = keep_and_scale(12, 0.5, "deepspeed")
+    published = [1.0435, 1.0909, 1.1429, 1.2, 1.2632, 1.3333, 1.4118, 1.5, 1.6, 1.7143, 1.8462, 2.0]
+    np.testing.assert_allclose(scale_L, published, atol=5e-5)
+    assert keep_L.sum() == pytest.approx(9.25)
+    assert keep_L[0] == 1
+    np.testing.assert_allclose((keep_L * scale_L)[[0, -1]], [1.0435, 1.0833], atol=5e-5)
+    for depth, theta in ((12, 0.5), (3, 0.7), (24, 1.0)):
+        close(keep_and_scale(depth, theta, "deepspeed"), reference_draw(depth, theta))
+
+
+@both_samplings
+@both_variants
+def test_layers_run_as_often_as_they_should_and_the_mean_gate_is_one(sampling, variant):
+    method, stage, count = make(sampling=sampling, variant=variant), stage_of(micro_batches=2), 4000
+    scale_NML = np.stack([drawn(method, stage, LATE + n) for n in range(count)])
+    keep_L, scale_L = reference_draw(12, 0.5)
+    if variant == "paper":
+        keep_L = 1 / scale_L
+    equal(np.unique(scale_NML[..., 2]), np.array([0, scale_L[2]]))
+    deviation_L = np.sqrt(keep_L * (1 - keep_L) / count)
+    assert np.all(np.abs((scale_NML != 0).mean(0) - keep_L) <= 5 * deviation_L)  # each micro-batch by itself
+    gain_L = keep_L * scale_L  # 1 in the paper
+    assert np.all(np.abs(scale_NML.mean(0) - gain_L) <= 5 * deviation_L * scale_L + 1e-12)
+
+
+def test_independent_layers_are_independent_in_every_micro_batch():
+    keep_L, count = np.array([0.9, 0.75, 0.6, 0.3]), 10_000
+    rng, plan = np.random.default_rng(0), (Span(0, 3), Span(3, 4))
+    draws = [independent(keep_L, plan, 3, rng) for _ in range(count)]
+    for m in range(3):
+        seen = collections.Counter(tuple(runs_ML[m]) for runs_ML in draws)
+        for runs_L in itertools.product([False, True], repeat=4):
+            p = np.where(runs_L, keep_L, 1 - keep_L).prod()
+            assert abs(seen[runs_L] / count - p) <= 5 * math.sqrt(p * (1 - p) / count)
+
+
+def test_further_micro_batches_follow_the_distribution_given_the_number_of_layers():
+    keep_L, micro_batches = np.array([1, 0.9, 0.6, 0.2, 0.5]), 20_000
+    chance_of = {runs_L: np.where(runs_L, keep_L, 1 - keep_L).prod() for runs_L in np.ndindex(*(2,) * 5)}
+    counts = set()
+    for seed in range(300):
+        runs_ML = independent(keep_L, whole(5), micro_batches + 1, np.random.default_rng(seed))
+        count = int(runs_ML[0].sum())
+        if count in counts:
+            continue
+        counts.add(count)
+        total = sum(p for runs_L, p in chance_of.items() if sum(runs_L) == count)
+        seen = collections.Counter(map(tuple, runs_ML[1:].astype(int)))
+        for runs_L, p in chance_of.items():
+            p = p / total if sum(runs_L) == count else 0
+            assert abs(seen[runs_L] / micro_batches - p) <= 5 * math.sqrt(p * (1 - p) / micro_batches)
+    assert counts == {1, 2, 3, 4, 5}
+
+
+def test_systematic_number_of_layers_is_the_mean_rounded():
+    keep_L, _ = keep_and_scale(12, 0.5, "paper")
+    rng = np.random.default_rng(0)
+    for plan in (whole(12), TOKENS, edit(whole(12), 0, 9, frozen=True)):
+        runs_NL = np.concatenate([systematic(keep_L, plan, 1, rng) for _ in range(1000)])
+        for start, stop in [(0, 12), *((span.start, span.stop) for span in plan)]:
+            mean, counts_N = keep_L[start:stop].sum(), runs_NL[:, start:stop].sum(1)
+            assert set(counts_N) == {math.floor(mean), math.ceil(mean)}
+            assert abs(counts_N.mean() - mean) < 5 * math.sqrt(0.25 / 1000)
+
+
+def test_systematic_sets_of_layers_are_not_of_one_order():
+    # Without the shuffle 11 subsets of 12 layers occur, and neighbours correlate to -0.92.
+    keep_L, _ = keep_and_scale(12, 0.5, "paper")
+    rng = np.random.default_rng(0)
+    runs_NL = np.concatenate([systematic(keep_L, whole(12), 2, rng) for _ in range(3000)])
+    correlation_LL = np.corrcoef(runs_NL.T.astype(float)) - np.eye(12)
+    assert np.abs(correlation_LL).max() < 0.2
+    keep_L = keep_and_scale(4, 0.5, "paper")[0]  # 2.75 layers in the mean
+    seen = {tuple(runs_L) for _ in range(2000) for runs_L in systematic(keep_L, whole(4), 2, rng)}
+    assert seen == {runs_L for runs_L in itertools.product([False, True], repeat=4) if sum(runs_L) in (2, 3)}
+
+
+class Edge:
+    """A generator whose u is the smallest or the largest."""
+
+    def __init__(self, largest: bool):
+        self.largest, self.rng = largest, np.random.default_rng(0)
+
+    def integers(self, high):
+        return high - 1 if self.largest else 0
+
+    def permutation(self, x):
+        return self.rng.permutation(x)
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_rounding_does_not_part_micro_batches(largest):
+    # Sums of these are whole, but not in floating point, nor the same in every order.
+    for keep_L in (np.array([0.9, 0.8, 0.7, 0.6]), np.full(10, 0.1), np.linspace(1, 0.1, 10)):
+        sums = {float(np.cumsum(np.random.default_rng(n).permutation(keep_L))[-1]) for n in range(50)}
+        runs_ML = systematic(keep_L, whole(len(keep_L)), 500, Edge(largest))
+        assert len(set(runs_ML.sum(1))) == 1
+        assert len(sums) > 1 or len(set(keep_L)) == 1
+
+
+@both_samplings
+@both_variants
+def test_micro_batches_run_equally_many_layers_but_not_the_same(sampling, variant):
+    for plan in (whole(12), TOKENS):
+        method, stage = make(sampling=sampling, variant=variant), stage_of(plan=plan, micro_batches=8)
+        differ = 0
+        for step in (*range(50), *range(LATE, LATE + 100)):
+            scale_ML = drawn(method, stage, step)
+            assert scale_ML.shape == (8, 12)
+            pack(plan, scale_ML)  # raises where numbers differ
+            differ += len(np.unique(scale_ML, axis=0)) > 1
+        assert differ > 100
+
+
+def test_draws_are_functions_of_seed_and_step():
+    stage, steps = stage_of(micro_batches=2), [3, LATE, 40, 3]
+    for sampling in ("independent", "systematic"):
+        one, other = (chain(make(sampling=sampling)) for _ in range(2))
+        forwards = [drawn(one, stage, step) for step in steps]
+        np.random.seed(7)  # noqa: NPY002
+        equal(forwards, [drawn(other, stage, step) for step in reversed(steps)][::-1])
+        equal(forwards[0], forwards[3])
+        assert any((drawn(one, stage, LATE, seed) != forwards[1]).any() for seed in range(1, 4))
+        assert any((drawn(one, stage, LATE + 1 + n) != forwards[1]).any() for n in range(4))
+
+
+def test_both_executions_draw_the_same_gates_and_conditional_plans_keep_their_tokens():
+    stage = stage_of(plan=TOKENS, micro_batches=2)
+    gather, cond = make(), make(execution="cond")
+    assert gather.stages((stage,)) == (stage,)
+    (conditional,) = cond.stages((stage,))
+    assert conditional.program.plan == tuple(dataclasses.replace(span, cond=True) for span in TOKENS)
+    for step in range(LATE, LATE + 20):
+        equal(drawn(gather, stage, step), drawn(cond, conditional, step))
+
+
+def test_sampling_is_systematic_where_another_method_splits_the_plan():
+    split, frozen = stage_of(plan=TOKENS), stage_of(plan=edit(whole(12), 0, 9, frozen=True))
+    for stage, sampling in ((stage_of(), "independent"), (split, "systematic"), (frozen, "systematic")):
+        for step in range(LATE, LATE + 20):
+            equal(drawn(make(), stage, step), drawn(make(sampling=sampling), stage, step))
+
+
+def test_few_programs_serve_all_steps():
+    def programs(method, plan, steps):
+        (stage,) = method.stages((stage_of(plan=plan, micro_batches=2),))
+        return {pack(stage.program.plan, drawn(method, stage, step))[0] for step in steps}
+
+    ramp, late = range(300), range(LATE, LATE + 300)
+    assert len(programs(make(), whole(12), (*ramp, *late))) <= 13
+    assert len(programs(make(sampling="systematic"), whole(12), ramp)) <= 5
+    assert len(programs(make(sampling="systematic"), whole(12), late)) == 2
+    assert len(programs(make(), TOKENS, late)) <= 5  # one more than spans
+    assert len(programs(make(sampling="independent"), TOKENS, late)) > 40
+    for plan in (whole(12), TOKENS):
+        assert len(programs(make(execution="cond"), plan, (*ramp, *late))) == 1
+
+
+def switchable_encoder(config, params, batch, gate_L, keep_L):
+    """Hidden states by the paper's equations, float64:
+
+    h_i = x_i + G_i / p_i SelfAttn(LN_1(x_i)), x_{i+1} = h_i + G_i / p_i FFN(LN_2(h_i)), and a LayerNorm at the end.
+    """
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    embed, eps = params["embed"], config.norm_eps
+    x_BSD = embed["word"][batch["ids"]] + embed["position"][batch["positions"]] + embed["type"][batch["types"]]
+    x_BSD = reference.norm(x_BSD, embed["norm"], eps)
+    allowed_BQK = batch["segments"][:, :, None] == batch["segments"][:, None, :]
+
+    def self_attention(layer, z_BSD):
+        q, k, v = (
+            np.einsum("BSD,DHE->BSHE", z_BSD, layer[name]["kernel"]) + layer[name]["bias"]
+            for name in ("query", "key", "value")
+        )
+        logits_BHQK = np.einsum("BQHE,BKHE->BHQK", q, k) / math.sqrt(config.head_size)
+        weights_BHQK = reference.softmax(np.where(allowed_BQK[:, None], logits_BHQK, -1e30))
+        output = layer["attention_output"]
+        return np.einsum("BHQK,BKHE,HED->BQD", weights_BHQK, v, output["kernel"]) + output["bias"]
+
+    def feed_forward(layer, z_BSD):
+        h_BSF = reference.gelu(z_BSD @ layer["mlp_hidden"]["kernel"] + layer["mlp_hidden"]["bias"])
+        return h_BSF @ layer["mlp_output"]["kernel"] + layer["mlp_output"]["bias"]
+
+    for i, (gate, keep) in enumerate(zip(gate_L, keep_L, strict=True)):
+        layer = jax.tree.map(lambda leaf: leaf[i], params["layers"])  # noqa: B023
+        h_BSD = x_BSD + gate / keep * self_attention(layer, reference.norm(x_BSD, layer["attention_norm"], eps))
+        x_BSD = h_BSD + gate / keep * feed_forward(layer, reference.norm(h_BSD, layer["mlp_norm"], eps))
+    return reference.norm(x_BSD, params["final_norm"], eps)
+
+
+@pytest.mark.parametrize(
+    ("variant", "gate_L"),
+    [("paper", (1, 1, 1)), ("paper", (1, 0, 1)), ("paper", (0, 0, 0)), ("deepspeed", (1, 0, 1))],
+)
+def test_drawn_layers_compute_the_switchable_block(variant, gate_L):
+    method, stage, params = make(variant=variant), stage_of(depth=3), reference.random_params(PRE)
+    draws = (drawn(method, stage, LATE + n)[0] for n in range(1000))
+    scale_L = next(scale_L for scale_L in draws if tuple(scale_L != 0) == tuple(map(bool, gate_L)))
+    _, x_BSD, grads = run(PRE, params, scale_L=scale_L)
+    keep_L = 1 - np.array([1, 2, 3]) / 3 * 0.5  # the released code scales by the same, and draws by another
+    expected_BSD = switchable_encoder(PRE, params, BATCH, gate_L, keep_L)
+    real_BS = BATCH["segments"] != 0
+    close(np.asarray(x_BSD)[real_BS], expected_BSD[real_BS])
+    for i, gate in enumerate(gate_L):
+        nonzero = [bool(np.any(leaf)) for leaf in jax.tree.leaves(layers_of(grads, i)["layers"])]
+        assert all(nonzero) if gate else not any(nonzero), i
+
+
+def test_theta_of_one_is_plain_pre_ln_bit_for_bit():
+    config = dataclasses.replace(PRE, dropout=0.1, attention_dropout=0.1)
+    params, stage = reference.random_params(config), stage_of(depth=3)
+    plain = run(config, params, seed=0)
+    equal(run(config, params, scale_L=drawn(make(theta=1.0), stage, LATE)[0], seed=0), plain)
+    equal(run(config, params, scale_L=drawn(make(), stage, 0)[0], seed=0), plain)  # the ramp begins with it
+
+
+def test_no_layer_of_a_span_may_run():
+    params = reference.random_params(PRE)
+    plan = (Span(0, 1), Span(1, 3, rows=8, keys=8))
+    loss, x_BSD, grads = run(PRE, params, plan, [0, 1.5, 2])
+    shallow, above = dataclasses.replace(PRE, depth=2), (Span(0, 2, rows=8, keys=8),)
+    close((loss, x_BSD, layers_of(grads, 1, 2)), run(shallow, layers_of(params, 1, 2), above, [1.5, 2]))
+    equal(layers_of(grads, 0)["layers"], jax.tree.map(np.zeros_like, layers_of(grads, 0)["layers"]))
+    # Nor of the whole model: all between the embeddings and the heads is then left out.
+    *_, grads = run(PRE, params, plan, [0, 0, 0])
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads["layers"]))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves((grads["embed"], grads["final_norm"])))
+
+
+def test_dropped_boundary_layer_passes_kept_tokens_on():
+    # The plan of token dropping: the layer that attends to all tokens but updates the kept ones is the one dropped.
+    config = dataclasses.replace(PRE, depth=4)
+    params = reference.random_params(config)
+    plan = edit(edit(edit(whole(4), 1, 3, rows=8), 2, 3, keys=8), 3, 4, rows=None)
+    loss, x_BSD, grads = run(config, params, plan, [1.1, 0, 1.6, 2])
+    without = (Span(0, 1), Span(1, 2, rows=8, keys=8), Span(2, 3))
+    expected = run(dataclasses.replace(config, depth=3), layers_of(params, 0, 2, 3), without, [1.1, 1.6, 2])
+    close((loss, x_BSD, layers_of(grads, 0, 2, 3)), expected)
+
+
+def test_frozen_layers_may_be_dropped_too():
+    def run_partly_frozen(config, params, below, scale_L):
+        plan = edit(whole(config.depth), 0, below, frozen=True)
+        learns, frozen = partition(params, program_of(config, plan))
+        return run(config, learns, plan, scale_L, frozen=frozen)
+
+    params = reference.random_params(PRE)
+    shallow, kept = dataclasses.replace(PRE, depth=2), layers_of(params, 0, 2)
+    close(run_partly_frozen(PRE, params, 2, [1.2, 0, 2]), run_partly_frozen(shallow, kept, 1, [1.2, 2]))
+
+
+def test_gather_and_cond_agree_over_micro_batches():
+    # With dropout: the masks of a layer follow from its place in the model, not from its place among those that run.
+    model = dataclasses.replace(PROGRAM.model, depth=2, norm="pre", dropout=0.1, attention_dropout=0.1)
+    params, optimizer = reference.random_params(model), optax.identity()
+    scale_ML = np.array([[4 / 3, 0], [0, 2]])
+    assert any((drawn(make(), stage_of(2, micro_batches=2), LATE + n) == scale_ML).all() for n in range(100))
+
+    def step(plan):
+        """(gradients, loss and the like)."""
+        packed, route = pack(plan, scale_ML)
+        program = dataclasses.replace(PROGRAM, model=model, plan=packed, micro_batches=2)
+        state = TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), ())
+        step = jax.jit(make_step(Method(), optimizer, 0), static_argnames="program")
+        after, metrics = step(state, batch_of(), route, 1.0, program=program)
+        return jax.tree.map(lambda a, b: a - b, params, after.params), metrics
+
+    close(step(edit(whole(2), 0, 2, cond=True)), step(whole(2)))
+
+
+def test_dropped_layers_get_no_gradient_but_their_moments_and_weights_decay():
+    model = dataclasses.replace(PROGRAM.model, norm="pre")
+    params, rng, rate = reference.random_params(model), np.random.default_rng(1), 0.1
+    plan, route = pack(whole(3), np.array([[1.2, 0, 2.0]]))
+    step, state = step_and_state(dataclasses.replace(PROGRAM, model=model, plan=plan), params)
+
+    def is_moments(node):
+        return isinstance(node, optim.Moments)
+
+    def with_history(part):
+        noise = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), (part.mu, part.nu))
+        return optim.Moments(part.count + 1, *noise)
+
+    before = state._replace(
+        opt_state=jax.tree.map(lambda part: with_history(part) if is_moments(part) else part, state.opt_state,
+                               is_leaf=is_moments)
+    )  # fmt: skip
+    after, _ = jax.jit(step)(before, batch_of(), route, rate)
+
+    def of_dropped_layer(state):
+        (moments,) = filter(is_moments, jax.tree.leaves(state.opt_state, is_leaf=is_moments))
+        stacks = (state.params["layers"], moments.mu["layers"], moments.nu["layers"])
+        return [np.asarray(stack["query"]["kernel"][1], np.float64) for stack in stacks]
+
+    (w, m, v), (w_after, m_after, v_after) = of_dropped_layer(before), of_dropped_layer(after)
+    np.testing.assert_allclose(m_after, 0.9 * m, rtol=1e-6)
+    np.testing.assert_allclose(v_after, 0.999 * v, rtol=1e-6)
+    adam = m_after / (1 - 0.9**2) / (np.sqrt(v_after / (1 - 0.999**2)) + 1e-6)
+    np.testing.assert_allclose(w_after, w - rate * (adam + 0.01 * w), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"theta": 0.0}, r"layer_drop\.theta=0\.0: expected a probability above 0"),
+        ({"theta": 1.5}, "above 0 and up to 1"),
+        ({"theta": math.nan}, "above 0 and up to 1"),
+        ({"gamma": -1e-3}, r"layer_drop\.gamma=-0\.001: expected a rate"),
+        ({"gamma": math.inf}, "expected a rate"),
+        ({"variant": "deep"}, r"layer_drop\.variant='deep' is unknown: use paper or deepspeed"),
+        ({"sampling": "bernoulli"}, "use auto or independent or systematic"),
+        ({"execution": "where"}, "use gather or cond"),
+        ({"thete": 0.5}, r"layer_drop\.thete is unknown: did you mean theta"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(BadInput, match=message):
+        methods.make([("layer_drop", arguments)])
+
+
+def test_post_ln_is_warned_of_with_the_reason(recwarn):
+    make().stages((stage_of(),))
+    assert not recwarn
+    with pytest.warns(UserWarning, match="LayerNorms out of the residual path.*--config.model.norm=pre"):
+        make().stages((stage_of(norm="post"),))
+
+
+def config_of(text):
+    config = get_config(next(path for path in CONFIGS if path.stem == "layer_drop"))(text)
+    return config, settings.make(config.to_dict(), VOCAB, tuple(methods.known()))
+
+
+def test_config_is_the_published_recipe():
+    config, made = config_of("")
+    assert [name for name, _ in made.methods] == ["layer_drop"]
+    assert dict(config.layer_drop) == {
+        "theta": 0.5, "gamma": 0.0, "variant": "paper", "sampling": "auto", "execution": "gather"
+    }  # fmt: skip
+    assert (made.model.depth, made.model.width, made.model.norm, made.model.embed_norm) == (12, 768, "pre", True)
+    assert made.model.residual_init_std == pytest.approx(0.02 / math.sqrt(24))
+    assert (made.model.init_std, made.model.dropout, made.model.attention_dropout) == (0.02, 0.1, 0.1)
+    assert (made.batch_size, made.steps, made.phases) == (4096, 200_000, ((128, 1.0),))
+    assert made.batch_size // made.micro_batches == 16 * 64
+    assert made.data.objective == "mlm+nsp"
+    assert made.optimizer == optim.Optimizer("adamw", 0.9, 0.999, 1e-8, 0.01, False, 1.0)
+    rates = {0: 0, 2000: 5e-4, 4000: 1e-3, 50_000: 6.3e-4, 100_000: 3.8e-4, 200_000: 1.39e-4}
+    for step, rate in rates.items():
+        assert made.schedule(step) == pytest.approx(rate, rel=1e-2)
+
+
+def test_controls_take_one_step_each_towards_the_method():
+    method, post, pre = (config_of(text)[1] for text in ("", "control=post", "control=pre"))
+    assert (post.methods, pre.methods) == ((), ())
+    assert pre == dataclasses.replace(method, methods=())
+    assert (post.model.norm, post.model.residual_init_std, post.schedule.peak) == ("post", 0.02, 1e-4)
+    assert post == dataclasses.replace(pre, model=post.model, schedule=post.schedule)
+    assert post.schedule == dataclasses.replace(pre.schedule, peak=1e-4)
+    with pytest.raises(BadInput, match="control='pree': expected control=post"):
+        config_of("control=pree")
+    assert config_of("seq=512")[1].phases == ((512, 1.0),)
