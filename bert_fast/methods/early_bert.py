@@ -1,0 +1,307 @@
+"""EarlyBERT (Chen et al., ACL-IJCNLP 2021, arXiv 2101.00063): a short search finds which heads and neurons matter; the
+others are cut out, and what is left is trained from its initial weights.
+
+Every head, and every neuron of the feed-forward networks, has a coefficient, 1 at first, that multiplies its output
+and learns with an L1 penalty. The lowest are pruned: what is left is the ticket. Then the model is physically smaller,
+goes back to the weights of step 0 and is trained without coefficients, as if nothing had been before - except that the
+search stays in every total of the run: steps, examples, FLOPs, seconds.
+
+Heads are multiplied after softmax and dropout, neurons after GELU (`slimming_coef` in finetune/modeling_bert.py of
+VITA-Group/EarlyBERT). To multiply the rows of the output matrices that read them is the same, so coefficients are a
+transform of the parameters and the trunk knows nothing of them. The authors released their code for fine-tuning only:
+what this file says of pre-training from scratch is unverified.
+
+Axes: L layers, H heads, E size of a head, D width, F neurons, U units: heads or neurons, G groups of units that share
+a threshold (layers, or one for all), N units of a group, W masks of the window.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_fast import BadInput
+from bert_fast.bert import Params
+from bert_fast.method import Method, Stage, Surgery
+from bert_fast.plan import frozen_depth
+
+NAMES = ("head_scale", "neuron_scale")  # of the coefficients, [L, H] and [L, F], beside the layers' other leaves
+
+# Leaves with an axis of heads, or of neurons, and which of the axes of a single layer it is.
+OF_HEADS = (
+    ("attention_output", "kernel", 0),
+    *((name, "kernel", 1) for name in ("query", "key", "value")),
+    *((name, "bias", 0) for name in ("query", "key", "value")),
+)
+OF_NEURONS = (("mlp_output", "kernel", 0), ("mlp_hidden", "kernel", 1), ("mlp_hidden", "bias", 0))
+
+
+class Units(NamedTuple):
+    """The heads, or the neurons: which of them the last masks keep, and how much L1 cost at the last one."""
+
+    real_LU: Any  # False where a layer is narrower than the widest
+    pruned_G: Any  # how many of a group fall where no two are equal
+    kept_WLU: Any  # newest first
+    penalty: Any
+
+
+class State(NamedTuple):
+    """The search so far; `masks` were taken of each, 0 again once the ticket is drawn."""
+
+    masks: Any
+    heads: Units
+    neurons: Units
+
+
+def make_units(counts_L: Sequence[int], ratio: float, together: bool, window: int) -> Units:
+    """So many a layer, and no mask yet; `together` they share one threshold."""
+    real_LU = np.arange(max(counts_L)) < np.array(counts_L)[:, None]
+    sizes_G = np.array([sum(counts_L)] if together else counts_L)
+    pruned_G = np.floor(ratio * (sizes_G - 1)) + (ratio > 0)  # see keep
+    kept_WLU = np.zeros((window, *real_LU.shape), bool)
+    return Units(real_LU, pruned_G.astype(np.int32), kept_WLU, np.zeros((), np.float32))
+
+
+def keep(c_LU: np.ndarray, units: Units) -> np.ndarray:
+    """Which units are kept, bool [L, U]: `c > np.quantile(c, ratio)`, the rule of
+    finetune/run_glue_earlybert_draw_and_train.py. Signed values; what equals the threshold falls.
+
+    The quantile lies between two neighbours in the order, so all fall up to the lower one: no need to interpolate,
+    which in float32 would round to one of them; close to 1 many of 36,864 coefficients are neighbours.
+    """
+    values_GN = np.where(units.real_LU, c_LU, np.inf).reshape(len(units.pruned_G), -1)
+    ranked_GN = np.pad(np.sort(values_GN, axis=1), ((0, 0), (1, 0)), constant_values=-np.inf)
+    threshold_G1 = np.take_along_axis(ranked_GN, units.pruned_G[:, None], axis=1)
+    return units.real_LU & (values_GN > threshold_G1).reshape(c_LU.shape)
+
+
+def with_mask(units: Units, c_LU: np.ndarray, factor: float) -> Units:
+    """The units with one mask more, the oldest forgotten."""
+    kept_WLU = np.concatenate([keep(c_LU, units)[None], units.kept_WLU[:-1]])
+    return units._replace(kept_WLU=kept_WLU, penalty=np.float32(factor * np.abs(c_LU).sum()))
+
+
+def distances(units: Units, masks: int) -> np.ndarray:
+    """The share of units in which each older one of so many masks differs from the newest, the next older first."""
+    kept_WLU = units.kept_WLU[:masks]
+    return (kept_WLU[1:] != kept_WLU[0]).sum((1, 2)) / units.real_LU.sum()
+
+
+def draw_ticket(c_LU: np.ndarray, units: Units, name: str, align: int, rng=None) -> list[np.ndarray]:
+    """For each layer the indices of what stays, ascending: the largest, or where there is an `rng` as many at random.
+
+    Raises BadInput where a layer would be left without any.
+    """
+    real_L, counts_L = units.real_LU.sum(1), keep(c_LU, units).sum(1)
+    for layer in np.flatnonzero(counts_L == 0):
+        c_U = c_LU[layer, : real_L[layer]]
+        layerwise = "" if len(units.pruned_G) > 1 else " or set --config.early_bert.neurons=layer"
+        raise BadInput(
+            f"the ticket leaves layer {layer} without {name}s: their coefficients are {c_U.min()} to {c_U.max()}, and "
+            f"none is above the threshold. Lower --config.early_bert.{name}_ratio{layerwise}; where all are equal, "
+            "search longer (--config.early_bert.search)"
+        )
+    counts_L = np.maximum(np.round(counts_L / align), 1).astype(int) * align  # or all, where a layer has fewer
+    score_LU = c_LU if rng is None else rng.random(c_LU.shape)
+    ranked_L = [np.argsort(-score_U[:real], kind="stable") for score_U, real in zip(score_LU, real_L, strict=True)]
+    return [np.sort(ranked[:count]) for ranked, count in zip(ranked_L, counts_L, strict=True)]
+
+
+def gather(leaf_L, axis: int, kept_L: Sequence[np.ndarray]) -> np.ndarray:
+    """A stacked leaf with what each layer keeps of an axis in front, then zeros up to the widest layer."""
+    layers, widest = [], max(map(len, kept_L))
+    for leaf, kept in zip(leaf_L, kept_L, strict=True):
+        padding = [(0, 0)] * leaf.ndim
+        padding[axis] = (0, widest - len(kept))
+        layers.append(np.pad(np.take(leaf, kept, axis), padding))
+    return np.stack(layers)
+
+
+def slim(params: Params, heads_L: Sequence[np.ndarray], neurons_L: Sequence[np.ndarray]) -> Params:
+    """The parameters with these heads and neurons alone, and without coefficients."""
+    layers = {name: leaf for name, leaf in params["layers"].items() if name not in NAMES}
+    for leaves, kept_L in ((OF_HEADS, heads_L), (OF_NEURONS, neurons_L)):
+        for name, leaf, axis in leaves:
+            layers[name] = {**layers[name], leaf: gather(layers[name][leaf], axis, kept_L)}
+    return {**params, "layers": layers}
+
+
+def with_widths(stage: Stage, heads_L: Sequence[int], hidden_L: Sequence[int]) -> Stage:
+    """The stage with a model of so many heads and neurons a layer: one number where layers agree."""
+    heads, hidden = (n_L[0] if len(set(n_L)) == 1 else tuple(n_L) for n_L in (heads_L, hidden_L))
+    model = dataclasses.replace(stage.program.model, heads=heads, hidden=hidden)
+    return dataclasses.replace(stage, program=dataclasses.replace(stage.program, model=model))
+
+
+def make(
+    search: float = 0.05,  # unverified
+    stop: str = "steps",
+    mask_every: int = 0,
+    window: int = 5,
+    threshold: float = 0.1,
+    min_steps: int = 0,
+    head_ratio: float = 0.333333,
+    neuron_ratio: float = 0.4,
+    neurons: str = "global",
+    align: int = 1,
+    ticket: str = "early_bird",
+    head_penalty: float = 1e-4,  # for pre-training unverified
+    neuron_penalty: float = 1e-4,  # for pre-training unverified
+) -> Method:
+    """EarlyBERT, with ratios and penalties of finetune/launch_earlybert_glue.sh.
+
+    search: steps, or where below 1 a share of the training's. They are the first of the whole schedule.
+    stop: "steps" searches for all of them, as the released code, "early_bird" until the masks hold still (`EarlyBird`
+        in main.py of GATECH-EIC/Early-Bird-Tickets, You et al. 2020), for so many steps at most.
+    mask_every: steps from one mask to the next; 0: a twentieth of the search. Masks close to each other agree only
+        because no coefficient had time to move.
+    window, threshold: masks hold still when the newest of so many differs from each of the others in at most this
+        share of the neurons. Heads are not asked: they are too few, and agree after a handful of steps.
+    min_steps: of the search, before it may end; 0: half of them. In the beginning all coefficients move at the pace
+        of the learning rate, so masks agree that will change.
+    head_ratio: share of each layer's heads that falls; 0: none does. 4 of 12; of 4 or 16 one more would equal the
+        threshold, and fall, at exactly 1/3.
+    neuron_ratio: share of the neurons that falls; 0: none does.
+    neurons: "global" compares those of all layers, which then differ in width, "layer" those of each.
+    align: neurons of a layer are rounded to a multiple. A deviation: 128 fits the lanes of a TPU, and a mesh whose
+        tensor axis is not 1 can only split a multiple of it.
+    ticket: "random" is the control: from the same search as many a layer, but any.
+    head_penalty, neuron_penalty: factors of the sums of absolute coefficients in the loss.
+
+    Raises BadInput for values outside of these.
+    """
+    for name, value, known in (
+        ("stop", stop, ("steps", "early_bird")),
+        ("neurons", neurons, ("global", "layer")),
+        ("ticket", ticket, ("early_bird", "random")),
+    ):
+        if value not in known:
+            raise BadInput(f"--config.early_bert.{name}={value!r} is unknown: use {' or '.join(known)}")
+    for name, value, good, expected in (
+        ("search", search, 0 < search < 1 or (search >= 1 and search % 1 == 0), "steps, or a share of them below 1"),
+        ("mask_every", mask_every, mask_every >= 0, "steps, or 0 for a twentieth of the search"),
+        ("window", window, window >= 2, "at least 2 masks"),
+        ("threshold", threshold, 0 <= threshold <= 1, "a share, as 0.1"),
+        ("min_steps", min_steps, min_steps >= 0, "steps, or 0 for half of the search"),
+        ("head_ratio", head_ratio, 0 <= head_ratio < 1, "a share below 1"),
+        ("neuron_ratio", neuron_ratio, 0 <= neuron_ratio < 1, "a share below 1"),
+        ("align", align, align >= 1, "at least 1"),
+        ("head_penalty", head_penalty, head_penalty >= 0, "0 or more"),
+        ("neuron_penalty", neuron_penalty, neuron_penalty >= 0, "0 or more"),
+    ):
+        if not good:
+            raise BadInput(f"--config.early_bert.{name}={value}: expected {expected}")
+
+    def init(params, config):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if leaf.dtype != jnp.float32:
+                raise BadInput(
+                    f"{jax.tree_util.keystr(path)} is {leaf.dtype}, early_bert needs float32: coefficients differ by "
+                    "less than other types can hold. Convert the checkpoint of --config.init"
+                )
+        heads = make_units(config.heads_L, head_ratio, False, window)
+        of_neurons = make_units(config.hidden_L, neuron_ratio, neurons == "global", window)
+        # 0 where there is no unit: it costs nothing and never moves.
+        ones = (jnp.asarray(units.real_LU, jnp.float32) for units in (heads, of_neurons))
+        layers = {**params["layers"], **dict(zip(NAMES, ones, strict=True))}
+        return {**params, "layers": layers}, State(np.zeros((), np.int32), heads, of_neurons)
+
+    def stages(stages):
+        first, total = stages[0], sum(stage.steps for stage in stages)
+        if any(stage.data == "restart" for stage in stages):
+            raise BadInput(
+                "early_bert begins the training anew after its search, and a method before it already begins one anew: "
+                "there is one search and one training. Name early_bert once, and first of the two, in --config.methods"
+            )
+        if frozen_depth(first.program.plan):
+            raise BadInput(
+                f"layers of stage {first.name} are frozen, and early_bert cannot tell which of their heads and neurons "
+                "matter: name it before the method that freezes them in --config.methods"
+            )
+        steps = round(search * total) if search < 1 else int(search)
+        every = mask_every or max(1, round(steps / 20))
+        if steps > total:
+            raise BadInput(f"--config.early_bert.search={steps} is more than the {total} steps of the training")
+        if stop == "early_bird" and max(window * every, min_steps) > steps:
+            raise BadInput(
+                f"--config.early_bert.stop=early_bird: {window} masks, {every} steps apart, and at least {min_steps} "
+                f"steps do not go into a search of {steps}: raise search, or lower window, mask_every or min_steps"
+            )
+        searching = dataclasses.replace(first, name="search", steps=steps, ask_every=every)
+        return (searching, dataclasses.replace(first, data="restart"), *stages[1:])
+
+    def weights(params):
+        layers = dict(params.get("layers", {}))
+        if NAMES[0] not in layers:
+            return params, 0.0
+        c_LH, c_LF = (layers.pop(name) for name in NAMES)
+        attention, mlp = layers["attention_output"], layers["mlp_output"]
+        layers["attention_output"] = {**attention, "kernel": attention["kernel"] * c_LH[:, :, None, None]}
+        layers["mlp_output"] = {**mlp, "kernel": mlp["kernel"] * c_LF[:, :, None]}
+        # Not jnp.abs, whose slope at 0 is 1: units that are not there would learn to be negative.
+        penalty = head_penalty * (c_LH * jnp.sign(c_LH)).sum() + neuron_penalty * (c_LF * jnp.sign(c_LF)).sum()
+        return {**params, "layers": layers}, penalty
+
+    def coefficients(params):
+        """Those of heads and of neurons, None once the ticket is drawn."""
+        layers = params["layers"]
+        return [np.asarray(layers[name]) for name in NAMES] if NAMES[0] in layers else None
+
+    def observe(params, state, stage):
+        found, state = coefficients(params), jax.tree.map(np.asarray, state)
+        if found is None:
+            return state
+        heads = with_mask(state.heads, found[0], head_penalty)
+        return State(state.masks + np.int32(1), heads, with_mask(state.neurons, found[1], neuron_penalty))
+
+    def done(params, state, stage, step):
+        least = min_steps or (stage.skipped + stage.steps) // 2
+        if stop == "steps" or state.masks < window or step < least:
+            return False
+        return bool(distances(jax.tree.map(np.asarray, state.neurons), window).max() <= threshold)
+
+    def enter(params, state, old, new, initial, key):
+        found, before = coefficients(params), old.program.model
+        if found is None:  # the ticket's widths stay, except where the depth changes
+            same = before.depth == new.program.model.depth
+            return Surgery(), state, with_widths(new, before.heads_L, before.hidden_L) if same else new
+        if new.data != "restart":  # the search goes on
+            return Surgery(), state, new
+        state = jax.tree.map(np.asarray, state)
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key))) if ticket == "random" else None
+        heads_L = draw_ticket(found[0], state.heads, "head", 1, rng)
+        neurons_L = draw_ticket(found[1], state.neurons, "neuron", align, rng)
+        slimmed = slim(initial(), heads_L, neurons_L)
+        new = with_widths(new, list(map(len, heads_L)), list(map(len, neurons_L)))
+        return Surgery(lambda params: slimmed, moments=None), state._replace(masks=np.zeros((), np.int32)), new
+
+    def report(state, stage, clock, pieces):
+        """For heads and neurons: how many of each layer the newest mask keeps, or after the ticket there are; at that
+        mask the penalty, and how far it is from the one before and from the farthest of the window.
+        """
+        state, model = jax.tree.map(np.asarray, state), stage.program.model
+        masks, result = min(int(state.masks), window), {}
+        widths = {"head": (state.heads, model.heads_L), "neuron": (state.neurons, model.hidden_L)}
+        for name, (units, widths_L) in widths.items():
+            result[f"{name}s"] = units.kept_WLU[0].sum(1).tolist() if masks else list(widths_L)
+            if masks:
+                result[f"{name}_penalty"] = float(units.penalty)
+            if masks > 1:
+                apart = distances(units, masks)
+                result |= {f"{name}_distance": float(apart[0]), f"{name}_distance_max": float(apart.max())}
+        return result
+
+    return Method(
+        name="early_bert",
+        needs_initial=True,
+        init=init,
+        stages=stages,
+        observe=observe,
+        done=done,
+        enter=enter,
+        weights=weights,
+        report=report,
+    )

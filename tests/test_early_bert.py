@@ -1,0 +1,647 @@
+"""EarlyBERT against NumPy written from the paper's rules and the released code, and its bad input.
+
+Axes: as in the method's file.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from reference import random_batch, random_params
+from test_configs import CONFIGS, VOCAB, get_config
+
+from bert_fast import BadInput, bert, methods, settings
+from bert_fast.cost.flops import layer_products, step_flops
+from bert_fast.layers import Block, apply, dropout
+from bert_fast.method import Program, Stage, chain
+from bert_fast.methods import early_bert
+from bert_fast.methods.early_bert import distances, draw_ticket, keep, make, make_units
+from bert_fast.plan import Route, edit, whole
+from bert_fast.schedule import Schedule
+from bert_fast.train import optim
+
+CONFIG = bert.Config(60, 3, 16, 4, 4, 20, 16, dropout=0.0, attention_dropout=0.0)
+PROGRAM = Program(CONFIG, whole(3), 4, 1, 8, 2, "mlm")
+FIRST = Stage("first", PROGRAM, 200, Schedule(1e-3, 200, 20))
+BATCH = random_batch(CONFIG, 2, 8, 3)
+NORMS = [CONFIG, dataclasses.replace(CONFIG, norm="pre")]
+UNEVEN = dataclasses.replace(CONFIG, heads=(2, 4, 3), hidden=(20, 7, 12))
+
+
+def of_norm(config):
+    return config.norm
+
+
+def scaled(params, c_LH, c_LF):
+    layers = {**params["layers"], "head_scale": jnp.float32(c_LH), "neuron_scale": jnp.float32(c_LF)}
+    return {**params, "layers": layers}
+
+
+def random_coefficients(config, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(config.depth, max(widths)) for widths in (config.heads_L, config.hidden_L)]
+    return [rng.normal(0.9, 0.3, shape).astype(np.float32) for shape in shapes]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(config, params, key=None):
+    x_BSD = bert.encode(config, params, {}, BATCH, whole(config.depth), Route(), key)
+    return bert.predict(config, params, {}, x_BSD, BATCH["slots"])[..., : config.vocab_size]
+
+
+def leave_search(method, params, state, model=CONFIG, initial=None, key=None):
+    """What the ticket makes of the initial parameters (by default these), and the stage and the state after it."""
+    stage = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, model=model))
+    old = dataclasses.replace(stage, name="search")
+    new = dataclasses.replace(stage, data="restart")
+    key = jax.random.key(0) if key is None else key
+    surgery, state, new = method.enter(params, state, old, new, lambda: params if initial is None else initial, key)
+    assert surgery.moments is None
+    return surgery.params(params), new, state
+
+
+def ticket_of(config=CONFIG, coefficients=None, seed=0, key=None, **arguments):
+    """(method, parameters with coefficients, slim parameters, slim model)."""
+    method = make(**arguments)
+    params, state = method.init(random_params(config, seed), config)
+    params = scaled(params, *(random_coefficients(config) if coefficients is None else coefficients))
+    slim, stage, _ = leave_search(method, params, state, config, key=key)
+    return method, params, slim, stage.program.model
+
+
+# --- the coefficients -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", NORMS, ids=of_norm)
+def test_coefficients_of_one_change_nothing(config):
+    config = dataclasses.replace(config, dropout=0.1, attention_dropout=0.1)
+    plain = random_params(config)
+    method = make()
+    params, _ = method.init(plain, config)
+    seen, _ = method.weights(params)
+    assert jax.tree.structure(seen) == jax.tree.structure(plain)
+    key = jax.random.key(1)
+    assert np.array_equal(logits(config, seen, key), logits(config, plain, key))
+
+
+def coefficient_layer(config, params, x_SD, c_H, c_F, mask_HQK):
+    """A post-LN layer with coefficients where the released code has them (`slimming_coef` in modeling_bert.py):
+    attention_probs = dropout(softmax(scores)) * c, intermediate = gelu(dense(x)) * c.
+    """
+    out_SD = np.zeros_like(x_SD)
+    for h in range(config.heads):
+        q_SE, k_SE, v_SE = (
+            x_SD @ params[name]["kernel"][:, h] + params[name]["bias"][h] for name in ("query", "key", "value")
+        )
+        probs_QK = reference.softmax(q_SE @ k_SE.T / np.sqrt(config.head_size)) * mask_HQK[h]
+        out_SD += (probs_QK * c_H[h]) @ v_SE @ params["attention_output"]["kernel"][h]
+    out_SD += params["attention_output"]["bias"]
+    x_SD = reference.norm(x_SD + out_SD, params["attention_norm"], config.norm_eps)
+    h_SF = reference.gelu(x_SD @ params["mlp_hidden"]["kernel"] + params["mlp_hidden"]["bias"]) * c_F
+    out_SD = h_SF @ params["mlp_output"]["kernel"] + params["mlp_output"]["bias"]
+    return reference.norm(x_SD + out_SD, params["mlp_norm"], config.norm_eps)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_transform_equals_coefficients_after_softmax_and_dropout_and_after_gelu(rate):
+    config = dataclasses.replace(CONFIG, depth=1, attention_dropout=rate)
+    method = make()
+    params, _ = method.init(random_params(config), config)
+    c_LH, c_LF = random_coefficients(config)
+    seen = jax.tree.map(lambda leaf: leaf[0], method.weights(scaled(params, c_LH, c_LF))[0]["layers"])
+    x_BSD = np.random.default_rng(1).standard_normal((1, 6, config.width)).astype(np.float32)
+    key = jax.random.key(2)
+    got = jax.jit(lambda x: apply(Block(config, 4, 20), seen, x, x, np.ones((1, 6, 6), bool), None, key))(x_BSD)
+    mask_HQK = np.asarray(dropout(jnp.ones((1, 4, 6, 6)), rate, jax.random.split(key, 3)[0]))[0]
+    assert (mask_HQK == 0).any() == (rate > 0)
+    plain = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), params["layers"])
+    expected = coefficient_layer(config, plain, x_BSD[0].astype(float), c_LH[0], c_LF[0], mask_HQK)
+    np.testing.assert_allclose(got[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def without(params, layers_drop):
+    """The parameters with one head less in each layer, the given one, by np.delete."""
+    axes = {("query", "kernel"): 1, ("key", "kernel"): 1, ("value", "kernel"): 1, ("attention_output", "kernel"): 0}
+    axes |= {(name, "bias"): 0 for name in ("query", "key", "value")}
+
+    def drop(path, leaf):
+        names = tuple(key.key for key in path)
+        if names[0] != "layers" or names[1:] not in axes:
+            return leaf
+        return np.stack([np.delete(of, j, axes[names[1:]]) for of, j in zip(leaf, layers_drop, strict=True)])
+
+    return jax.tree_util.tree_map_with_path(drop, params)
+
+
+@pytest.mark.parametrize("config", NORMS, ids=of_norm)
+def test_coefficient_of_zero_equals_head_removed(config):
+    plain = random_params(config)
+    method = make()
+    c_LH, c_LF = np.ones((3, 4)), np.ones((3, 20))
+    c_LH[np.arange(3), [2, 0, 3]] = 0
+    seen, _ = method.weights(scaled(plain, c_LH, c_LF))
+    three = dataclasses.replace(config, heads=3)
+    _, expected = reference.forward(three, without(plain, [2, 0, 3]), BATCH, whole(3))
+    np.testing.assert_allclose(logits(config, seen), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_penalty_is_the_weighted_sum_of_absolute_coefficients():
+    method = make(head_penalty=1e-3, neuron_penalty=2e-4)
+    params, _ = method.init(random_params(UNEVEN), UNEVEN)
+    assert float(method.weights(params)[1]) == pytest.approx(1e-3 * 9 + 2e-4 * 39, rel=1e-6)  # padding costs nothing
+    c_LH, c_LF = random_coefficients(UNEVEN)
+    c_LH[0, 1] = c_LF[2, 5] = 0
+    c_LF[1, 3] *= -1
+    params = scaled(params, c_LH, c_LF)
+    penalty, gradient = jax.value_and_grad(lambda params: method.weights(params)[1])(params)
+    expected = 1e-3 * np.abs(c_LH.astype(float)).sum() + 2e-4 * np.abs(c_LF.astype(float)).sum()
+    assert float(penalty) == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_array_equal(gradient["layers"]["head_scale"], np.float32(1e-3) * np.sign(c_LH))
+    np.testing.assert_array_equal(gradient["layers"]["neuron_scale"], np.float32(2e-4) * np.sign(c_LF))
+
+
+def test_base_begins_with_a_penalty_of_3_70():
+    base = bert.Config(vocab_size=128)
+    params = jax.eval_shape(lambda: bert.init(base, jax.random.key(0)))
+    params, _ = make().init(params, base)
+    coefficients = {name: params["layers"][name] for name in ("head_scale", "neuron_scale")}
+    outputs = {name: {"kernel": np.ones((12, 1, 1, 1)[:n])} for name, n in (("attention_output", 4), ("mlp_output", 3))}
+    _, penalty = make().weights({"layers": {**coefficients, **outputs}})
+    assert float(penalty) == pytest.approx(1e-4 * (144 + 36_864), rel=1e-6)
+
+
+def test_trees_without_coefficients_are_returned_as_they_are():
+    plain = random_params(CONFIG)
+    for tree in (plain, {"embed": plain["embed"]}, {}):
+        seen, penalty = make().weights(tree)
+        assert seen is tree
+        assert penalty == 0.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_coefficients_are_float32_in_a_model_of_any_type(dtype):
+    params, _ = make().init(random_params(CONFIG), dataclasses.replace(CONFIG, dtype=dtype))
+    assert params["layers"]["head_scale"].dtype == params["layers"]["neuron_scale"].dtype == jnp.float32
+    assert params["layers"]["head_scale"].shape == (3, 4)
+    assert params["layers"]["neuron_scale"].shape == (3, 20)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_coefficients_neither_decay_nor_have_a_trust_ratio(name):
+    params, _ = make().init(random_params(CONFIG), CONFIG)
+    params = {"layers": {name: params["layers"][name] for name in ("head_scale", "neuron_scale", "mlp_output")}}
+    moved = jax.tree.map(jnp.ones_like, params)
+    for decay in (0.0, 10.0):
+        optimizer = optim.make(optim.Optimizer(name, 0.9, 0.999, 0.0, decay, True, 0.0))
+        direction, _ = optimizer.update(moved, optimizer.init(params), params)
+        # Adam's first direction for a gradient of one, corrected for its bias.
+        np.testing.assert_allclose(direction["layers"]["head_scale"], 1, rtol=1e-5)
+        np.testing.assert_allclose(direction["layers"]["neuron_scale"], 1, rtol=1e-5)
+    assert np.abs(direction["layers"]["mlp_output"]["kernel"] - 1).max() > 0.1
+
+
+# --- drawing the ticket -----------------------------------------------------------------------------------------------
+
+
+def quantile_rule(c_LU, ratio, together):
+    """As finetune/run_glue_earlybert_draw_and_train.py draws it, whose arrays are float64."""
+    c_LU = c_LU.astype(np.float64)
+    return c_LU > np.quantile(c_LU, ratio, axis=None if together else -1, keepdims=True)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("kind", ["signed", "ties", "neighbours"])
+def test_keep_is_the_rule_of_the_released_code(kind, together):
+    rng = np.random.default_rng(0)
+    for trial in range(60):
+        depth, count = rng.integers(1, 5), rng.integers(2, 40)
+        c_LU = {
+            "signed": lambda: rng.normal(0, 1, (depth, count)),  # noqa: B023
+            "ties": lambda: rng.integers(-2, 3, (depth, count)),  # noqa: B023
+            "neighbours": lambda: 1 - rng.integers(0, 12, (depth, count)) * 2.0**-24,  # noqa: B023
+        }[kind]().astype(np.float32)
+        ratio = [0.4, 1 / 3, 0.333333, 0.5, 0.9, 0.05][trial % 6]
+        units = make_units([count] * depth, ratio, together, 2)
+        expected = quantile_rule(c_LU, ratio, together)
+        np.testing.assert_array_equal(keep(c_LU, units), expected)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_units_that_are_not_there_have_no_say(together):
+    c_LU = np.random.default_rng(0).normal(0, 1, (3, 9)).astype(np.float32)
+    counts_L = (9, 4, 6)
+    kept = keep(c_LU, make_units(counts_L, 0.4, together, 2))
+    real = [c_U[:count] for c_U, count in zip(c_LU, counts_L, strict=True)]
+    threshold = np.quantile(np.concatenate(real).astype(float), 0.4)
+    for layer, c_U in enumerate(real):
+        at = threshold if together else np.quantile(c_U.astype(float), 0.4)
+        np.testing.assert_array_equal(kept[layer, : len(c_U)], c_U > at)
+        assert not kept[layer, len(c_U) :].any()
+
+
+def test_distance_is_a_share_of_the_units_that_are_there():
+    units = make_units((9, 4, 6), 0.4, True, 3)
+    kept_WLU = np.zeros((3, 3, 9), bool)
+    kept_WLU[0, 0, 3] = kept_WLU[0, 1, 2] = kept_WLU[2, 1, 2] = True
+    assert distances(units._replace(kept_WLU=kept_WLU), 3).tolist() == [2 / 19, 1 / 19]
+    assert distances(units._replace(kept_WLU=kept_WLU), 2).tolist() == [2 / 19]
+
+
+def test_four_of_twelve_heads_fall_in_every_layer_and_two_fifths_of_all_neurons():
+    rng = np.random.default_rng(0)
+    c_LH, c_LF = rng.random((12, 12)).astype(np.float32), rng.random((12, 3072)).astype(np.float32)
+    state = make().init(
+        {"layers": {}}, bert.Config(vocab_size=128)
+    )[1]  # fmt: skip
+    assert keep(c_LH, state.heads).sum(1).tolist() == [8] * 12
+    counts_L = keep(c_LF, state.neurons).sum(1)
+    assert counts_L.sum() == 36_864 - 14_746  # the quantile is at 14,745.2 from the lowest, counted from 0
+    assert counts_L.sum() == pytest.approx(0.6 * 36_864, abs=1)
+    assert len(set(counts_L)) > 1
+    layerwise = make(neurons="layer").init({"layers": {}}, bert.Config(vocab_size=128))[1]
+    assert keep(c_LF, layerwise.neurons).sum(1).tolist() == [3072 - 1229] * 12
+
+
+@pytest.mark.parametrize(("heads", "fall"), [(2, 1), (4, 1), (8, 3), (12, 4), (16, 5)])
+def test_a_third_of_the_heads_of_every_published_size(heads, fall):
+    c_LH = np.random.default_rng(0).random((2, heads)).astype(np.float32)
+    state = make().init({"layers": {}}, dataclasses.replace(CONFIG, depth=2, heads=heads))[1]
+    assert keep(c_LH, state.heads).sum(1).tolist() == [heads - fall] * 2
+
+
+def test_ratio_of_zero_prunes_none():
+    c_LU = np.ones((2, 3), np.float32)
+    assert keep(c_LU, make_units([3, 3], 0.0, False, 2)).all()
+    assert keep(c_LU, make_units([3, 3], 0.0, True, 2)).all()
+    _, _, _, model = ticket_of(head_ratio=0.0)
+    assert model.heads == 4
+    assert model.hidden != 20
+
+
+@pytest.mark.parametrize("config", [*NORMS, UNEVEN], ids=["post", "pre", "uneven"])
+def test_slim_model_equals_the_one_with_coefficients_of_zero_and_one(config):
+    method, params, slim, model = ticket_of(config)
+    c_LH, c_LF = (np.asarray(params["layers"][name]) for name in ("head_scale", "neuron_scale"))
+    state = method.init(random_params(config), config)[1]
+    masked, _ = method.weights(scaled(params, keep(c_LH, state.heads), keep(c_LF, state.neurons)))
+    assert len(set(model.hidden_L)) > 1
+    assert sum(model.heads_L) < sum(config.heads_L)
+    shapes = jax.eval_shape(lambda: bert.init(model, jax.random.key(0)))
+    assert jax.tree.map(lambda leaf: leaf.shape, slim) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    np.testing.assert_allclose(logits(model, slim), logits(config, masked), rtol=1e-5, atol=1e-5)
+
+
+def test_slim_weights_are_rows_of_the_initial_ones_in_order():
+    method = make(neurons="layer")
+    plain = random_params(CONFIG, seed=7)
+    initial, state = method.init(plain, CONFIG)
+    c_LH, c_LF = random_coefficients(CONFIG)
+    slim, stage, _ = leave_search(method, scaled(random_params(CONFIG), c_LH, c_LF), state, initial=initial)
+    assert (stage.program.model.heads, stage.program.model.hidden) == (3, 12)
+    assert set(slim["layers"]) == set(plain["layers"])
+    jax.tree.map(np.testing.assert_array_equal, slim["embed"], plain["embed"])
+    for layer in range(3):
+        of = jax.tree.map(lambda leaf: leaf[layer], plain["layers"])  # noqa: B023
+        got = jax.tree.map(lambda leaf: leaf[layer], slim["layers"])  # noqa: B023
+        heads, neurons = (np.flatnonzero(quantile_rule(c, r, False)[layer]) for c, r in ((c_LH, 0.333333), (c_LF, 0.4)))
+        np.testing.assert_array_equal(got["query"]["kernel"], of["query"]["kernel"][:, heads])
+        np.testing.assert_array_equal(got["key"]["bias"], of["key"]["bias"][heads])
+        np.testing.assert_array_equal(got["attention_output"]["kernel"], of["attention_output"]["kernel"][heads])
+        np.testing.assert_array_equal(got["mlp_hidden"]["bias"], of["mlp_hidden"]["bias"][neurons])
+        np.testing.assert_array_equal(got["mlp_output"]["kernel"], of["mlp_output"]["kernel"][neurons])
+        for name in ("attention_output", "mlp_output"):
+            np.testing.assert_array_equal(got[name]["bias"], of[name]["bias"])
+
+
+def test_what_is_padded_is_zero():
+    _, _, slim, model = ticket_of()
+    for layer, hidden in enumerate(model.hidden_L):
+        assert (slim["layers"]["mlp_hidden"]["kernel"][layer][:, :hidden] != 0).all()
+        assert (slim["layers"]["mlp_hidden"]["kernel"][layer][:, hidden:] == 0).all()
+        assert (slim["layers"]["mlp_output"]["kernel"][layer][hidden:] == 0).all()
+
+
+def test_align_rounds_each_layer_and_keeps_its_largest():
+    rng = np.random.default_rng(0)
+    c_LU = rng.random((4, 40)).astype(np.float32) + np.array([[0.0], [0.4], [0.1], [0.9]], np.float32)
+    units = make_units([40] * 4, 0.4, True, 2)
+    plain_L = keep(c_LU, units).sum(1)
+    for align in (8, 16, 32):
+        kept_L = draw_ticket(c_LU, units, "neuron", align)
+        for c_U, kept, count in zip(c_LU, kept_L, plain_L, strict=True):
+            assert len(kept) == min(max(round(count / align), 1) * align, 40)
+            assert (np.diff(kept) > 0).all()
+            assert c_U[kept].min() > np.delete(c_U, kept).max(initial=-1)
+    assert [len(kept) for kept in draw_ticket(c_LU, units, "neuron", 1)] == plain_L.tolist()
+
+
+def test_random_ticket_has_the_shapes_of_the_drawn_one_and_other_units():
+    coefficients = random_coefficients(CONFIG)
+    _, _, drawn, model = ticket_of(coefficients=coefficients)
+    tickets = [ticket_of(coefficients=coefficients, ticket="random", key=jax.random.key(k)) for k in (3, 3, 4)]
+    assert all(ticket[3] == model for ticket in tickets)
+    kernels = [ticket[2]["layers"]["mlp_output"]["kernel"] for ticket in tickets]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert (kernels[0] != kernels[2]).any()
+    assert (kernels[0] != drawn["layers"]["mlp_output"]["kernel"]).any()
+
+
+def test_random_ticket_chooses_every_unit_equally_often():
+    units = make_units([10, 6], 0.4, True, 2)
+    c_LU = np.arange(20, dtype=np.float32).reshape(2, 10)
+    chosen = np.zeros((2, 10))
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        for layer, kept in enumerate(draw_ticket(c_LU, units, "neuron", 1, rng)):
+            assert len(set(kept)) == (3, 6)[layer]
+            chosen[layer, kept] += 1
+    np.testing.assert_allclose(chosen / 2000, [[0.3] * 10, [1.0] * 6 + [0] * 4], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "counts_L", "ratio", "together", "c_LU", "told"),
+    [
+        ("neuron", [3, 3], 0.4, True, np.ones((2, 3)), "layer 0 without neurons.*1.0 to 1.0.*search longer"),
+        ("head", [1, 1], 0.333333, False, np.ones((2, 1)), "layer 0 without heads.*early_bert.head_ratio"),
+        ("neuron", [3, 3], 0.4, True, [[2, 3, 4], [0, 0.5, 1]], "layer 1 without.*neuron_ratio or.*neurons=layer"),
+    ],
+    ids=["equal", "single", "global"],
+)
+def test_ticket_that_empties_a_layer_is_refused(name, counts_L, ratio, together, c_LU, told):
+    for align in (1, 128):
+        with pytest.raises(BadInput, match=told):
+            draw_ticket(np.float32(c_LU), make_units(counts_L, ratio, together, 2), name, align)
+
+
+def test_nothing_is_drawn_at_step_0():
+    method = make()
+    params, state = method.init(random_params(CONFIG), CONFIG)
+    with pytest.raises(BadInput, match="where all are equal, search longer"):
+        leave_search(method, params, state)
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+SEARCHING = dataclasses.replace(FIRST, name="search", steps=40, ask_every=2)
+
+
+def random_search(method, speed=0.02):
+    """Every second of 40 steps of a search in which the coefficients walk at random: (step, state, coefficients)."""
+    params, state = method.init(random_params(CONFIG), CONFIG)
+    c_LH, c_LF = np.ones((3, 4), np.float32), np.ones((3, 20), np.float32)
+    rng = np.random.default_rng(0)
+    for step in range(2, 42, 2):
+        c_LH = c_LH + rng.normal(0, speed, c_LH.shape).astype(np.float32)
+        c_LF = c_LF + rng.normal(0, speed, c_LF.shape).astype(np.float32)
+        state = method.observe(scaled(params, c_LH, c_LF), state, SEARCHING)
+        yield step, state, c_LH, c_LF
+
+
+def shapes_of(state):
+    return jax.tree.map(lambda leaf: (np.shape(leaf), np.asarray(leaf).dtype), state)
+
+
+@pytest.mark.parametrize("neurons", ["global", "layer"])
+def test_masks_and_distances_follow_a_numpy_reimplementation(neurons):
+    method = make(window=3, neurons=neurons, head_penalty=1e-2, neuron_penalty=1e-3)
+    first = method.init(random_params(CONFIG), CONFIG)[1]
+    assert method.report(first, SEARCHING, None, ()) == {"heads": [4] * 3, "neurons": [20] * 3}
+    fifo = {"head": [], "neuron": []}
+    for _, state, c_LH, c_LF in random_search(method):
+        report = method.report(state, SEARCHING, None, ())
+        assert shapes_of(state) == shapes_of(first)
+        for name, c_LU, ratio, together, penalty in (
+            ("head", c_LH, 0.333333, False, 1e-2),
+            ("neuron", c_LF, 0.4, neurons == "global", 1e-3),
+        ):
+            fifo[name] = masks = [*fifo[name], quantile_rule(c_LU, ratio, together)][-3:]
+            assert report[f"{name}s"] == masks[-1].sum(1).tolist()
+            assert report[f"{name}_penalty"] == pytest.approx(penalty * np.abs(c_LU.astype(float)).sum(), rel=1e-5)
+            if len(masks) > 1:
+                apart = [(masks[-1] != older).mean() for older in masks[:-1]]
+                assert report[f"{name}_distance"] == pytest.approx(apart[-1])
+                assert report[f"{name}_distance_max"] == pytest.approx(max(apart))
+            else:
+                assert f"{name}_distance" not in report
+
+
+def test_criterion_holds_when_all_neuron_masks_agree_and_never_before_the_least_steps():
+    held = {}
+    for least in (1, 30):
+        method = make(stop="early_bird", window=3, threshold=0.1, min_steps=least)
+        masks, held[least], wanted = [], [], []
+        for step, state, _, c_LF in random_search(method):
+            masks = [*masks, quantile_rule(c_LF, 0.4, True)][-3:]
+            agree = len(masks) == 3 and all((masks[-1] != older).sum() <= 6 for older in masks[:-1])  # of 60
+            wanted.append(agree and step >= least)
+            held[least].append(method.done(None, state, SEARCHING, step))
+        assert held[least] == wanted
+        assert len(set(wanted)) == 2
+    assert any(held[1][:14])
+
+
+def test_criterion_waits_for_half_of_the_search_and_is_not_asked_where_steps_are_fixed():
+    for stop, window, expected in (("early_bird", 2, 20), ("early_bird", 14, 28), ("steps", 2, None)):
+        method = make(stop=stop, window=window, threshold=1.0)
+        held = [step for step, state, _, _ in random_search(method) if method.done(None, state, SEARCHING, step)]
+        assert held == ([] if expected is None else list(range(expected, 42, 2)))
+
+
+def test_heads_have_no_say_in_the_criterion():
+    method = make(stop="early_bird", window=2, threshold=0.0, min_steps=1)
+    params, state = method.init(random_params(CONFIG), CONFIG)
+    c_LH, c_LF = random_coefficients(CONFIG)
+    for coefficients in ((c_LH, c_LF), (-c_LH, c_LF)):
+        state = method.observe(scaled(params, *coefficients), state, SEARCHING)
+    assert method.report(state, SEARCHING, None, ())["head_distance"] > 0
+    assert method.done(None, state, SEARCHING, 2)
+
+
+def test_search_is_over_once_the_ticket_is_drawn():
+    method = make(stop="early_bird", window=2, threshold=1.0, min_steps=1)
+    *_, (step, state, c_LH, c_LF) = random_search(method)
+    assert method.done(None, state, SEARCHING, step)
+    slim, stage, after = leave_search(method, scaled(random_params(CONFIG), c_LH, c_LF), state)
+    assert not method.done(slim, after, stage, step + 1)
+    widths = {"heads": [3, 3, 3], "neurons": list(stage.program.model.hidden_L)}
+    assert method.report(after, stage, None, ()) == widths
+    seen = method.observe(slim, after, stage)
+    assert shapes_of(seen) == shapes_of(after) == shapes_of(state)
+    assert method.report(seen, stage, None, ()) == widths
+
+
+def test_stages_that_cut_the_search_change_nothing():
+    method = make()
+    *_, (_, state, c_LH, c_LF) = random_search(method)
+    params = scaled(random_params(CONFIG), c_LH, c_LF)
+    surgery, after, new = method.enter(params, state, SEARCHING, SEARCHING, None, None)
+    assert new == SEARCHING
+    assert after is state
+    assert surgery.params(params) is params
+    assert surgery.moments(params) is params
+
+
+def test_search_is_the_beginning_of_the_training_run_alone():
+    second = dataclasses.replace(FIRST, name="second", program=dataclasses.replace(PROGRAM, seq_len=16), steps=100)
+    searching, first, last = make(search=0.1).stages((FIRST, second))
+    assert searching == dataclasses.replace(FIRST, name="search", steps=30, ask_every=2)
+    assert first == dataclasses.replace(FIRST, data="restart")
+    assert last == second
+    searching, *_ = make(search=60.0, stop="early_bird", mask_every=7).stages((FIRST, second))
+    assert (searching.steps, searching.ask_every) == (60, 7)
+
+
+def test_stages_after_the_ticket_have_its_widths_unless_they_change_the_depth():
+    method = make()
+    plain = random_params(CONFIG)
+    state = method.init(plain, CONFIG)[1]
+    narrow = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, model=UNEVEN))
+    surgery, after, new = method.enter(plain, state, narrow, FIRST, None, None)
+    assert new.program.model == UNEVEN
+    assert surgery.params(plain) is plain
+    assert surgery.moments(plain) is plain
+    assert after is state
+    deeper = dataclasses.replace(CONFIG, depth=5, hidden=(20, 7, 12, 7, 12))
+    grown = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, model=deeper, plan=whole(5)))
+    assert method.enter(plain, state, narrow, grown, None, None)[2] == grown
+
+
+def test_initial_weights_are_kept():
+    assert make().needs_initial
+    assert chain(make()).needs_initial
+
+
+# --- what is saved ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seq_len", "saved"), [(128, 0.377), (384, 0.374), (512, 0.373)])
+def test_slim_layer_of_base_saves_what_its_shapes_say(seq_len, saved):
+    base = bert.Config(vocab_size=30_522)
+
+    def forward(heads, hidden):
+        return sum(product.flops for product in layer_products(base, seq_len, 1, seq_len, heads, hidden, True))
+
+    assert 1 - forward(8, 0.6 * 3072) / forward(12, 3072) == pytest.approx(saved, abs=1e-3)
+
+
+def test_ticket_of_base_is_smaller_in_flops_and_in_memory():
+    base = bert.Config(vocab_size=30_522)
+    rng = np.random.default_rng(0)
+    state = make().init({"layers": {}}, base)[1]
+    c_LH, c_LF = rng.random((12, 12)), rng.random((12, 3072)) + np.linspace(0, 0.2, 12)[:, None]
+    heads_L = draw_ticket(c_LH.astype(np.float32), state.heads, "head", 1)
+    neurons_L = draw_ticket(c_LF.astype(np.float32), state.neurons, "neuron", 1)
+    stage = dataclasses.replace(FIRST, program=Program(base, whole(12), 256, 1, 128, 20, "mlm"))
+    slim = early_bert.with_widths(stage, [len(kept) for kept in heads_L], [len(kept) for kept in neurons_L])
+    model = slim.program.model
+    assert model.heads == 8
+    assert len(set(model.hidden_L)) > 6
+    saved = step_flops(stage.program).executed - step_flops(slim.program).executed
+    tokens = 256 * 128
+    # 6 FLOPs a weight and token, and the two products of scores and values, 4 heads of 64 fewer.
+    by_hand = 6 * tokens * (12 * 4 * 768 * 256 + 2 * 768 * 14_746) + 12 * 6 * 2 * tokens * 128 * 256
+    assert saved == by_hand
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: bert.init(model, jax.random.key(0)))["layers"])
+    full = jax.tree.leaves(jax.eval_shape(lambda: bert.init(base, jax.random.key(0)))["layers"])
+    assert sum(leaf.size for leaf in leaves) < 0.75 * sum(leaf.size for leaf in full)
+
+
+# --- bad input and the config -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"search": 0.0}, "early_bert.search=0.0: expected steps"),
+        ({"search": 1.5}, "early_bert.search=1.5"),
+        ({"search": -3.0}, "early_bert.search=-3.0"),
+        ({"stop": "early"}, "early_bert.stop='early' is unknown: use steps or early_bird"),
+        ({"neurons": "all"}, "neurons='all' is unknown: use global or layer"),
+        ({"ticket": "lucky"}, "ticket='lucky' is unknown: use early_bird or random"),
+        ({"mask_every": -1}, "mask_every=-1"),
+        ({"window": 1}, "window=1: expected at least 2"),
+        ({"threshold": 2.0}, "threshold=2.0"),
+        ({"min_steps": -1}, "min_steps=-1"),
+        ({"head_ratio": 1.0}, "head_ratio=1.0"),
+        ({"neuron_ratio": -0.1}, "neuron_ratio=-0.1"),
+        ({"align": 0}, "align=0"),
+        ({"head_penalty": -1.0}, "head_penalty=-1.0"),
+        ({"neuron_penalty": float("nan")}, "neuron_penalty=nan"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, told):
+    with pytest.raises(BadInput, match=told):
+        make(**arguments)
+
+
+FROZEN = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, plan=edit(whole(3), 0, 1, frozen=True)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "timeline", "told"),
+    [
+        ({}, (FIRST, dataclasses.replace(FIRST, data="restart")), "one search and one training"),
+        ({}, (FROZEN,), "stage first are frozen.*before the method that freezes"),
+        ({"search": 300.0}, (FIRST,), "search=300 is more than the 200 steps"),
+        ({"search": 20.0, "stop": "early_bird", "mask_every": 5}, (FIRST,), "5 masks, 5 steps apart.*search of 20"),
+        ({"search": 20.0, "stop": "early_bird", "min_steps": 30}, (FIRST,), "at least 30 steps.*lower"),
+    ],
+)
+def test_timelines_without_a_search_are_refused(arguments, timeline, told):
+    with pytest.raises(BadInput, match=told):
+        make(**arguments).stages(timeline)
+
+
+def test_frozen_layers_after_the_ticket_are_none_of_its_business():
+    assert make().stages((FIRST, FROZEN))[-1] == FROZEN
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
+def test_parameters_of_another_type_are_refused(dtype):
+    params = random_params(CONFIG)
+    params["layers"]["mlp_output"]["kernel"] = params["layers"]["mlp_output"]["kernel"].astype(dtype)
+    with pytest.raises(BadInput, match=rf"mlp_output.*{np.dtype(dtype).name}.*float32"):
+        make().init(params, CONFIG)
+
+
+def config_of(text):
+    config = get_config(next(path for path in CONFIGS if path.stem == "early_bert"))(text).to_dict()
+    return config, settings.make(config, VOCAB, tuple(methods.known()))
+
+
+def test_config_is_berts_recipe_with_the_released_ratios():
+    config, made = config_of("")
+    plain = get_config(next(path for path in CONFIGS if path.stem == "bert"))("").to_dict()
+    assert config.pop("methods") == "early_bert"
+    plain.pop("methods")
+    assert config == plain
+    ((name, arguments),) = made.methods
+    assert name == "early_bert"
+    assert (arguments["head_ratio"], arguments["neuron_ratio"], arguments["neurons"]) == (0.333333, 0.4, "global")
+    assert (arguments["head_penalty"], arguments["neuron_penalty"]) == (1e-4, 1e-4)
+    assert (arguments["search"], arguments["stop"], arguments["ticket"]) == (0.05, "steps", "early_bird")
+    assert (arguments["window"], arguments["threshold"], arguments["align"]) == (5, 0.1, 1)
+
+
+def test_lamb_recipe_is_nvidias_in_one_schedule():
+    _, made = config_of("recipe=lamb")
+    assert made.optimizer == optim.Optimizer("lamb", 0.9, 0.999, 1e-6, 0.01, True, 1.0)
+    assert made.phases == ((128, 0.9), (512, 0.1))
+    assert round(made.steps * 0.9) == 7_038
+    assert (made.steps - 7_038) * made.batch_size == pytest.approx(1_563 * 32_768, rel=1e-3)
+    assert made.batch_size == 65_536
+    rate = made.schedule
+    assert rate(1_000) == pytest.approx(3e-3)
+    assert rate(1_999) == pytest.approx(6e-3, rel=1e-3)
+    # base_lr * (1 - progress) ** 0.5, progress counted from step 0: `PolyWarmUpScheduler`.
+    assert rate(3_910) == pytest.approx(6e-3 * 0.5**0.5)
+    assert round(dict(made.methods)["early_bert"]["search"] * made.steps) == 391
+
+
+def test_unknown_recipe_is_refused():
+    with pytest.raises(BadInput, match=r"recipe='adam'.*bert or recipe=lamb"):
+        config_of("recipe=adam")

@@ -1,0 +1,211 @@
+"""Runs with a search, a ticket and a slim model: what they cost, that they rewind, resume and are usable alone."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from small_runs import make_settings, rows_without_clock, run, small_config
+from test_loop import interrupted
+
+from bert_fast import inference, methods
+from bert_fast.cost.flops import dense_equivalent, step_flops
+from bert_fast.train import begin, checkpoint, optim
+from bert_fast.train.log import read_rows
+from bert_fast.train.sharding import make_mesh
+
+SEARCH = {"search": 10.0, "mask_every": 2, "window": 3, "neuron_penalty": 1e-3}
+EARLY = {**SEARCH, "stop": "early_bird", "window": 2, "threshold": 1.0, "min_steps": 5}
+
+
+def config_of(small_shards, arguments, **changes):
+    return small_config(
+        small_shards,
+        methods="early_bert",
+        early_bert=arguments,
+        steps=20,
+        log_every=5,
+        eval__every=0,
+        eval__examples=8,
+        checkpoint__every=5,
+        checkpoint__keep=1,
+        **changes,
+    )
+
+
+def two_phases(small_shards):
+    return config_of(small_shards, SEARCH, phases="16:0.5,32:0.5")
+
+
+@pytest.fixture(scope="module")
+def finished(small_shards, tmp_path_factory):
+    """10 steps of search, then 10 at 16 tokens and 10 at 32, never interrupted."""
+    workdir = tmp_path_factory.mktemp("slim") / "run"
+    return workdir, run(two_phases(small_shards), workdir)
+
+
+@pytest.fixture(scope="module")
+def stopped(small_shards, tmp_path_factory):
+    """The same, stopped where the search is over, and again after one step of the slim model; then run to its end.
+
+    Copies of the folder at the two stops, and the folder at the end.
+    """
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        for step in (10, 11):
+            interrupted(two_phases(small_shards), workdir, step, patch)
+            shutil.copytree(workdir, workdir.parent / f"at-{step}")
+    run(two_phases(small_shards), workdir)
+    return workdir.parent / "at-10", workdir.parent / "at-11", workdir
+
+
+def same_arrays(one, other, step):
+    a, b = (checkpoint.restore_params(folder / f"checkpoints/{step}") for folder in (one, other))
+    return jax.tree.all(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes(), a, b))
+
+
+def stages_of(workdir):
+    return [checkpoint.stage_from_json(s) for s in json.loads((workdir / "stages.json").read_text())["stages"]]
+
+
+def coefficients_of(params):
+    return [params["layers"][name] for name in ("head_scale", "neuron_scale")]
+
+
+def test_search_counts_in_every_total_and_the_slim_stages_cost_less(finished):
+    workdir, summary = finished
+    searching, first, second = stages_of(workdir)
+    assert [stage.name for stage in (searching, first, second)] == ["search", "16-tokens", "32-tokens"]
+    full = searching.program.model
+    assert (full.heads, full.hidden) == (2, 64)
+    for stage in (first, second):
+        assert stage.program.model.heads == 1
+        assert 70 < sum(stage.program.model.hidden_L) <= 128 - 51  # the quantile is at 50.8 from the lowest
+    assert first.program.model == second.program.model
+    flops = [10 * step_flops(stage.program).executed for stage in (searching, first, second)]
+    assert flops[1] < flops[0]
+    rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "train"]
+    assert [(row["step"], row["flops"]) for row in rows if row["step"] % 10 == 0] == [
+        (10, flops[0]),
+        (20, flops[0] + flops[1]),
+        (30, sum(flops)),
+    ]
+    assert summary["flops"] == sum(flops)
+    dense = [10 * dense_equivalent(stage.program, full) for stage in (searching, first, second)]
+    assert summary["flops_dense"] == sum(dense)
+    assert summary["steps"] == 30
+    assert summary["examples"] == 30 * 8
+    assert summary["tokens_padded"] == 8 * (10 * 16 + 10 * 16 + 10 * 32)
+
+
+def test_rows_show_masks_penalties_and_widths(finished):
+    rows = [row for row in read_rows(finished[0] / "metrics.jsonl") if row["split"] == "train"]
+    at_5, at_10, *slim = rows
+    for row in (at_5, at_10):
+        assert row["penalty"] == pytest.approx(1e-4 * 4 + 1e-3 * 128, rel=0.05)
+        assert row["loss"] == pytest.approx(row["mlm_loss"] + row["nsp_loss"] + row["penalty"], rel=1e-3)
+        assert row["early_bert/neuron_penalty"] > 100 * row["early_bert/head_penalty"]
+        assert 0 < row["early_bert/neuron_distance"] <= row["early_bert/neuron_distance_max"] < 1
+        assert 0 <= row["early_bert/head_distance"] <= row["early_bert/head_distance_max"] <= 1
+        assert row["early_bert/heads"] == [1, 1]
+        assert 70 < sum(row["early_bert/neurons"]) <= 77  # fewer where some equal the threshold
+    for row in slim:
+        assert "penalty" not in row
+        assert "early_bert/neuron_distance" not in row
+        # Drawn from the coefficients of step 10, of which the last mask was made.
+        assert row["early_bert/neurons"] == at_10["early_bert/neurons"]
+        assert row["early_bert/heads"] == [1, 1]
+
+
+def test_slim_model_begins_with_the_initial_weights_and_a_fresh_optimizer(small_shards, stopped):
+    at_10, at_11, _ = stopped
+    assert checkpoint.steps(at_11 / "checkpoints") == [0, 11]
+    initial = checkpoint.restore_params(at_11 / "checkpoints/0")
+    searched = checkpoint.restore_params(at_10 / "checkpoints/10")
+    slim = checkpoint.restore_params(at_11 / "checkpoints/11")  # after one step at a rate of 0
+    assert all((c_LU == 1).all() for c_LU in coefficients_of(initial))
+    assert all((c_LU != 1).all() for c_LU in coefficients_of(searched))
+    assert (searched["embed"]["position"] != initial["embed"]["position"]).any()
+    c_LH, c_LF = coefficients_of(searched)
+    heads_LH = c_LH > np.quantile(c_LH.astype(float), 0.333333, axis=1, keepdims=True)
+    neurons_LF = c_LF > np.quantile(c_LF.astype(float), 0.4)
+    for layer in range(2):
+        of, got = (jax.tree.map(lambda leaf: leaf[layer], tree["layers"]) for tree in (initial, slim))  # noqa: B023
+        heads, neurons = heads_LH[layer], neurons_LF[layer]
+        count = neurons.sum()
+        for name in ("query", "key", "value"):
+            np.testing.assert_array_equal(got[name]["kernel"], of[name]["kernel"][:, heads])
+        np.testing.assert_array_equal(got["attention_output"]["kernel"], of["attention_output"]["kernel"][heads])
+        np.testing.assert_array_equal(got["mlp_hidden"]["kernel"][:, :count], of["mlp_hidden"]["kernel"][:, neurons])
+        np.testing.assert_array_equal(got["mlp_output"]["kernel"][:count], of["mlp_output"]["kernel"][neurons])
+        assert not got["mlp_output"]["kernel"][count:].any()
+    for name in ("embed", "mlm", "next"):
+        jax.tree.map(np.testing.assert_array_equal, slim[name], initial[name])
+    settings = make_settings(two_phases(small_shards))
+    mesh, optimizer = make_mesh(-1, 1, 1), optim.make(settings.optimizer)
+    method = methods.make(settings.methods)
+    state = begin.resumed(at_11 / "checkpoints/11", method, optimizer, mesh)
+    (moments,) = [part for part in state.opt_state if isinstance(part, optim.Moments)]
+    assert int(moments.count) == 1
+    assert jax.tree.structure(moments.mu) == jax.tree.structure(slim)
+
+
+def test_data_and_schedule_begin_anew_after_the_ticket(finished, stopped):
+    _, at_11, _ = stopped
+    assert checkpoint.about(at_11 / "checkpoints/11")["book"]["data"] == {"mlm+nsp/16": 8}
+    rates = [row["learning_rate"] for row in read_rows(finished[0] / "metrics.jsonl") if row["split"] == "train"]
+    # Of steps 4 and 9 of the whole training's schedule, in the search as after it: 20 steps, 2 of them warm-up.
+    np.testing.assert_allclose(rates, [8e-3, 5.5e-3, 8e-3, 5.5e-3, 3e-3, 5e-4])
+
+
+def test_run_stopped_at_the_ticket_and_after_it_ends_like_an_uninterrupted_one(finished, stopped):
+    assert rows_without_clock(stopped[2]) == rows_without_clock(finished[0])
+    assert same_arrays(stopped[2], finished[0], 30)
+    assert stages_of(stopped[2]) == stages_of(finished[0])
+
+
+def test_run_stopped_in_the_search_ends_like_an_uninterrupted_one(finished, small_shards, tmp_path, monkeypatch):
+    interrupted(two_phases(small_shards), tmp_path, 7, monkeypatch)
+    run(two_phases(small_shards), tmp_path)
+    assert rows_without_clock(tmp_path) == rows_without_clock(finished[0])
+    assert same_arrays(tmp_path, finished[0], 30)
+
+
+def test_search_that_ends_early_resumes_exactly(small_shards, tmp_path, monkeypatch):
+    config = config_of(small_shards, EARLY, phases="16:1")
+    summary = run(config, tmp_path / "whole")
+    assert summary["steps"] == 26  # 5 steps at least, and asked at each second
+    rows = [row for row in read_rows(tmp_path / "whole/metrics.jsonl") if row["split"] == "train"]
+    assert [(row["step"], row["stage"]) for row in rows][:3] == [(5, "search"), (6, "search"), (10, "16-tokens")]
+    searching, first = stages_of(tmp_path / "whole")
+    assert summary["flops"] == 6 * step_flops(searching.program).executed + 20 * step_flops(first.program).executed
+    for at_step in (4, 6):
+        interrupted(config, tmp_path / "stopped", at_step, monkeypatch)
+    run(config, tmp_path / "stopped")
+    assert rows_without_clock(tmp_path / "stopped") == rows_without_clock(tmp_path / "whole")
+    assert same_arrays(tmp_path / "stopped", tmp_path / "whole", 26)
+
+
+def test_slim_checkpoint_is_used_without_its_config(finished, tmp_path):
+    workdir, summary = finished
+    shutil.copytree(workdir / "checkpoints/30", tmp_path / "alone")
+    trained = inference.load(tmp_path / "alone")
+    model = trained.program.model
+    assert len(set(model.hidden_L)) == 2
+    assert trained.params["layers"]["mlp_hidden"]["kernel"].shape == (2, 32, max(model.hidden_L))
+    assert trained.params["layers"]["query"]["kernel"].shape == (2, 32, 1, 16)
+    result = inference.evaluate(str(tmp_path / "alone"))
+    assert result["mlm_loss"] == pytest.approx(summary["valid"]["mlm_loss"], abs=1e-6)
+    (((_, probability), *_),) = inference.fill_mask(trained, ["w1 w2 [MASK] w3"])[0]
+    assert 0 < probability < 1
+
+
+def test_checkpoint_of_the_search_is_used_with_its_coefficients_applied(stopped):
+    folder = stopped[0] / "checkpoints/10"
+    raw = checkpoint.restore_params(folder)
+    trained = inference.load(folder)
+    assert set(raw["layers"]) - set(trained.params["layers"]) == {"head_scale", "neuron_scale"}
+    c_LF = raw["layers"]["neuron_scale"]
+    expected = raw["layers"]["mlp_output"]["kernel"] * c_LF[:, :, None]
+    np.testing.assert_array_equal(trained.params["layers"]["mlp_output"]["kernel"], expected)
