@@ -240,8 +240,12 @@ def to_hf(params: Params, config: Config, pad_id: int) -> dict[str, np.ndarray]:
     """Our parameters as their tensors, without tied copies. Inverse of `from_hf`.
 
     A next-sentence head is left out where the layout has none. Raises BadInput where layers differ
-    in width: their layouts have one width for all.
+    in width, or where the MLM head has a table of its own: their layouts have no place for either.
     """
+    if not config.tied:
+        raise BadInput(
+            "the MLM head of this model has a table of its own: export a step of the last stage, which has not"
+        )
     if len(set(config.heads_L)) > 1 or len(set(config.hidden_L)) > 1:
         raise BadInput(f"layers differ in width (heads {config.heads_L}, hidden {config.hidden_L}): widen them first")
     tensors = {}

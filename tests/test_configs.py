@@ -59,3 +59,12 @@ def test_baseline_is_berts_published_recipe():
 def test_bad_arguments_name_the_near_ones(text, message):
     with pytest.raises(BadInput, match=message):
         get_config(next(path for path in CONFIGS if path.stem == "bert"))(text)
+
+
+def test_every_argument_of_a_method_can_be_set_by_a_flag():
+    # A ConfigDict has attributes of its own, `update` among them, that hide a key of the same name.
+    config = common.base("tiny")
+    for name, arguments in methods.defaults().items():
+        for key, default in arguments.items():
+            assert getattr(config[name], key) == default
+            assert type(default) in (str, int, float, bool)

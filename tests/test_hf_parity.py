@@ -179,3 +179,10 @@ def test_what_no_layout_holds_is_refused():
     for wrong in ({"model_type": "gpt2"}, {"hidden_act": "relu"}, {"is_decoder": True}):
         with pytest.raises(BadInput, match="supported"):
             hf.config_from_hf(theirs | wrong, ())
+
+
+def test_table_of_its_own_is_refused():
+    config = bert.Config(60, depth=1, width=8, heads=1, head_size=8, hidden=8, max_len=8, tied=False)
+    params = bert.init(config, jax.random.key(0))
+    with pytest.raises(BadInput, match="table of its own"):
+        hf.to_hf(params, config, 0)

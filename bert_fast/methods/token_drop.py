@@ -1,0 +1,207 @@
+"""Token dropping: unimportant tokens skip the middle layers, and come back in the last (Hou et al. 2022).
+
+Of L layers the first L/2 - 1 update every token. The next one, the boundary, updates only those that
+are kept, and lets them attend to all; the layers above it know only the kept ones. The last layer
+updates every token again, the dropped ones as they entered the boundary. A token's importance is the
+running MLM loss of its vocabulary id: looked up by input id, learned by label id.
+
+Hou et al. is arXiv 2203.13240; the released code is tensorflow/models, official/projects/token_dropping (`encoder.py`,
+`masked_lm.py`) and official/nlp/modeling/layers/routing.py. It gathers hidden states before the
+boundary and after the middle; here the integer inputs are put in order once a step, so that what is
+kept is a prefix, and the trunk slices.
+
+Axes: B examples, S tokens of a row, P prediction slots, N slots of the batch, V rows of the embedding table.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_fast import BadInput
+from bert_fast.bert import Config
+from bert_fast.method import Method, Stage, Surgery, cut
+from bert_fast.plan import edit
+
+SCORES = ("loss", "random", "frequency")
+REPEATS = ("mean", "last_write")
+PINNED = 1e4  # `init_importance` in encoder.py: +1e4 for `token_allow_list`, -1e4 for `token_deny_list`
+SPECIAL_TOKENS = 3  # of a row of one or two segments: [CLS], and [SEP] after each
+MOVED = ("ids", "types", "positions", "segments")
+SHOWN = 10  # word pieces in a row of the log
+
+
+def make(
+    keep: float = 0.5,  # `token_keep_k`: 256 of 512 in bert_en_uncased_base_token_drop.yaml
+    beta: float = 0.995,  # `token_loss_beta` there
+    start: float = 10.0,  # `token_loss_init_value` there; about ln 30522, what guessing costs
+    scores: str = "loss",
+    repeats: str = "mean",  # "update" would be out of reach of flags: ConfigDict has it
+    full_tail: float = 0.0,  # the released code drops to the end; that the paper has a stage without is unverified
+) -> Method:
+    """Token dropping as released, but for one thing: see `repeats`.
+
+    keep: share of a row's positions that the middle layers update, from the boundary to the last but
+        one; on a TPU best so that they are a multiple of 128.
+    beta, start: of the running loss of an id, in nats: beta * old + (1 - beta) * new, from `start`.
+    scores: "loss"; or a control, with the same plan: "random" draws them anew in every step,
+        "frequency" keeps the rarest. The paper has such controls, their code was not released: this
+        one counts the ids as they come, where the paper's is said to take a corpus's counts (unverified).
+    repeats: what a batch in which an id is a label, perhaps several times, teaches. "mean": the score takes
+        one step to the weighted mean of the losses, special ids keep theirs, and unfilled slots count for
+        nothing. "last_write" as released: a step to one of the losses (there whichever is written last,
+        here the last in the order of the batch), special ids drift if they are ever a label, and
+        unfilled slots are losses of label 0.
+    full_tail: share of the steps of the last training, at its end, in which nothing is dropped.
+
+    Special tokens are always kept, padding never before a real token. Where more special and masked
+    tokens stand in a row than are kept (several documents in one row), and among ids that were never
+    predicted, the leftmost are. A model of one layer drops nothing. The released code drops tokens in
+    validation too; here that loss stands beside the one that is reported, as `mlm_loss_dropping`.
+    """
+    flag = "--config.token_drop"
+    if not 0 < keep <= 1:
+        raise BadInput(f"{flag}.keep={keep}: expected a share of the tokens, above 0 and at most 1 (the paper: 0.5)")
+    if not 0 <= beta < 1:
+        raise BadInput(f"{flag}.beta={beta}: expected at least 0 and below 1, or nothing is learned (the paper: 0.995)")
+    if not abs(start) < PINNED:
+        raise BadInput(f"{flag}.start={start}: expected a loss in nats, below the {PINNED:g} of special tokens")
+    if scores not in SCORES:
+        raise BadInput(f"{flag}.scores={scores!r} is unknown: expected {', '.join(SCORES)}")
+    if repeats not in REPEATS:
+        raise BadInput(f"{flag}.repeats={repeats!r} is unknown: expected {', '.join(REPEATS)}")
+    if repeats == "last_write" and scores != "loss":
+        raise BadInput(f"{flag}.repeats={repeats} is of losses: leave it out, or set {flag}.scores=loss")
+    if not 0 <= full_tail < 1:
+        raise BadInput(f"{flag}.full_tail={full_tail}: expected a share of the steps, from 0 up to, not including, 1")
+    begin = start if scores == "loss" else 0.0
+
+    def dropping(stage: Stage) -> Stage:
+        """The stage with the layer plan of `TokenDropBertEncoder.call` in encoder.py."""
+        program, depth = stage.program, stage.program.model.depth
+        boundary = depth // 2 - 1
+        if boundary < 0:
+            return stage
+        if restricts(program.plan):
+            raise BadInput(
+                f"--config.methods: the plan of stage {stage.name} leaves out tokens already ({program.plan}), so "
+                "token_drop cannot choose which: take one of the two out"
+            )
+        kept, needed = max(1, round(keep * program.seq_len)), program.slots + SPECIAL_TOKENS
+        if kept < needed:
+            raise BadInput(
+                f"{flag}.keep={keep} keeps {kept} of {program.seq_len} tokens, which cannot hold {program.slots} that "
+                f"are predicted and {SPECIAL_TOKENS} special ones: set at least "
+                f"{flag}.keep={math.ceil(1000 * needed / program.seq_len) / 1000}, or a smaller "
+                "--config.data.masked_share, or longer rows in --config.phases"
+            )
+        plan = edit(program.plan, boundary, depth - 1, rows=kept)
+        plan = edit(plan, boundary + 1, depth - 1, keys=kept)
+        return dataclasses.replace(stage, program=dataclasses.replace(program, plan=plan))
+
+    def stages(stages):
+        restarts = [index for index, stage in enumerate(stages) if stage.data == "restart"]
+        last_training = stages[restarts[-1] if restarts else 0 :]
+        tail = sum(stage.steps for stage in stages) - round(full_tail * sum(stage.steps for stage in last_training))
+        result, begins = [], 0
+        for stage in cut(stages, tail):
+            result.append(dropping(stage) if begins < tail else stage)
+            begins += stage.steps
+        return tuple(result)
+
+    def first_scores(config: Config):
+        pad, *others = config.special_ids
+        score_V = np.full(config.table_rows, begin, np.float32)
+        score_V[pad], score_V[others] = -PINNED, PINNED
+        return jnp.asarray(score_V)
+
+    def enter(params, score_V, old, new, initial, key):
+        # A restart begins the training anew, and the losses of a model that is gone say nothing of the next.
+        return Surgery(), first_scores(new.program.model) if new.data == "restart" else score_V, new
+
+    def order(score_V, batch, program, key):
+        if not restricts(program.plan):
+            return batch
+        score_BS = score_V[batch["ids"]]
+        if scores == "random":
+            score_BS = score_BS + jax.random.uniform(key, score_BS.shape)
+        return kept_first(score_BS, batch)
+
+    def learn(score_V, params, batch, losses):
+        rows = len(score_V)
+        if scores == "random":
+            return score_V
+        if scores == "frequency":
+            real_N = (batch["segments"] != 0).ravel().astype(jnp.float32)
+            count_V = jax.ops.segment_sum(real_N, batch["ids"].ravel(), rows)
+            return jnp.where(score_V < PINNED, score_V - count_V, score_V)
+        loss_N, label_N = losses.mlm_BP.ravel(), batch["labels"].ravel()
+        if repeats == "mean":
+            loss_V, occurs_V = means(loss_N, batch["weights"].ravel(), label_N, rows)
+            occurs_V &= jnp.abs(score_V) < PINNED
+        else:
+            loss_V, occurs_V = last_writes(loss_N, label_N, rows)
+        return jnp.where(occurs_V, beta * score_V + (1 - beta) * loss_V, score_V)
+
+    def report(score_V, stage, clock, pieces):
+        program = stage.program
+        rows = min(program.seq_len if span.rows is None else span.rows for span in program.plan)
+        kept = {"kept": rows / program.seq_len}
+        if scores == "random":
+            return kept
+        score_W = np.asarray(score_V)[: len(pieces)]
+        ids = np.setdiff1d(np.flatnonzero(score_W != np.float32(begin)), program.model.special_ids)
+        ranked = [pieces[index] for index in ids[np.argsort(-score_W[ids], kind="stable")]]
+        return {**kept, "most_important": ranked[:SHOWN], "least_important": ranked[::-1][:SHOWN]}
+
+    return Method(
+        "token_drop",
+        init=lambda params, config: (params, first_scores(config)),
+        stages=stages,
+        enter=enter,
+        order=order,
+        update=learn,
+        report=report,
+    )
+
+
+def restricts(plan) -> bool:
+    """Whether a layer of the plan leaves out a token."""
+    return any(span.rows is not None or span.keys is not None for span in plan)
+
+
+def kept_first(score_BS, batch):
+    """The batch with the tokens of each row in falling order of their scores, padding last; ties stay in order.
+
+    One sort that carries the arrays along, and one that inverts it: no gather but that of the few
+    positions that point into the row.
+    """
+    key_BS = jnp.where(batch["segments"] != 0, -score_BS, jnp.inf)
+    place_BS = jax.lax.broadcasted_iota(jnp.int32, key_BS.shape, 1)
+    operands = (key_BS, *(batch[name] for name in MOVED), place_BS)
+    _, *moved, order_BS = jax.lax.sort(operands, dimension=1, is_stable=True, num_keys=1)
+    _, new_place_BS = jax.lax.sort((order_BS, place_BS), dimension=1, num_keys=1)
+    batch = {**batch, **dict(zip(MOVED, moved, strict=True))}
+    batch["slots"] = jnp.take_along_axis(new_place_BS, batch["slots"], axis=1)
+    if "cls" in batch:
+        batch["cls"] = jnp.take_along_axis(new_place_BS, batch["cls"][:, None], axis=1)[:, 0]
+    return batch
+
+
+def means(loss_N, weight_N, label_N, rows: int):
+    """The mean loss of each id, and whether it is the label of a filled slot at all."""
+    sums_V2 = jax.ops.segment_sum(jnp.stack([loss_N * weight_N, weight_N], axis=-1), label_N, rows)
+    loss_V, weight_V = sums_V2[:, 0], sums_V2[:, 1]
+    occurs_V = weight_V > 0
+    return loss_V / jnp.where(occurs_V, weight_V, 1), occurs_V
+
+
+def last_writes(loss_N, label_N, rows: int):
+    """The loss of the last slot with each id as its label, filled or not, and whether there is one.
+
+    `update_token_importance` in routing.py, whose scatter does not say which of equal ids it takes.
+    """
+    last_V = jax.ops.segment_max(jnp.arange(len(label_N)), label_N, rows)
+    return loss_N[jnp.maximum(last_V, 0)], last_V >= 0

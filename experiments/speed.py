@@ -1,0 +1,216 @@
+"""How much of what a method promises is real: step time against FLOPs, at BERT-base widths.
+
+    python -m experiments.speed [--seq=128,512] [--rounds=12] [--dtype=bfloat16 --batch=64]
+
+Every program takes turns, in one process, with a step of dense training of the same norm layout, batch, dropout and
+type, and with one large matrix product. Realised fraction = (1 - t / t_dense) / (1 - F / F_dense), a pair a round.
+On a GPU the same, in bfloat16 and with the batch that is asked for. Writes experiments/speed.md (speed_gpu.md).
+"""
+
+import dataclasses
+import gc
+import pathlib
+import platform
+import statistics
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from bert_fast import bert, methods
+from bert_fast.cost.flops import step_flops
+from bert_fast.data.masking import prediction_slots
+from bert_fast.method import Clock, Program, Stage
+from bert_fast.plan import whole
+from bert_fast.schedule import Schedule
+from bert_fast.train import optim
+from bert_fast.train.sharding import make_mesh
+from experiments.timing import alternate, draws, peak, spread, stepper
+
+SEQ = flags.DEFINE_list("seq", ["128", "512"], "Tokens of a row.")
+ROUNDS = flags.DEFINE_integer("rounds", 12, "Rounds; each runs every program of a group once.")
+DEPTH = flags.DEFINE_integer("depth", 12, "Layers.")
+BATCH = flags.DEFINE_integer("batch", 0, "Examples at 128 tokens, a quarter at 512 (0: 8 on a CPU, 128 on a GPU).")
+DTYPE = flags.DEFINE_string("dtype", "", "Of activations (default: float32 on a CPU, bfloat16 on a GPU).")
+ONLY = flags.DEFINE_string("only", "", "Only the groups whose name contains this; the page is not written.")
+
+STEPS = 100_000
+MSLT = {"variant": "mslt"}
+# A group is measured together: the method with its arguments, and those of its stages that are measured (None: all) at
+# each length, fewer at 512, where a step takes twice as long for the same tokens.
+GROUPS = {
+    "layer dropping": ([("layer_drop", {"sampling": "systematic"})], None, None),
+    "token dropping": ([("token_drop", {})], None, None),
+    "EarlyBERT": ([("early_bert", {})], [1], [1]),
+    "stacking": ([("stacking", {})], [0, 1], []),
+    "MSLT": ([("stacking", MSLT)], [1, 2, 3], [3]),
+    "token + layer dropping": ([("token_drop", {}), ("layer_drop", {})], None, None),
+    "EarlyBERT + token dropping": ([("early_bert", {}), ("token_drop", {})], [1], []),
+    "MSLT + token dropping": ([("stacking", MSLT), ("token_drop", {})], [1, 2, 3, 4], []),
+}
+PAPERS = {
+    "layer dropping": "24 % of a sample's time",
+    "token dropping": "25 %",
+    "EarlyBERT": "35-45 % in all",
+    "MSLT": "52 % of the time",
+}
+
+
+def dense_stage(seq_len: int) -> Stage:
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = DTYPE.value or ("float32" if on_cpu else "bfloat16")
+    model = bert.Config(vocab_size=30_522, depth=DEPTH.value, norm="pre", dtype=dtype)
+    batch = max(1, (BATCH.value or (8 if on_cpu else 128)) * 128 // seq_len)
+    program = Program(model, whole(model.depth), batch, 1, seq_len, prediction_slots(seq_len), "mlm")
+    return Stage("training", program, STEPS, Schedule(1e-4, STEPS))
+
+
+def slim(method, old: Stage, new: Stage) -> Stage:
+    """A stage after the search, with the widths that the method itself gives it for coefficients near 1."""
+    rng, model = np.random.default_rng(0), old.program.model
+    layers = {
+        "head_scale": 1 + 0.01 * rng.standard_normal((model.depth, max(model.heads_L)), np.float32),
+        "neuron_scale": 1 + 0.01 * rng.standard_normal((model.depth, max(model.hidden_L)), np.float32),
+    }
+    params = bert.init(dataclasses.replace(model, width=8, head_size=8, vocab_size=128), jax.random.key(0))
+    params = jax.tree.map(np.asarray, {**params, "layers": {**params["layers"], **layers}})
+    _, state = method.init(params, model)
+    return method.enter(params, state, old, new, lambda: params, jax.random.key(0))[2]
+
+
+def stages_of(wanted: list, dense: Stage):
+    """(method, timeline) with every stage's program settled."""
+    method = methods.make(wanted)
+    timeline = list(method.stages((dense,)))
+    if timeline[0].name == "search":
+        timeline[1] = slim(method, timeline[0], timeline[1])
+    return method, timeline
+
+
+def measure(name: str, group, dense: Stage, optimizer, mesh) -> list[dict]:
+    """One row a stage: shares of FLOPs and of time, realised fractions and utilisations, a value a round."""
+    wanted, short, long = group
+    method, timeline = stages_of(wanted, dense)
+    chosen = (short if dense.program.seq_len < 512 else long) if short is not None else range(len(timeline))
+    if not chosen:
+        return []
+    product, product_flops = peak(dense.program.model.dtype, 3072 if jax.default_backend() == "cpu" else 16384)
+    plain = stepper(methods.make([]), dense, True, optimizer, mesh)
+    runs, stages = {"dense": plain.add(dense.program), "product": product}, {}
+    dense_flops = step_flops(dense.program).executed
+    for index in chosen:
+        stage = timeline[index]
+        steps = stepper(method, stage, index == 0, optimizer, mesh)
+        drawn = draws(method, stage, Clock(9 * STEPS // 10, STEPS), 3)
+        stages[index] = drawn
+        for number, draw in enumerate(drawn):
+            runs[f"{index}/{number}"] = steps.add(draw.program, draw.route)
+    seconds = {key: np.array(values) for key, values in alternate(runs, ROUNDS.value).items()}
+    rows = []
+    for index, drawn in stages.items():
+        time = sum(draw.share * seconds[f"{index}/{number}"] for number, draw in enumerate(drawn))
+        flops = sum(draw.share * step_flops(draw.program).executed for draw in drawn)
+        time_share, flops_share = time / seconds["dense"], flops / dense_flops
+        rows.append(
+            {
+                "name": name + (f", stage {timeline[index].name}" if len(timeline) > 1 else ""),
+                "group": name,
+                "seq": dense.program.seq_len,
+                "flops": flops_share,
+                "time": time_share,
+                "realised": (1 - time_share) / (1 - flops_share),
+                "utilisation": (flops / time) / (product_flops / seconds["product"]),
+                "dense utilisation": (dense_flops / seconds["dense"]) / (product_flops / seconds["product"]),
+                "dense seconds": seconds["dense"],
+                "steps": timeline[index].steps,
+                "programs": len(drawn),
+            }
+        )
+        print(line(rows[-1]), flush=True)
+    return rows
+
+
+def line(row: dict) -> str:
+    def show(key):
+        return "{:.2f} ({:.2f}-{:.2f})".format(*spread(row[key]))
+
+    realised = show("realised") if row["flops"] < 0.97 else "-"
+    paper = PAPERS.get(row["group"], "")
+    return (
+        f"| {row['name']} | {row['seq']} | {row['flops']:.3f} | {show('time')} | {realised} | {show('utilisation')} | "
+        f"{show('dense utilisation')} | {paper} |"
+    )
+
+
+def whole_runs(rows: list[dict], dense: Stage) -> list[str]:
+    """What a run of all stages saves, from the stages' shares; stages that are dense count as 1."""
+    lines = []
+    for name, (wanted, _, _) in GROUPS.items():
+        _, timeline = stages_of(wanted, dense)
+        measured = {row["name"]: row for row in rows if row["seq"] == dense.program.seq_len}
+        flops = time = steps = 0.0
+        for stage in timeline:
+            row = measured.get(f"{name}, stage {stage.name}", measured.get(name))
+            if row is None and step_flops(stage.program).executed < 0.97 * step_flops(dense.program).executed:
+                row = next((row for key, row in measured.items() if key.endswith(f"stage {stage.name}")), None)
+                if row is None:
+                    break
+            flops += stage.steps * (row["flops"] if row else 1.0)
+            time += stage.steps * (statistics.median(row["time"]) if row else 1.0)
+            steps += stage.steps
+        else:
+            lines.append(
+                f"| {name} | {flops / STEPS:.2f} | {time / STEPS:.2f} | {1 - time / STEPS:.0%} | {PAPERS.get(name, '')} |"
+            )
+    return lines
+
+
+def main(_):
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 1.0))
+    rows, totals = [], []
+    for seq_len in map(int, SEQ.value):
+        dense = dense_stage(seq_len)
+        for name, group in GROUPS.items():
+            if ONLY.value in name:
+                rows += measure(name, group, dense, optimizer, mesh)
+                gc.collect()
+        if seq_len == 128 and not ONLY.value:
+            totals = whole_runs(rows, dense)
+    if ONLY.value:
+        return
+    device, model = jax.devices()[0].device_kind, dense_stage(128).program
+    lines = [
+        "# Speed: what is promised, and what is real",
+        "",
+        f"`python -m experiments.speed --rounds={ROUNDS.value}` on {device} ({platform.machine()}), jax {jax.__version__}. "
+        f"{DEPTH.value} layers at BERT-base widths, pre-LN, {model.model.dtype}, {model.batch_size} x 128 or as many tokens "
+        "in longer rows, dropout 0.1, AdamW included; a whole step. Every program takes turns with a dense step and with one "
+        "large matrix product; median of the rounds and the range from the tenth to the ninetieth percentile.",
+        "",
+        "| | tokens | FLOPs / dense | time / dense | **realised fraction** | utilisation | of dense | the paper saves |",
+        "|---|---|---|---|---|---|---|---|",
+        *map(line, rows),
+        "",
+        "Realised fraction: time saved over FLOPs saved (matrix products, forward and backward). Utilisation: FLOPs a second "
+        "over those of the product in the same round; of dense: that of the dense step beside it. Layer dropping at theta 0.5 "
+        "in its steady state, its most frequent packed plans weighted by how often they are drawn. EarlyBERT: the slim stage, "
+        "8 of 12 heads and 60 % of the neurons, pruned globally. MSLT: its growing stages; the joint stage is dense.",
+        "",
+        "Whole runs at 128 tokens, from the stages above and their shares of the steps (searching included):",
+        "",
+        "| | FLOPs / dense | time / dense | time saved | the paper saves |",
+        "|---|---|---|---|---|",
+        *totals,
+        "",
+        f"A dense step: {', '.join(f'{statistics.median(r):.2f} s' for r in {row['seq']: row['dense seconds'] for row in rows}.values())} "
+        f"at {' and '.join(SEQ.value)} tokens.",
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    name = "speed.md" if jax.default_backend() == "cpu" else f"speed_{jax.default_backend()}.md"
+    (pathlib.Path(__file__).parent / name).write_text(text)
+
+
+if __name__ == "__main__":
+    app.run(main)

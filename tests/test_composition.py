@@ -1,0 +1,116 @@
+"""Any two of the methods, and all of them, in one run."""
+
+import json
+
+import pytest
+from small_runs import rows_without_clock, run, small_config
+from test_loop import interrupted
+
+from bert_fast import BadInput, inference
+from bert_fast.train import loop
+from bert_fast.train.log import read_rows
+
+MSLT = {"stacking.variant": "mslt"}
+# methods, their arguments, and how many programs a run of 40 steps may compile: at most two a span that is
+# sampled (systematic counts differ by at most one), times the stages, and what the ramp of theta passes through.
+RUNS = {
+    "stacking,early_bert": ({}, 4),
+    "stacking,token_drop": ({}, 3),
+    "stacking,layer_drop": ({}, 12),
+    "early_bert,token_drop": ({}, 2),
+    "early_bert,layer_drop": ({}, 10),
+    "token_drop,layer_drop": ({}, 16),
+    "mslt,token_drop": (MSLT, 5),
+    "stacking,early_bert,token_drop,layer_drop": ({}, 30),
+    "mslt,early_bert,token_drop,layer_drop": (MSLT, 40),
+}
+
+
+def config_of(data_dir, name: str, **changes) -> dict:
+    arguments = {key.replace(".", "__"): value for key, value in RUNS.get(name, ({}, 0))[0].items()}
+    return small_config(
+        data_dir,
+        "size=tiny,debug,norm=pre,objective=mlm",
+        methods=name.replace("mslt", "stacking"),
+        steps=40,
+        phases="16:1",
+        model__depth=4,
+        log_every=10,
+        eval__every=0,
+        checkpoint__every=0,
+        **arguments,
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(small_shards, tmp_path_factory):
+    """Every run of the table, once: its folder, its summary and how many train programs it compiled."""
+    done = {}
+
+    def of(name):
+        if name not in done:
+            workdir = tmp_path_factory.mktemp("run")
+            compiled = []
+            lower = loop.Programs.lower
+
+            def counting(self, program, *arguments):
+                compiled.append(program)
+                return lower(self, program, *arguments)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(loop.Programs, "lower", counting)
+                summary = run(config_of(small_shards, name), workdir)
+            assert len(compiled) == len(set(compiled)), "a program was compiled twice"
+            done[name] = workdir, summary, len(compiled)
+        return done[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_combination_trains_ends_full_grown_and_costs_less_than_dense(finished, name):
+    workdir, summary, _ = finished(name)
+    assert summary["flops"] < summary["flops_dense"]
+    rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "train"]
+    assert rows[-1]["mlm_loss"] < rows[0]["mlm_loss"]
+    trained = inference.load(workdir)
+    assert trained.program.model.depth == 4
+    result = inference.evaluate(str(workdir))
+    assert result["mlm_loss"] == pytest.approx(summary["valid"]["mlm_loss"], abs=1e-5)
+    for method in name.replace("mslt", "stacking").split(","):
+        assert any(key.startswith(f"{method}/") for row in rows for key in row), f"nothing of {method} is logged"
+    if "early_bert" in name:
+        assert sum(trained.program.model.hidden_L) < 4 * 64
+        assert max(trained.program.model.heads_L) == 1
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_combination_compiles_a_bounded_number_of_programs(finished, name):
+    assert finished(name)[2] <= RUNS[name][1]
+
+
+@pytest.mark.parametrize("at_step", [5, 14, 33])
+def test_all_four_resume_exactly(finished, small_shards, tmp_path, monkeypatch, at_step):
+    name = "stacking,early_bert,token_drop,layer_drop"
+    interrupted(config_of(small_shards, name), tmp_path, at_step, monkeypatch)
+    run(config_of(small_shards, name), tmp_path)
+    assert rows_without_clock(tmp_path) == rows_without_clock(finished(name)[0])
+    stages = [json.loads((folder / "stages.json").read_text()) for folder in (tmp_path, finished(name)[0])]
+    assert stages[0] == stages[1]
+
+
+ORDERS = [
+    ("token_drop,stacking", "stacking"),
+    ("early_bert,stacking", "stacking"),
+    ("stacking,stacking", "stacking"),
+    ("early_bert,early_bert", "early_bert"),
+    ("token_drop,token_drop", "token_drop"),
+]
+
+
+@pytest.mark.parametrize(("names", "told"), ORDERS)
+def test_combination_without_meaning_is_refused_with_the_reason(small_shards, tmp_path, names, told):
+    with pytest.raises(BadInput, match=told):
+        run(config_of(small_shards, names), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
