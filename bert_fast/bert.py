@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bert_fast.layers import Block, Config, Embed, MlmHead, NextHead, apply, keys_of, layer_norm
+from bert_fast.layers import Block, Config, Embed, MlmHead, NextHead, apply, keys_of, layer_norm, residual
 from bert_fast.plan import Plan, Route, frozen_depth
 
 Params = Mapping[str, Any]
@@ -127,7 +127,7 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
         for (layer, index, scale), (heads, hidden) in zip(layers, shapes, strict=False):
 
             def update(x_BQD, layer, scale, layer_key, shape=(heads, hidden), span=span, idle_BXD=idle_BXD):
-                y_BKD = x_BQD
+                y_BKD = x_BQD = residual(x_BQD) if config.norm == "pre" else x_BQD
                 if span.rows != span.keys:
                     y_BKD = x_BQD if idle_BXD is None else jnp.concatenate([x_BQD, idle_BXD], axis=1)
                     y_BKD = y_BKD[:, : span.keys]

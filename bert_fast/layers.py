@@ -79,6 +79,28 @@ class Config:
         return self.hidden if isinstance(self.hidden, tuple) else (self.hidden,) * self.depth
 
 
+@jax.custom_vjp
+def residual(x):
+    """x itself, of which the gradient is written to memory once.
+
+    In a pre-LN model the gradient of the residual stream is a sum over all branches above, and XLA for CPU (jax
+    0.10.2) computes that sum anew in each of its uses: of 12 layers at BERT-base widths a third of a step's time, of
+    slim ones half, growing with the square of the depth. It fuses nothing across a conditional; an
+    optimization_barrier is gone by then. The same for x itself takes longer than it saves.
+    """
+    return x
+
+
+def _residual_backward(_, dx):
+    def alone(dx):
+        return jax.lax.cond(jax.lax.optimization_barrier(np.bool_(True)), lambda dx: dx, jnp.negative, dx)
+
+    return (jax.lax.platform_dependent(dx, cpu=alone, default=lambda dx: dx),)
+
+
+residual.defvjp(lambda x: (x, None), _residual_backward)
+
+
 def dropout(x, rate: float, key):
     """x with a share of `rate` of its entries zeroed and the others scaled up; unchanged where key is None.
 
@@ -194,7 +216,7 @@ class Block(nn.Module):
         if pre:
             normed_BKD = attention_norm(y_BKD)
             normed_BQD = normed_BKD if y_BKD is x_BQD else attention_norm(x_BQD)
-            x_BQD = add(x_BQD, attention(normed_BQD, normed_BKD), attention_key)
+            x_BQD = residual(add(x_BQD, attention(normed_BQD, normed_BKD), attention_key))
             return add(x_BQD, mlp(mlp_norm(x_BQD)), mlp_key)
         x_BQD = attention_norm(add(x_BQD, attention(x_BQD, y_BKD), attention_key))
         return mlp_norm(add(x_BQD, mlp(x_BQD), mlp_key))

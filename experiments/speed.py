@@ -1,6 +1,6 @@
 """How much of what a method promises is real: step time against FLOPs, at BERT-base widths.
 
-    python -m experiments.speed [--seq=128,512] [--rounds=12] [--dtype=bfloat16 --batch=64]
+    python -m experiments.speed [--seq=128,512] [--rounds=10] [--dtype=bfloat16 --batch=64]
 
 Every program takes turns, in one process, with a step of dense training of the same norm layout, batch, dropout and
 type, and with one large matrix product. Realised fraction = (1 - t / t_dense) / (1 - F / F_dense), a pair a round.
@@ -28,7 +28,7 @@ from bert_fast.train.sharding import make_mesh
 from experiments.timing import alternate, draws, peak, spread, stepper
 
 SEQ = flags.DEFINE_list("seq", ["128", "512"], "Tokens of a row.")
-ROUNDS = flags.DEFINE_integer("rounds", 12, "Rounds; each runs every program of a group once.")
+ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each runs every program once.")
 DEPTH = flags.DEFINE_integer("depth", 12, "Layers.")
 BATCH = flags.DEFINE_integer("batch", 0, "Examples at 128 tokens, a quarter at 512 (0: 8 on a CPU, 128 on a GPU).")
 DTYPE = flags.DEFINE_string("dtype", "", "Of activations (default: float32 on a CPU, bfloat16 on a GPU).")
@@ -36,8 +36,7 @@ ONLY = flags.DEFINE_string("only", "", "Only the groups whose name contains this
 
 STEPS = 100_000
 MSLT = {"variant": "mslt"}
-# A group is measured together: the method with its arguments, and those of its stages that are measured (None: all) at
-# each length, fewer at 512, where a step takes twice as long for the same tokens.
+# Methods with their arguments, and which of their stages are measured (None: all) at 128 and at 512 tokens.
 GROUPS = {
     "layer dropping": ([("layer_drop", {"sampling": "systematic"})], None, None),
     "token dropping": ([("token_drop", {})], None, None),
@@ -46,7 +45,8 @@ GROUPS = {
     "MSLT": ([("stacking", MSLT)], [1, 2, 3], [3]),
     "token + layer dropping": ([("token_drop", {}), ("layer_drop", {})], None, None),
     "EarlyBERT + token dropping": ([("early_bert", {}), ("token_drop", {})], [1], []),
-    "MSLT + token dropping": ([("stacking", MSLT), ("token_drop", {})], [1, 2, 3, 4], []),
+    "stacking + token dropping": ([("stacking", {}), ("token_drop", {})], [0, 1], []),
+    "MSLT + token dropping": ([("stacking", MSLT), ("token_drop", {})], [1, 2, 3], []),
 }
 PAPERS = {
     "layer dropping": "24 % of a sample's time",
@@ -87,33 +87,34 @@ def stages_of(wanted: list, dense: Stage):
     return method, timeline
 
 
-def measure(name: str, group, dense: Stage, optimizer, mesh) -> list[dict]:
+def measure(dense: Stage, optimizer, mesh) -> list[dict]:
     """One row a stage: shares of FLOPs and of time, realised fractions and utilisations, a value a round."""
-    wanted, short, long = group
-    method, timeline = stages_of(wanted, dense)
-    chosen = (short if dense.program.seq_len < 512 else long) if short is not None else range(len(timeline))
-    if not chosen:
-        return []
+    long = dense.program.seq_len >= 512
     product, product_flops = peak(dense.program.model.dtype, 3072 if jax.default_backend() == "cpu" else 16384)
     plain = stepper(methods.make([]), dense, True, optimizer, mesh)
-    runs, stages = {"dense": plain.add(dense.program), "product": product}, {}
-    dense_flops = step_flops(dense.program).executed
-    for index in chosen:
-        stage = timeline[index]
-        steps = stepper(method, stage, index == 0, optimizer, mesh)
-        drawn = draws(method, stage, Clock(9 * STEPS // 10, STEPS), 3)
-        stages[index] = drawn
-        for number, draw in enumerate(drawn):
-            runs[f"{index}/{number}"] = steps.add(draw.program, draw.route)
-    seconds = {key: np.array(values) for key, values in alternate(runs, ROUNDS.value).items()}
-    rows = []
-    for index, drawn in stages.items():
-        time = sum(draw.share * seconds[f"{index}/{number}"] for number, draw in enumerate(drawn))
+    runs, found = {"dense": plain.add(dense.program), "product": product}, []
+    for name, (wanted, *chosen) in GROUPS.items():
+        if ONLY.value not in name:
+            continue
+        method, timeline = stages_of(wanted, dense)
+        for index in range(len(timeline)) if chosen[long] is None else chosen[long]:
+            stage = timeline[index]
+            steps = stepper(method, stage, index == 0, optimizer, mesh)
+            drawn = draws(method, stage, Clock(9 * STEPS // 10, STEPS), 3)
+            label = name + (f", stage {stage.name}" if len(timeline) > 1 else "")
+            for number, draw in enumerate(drawn):
+                runs[f"{label}/{number}"] = steps.add(draw.program, draw.route)
+            found.append((name, label, drawn))
+            print(f"compiled: {label} at {dense.program.seq_len} tokens", flush=True)
+    seconds = {key: np.array(values) for key, values in alternate(runs, ROUNDS.value, warm=1).items()}
+    dense_flops, rows = step_flops(dense.program).executed, []
+    for name, label, drawn in found:
+        time = sum(draw.share * seconds[f"{label}/{number}"] for number, draw in enumerate(drawn))
         flops = sum(draw.share * step_flops(draw.program).executed for draw in drawn)
         time_share, flops_share = time / seconds["dense"], flops / dense_flops
         rows.append(
             {
-                "name": name + (f", stage {timeline[index].name}" if len(timeline) > 1 else ""),
+                "name": label,
                 "group": name,
                 "seq": dense.program.seq_len,
                 "flops": flops_share,
@@ -122,8 +123,6 @@ def measure(name: str, group, dense: Stage, optimizer, mesh) -> list[dict]:
                 "utilisation": (flops / time) / (product_flops / seconds["product"]),
                 "dense utilisation": (dense_flops / seconds["dense"]) / (product_flops / seconds["product"]),
                 "dense seconds": seconds["dense"],
-                "steps": timeline[index].steps,
-                "programs": len(drawn),
             }
         )
         print(line(rows[-1]), flush=True)
@@ -171,10 +170,8 @@ def main(_):
     rows, totals = [], []
     for seq_len in map(int, SEQ.value):
         dense = dense_stage(seq_len)
-        for name, group in GROUPS.items():
-            if ONLY.value in name:
-                rows += measure(name, group, dense, optimizer, mesh)
-                gc.collect()
+        rows += measure(dense, optimizer, mesh)
+        gc.collect()
         if seq_len == 128 and not ONLY.value:
             totals = whole_runs(rows, dense)
     if ONLY.value:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -171,3 +172,16 @@ def test_randomness_is_a_function_of_seed_and_step(params):
     loss = lambda state: float(step(state, batch_of(), Route(), 0.0)[1]["loss"])  # noqa: E731
     assert loss(state) == loss(state)
     assert loss(state) != loss(state._replace(step=state.step + 1))
+
+
+def test_gradient_of_the_residual_stream_is_summed_once():
+    # Else its sum over the layers above is computed anew in each of its uses, and a step's time grows with the square
+    # of the depth.
+    def sums(depth):
+        model = dataclasses.replace(CONFIG, norm="pre", depth=depth)
+        program = dataclasses.replace(PROGRAM, model=model, plan=whole(depth))
+        step, state = step_and_state(program, bert.init(model, jax.random.key(0)))
+        text = jax.jit(step).lower(state, batch_of(), Route(), 0.1).compile().as_text()
+        return len(re.findall(r" = f32\[4,8,\d+\]\S* add\(", text))
+
+    assert sums(9) - sums(6) == sums(6) - sums(3) > 0
