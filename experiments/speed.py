@@ -142,25 +142,22 @@ def line(row: dict) -> str:
 
 
 def whole_runs(rows: list[dict], dense: Stage) -> list[str]:
-    """What a run of all stages saves, from the stages' shares; stages that are dense count as 1."""
-    lines = []
-    for name, (wanted, _, _) in GROUPS.items():
+    """What a run of all stages saves, from the stages' shares of its steps.
+
+    A stage has the time of the row of its own name, or of one whose program has as many FLOPs: it is the same.
+    """
+    lines, full = [], step_flops(dense.program).executed
+    rows = [row for row in rows if row["seq"] == dense.program.seq_len]
+    for name, (wanted, *_) in GROUPS.items():
         _, timeline = stages_of(wanted, dense)
-        measured = {row["name"]: row for row in rows if row["seq"] == dense.program.seq_len}
-        flops = time = steps = 0.0
+        flops = time = 0.0
         for stage in timeline:
-            row = measured.get(f"{name}, stage {stage.name}", measured.get(name))
-            if row is None and step_flops(stage.program).executed < 0.97 * step_flops(dense.program).executed:
-                row = next((row for key, row in measured.items() if key.endswith(f"stage {stage.name}")), None)
-                if row is None:
-                    break
-            flops += stage.steps * (row["flops"] if row else 1.0)
-            time += stage.steps * (statistics.median(row["time"]) if row else 1.0)
-            steps += stage.steps
-        else:
-            lines.append(
-                f"| {name} | {flops / STEPS:.2f} | {time / STEPS:.2f} | {1 - time / STEPS:.0%} | {PAPERS.get(name, '')} |"
-            )
+            share = step_flops(stage.program).executed / full
+            found = [row for row in rows if row["name"] in (name, f"{name}, stage {stage.name}")]
+            found += [row for row in rows if abs(row["flops"] - share) < 5e-4]
+            flops += stage.steps / STEPS * (found[0]["flops"] if found else share)
+            time += stage.steps / STEPS * (statistics.median(found[0]["time"]) if found else share)
+        lines.append(f"| {name} | {flops:.2f} | {time:.2f} | {1 - time:.0%} | {PAPERS.get(name, '')} |")
     return lines
 
 
