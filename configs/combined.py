@@ -4,10 +4,9 @@
 
 Arguments: size=tiny|mini|small|medium|base|large, seq=LENGTH (one phase at this length instead of two),
 objective=mlm|mlm_packed|mlm+nsp, debug (shrinks everything to seconds).
-No paper trains so. Of the time of dense training it takes 0.65 (experiments/speed.md); what it does to the held-out loss
-has not been measured yet. The recipe is BERT's, pre-LN, with the learning rate that falls in stacking's segments; another
-combination is one flag away, as
---config.methods=stacking,early_bert,token_drop,layer_drop.
+No paper trains so. Of the time of dense training it takes 0.65 (experiments/speed.md); what it does to the held-out
+loss has not been measured yet. The recipe is BERT's, pre-LN, with the learning rate that falls in stacking's
+segments; another combination is one flag away, as --config.methods=stacking,early_bert,token_drop,layer_drop.
 """
 
 from configs import bert, common
