@@ -119,7 +119,7 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
         x_BSD = jax.lax.stop_gradient(x_BSD)
     segments_BS = batch["segments"]
     for span, layers in zip(plan, running(params, frozen, plan, route), strict=True):
-        shapes = list(zip(config.heads_L, config.hidden_L, strict=True))[span.start : span.stop]
+        shapes = config.widths_L[span.start : span.stop]
         if len(layers) < len(shapes) and len(set(shapes)) > 1:
             raise ValueError(f"layers of {span} differ in width, so which of them run cannot be traced: use cond")
         x_BQD, idle_BXD = (x_BSD, None) if span.rows is None else jnp.split(x_BSD, [span.rows], axis=1)

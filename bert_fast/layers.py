@@ -6,7 +6,7 @@ network, V rows of the embedding table, T token types.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -77,6 +77,16 @@ class Config:
     @property
     def hidden_L(self) -> tuple[int, ...]:
         return self.hidden if isinstance(self.hidden, tuple) else (self.hidden,) * self.depth
+
+    @property
+    def widths_L(self) -> list[tuple[int, int]]:
+        """Heads and neurons of each layer."""
+        return list(zip(self.heads_L, self.hidden_L, strict=True))
+
+    def with_widths(self, heads_L: Sequence[int], hidden_L: Sequence[int]) -> "Config":
+        """The model with so many heads and neurons a layer: one number where layers agree."""
+        heads, hidden = (n_L[0] if len(set(n_L)) == 1 else tuple(n_L) for n_L in (heads_L, hidden_L))
+        return dataclasses.replace(self, heads=heads, hidden=hidden)
 
 
 @jax.custom_vjp

@@ -94,9 +94,9 @@ def draws(method: Method, stage: Stage, clock: Clock, most: int) -> list[Draw]:
     """The most frequent packed plans of a stage around a step; their shares sum to 1, however many are left out."""
     found: dict[Program, list] = {}
     program = stage.program
-    widths_L = list(zip(program.model.heads_L, program.model.hidden_L, strict=True))
     for step in range(200):
-        plan, route = pack(program.plan, method.draw(stage, clock, np.random.default_rng(step)), widths_L)
+        scale_ML = method.draw(stage, clock, np.random.default_rng(step))
+        plan, route = pack(program.plan, scale_ML, program.model.widths_L)
         found.setdefault(dataclasses.replace(program, plan=plan), []).append(route)
     frequent = sorted(found.items(), key=lambda item: -len(item[1]))[:most]
     total = sum(len(routes) for _, routes in frequent)

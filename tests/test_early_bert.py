@@ -225,7 +225,7 @@ def test_keep_is_the_rule_of_the_released_code(kind, together):
             "neighbours": lambda: 1 - rng.integers(0, 12, (depth, count)) * 2.0**-24,  # noqa: B023
         }[kind]().astype(np.float32)
         ratio = [0.4, 1 / 3, 0.333333, 0.5, 0.9, 0.05][trial % 6]
-        units = make_units([count] * depth, ratio, together, 2)
+        units = make_units([count] * depth, ratio, together)
         expected = quantile_rule(c_LU, ratio, together)
         np.testing.assert_array_equal(keep(c_LU, units), expected)
 
@@ -234,7 +234,7 @@ def test_keep_is_the_rule_of_the_released_code(kind, together):
 def test_units_that_are_not_there_have_no_say(together):
     c_LU = np.random.default_rng(0).normal(0, 1, (3, 9)).astype(np.float32)
     counts_L = (9, 4, 6)
-    kept = keep(c_LU, make_units(counts_L, 0.4, together, 2))
+    kept = keep(c_LU, make_units(counts_L, 0.4, together))
     real = [c_U[:count] for c_U, count in zip(c_LU, counts_L, strict=True)]
     threshold = np.quantile(np.concatenate(real).astype(float), 0.4)
     for layer, c_U in enumerate(real):
@@ -244,39 +244,44 @@ def test_units_that_are_not_there_have_no_say(together):
 
 
 def test_distance_is_a_share_of_the_units_that_are_there():
-    units = make_units((9, 4, 6), 0.4, True, 3)
+    units = make_units((9, 4, 6), 0.4, True)
     kept_WLU = np.zeros((3, 3, 9), bool)
     kept_WLU[0, 0, 3] = kept_WLU[0, 1, 2] = kept_WLU[2, 1, 2] = True
-    assert distances(units._replace(kept_WLU=kept_WLU), 3).tolist() == [2 / 19, 1 / 19]
-    assert distances(units._replace(kept_WLU=kept_WLU), 2).tolist() == [2 / 19]
+    assert distances(kept_WLU, units).tolist() == [2 / 19, 1 / 19]
+    assert distances(kept_WLU[:2], units).tolist() == [2 / 19]
+
+
+def first_mask(method, config, c_LH, c_LF):
+    """The row of the log after one mask of these coefficients."""
+    stage = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, model=config))
+    params, state = method.init({"layers": {}}, config)
+    return method.report(method.observe(scaled(params, c_LH, c_LF), state, stage), stage, None, ())
 
 
 def test_four_of_twelve_heads_fall_in_every_layer_and_two_fifths_of_all_neurons():
     rng = np.random.default_rng(0)
     c_LH, c_LF = rng.random((12, 12)).astype(np.float32), rng.random((12, 3072)).astype(np.float32)
-    state = make().init(
-        {"layers": {}}, bert.Config(vocab_size=128)
-    )[1]  # fmt: skip
-    assert keep(c_LH, state.heads).sum(1).tolist() == [8] * 12
-    counts_L = keep(c_LF, state.neurons).sum(1)
+    base = bert.Config(vocab_size=128)
+    report = first_mask(make(), base, c_LH, c_LF)
+    assert report["heads"] == [8] * 12
+    counts_L = np.array(report["neurons"])
     assert counts_L.sum() == 36_864 - 14_746  # the quantile is at 14,745.2 from the lowest, counted from 0
     assert counts_L.sum() == pytest.approx(0.6 * 36_864, abs=1)
     assert len(set(counts_L)) > 1
-    layerwise = make(neurons="layer").init({"layers": {}}, bert.Config(vocab_size=128))[1]
-    assert keep(c_LF, layerwise.neurons).sum(1).tolist() == [3072 - 1229] * 12
+    assert first_mask(make(neurons="layer"), base, c_LH, c_LF)["neurons"] == [3072 - 1229] * 12
 
 
 @pytest.mark.parametrize(("heads", "fall"), [(2, 1), (4, 1), (8, 3), (12, 4), (16, 5)])
 def test_a_third_of_the_heads_of_every_published_size(heads, fall):
     c_LH = np.random.default_rng(0).random((2, heads)).astype(np.float32)
-    state = make().init({"layers": {}}, dataclasses.replace(CONFIG, depth=2, heads=heads))[1]
-    assert keep(c_LH, state.heads).sum(1).tolist() == [heads - fall] * 2
+    report = first_mask(make(), dataclasses.replace(CONFIG, depth=2, heads=heads), c_LH, np.ones((2, 20), np.float32))
+    assert report["heads"] == [heads - fall] * 2
 
 
 def test_ratio_of_zero_prunes_none():
     c_LU = np.ones((2, 3), np.float32)
-    assert keep(c_LU, make_units([3, 3], 0.0, False, 2)).all()
-    assert keep(c_LU, make_units([3, 3], 0.0, True, 2)).all()
+    assert keep(c_LU, make_units([3, 3], 0.0, False)).all()
+    assert keep(c_LU, make_units([3, 3], 0.0, True)).all()
     _, _, _, model = ticket_of(head_ratio=0.0)
     assert model.heads == 4
     assert model.hidden != 20
@@ -286,8 +291,8 @@ def test_ratio_of_zero_prunes_none():
 def test_slim_model_equals_the_one_with_coefficients_of_zero_and_one(config):
     method, params, slim, model = ticket_of(config)
     c_LH, c_LF = (np.asarray(params["layers"][name]) for name in ("head_scale", "neuron_scale"))
-    state = method.init(random_params(config), config)[1]
-    masked, _ = method.weights(scaled(params, keep(c_LH, state.heads), keep(c_LF, state.neurons)))
+    heads, neurons = make_units(config.heads_L, 0.333333, False), make_units(config.hidden_L, 0.4, True)
+    masked, _ = method.weights(scaled(params, keep(c_LH, heads), keep(c_LF, neurons)))
     assert len(set(model.hidden_L)) > 1
     assert sum(model.heads_L) < sum(config.heads_L)
     shapes = jax.eval_shape(lambda: bert.init(model, jax.random.key(0)))
@@ -328,7 +333,7 @@ def test_what_is_padded_is_zero():
 def test_align_rounds_each_layer_and_keeps_its_largest():
     rng = np.random.default_rng(0)
     c_LU = rng.random((4, 40)).astype(np.float32) + np.array([[0.0], [0.4], [0.1], [0.9]], np.float32)
-    units = make_units([40] * 4, 0.4, True, 2)
+    units = make_units([40] * 4, 0.4, True)
     plain_L = keep(c_LU, units).sum(1)
     for align in (8, 16, 32):
         kept_L = draw_ticket(c_LU, units, "neuron", align)
@@ -351,7 +356,7 @@ def test_random_ticket_has_the_shapes_of_the_drawn_one_and_other_units():
 
 
 def test_random_ticket_chooses_every_unit_equally_often():
-    units = make_units([10, 6], 0.4, True, 2)
+    units = make_units([10, 6], 0.4, True)
     c_LU = np.arange(20, dtype=np.float32).reshape(2, 10)
     chosen = np.zeros((2, 10))
     rng = np.random.default_rng(0)
@@ -374,7 +379,7 @@ def test_random_ticket_chooses_every_unit_equally_often():
 def test_ticket_that_empties_a_layer_is_refused(name, counts_L, ratio, together, c_LU, told):
     for align in (1, 128):
         with pytest.raises(BadInput, match=told):
-            draw_ticket(np.float32(c_LU), make_units(counts_L, ratio, together, 2), name, align)
+            draw_ticket(np.float32(c_LU), make_units(counts_L, ratio, together), name, align)
 
 
 def test_nothing_is_drawn_at_step_0():
@@ -531,10 +536,9 @@ def test_slim_layer_of_base_saves_what_its_shapes_say(seq_len, saved):
 def test_ticket_of_base_is_smaller_in_flops_and_in_memory():
     base = bert.Config(vocab_size=30_522)
     rng = np.random.default_rng(0)
-    state = make().init({"layers": {}}, base)[1]
     c_LH, c_LF = rng.random((12, 12)), rng.random((12, 3072)) + np.linspace(0, 0.2, 12)[:, None]
-    heads_L = draw_ticket(c_LH.astype(np.float32), state.heads, "head", 1)
-    neurons_L = draw_ticket(c_LF.astype(np.float32), state.neurons, "neuron", 1)
+    heads_L = draw_ticket(c_LH.astype(np.float32), make_units([12] * 12, 0.333333, False), "head", 1)
+    neurons_L = draw_ticket(c_LF.astype(np.float32), make_units([3072] * 12, 0.4, True), "neuron", 1)
     stage = dataclasses.replace(FIRST, program=Program(base, whole(12), 256, 1, 128, 20, "mlm"))
     slim = early_bert.with_widths(stage, [len(kept) for kept in heads_L], [len(kept) for kept in neurons_L])
     model = slim.program.model

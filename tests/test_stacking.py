@@ -206,11 +206,10 @@ def test_head_at_base_size_takes_some_of_the_saving():
 # Copies
 
 
-def entered(method, params, before, after, key=None, state=None):
+def entered(method, params, before, after, key=None):
     """(new parameters, new stage, moments' surgery) as the loop gets them between two stages."""
     key = jax.random.key(1) if key is None else key
-    state = {"stage": jnp.zeros((), jnp.int32)} if state is None else state
-    surgery, state, new = method.enter(params, state, before, after, None, key)
+    surgery, _, new = method.enter(params, (), before, after, None, key)
     return surgery.params(params), new, surgery.moments
 
 
@@ -328,18 +327,16 @@ def test_fresh_optimizer_only_where_the_model_grows_or_more_of_it_learns():
         "1-layers/16-tokens", "1-layers/8-tokens", "3-layers/8-tokens", "joint/8-tokens", "joint/16-tokens",
     ]  # fmt: skip
     params = {1: random_params(of_depth(1)), 3: random_params(TINY)}
-    fresh, counts = [], []
+    fresh = []
     for before, after in itertools.pairwise(stages):
-        tree, state = params[before.program.model.depth], {"stage": jnp.asarray(5)}
-        surgery, state, new = method.enter(tree, state, before, after, None, jax.random.key(0))
+        tree = params[before.program.model.depth]
+        surgery, _, new = method.enter(tree, (), before, after, None, jax.random.key(0))
         fresh.append(surgery.moments is None)
-        counts.append(int(state["stage"]))
         assert new == after
         if not fresh[-1]:
             assert surgery.params(tree) is tree
             assert surgery.moments(tree) is tree
     assert fresh == [False, True, True, False]
-    assert counts == [5, 6, 6, 5]
 
 
 def test_boundary_at_which_another_method_slims_is_left_alone():
@@ -493,14 +490,13 @@ def test_untied_table_starts_from_the_embeddings_and_is_given_up_in_the_joint_st
         mu = next(node.mu for node in state.opt_state if hasattr(node, "mu"))
         assert mu["embed"]["word"].max() == 0
         assert mu["mlm"]["dense"]["kernel"].max() == (carry == "carry")
-        assert int(state.method["stage"]) == 2
 
 
-def test_report_says_stage_and_depth():
+def test_report_says_depth_and_what_learns():
     method = stacking.make("mslt", depths="1,3")
     _, stage, _ = method.stages(plain())
-    report = method.report({"stage": jnp.asarray(1)}, stage, Clock(0, 1), ())
-    assert report == {"stage": 1, "depth": 3, "learning_layers": 2}
+    report = method.report((), stage, Clock(0, 1), ())
+    assert report == {"depth": 3, "learning_layers": 2}
 
 
 # Bad input

@@ -49,13 +49,13 @@ def lowest(params):
     return jax.tree.map(lambda leaf: leaf[0], params["layers"])
 
 
-def test_rows_say_stage_and_depth(mslt):
+def test_rows_say_depth_and_what_learns(mslt):
     _, workdir, summary = mslt
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "train"]
-    seen = [tuple(row[f"stacking/{key}"] for key in ("stage", "depth", "learning_layers")) for row in rows]
+    seen = [tuple(row[f"stacking/{key}"] for key in ("depth", "learning_layers")) for row in rows]
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 24, 25, 30]
     assert [row["stage"] for row in rows] == ["1-layers"] * 3 + ["2-layers"] * 2 + ["joint"] * 2
-    assert seen == [(0, 1, 1)] * 3 + [(1, 2, 1)] * 2 + [(2, 2, 2)] * 2
+    assert seen == [(1, 1)] * 3 + [(2, 1)] * 2 + [(2, 2)] * 2
     assert summary["flops"] < 0.75 * summary["flops_dense"]
     # The rate climbs again over 3 steps: that after the 24th is the first of the joint stage.
     rates = [1e-2 * (1 - (row["step"] - 1) / 30) for row in rows]

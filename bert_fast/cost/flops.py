@@ -74,7 +74,7 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
     embeds = learns("embed/word", "embed/position", "embed/type") or (config.embed_norm and norm("embed/norm"))
     tangent = embeds and frozen_depth(program.plan) == 0  # whether the vectors so far depend on what learns
     for span in program.plan:
-        shapes = list(zip(config.heads_L, config.hidden_L, strict=True))[span.start : span.stop]
+        shapes = config.widths_L[span.start : span.stop]
         for offset, (heads, hidden) in enumerate(shapes[: span.run]):
             share = 1.0 if on_L is None or not span.cond else on_L[span.start + offset]
             queries = program.batch_size * (program.seq_len if span.rows is None else span.rows)

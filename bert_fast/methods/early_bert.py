@@ -40,29 +40,33 @@ OF_NEURONS = (("mlp_output", "kernel", 0), ("mlp_hidden", "kernel", 1), ("mlp_hi
 
 
 class Units(NamedTuple):
-    """The heads, or the neurons: which of them the last masks keep, and how much L1 cost at the last one."""
+    """The heads, or the neurons, of a model that is to be pruned."""
 
-    real_LU: Any  # False where a layer is narrower than the widest
-    pruned_G: Any  # how many of a group fall where no two are equal
-    kept_WLU: Any  # newest first
+    real_LU: np.ndarray  # False where a layer is narrower than the widest
+    pruned_G: np.ndarray  # how many of a group fall where no two are equal
+
+
+class Masks(NamedTuple):
+    """Which of the units the last masks keep, the newest first, and how much L1 cost at the newest."""
+
+    kept_WLU: Any
     penalty: Any
 
 
 class State(NamedTuple):
-    """The search so far; `masks` were taken of each, 0 again once the ticket is drawn."""
+    """The search so far; `count` masks were taken of each, 0 again once the ticket is drawn."""
 
-    masks: Any
-    heads: Units
-    neurons: Units
+    count: Any
+    heads: Masks
+    neurons: Masks
 
 
-def make_units(counts_L: Sequence[int], ratio: float, together: bool, window: int) -> Units:
-    """So many a layer, and no mask yet; `together` they share one threshold."""
+def make_units(counts_L: Sequence[int], ratio: float, together: bool) -> Units:
+    """So many a layer; `together` they share one threshold."""
     real_LU = np.arange(max(counts_L)) < np.array(counts_L)[:, None]
     sizes_G = np.array([sum(counts_L)] if together else counts_L)
     pruned_G = np.floor(ratio * (sizes_G - 1)) + (ratio > 0)  # see keep
-    kept_WLU = np.zeros((window, *real_LU.shape), bool)
-    return Units(real_LU, pruned_G.astype(np.int32), kept_WLU, np.zeros((), np.float32))
+    return Units(real_LU, pruned_G.astype(np.int32))
 
 
 def keep(c_LU: np.ndarray, units: Units) -> np.ndarray:
@@ -78,15 +82,14 @@ def keep(c_LU: np.ndarray, units: Units) -> np.ndarray:
     return units.real_LU & (values_GN > threshold_G1).reshape(c_LU.shape)
 
 
-def with_mask(units: Units, c_LU: np.ndarray, factor: float) -> Units:
-    """The units with one mask more, the oldest forgotten."""
-    kept_WLU = np.concatenate([keep(c_LU, units)[None], units.kept_WLU[:-1]])
-    return units._replace(kept_WLU=kept_WLU, penalty=np.float32(factor * np.abs(c_LU).sum()))
+def with_mask(masks: Masks, c_LU: np.ndarray, units: Units, factor: float) -> Masks:
+    """One mask more, the oldest forgotten."""
+    kept_WLU = np.concatenate([keep(c_LU, units)[None], masks.kept_WLU[:-1]])
+    return Masks(kept_WLU, np.float32(factor * np.abs(c_LU).sum()))
 
 
-def distances(units: Units, masks: int) -> np.ndarray:
-    """The share of units in which each older one of so many masks differs from the newest, the next older first."""
-    kept_WLU = units.kept_WLU[:masks]
+def distances(kept_WLU: np.ndarray, units: Units) -> np.ndarray:
+    """The share of units in which each older mask differs from the newest, the next older first."""
     return (kept_WLU[1:] != kept_WLU[0]).sum((1, 2)) / units.real_LU.sum()
 
 
@@ -130,9 +133,8 @@ def slim(params: Params, heads_L: Sequence[np.ndarray], neurons_L: Sequence[np.n
 
 
 def with_widths(stage: Stage, heads_L: Sequence[int], hidden_L: Sequence[int]) -> Stage:
-    """The stage with a model of so many heads and neurons a layer: one number where layers agree."""
-    heads, hidden = (n_L[0] if len(set(n_L)) == 1 else tuple(n_L) for n_L in (heads_L, hidden_L))
-    model = dataclasses.replace(stage.program.model, heads=heads, hidden=hidden)
+    """The stage with a model of so many heads and neurons a layer."""
+    model = stage.program.model.with_widths(heads_L, hidden_L)
     return dataclasses.replace(stage, program=dataclasses.replace(stage.program, model=model))
 
 
@@ -195,6 +197,11 @@ def make(
         if not good:
             raise BadInput(f"--config.early_bert.{name}={value}: expected {expected}")
 
+    def units_of(config):
+        """The heads and the neurons of a model."""
+        together = neurons == "global"
+        return make_units(config.heads_L, head_ratio, False), make_units(config.hidden_L, neuron_ratio, together)
+
     def init(params, config):
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             if leaf.dtype != jnp.float32:
@@ -202,12 +209,11 @@ def make(
                     f"{jax.tree_util.keystr(path)} is {leaf.dtype}, early_bert needs float32: coefficients differ by "
                     "less than other types can hold. Convert the checkpoint of --config.init"
                 )
-        heads = make_units(config.heads_L, head_ratio, False, window)
-        of_neurons = make_units(config.hidden_L, neuron_ratio, neurons == "global", window)
+        real = [units.real_LU for units in units_of(config)]
         # 0 where there is no unit: it costs nothing and never moves.
-        ones = (jnp.asarray(units.real_LU, jnp.float32) for units in (heads, of_neurons))
-        layers = {**params["layers"], **dict(zip(NAMES, ones, strict=True))}
-        return {**params, "layers": layers}, State(np.zeros((), np.int32), heads, of_neurons)
+        ones = {name: jnp.asarray(real_LU, jnp.float32) for name, real_LU in zip(NAMES, real, strict=True)}
+        masks = (Masks(np.zeros((window, *real_LU.shape), bool), np.zeros((), np.float32)) for real_LU in real)
+        return {**params, "layers": {**params["layers"], **ones}}, State(np.zeros((), np.int32), *masks)
 
     def stages(stages):
         first, total = stages[0], sum(stage.steps for stage in stages)
@@ -254,14 +260,19 @@ def make(
         found, state = coefficients(params), jax.tree.map(np.asarray, state)
         if found is None:
             return state
-        heads = with_mask(state.heads, found[0], head_penalty)
-        return State(state.masks + np.int32(1), heads, with_mask(state.neurons, found[1], neuron_penalty))
+        heads, of_neurons = units_of(stage.program.model)
+        return State(
+            state.count + np.int32(1),
+            with_mask(state.heads, found[0], heads, head_penalty),
+            with_mask(state.neurons, found[1], of_neurons, neuron_penalty),
+        )
 
     def done(params, state, stage, step):
         least = min_steps or (stage.skipped + stage.steps) // 2
-        if stop == "steps" or state.masks < window or step < least:
+        if stop == "steps" or state.count < window or step < least:
             return False
-        return bool(distances(jax.tree.map(np.asarray, state.neurons), window).max() <= threshold)
+        _, of_neurons = units_of(stage.program.model)
+        return bool(distances(np.asarray(state.neurons.kept_WLU), of_neurons).max() <= threshold)
 
     def enter(params, state, old, new, initial, key):
         found, before = coefficients(params), old.program.model
@@ -270,27 +281,29 @@ def make(
             return Surgery(), state, with_widths(new, before.heads_L, before.hidden_L) if same else new
         if new.data != "restart":  # the search goes on
             return Surgery(), state, new
-        state = jax.tree.map(np.asarray, state)
+        heads, of_neurons = units_of(before)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key))) if ticket == "random" else None
-        heads_L = draw_ticket(found[0], state.heads, "head", 1, rng)
-        neurons_L = draw_ticket(found[1], state.neurons, "neuron", align, rng)
+        heads_L = draw_ticket(found[0], heads, "head", 1, rng)
+        neurons_L = draw_ticket(found[1], of_neurons, "neuron", align, rng)
         slimmed = slim(initial(), heads_L, neurons_L)
         new = with_widths(new, list(map(len, heads_L)), list(map(len, neurons_L)))
-        return Surgery(lambda params: slimmed, moments=None), state._replace(masks=np.zeros((), np.int32)), new
+        return Surgery(lambda params: slimmed, moments=None), state._replace(count=np.zeros((), np.int32)), new
 
     def report(state, stage, clock, pieces):
         """For heads and neurons: how many of each layer the newest mask keeps, or after the ticket there are; at that
         mask the penalty, and how far it is from the one before and from the farthest of the window.
         """
-        state, model = jax.tree.map(np.asarray, state), stage.program.model
-        masks, result = min(int(state.masks), window), {}
-        widths = {"head": (state.heads, model.heads_L), "neuron": (state.neurons, model.hidden_L)}
-        for name, (units, widths_L) in widths.items():
-            result[f"{name}s"] = units.kept_WLU[0].sum(1).tolist() if masks else list(widths_L)
-            if masks:
-                result[f"{name}_penalty"] = float(units.penalty)
-            if masks > 1:
-                apart = distances(units, masks)
+        model, count = stage.program.model, min(int(state.count), window)
+        if not count:
+            return {"heads": list(model.heads_L), "neurons": list(model.hidden_L)}
+        result: dict[str, Any] = {}
+        of_names = zip(("head", "neuron"), (state.heads, state.neurons), units_of(model), strict=True)
+        for name, masks, units in of_names:
+            kept_WLU = np.asarray(masks.kept_WLU)[:count]
+            result[f"{name}s"] = kept_WLU[0].sum(1).tolist()
+            result[f"{name}_penalty"] = float(masks.penalty)
+            if count > 1:
+                apart = distances(kept_WLU, units)
                 result |= {f"{name}_distance": float(apart[0]), f"{name}_distance_max": float(apart.max())}
         return result
 

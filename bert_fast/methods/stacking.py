@@ -156,8 +156,10 @@ def make(
         if _what_learns(before) == _what_learns(after):
             return Surgery(), state, new  # a phase of the data, or another method's stage
         source_L = sources(before.model.depth, after.model.depth)
-        widths = {name: _copied(getattr(before.model, f"{name}_L"), source_L) for name in ("heads", "hidden")}
-        after = dataclasses.replace(after, model=dataclasses.replace(after.model, **widths))
+        heads_L, hidden_L = (
+            [n_L[source] for source in source_L] for n_L in (before.model.heads_L, before.model.hidden_L)
+        )
+        after = dataclasses.replace(after, model=after.model.with_widths(heads_L, hidden_L))
 
         def new_layers(copies):
             if init == "random":
@@ -176,20 +178,13 @@ def make(
             if optimizer == "fresh"
             else lambda moments: grow(moments, source_L, before.model, after.model, new_moments),
         )
-        return surgery, {"stage": state["stage"] + 1}, dataclasses.replace(new, program=after)
+        return surgery, state, dataclasses.replace(new, program=after)
 
     def report(state, stage, clock, pieces):
         depth = stage.program.model.depth
-        learning = depth - frozen_depth(stage.program.plan)
-        return {"stage": int(state["stage"]), "depth": depth, "learning_layers": learning}
+        return {"depth": depth, "learning_layers": depth - frozen_depth(stage.program.plan)}
 
-    return Method(
-        name="stacking",
-        init=lambda params, config: (params, {"stage": jnp.zeros((), jnp.int32)}),
-        stages=stages,
-        enter=enter,
-        report=report,
-    )
+    return Method(name="stacking", stages=stages, enter=enter, report=report)
 
 
 def sources(before: int, after: int) -> np.ndarray:
@@ -217,12 +212,6 @@ def grow(tree, source_L: np.ndarray, before: Config, after: Config, new_layers: 
 
 def _what_learns(program: Program):
     return program.model.depth, program.model.tied, frozen_depth(program.plan), program.frozen
-
-
-def _copied(widths_L: Sequence[int], source_L: np.ndarray) -> int | tuple[int, ...]:
-    """The widths of layers that are copied; one number where all are equal."""
-    copied = tuple(widths_L[source] for source in source_L)
-    return copied[0] if len(set(copied)) == 1 else copied
 
 
 def _overlay(copies, fresh, first: int):

@@ -155,8 +155,7 @@ class Run:
         program = self.stage.program
         rng = np.random.default_rng((self.settings.seed, DRAW, step))
         scale_ML = self.method.draw(self.stage, self.clock(step), rng)
-        widths_L = list(zip(program.model.heads_L, program.model.hidden_L, strict=True))
-        plan, route = pack(program.plan, scale_ML, widths_L)
+        plan, route = pack(program.plan, scale_ML, program.model.widths_L)
         on_L = [1.0] * program.model.depth if scale_ML is None else (scale_ML != 0).mean(0).tolist()
         return begin.with_plan(program, plan), route, on_L
 

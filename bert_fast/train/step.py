@@ -110,8 +110,10 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, seed: int
     """
 
     def train_step(state: TrainState, batch, route: Route, learning_rate, program: Program):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEP), state.step)
-        batch = method.order(state.method, batch, program, jax.random.fold_in(key, ORDER))
+        key, order_key = (
+            jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), state.step) for use in (STEP, ORDER)
+        )
+        batch = method.order(state.method, batch, program, order_key)
         count = program.micro_batches
         predictions = jnp.maximum(jnp.sum(batch["weights"]), 1)
 
