@@ -46,7 +46,7 @@ class Stepper:
         """A function that runs one step of a program (its plan packed) and returns its loss; compiles it."""
         batch = global_batch(make_batch(program), self.mesh)
         arguments = (program, self.state, batch, route or Route(), 1e-4)
-        if not self.programs.has(program, arguments[3]):
+        if not self.programs.has(program, self.state, arguments[3]):
             self.programs.add(*arguments)
 
         def step() -> float:

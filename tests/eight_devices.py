@@ -54,7 +54,7 @@ def run(sizes: tuple[int, int, int], micro_batches: int, dropout: float):
     seen = []
     for step in range(5):
         arguments = (state, global_batch(batch_of(step), mesh), Route(), 1e-3)
-        if not programs.has(program, Route()):
+        if not programs.has(program, state, Route()):
             programs.add(program, *arguments)
         state, metrics = programs(program, *arguments)
         seen.append([float(metrics["loss"]), float(metrics["gradient_norm"])])

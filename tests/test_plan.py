@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_fast.plan import Route, Span, edit, frozen_depth, pack, whole
+from bert_fast.plan import Route, Span, at_length, edit, frozen_depth, pack, whole
 
 DEPTH = 6
 FIELDS = {
@@ -79,6 +79,24 @@ def test_pack_lists_what_runs_of_each_span():
     assert packed == (Span(0, 3, run=2), Span(3, 4, run=0), Span(4, 6, cond=True))
     np.testing.assert_array_equal(route.layers_R, [[0, 2, 4, 5], [1, 2, 4, 5]])
     np.testing.assert_array_equal(route.scale_R, [[1, 2, 0, 3], [4, 5, 6, 0]])
+
+
+def test_spans_whose_layers_differ_in_width_are_packed_for_cond():
+    plan, scale_ML = edit(whole(DEPTH), 2, 4, rows=4), np.array([[1, 0, 1, 0, 1, 0.5]])
+    shapes_L = [(4, 16), (4, 16), (4, 16), (3, 16), (4, 9), (4, 9)]
+    packed, route = pack(plan, scale_ML, shapes_L)
+    assert packed == (Span(0, 2, run=1), Span(2, 4, rows=4, cond=True), Span(4, 6, run=2))
+    np.testing.assert_array_equal(route.layers_R, [[0, 2, 3, 4, 5]])
+    np.testing.assert_array_equal(route.scale_R, [[1, 1, 0, 1, 0.5]])
+
+
+def test_plan_at_another_length_keeps_its_shares():
+    plan = (Span(0, 1), Span(1, 2, rows=64), Span(2, 5, rows=64, keys=96, frozen=False), Span(5, 6))
+    assert at_length(plan, 128, 512) == (
+        Span(0, 1), Span(1, 2, rows=256), Span(2, 5, rows=256, keys=384), Span(5, 6),
+    )  # fmt: skip
+    assert at_length(plan, 128, 1)[1].rows == 1
+    assert at_length(plan, 128, 128) == plan
 
 
 def test_same_counts_are_the_same_program():

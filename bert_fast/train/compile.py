@@ -1,7 +1,7 @@
 """Compiled steps, one for each program, and the device arrays that they take."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -34,13 +34,21 @@ def place(tree, mesh: Mesh):
 
 
 class Programs:
-    """Compiled train steps, keyed by program and by whether there is a route: each is compiled once."""
+    """Compiled train steps, keyed by `key_of`: each is compiled once."""
 
     def __init__(self, step: Callable, mesh: Mesh):
         self.step, self.mesh = step, mesh
-        self.compiled: dict[tuple[Program, bool], Callable] = {}
-        self.coming: dict[tuple[Program, bool], Future] = {}
+        self.compiled: dict[Hashable, Callable] = {}
+        self.coming: dict[Hashable, Future] = {}
         self.background = ThreadPoolExecutor(1, "compile")
+
+    @staticmethod
+    def key_of(program: Program, state: TrainState, route: Route) -> Hashable:
+        """A program is compiled for one structure of state: what a method added may be gone in the next stage though
+        the program is the same, as after a search that prunes nothing.
+        """
+        leaves, structure = jax.tree.flatten(state)
+        return program, route.layers_R is not None, structure, tuple(leaf.shape for leaf in leaves)
 
     def lower(self, program: Program, state, batch, route, learning_rate):
         """The train step of a program, lowered for arrays (or shapes with shardings) like these."""
@@ -52,12 +60,12 @@ class Programs:
         )
         return jitted.lower(state, batch, route, learning_rate)
 
-    def has(self, program: Program, route: Route) -> bool:
-        return (program, route.layers_R is not None) in self.compiled
+    def has(self, program: Program, state: TrainState, route: Route) -> bool:
+        return self.key_of(program, state, route) in self.compiled
 
     def begin(self, program: Program, *arguments):
         """Begins to compile a program for (state, batch, route, learning_rate) in the background."""
-        key = (program, arguments[2].layers_R is not None)
+        key = self.key_of(program, arguments[0], arguments[2])
         if key in self.compiled or key in self.coming:
             return
         # Shapes only: the arrays of the state are gone after the next step.
@@ -69,7 +77,7 @@ class Programs:
     def add(self, program: Program, *arguments):
         """Compiles a program for (state, batch, route, learning_rate), or waits for it."""
         self.begin(program, *arguments)
-        key = (program, arguments[2].layers_R is not None)
+        key = self.key_of(program, arguments[0], arguments[2])
         self.compiled[key] = self.coming.pop(key).result()
 
     def close(self):
@@ -81,4 +89,4 @@ class Programs:
 
     def __call__(self, program: Program, *arguments):
         """(state, metrics) after one step of a program that was added; its plan is packed and the route fits it."""
-        return self.compiled[program, arguments[2].layers_R is not None](*self.placed(*arguments))
+        return self.compiled[self.key_of(program, arguments[0], arguments[2])](*self.placed(*arguments))

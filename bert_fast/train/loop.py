@@ -185,7 +185,7 @@ class Run:
             self.look_ahead(batch)
         program, route, on_L = self.drawn(self.step)
         arguments = (self.state, batch, route, self.learning_rate(self.step))
-        if not self.programs.has(program, route):
+        if not self.programs.has(program, self.state, route):
             self.settle()
             book.lap("seconds")
             self.programs.add(program, *arguments)

@@ -1,0 +1,143 @@
+"""How a run begins: its timeline and clock, and the parameters and states that it takes from a checkpoint."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import random_params
+from small_runs import make_settings, run, small_config
+
+from bert_fast import BadInput, bert, methods
+from bert_fast.data import shards
+from bert_fast.method import Clock, Method, Program, Stage, chain, cut
+from bert_fast.plan import edit, whole
+from bert_fast.schedule import Schedule
+from bert_fast.train import begin, checkpoint, optim
+from bert_fast.train.sharding import make_mesh
+
+CONFIG = bert.Config(60, 2, 16, 2, 8, 32, 16, dropout=0.0, attention_dropout=0.0)
+PROGRAM = Program(CONFIG, whole(2), 8, 1, 16, 2, "mlm")
+SCHEDULE = Schedule(1.0, 100, 10)
+STAGE = Stage("first", PROGRAM, 100, SCHEDULE)
+OPTIMIZER = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 1.0))
+
+
+# --- rates and clocks -------------------------------------------------------------------------------------------------
+
+
+def test_rate_counts_from_the_run_or_from_the_stage():
+    assert STAGE.learning_rate(Clock(40, 100), 7) == SCHEDULE(40)
+    of_stage = dataclasses.replace(STAGE, schedule_from="stage")
+    assert of_stage.learning_rate(Clock(40, 100), 7) == SCHEDULE(7)
+    assert SCHEDULE(40) != SCHEDULE(7)
+
+
+def test_rate_climbs_once_more_from_zero_to_what_the_schedule_says():
+    again = dataclasses.replace(STAGE, warm_again=5)
+    shares = [again.learning_rate(Clock(50 + i, 100), i) / SCHEDULE(50 + i) for i in range(7)]
+    assert shares == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 1])
+
+
+@pytest.mark.parametrize("changes", [{"schedule_from": "stage"}, {"warm_again": 30}, {}])
+def test_stage_that_is_cut_keeps_its_rates(changes):
+    stage = dataclasses.replace(STAGE, **changes)
+    low, high = cut((stage,), 20)
+    assert (low.steps, high.steps, high.skipped) == (20, 80, 20)
+    for step in range(100):
+        part, since = (low, step) if step < 20 else (high, step - 20)
+        assert part.learning_rate(Clock(step, 100), since) == stage.learning_rate(Clock(step, 100), step)
+
+
+def test_clock_counts_the_steps_of_a_training_and_begins_anew_at_a_restart():
+    restart = dataclasses.replace(STAGE, data="restart")
+    steps = (10, 20, 30, 40)
+    timeline = [dataclasses.replace(s, steps=n) for s, n in zip((STAGE, STAGE, restart, STAGE), steps, strict=True)]
+    # The search ended at step 25 instead of 30; what was planned of it still counts in its own clock.
+    assert begin.clock_of(timeline, 0, 5, 0) == Clock(5, 30)
+    assert begin.clock_of(timeline, 1, 24, 0) == Clock(24, 30)
+    assert begin.clock_of(timeline, 2, 25, 25) == Clock(0, 70)
+    assert begin.clock_of(timeline, 3, 60, 25) == Clock(35, 70)
+
+
+# --- the timeline -----------------------------------------------------------------------------------------------------
+
+
+def frozen_below(depth):
+    def stages(stages):
+        plan = edit(whole(2), 0, depth, frozen=True)
+        return tuple(dataclasses.replace(s, program=dataclasses.replace(s.program, plan=plan)) for s in stages)
+
+    return Method(stages=stages)
+
+
+def test_stage_in_which_nothing_learns_is_refused(small_shards):
+    settings = make_settings(small_config(small_shards))
+    assert len(begin.stages(settings, frozen_below(1))) == 2
+    with pytest.raises(BadInput, match=r"no layer learns in stage 16-tokens: leave the topmost"):
+        begin.stages(settings, frozen_below(2))
+
+
+# --- a checkpoint's parameters and states -----------------------------------------------------------------------------
+
+
+def test_parameters_of_another_model_are_refused():
+    params = random_params(CONFIG)
+    begin.check_model("grown", {**params, "layers": {**params["layers"], "gain": np.ones(2)}}, CONFIG)
+    with pytest.raises(ValueError, match=r"stage grown: .* is \(2, .*, its model has \(3, "):
+        begin.check_model("grown", params, dataclasses.replace(CONFIG, depth=3))
+    without = {name: leaf for name, leaf in params.items() if name != "mlm"}
+    with pytest.raises(ValueError, match=r"stage grown: mlm/.* is None"):
+        begin.check_model("grown", without, CONFIG)
+
+
+def test_warm_start_applies_what_a_method_added_and_leaves_it_behind(small_shards, tmp_path):
+    search = {"search": 3.0, "neuron_ratio": 0.0, "head_ratio": 0.0}
+    config = small_config(
+        small_shards,
+        steps=3,
+        phases="16:1",
+        methods="early_bert",
+        early_bert=search,
+        checkpoint__every=1,
+        checkpoint__keep=9,
+        eval__every=0,
+    )
+    # A search that prunes nothing: the training after it has the same program, but no coefficients.
+    assert run(config, tmp_path)["steps"] == 6
+    folder = tmp_path / "checkpoints/3"
+    theirs = checkpoint.restore_params(folder)["layers"]
+    settings = dataclasses.replace(make_settings(small_config(small_shards)), init=str(folder))
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    warm = begin.warm_params(settings, settings.model, shards.read_manifest(small_shards), mesh)
+    begin.check_model("warm", warm, settings.model)
+    fresh = jax.eval_shape(lambda: bert.init(settings.model, jax.random.key(0)))
+    assert jax.tree.structure(warm) == jax.tree.structure(fresh)
+    scale_LF = theirs["neuron_scale"][:, :, None]
+    assert (scale_LF != 1).all()
+    np.testing.assert_allclose(
+        warm["layers"]["mlp_output"]["kernel"], theirs["mlp_output"]["kernel"] * scale_LF, rtol=1e-6
+    )
+
+
+def test_state_of_a_method_comes_back_with_the_shape_that_it_was_saved_with(tmp_path, monkeypatch):
+    counting = Method(init=lambda params, config: (params, {"seen": jnp.zeros(3), "steps": jnp.zeros((), jnp.int32)}))
+    monkeypatch.setattr(methods, "known", dict)
+    method, mesh = chain(counting), make_mesh(1, 1, 1, jax.devices()[:1])
+    state = begin.first_state(begin.fresh_params(CONFIG, 0, mesh), method, STAGE, OPTIMIZER, mesh)
+    grown = ({"seen": jnp.arange(5.0), "steps": jnp.int32(7)},)
+    about = {"stage": checkpoint.stage_to_json(STAGE)}
+    folder = checkpoint.save(tmp_path, state._replace(method=grown), about, b"[PAD]\n", set())
+    back = begin.resumed(folder, method, OPTIMIZER, mesh)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) == np.asarray(b)).all(), back.method, grown))
+    assert back.method[0]["seen"].shape == (5,)
+
+
+# --- methods by name --------------------------------------------------------------------------------------------------
+
+
+def test_argument_that_a_method_does_not_have_is_refused():
+    assert methods.make([("token_drop", {"keep": 0.5})]).init is not None
+    with pytest.raises(BadInput, match=r"--config\.token_drop\.keeep is unknown: did you mean keep\?"):
+        methods.make([("token_drop", {"keeep": 0.5})])
