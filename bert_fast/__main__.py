@@ -6,6 +6,7 @@ import os
 import pathlib
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -219,6 +220,11 @@ def parse(args: flags.FlagValues, argv: list[str]) -> list[str]:
         raise
 
 
+def warn(message, category, filename, lineno, file=None, line=None):
+    """Shows a warning without the line of code that gave it."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
 def main(argv: list[str]) -> int:
     """Runs a command; its exit code: 0, 2 for bad input, 130 and 143 after SIGINT and SIGTERM."""
     if not argv or argv[0] in ("--help", "-h", "help"):
@@ -230,7 +236,7 @@ def main(argv: list[str]) -> int:
         print(f"error: unknown command {name!r}: did you mean {' or '.join(near)}?\n\n{usage()}", file=sys.stderr)
         return 2
     sys.path.insert(0, os.getcwd())  # configs import each other from the folder that the command runs in
-    args = flags.FlagValues()
+    args, warnings.showwarning = flags.FlagValues(), warn
     try:
         COMMANDS[name].define(args, argv)
         if "--help" in rest or "-h" in rest:

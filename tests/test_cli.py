@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from typing import NamedTuple
 
 import pytest
 from small_runs import rows_without_clock
 
-from bert_fast.__main__ import main
+from bert_fast.__main__ import COMMANDS, main
 from bert_fast.train.log import read_rows
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -162,3 +163,12 @@ def test_text_without_a_mask_and_text_that_is_too_long_are_refused(trained):
     assert (done.returncode, "no [MASK]" in done.stderr) == (2, True)
     done = bert_fast("fill-mask", f"--checkpoint={trained}", "[MASK] fox" * 100)
     assert (done.returncode, "shorten it" in done.stderr) == (2, True)
+
+
+def test_warning_is_one_line_without_the_code_that_gave_it(monkeypatch):
+    def run(args, texts):
+        warnings.warn("layers are dropped from a post-LN model", stacklevel=1)
+        return 0
+
+    monkeypatch.setitem(COMMANDS, "evaluate", COMMANDS["evaluate"]._replace(run=run))
+    assert bert_fast("evaluate") == (0, "", "warning: layers are dropped from a post-LN model\n")
