@@ -71,6 +71,7 @@ class Settings:
     checkpoint: Checkpoints
     mesh: Mesh
     log_every: int
+    measure_peak: bool
 
 
 def choice(name: str, value: str, known) -> str:
@@ -128,6 +129,7 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> S
         checkpoint=Checkpoints(**config["checkpoint"]),
         mesh=Mesh(**config["mesh"]),
         log_every=config["log_every"],
+        measure_peak=config["measure_peak"],
     )
     _check(settings)
     return settings

@@ -59,6 +59,7 @@ def base(size_name: str) -> ConfigDict:
     config.init = ""  # a run folder or checkpoint to begin from
     config.methods = ""
     config.log_every = 100
+    config.measure_peak = False  # where the table of accelerators has no peak, as for CPUs, time a product at the start
 
     config.model = ConfigDict(size(size_name))
     config.model.head_size = 64

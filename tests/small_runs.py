@@ -9,6 +9,7 @@ from bert_fast.train.log import read_rows
 from configs import bert
 
 CLOCKS = ("seconds", "compile_seconds", "eval_seconds", "save_seconds")
+CLOCKS = (*CLOCKS, "utilisation", "utilisation_padded", "utilisation_dense")
 
 
 def small_config(data_dir: pathlib.Path, text: str = "size=tiny,debug", **changes) -> dict:

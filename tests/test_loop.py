@@ -41,6 +41,24 @@ def test_a_run_learns_and_leaves_all_its_files(finished):
     assert json.loads((workdir / "summary.json").read_text()) == json.loads(json.dumps(summary))
 
 
+def test_rows_and_summary_say_how_much_of_the_peak_is_used(small_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "measured_peak", lambda device: 1e12)
+    config = small_config(small_shards, steps=4, phases="16:1", log_every=2, eval__every=0, measure_peak=True)
+    summary = run(config, tmp_path)
+    one, two = (row for row in read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train")
+    assert summary["peak_flops_per_second"] == 1e12
+    assert 0 < summary["utilisation"] <= summary["utilisation_padded"] == summary["utilisation_dense"]
+    # Of the steps since the last row, not since the beginning.
+    spent = two["seconds"] - one["seconds"]
+    assert two["utilisation_padded"] == pytest.approx((two["flops"] - one["flops"]) / spent / 1e12, rel=0.2)
+
+
+def test_without_a_known_peak_no_utilisation_is_claimed(finished):
+    workdir, summary = finished
+    assert summary["peak_flops_per_second"] is None
+    assert not any(key.startswith("utilisation") for row in read_rows(workdir / "metrics.jsonl") for key in row)
+
+
 def interrupted(config, workdir, at_step, monkeypatch):
     """The run, stopped by SIGTERM while a step is under way."""
     train_step = loop.Run.train_step

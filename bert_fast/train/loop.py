@@ -10,14 +10,16 @@ import numpy as np
 
 from bert_fast import BadInput, Interrupted, __version__, methods
 from bert_fast.bert import Params
+from bert_fast.cost.accelerators import measured_peak, peak_of
 from bert_fast.cost.flops import dense_equivalent, step_flops
+from bert_fast.cost.utilisation import utilisation
 from bert_fast.data import batches, shards
 from bert_fast.data.files import atomic_json
 from bert_fast.method import Clock, Program, Stage
 from bert_fast.plan import Route, pack
 from bert_fast.settings import Settings
 from bert_fast.train import begin, checkpoint, optim, report
-from bert_fast.train.book import Book
+from bert_fast.train.book import COUNTS, Book
 from bert_fast.train.compile import Programs, place
 from bert_fast.train.evaluate import Evaluator, eval_batches, fingerprint
 from bert_fast.train.log import Progress, Rows, read_rows
@@ -99,6 +101,7 @@ class Run:
         self.programs = Programs(make_step(self.method, self.optimizer, settings.seed), self.mesh)
         self.evaluator = Evaluator(make_eval_step(self.method), held_out, self.mesh)
         self.is_main = jax.process_index() == 0
+        self.peak = self.peak_of_all()
         # The newest row of each split, of an earlier part of the run too.
         self.last = {row["split"]: row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= self.step}
         if self.is_main:
@@ -112,6 +115,15 @@ class Run:
         if self.step == 0 and self.method.needs_initial and folder is None:
             self.save()
         self.book.start_clock()
+
+    def peak_of_all(self) -> float | None:
+        """FLOP/s of all devices together, None where it is neither known nor to be measured."""
+        device = self.mesh.local_devices[0]
+        known = peak_of(device)
+        if known is not None:
+            return known * self.mesh.size
+        # One product uses all cores of a machine, however many devices they are made to look like.
+        return measured_peak(device) * jax.process_count() if self.settings.measure_peak else None
 
     @property
     def stage(self) -> Stage:
@@ -196,7 +208,8 @@ class Run:
         self.step += 1
         book.data[begin.order_of(stage)] = next_index
         shown = self.last.get("train", {})
-        self.progress.update(self.step, {key: shown[key] for key in ("mlm_loss", "mlm_accuracy") if key in shown})
+        keys = ("mlm_loss", "mlm_accuracy", "utilisation")
+        self.progress.update(self.step, {key: shown[key] for key in keys if key in shown})
 
     def settle(self):
         """Waits for the step in flight, if there is one, and books it."""
@@ -221,7 +234,10 @@ class Run:
         self.book.lap("seconds")
         last = self.step - 1
         report_of = self.method.report(self.state.method, self.stage, self.clock(last), self.pieces)
-        self.write("train", self.book.take_means(), learning_rate=self.learning_rate(last), **report_of)
+        before = self.last.get("train", dict.fromkeys((*COUNTS, "seconds"), 0))
+        counted = {key: count - before[key] for key, count in self.book.counts.items()}
+        used = utilisation(counted, self.book.times["seconds"] - before["seconds"], self.peak)
+        self.write("train", self.book.take_means(), learning_rate=self.learning_rate(last), **used, **report_of)
 
     def evaluate(self):
         self.settle()
@@ -305,7 +321,7 @@ class Run:
     def finish(self) -> dict:
         """Writes `summary.json`."""
         self.close()
-        summary = report.summary(self.settings, self.last, self.book, self.step, self.mesh)
+        summary = report.summary(self.settings, self.last, self.book, self.step, self.mesh, self.peak)
         if self.is_main:
             report.farewell(summary, self.workdir)
             atomic_json(self.workdir / "summary.json", summary)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from bert_fast import __version__, python
 from bert_fast.cost.flops import dense_equivalent, step_flops
+from bert_fast.cost.utilisation import utilisation
 from bert_fast.method import Stage
 from bert_fast.settings import Settings
 from bert_fast.train.book import Book
@@ -62,8 +63,8 @@ def not_finite(step: int, sums: dict, root: pathlib.Path) -> str:
     )
 
 
-def summary(settings: Settings, last: dict, book: Book, step: int, mesh: Mesh) -> dict:
-    """The end of a run in numbers."""
+def summary(settings: Settings, last: dict, book: Book, step: int, mesh: Mesh, peak: float | None) -> dict:
+    """The end of a run in numbers; `peak` in FLOP/s of all devices."""
     seconds = max(book.times["seconds"], 1e-9)
     result = {
         "steps": step,
@@ -73,6 +74,8 @@ def summary(settings: Settings, last: dict, book: Book, step: int, mesh: Mesh) -
         **{key: round(value, 3) for key, value in book.times.items()},
         "tokens_real_per_second": book.counts["tokens_real"] / seconds,
         "flops_per_second": book.counts["flops"] / seconds,
+        "peak_flops_per_second": peak,
+        **utilisation(book.counts, seconds, peak),
         "devices": devices(mesh),
         "versions": {"bert_fast": __version__, "jax": jax.__version__, "python": platform.python_version()},
         "model": dataclasses.asdict(settings.model),
@@ -88,9 +91,10 @@ def farewell(summary: dict, workdir: pathlib.Path):
         ("save_seconds", "saving"),
     ))  # fmt: skip
     held_out = f", held-out MLM loss {summary['valid']['mlm_loss']:.4f} nats" if summary["valid"] else ""
+    used = f", {summary['utilisation']:.0%} of the peak" if "utilisation" in summary else ""
     say(
         f"done: {summary['steps']:,} steps, {summary['tokens_real']:,} tokens{held_out}; {times} "
-        f"({summary['tokens_real_per_second']:,.0f} tokens a second)\n"
+        f"({summary['tokens_real_per_second']:,.0f} tokens a second{used})\n"
         f"  {workdir}/summary.json, metrics.jsonl, checkpoints/{summary['steps']}\n"
         f"try: {python()} -m bert_fast evaluate --checkpoint={workdir}\n"
         f'     {python()} -m bert_fast fill-mask --checkpoint={workdir} "The capital of France is [MASK]."'

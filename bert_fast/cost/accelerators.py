@@ -1,0 +1,94 @@
+"""What accelerators can do and cost: the one table that utilisation, plans and prices are computed from.
+
+Prices are lists of a day, for on-demand use in the United States; look yours up before you rely on a bill.
+"""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+
+GB, GIB = 10**9, 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """One chip.
+
+    kinds: what JAX calls it (`device_kind`), in lower case; a name that ends in "*" stands for all that begin so.
+    peak: bf16 FLOP/s. clock: cycles/s of its matrix unit, 0 where it is not needed. memory: bytes.
+    bandwidth: bytes/s of that memory. devices: how many JAX devices a chip is. dollars: an hour, None where no list
+    price was found. sources: of the figures, and of the price with its date.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    peak: float
+    memory: int
+    bandwidth: float
+    clock: float = 0.0
+    devices: int = 1
+    dollars: float | None = None
+    sources: tuple[str, str] = ("", "")
+
+
+def tpu(name, kind, tflops, memory, bandwidth, flop_a_cycle, devices, dollars, priced) -> Accelerator:
+    """Its clock is its peak over the FLOPs of its matrix units a cycle: units x rows x columns x 2 (0: unknown)."""
+    source, peak = f"docs.cloud.google.com/tpu/docs/{name}", tflops * 1e12
+    clock = peak / flop_a_cycle if flop_a_cycle else 0.0
+    return Accelerator(name, (kind,), peak, memory, bandwidth, clock, devices, dollars, (source, priced))
+
+
+GOOGLE = "cloud.google.com/tpu/pricing"
+# By the name that a topology begins with (v5e:4x4).
+TPUS = {
+    accelerator.name: accelerator
+    for accelerator in (
+        tpu("v4", "tpu v4", 275, 32 * GIB, 1228 * GB, 8 * 128 * 128 * 2, 2, 3.22, f"{GOOGLE}, August 2022"),
+        tpu("v5e", "tpu v5 lite", 197, 16 * GIB, 819 * GB, 4 * 128 * 128 * 2, 1, 1.20, f"{GOOGLE}, November 2024"),
+        # From memory, not read on that page: v5p's price.
+        tpu("v5p", "tpu v5", 459, 95 * GIB, 2765 * GB, 8 * 128 * 128 * 2, 1, 4.20, f"{GOOGLE}, 2024, unverified"),
+        tpu("v6e", "tpu v6 lite", 918, 32 * GIB, 1638 * GB, 2 * 256 * 256 * 2, 1, 2.70, f"{GOOGLE}, November 2024"),
+        tpu("tpu7x", "tpu7x", 2307, 192 * GIB, 7380 * GB, 0, 2, None, ""),
+    )
+}
+
+NVIDIA = "the datasheet of NVIDIA, dense tensor cores"
+GPUS = (
+    Accelerator("H200", ("nvidia h200*",), 989e12, 141 * GB, 4800 * GB, sources=(NVIDIA, "")),
+    Accelerator("H100 PCIe", ("nvidia h100 pcie*",), 756e12, 80 * GB, 2000 * GB, sources=(NVIDIA, "")),
+    Accelerator("H100", ("nvidia h100*",), 989e12, 80 * GB, 3350 * GB, sources=(NVIDIA, "")),
+    Accelerator("A100", ("nvidia a100*",), 312e12, 40 * GB, 1555 * GB, sources=(NVIDIA, "")),
+    Accelerator("L4", ("nvidia l4",), 121e12, 24 * GB, 300 * GB, sources=(NVIDIA, "")),
+    Accelerator("V100 (fp16)", ("tesla v100*", "nvidia v100*"), 125e12, 16 * GB, 900 * GB, sources=(NVIDIA, "")),
+    Accelerator("T4 (fp16)", ("tesla t4*", "nvidia t4*"), 65e12, 16 * GB, 320 * GB, sources=(NVIDIA, "")),
+)
+
+
+def find(kind: str) -> Accelerator | None:
+    """The accelerator that JAX calls so, or None."""
+    for accelerator in (*TPUS.values(), *GPUS):
+        for known in accelerator.kinds:
+            if kind.lower() == known or (known.endswith("*") and kind.lower().startswith(known[:-1])):
+                return accelerator
+    return None
+
+
+def peak_of(device) -> float | None:
+    """bf16 FLOP/s of a JAX device; None where the table does not have it, as for every CPU."""
+    accelerator = find(device.device_kind)
+    return None if accelerator is None else accelerator.peak / accelerator.devices
+
+
+def measured_peak(device, size: int = 3072, rounds: int = 5) -> float:
+    """FLOP/s of the best of a few large float32 matrix products on a device: about what a CPU can do at most."""
+    a = jax.device_put(jnp.ones((size, size)) / size, device)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    best = float("inf")
+    for _ in range(rounds):
+        began = time.perf_counter()
+        product(a).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
