@@ -140,6 +140,57 @@ def fill_mask_flags(args, argv: list[str]):
     flags.DEFINE_integer("top", 5, "How many words for each mask.", lower_bound=1, flag_values=args)
 
 
+def run_plan(args, texts: list[str]) -> int:
+    from bert_fast import methods, settings
+    from bert_fast.cost import bill, planner
+    from bert_fast.data import shards
+    from bert_fast.train.report import say
+
+    nothing(texts)
+    needs(args, "config")
+
+    def settings_of(name: str) -> settings.Settings:
+        config = args[name].value.to_dict()
+        folder = config["data"]["dir"]
+        words = shards.read_manifest(folder)["vocab"] if folder else planner.BERT
+        return settings.make(config, words, tuple(methods.known()))
+
+    where, cache = planner.on(args.topology), pathlib.Path(args.cache).expanduser()
+    planned = planner.plan(settings_of("config"), where, cache, say)
+    print("\n".join([bill.stages(planned), *bill.details(planned), *bill.totals(planned, args.utilisation)]))
+    if args.compare is not None:
+        other = planner.plan(settings_of("compare"), where, cache, say)
+        print("\n".join(["", bill.stages(other), *bill.totals(other, args.utilisation)]))
+        print("\n".join(["", *bill.comparison(planned, other)]))
+    if args.profile:
+        print("\n".join(bill.profile(stage) for stage in planned.stages))
+    if args.largest_batch:
+        print(f"the largest batch that fits: {planner.largest_batch(settings_of('config'), where, cache, say)}")
+    if where.chip is not None:
+        print(bill.CAVEAT)
+    return 0 if planned.fits else 1
+
+
+def plan_flags(args, argv: list[str]):
+    # Compiling for a TPU takes none; without this JAX would look for one, and hold it.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from ml_collections import config_flags
+
+    what = "The run: a file in configs/ with its arguments, and --config.NAME=VALUE as in pretrain. " + REQUIRED
+    config_flags.DEFINE_config_file("config", None, what, sys_argv=argv, flag_values=args)
+    what = "Another run, which it is compared with; --compare.NAME=VALUE changes it."
+    config_flags.DEFINE_config_file("compare", None, what, sys_argv=argv, flag_values=args)
+    flags.DEFINE_string("topology", "cpu", "A TPU slice such as v5e:4x4; cpu or gpu: FLOPs alone.", flag_values=args)
+    flags.DEFINE_float(
+        "utilisation", 0.4, "The share of the peak at which hours and price are stated.", 0.01, 1.0, flag_values=args
+    )
+    flags.DEFINE_bool("profile", False, "Also where the cycles go, by source line and operation.", flag_values=args)
+    flags.DEFINE_bool("largest_batch", False, "Also the largest batch that fits (several compiles).", flag_values=args)
+    flags.DEFINE_string(
+        "cache", "~/.cache/bert_fast/plan", "Where what the compiler said of a program is kept.", flag_values=args
+    )
+
+
 class Command(NamedTuple):
     run: Callable[[flags.FlagValues, list[str]], int]
     define: Callable[[flags.FlagValues, list[str]], None]
@@ -165,6 +216,12 @@ COMMANDS = {
         fill_mask_flags,
         "the most probable words for each [MASK]",
         '--checkpoint=runs/mini "The capital of France is [MASK]."',
+    ),
+    "plan": Command(
+        run_plan,
+        plan_flags,
+        "what a run will cost, before it starts",
+        "--config=configs/token_drop.py:size=base --topology=v5e:4x4 --compare=configs/bert.py:size=base",
     ),
 }
 
@@ -200,8 +257,9 @@ def parse(args: flags.FlagValues, argv: list[str]) -> list[str]:
     """Fills `args`, and returns what is no option. Raises BadInput, where ml_collections buries the reason."""
     try:
         texts = args(argv)[1:]
-        if "config" in args and args.config is not None:
-            args.config.lock()
+        for name in ("config", "compare"):
+            if name in args and args[name].value is not None:
+                args[name].value.lock()
         return texts
     except (AttributeError, KeyError) as error:
         found = [arg.split("=")[0] for arg in argv if arg.startswith("--config.")]

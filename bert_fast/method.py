@@ -105,6 +105,8 @@ class Method(NamedTuple):
     needs_initial  whether `enter` may call `initial()`: the checkpoint of step 0 is then kept
     init     (params, config) -> (params, state): once; may add leaves to the parameters
     stages   (stages) -> stages: host, once; the timeline as far as it is known
+    expect   (stages) -> stages: host; what only the run will tell, such as widths that are drawn in it,
+             as it is likely to be: for plans of a run's cost
     observe  (params, state, stage) -> state: host, every `stage.ask_every` steps: what is too rare or
              too dear for `update`
     done     (params, state, stage, step) -> bool: host, then; whether the stage ends here
@@ -127,6 +129,7 @@ class Method(NamedTuple):
     needs_initial: bool = False
     init: Callable[[Params, Config], tuple[Params, State]] = lambda params, config: (params, ())
     stages: Callable[[tuple[Stage, ...]], tuple[Stage, ...]] = lambda stages: stages
+    expect: Callable[[tuple[Stage, ...]], tuple[Stage, ...]] = lambda stages: stages
     observe: Callable[[Params, State, Stage], State] = lambda params, state, stage: state
     done: Callable[[Params, State, Stage, int], bool] = lambda params, state, stage, step: False
     enter: Callable[..., tuple[Surgery, State, Stage]] = _unchanged
@@ -150,6 +153,11 @@ def chain(*methods: Method) -> Method:
     def stages(stages):
         for method in methods:
             stages = method.stages(stages)
+        return stages
+
+    def expect(stages):
+        for method in methods:
+            stages = method.expect(stages)
         return stages
 
     def observe(params, states, stage):
@@ -208,6 +216,7 @@ def chain(*methods: Method) -> Method:
         needs_initial=any(method.needs_initial for method in methods),
         init=init,
         stages=stages,
+        expect=expect,
         observe=observe,
         done=done,
         enter=enter,

@@ -7,7 +7,6 @@ type, and with one large matrix product. Realised fraction = (1 - t / t_dense) /
 On a GPU the same, in bfloat16 and with the batch that is asked for. Writes experiments/speed.md (speed_gpu.md).
 """
 
-import dataclasses
 import gc
 import pathlib
 import platform
@@ -19,13 +18,14 @@ from absl import app, flags
 
 from bert_fast import bert, methods
 from bert_fast.cost.flops import step_flops
+from bert_fast.cost.programs import draws, most_frequent
 from bert_fast.data.masking import prediction_slots
 from bert_fast.method import Clock, Program, Stage
 from bert_fast.plan import whole
 from bert_fast.schedule import Schedule
 from bert_fast.train import optim
 from bert_fast.train.sharding import make_mesh
-from experiments.timing import alternate, draws, peak, spread, stepper
+from experiments.timing import alternate, peak, spread, stepper
 
 SEQ = flags.DEFINE_list("seq", ["128", "512"], "Tokens of a row.")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each runs every program once.")
@@ -65,26 +65,8 @@ def dense_stage(seq_len: int) -> Stage:
     return Stage("training", program, STEPS, Schedule(1e-4, STEPS))
 
 
-def slim(method, old: Stage, new: Stage) -> Stage:
-    """A stage after the search, with the widths that the method itself gives it for coefficients near 1."""
-    rng, model = np.random.default_rng(0), old.program.model
-    layers = {
-        "head_scale": 1 + 0.01 * rng.standard_normal((model.depth, max(model.heads_L)), np.float32),
-        "neuron_scale": 1 + 0.01 * rng.standard_normal((model.depth, max(model.hidden_L)), np.float32),
-    }
-    params = bert.init(dataclasses.replace(model, width=8, head_size=8, vocab_size=128), jax.random.key(0))
-    params = jax.tree.map(np.asarray, {**params, "layers": {**params["layers"], **layers}})
-    _, state = method.init(params, model)
-    return method.enter(params, state, old, new, lambda: params, jax.random.key(0))[2]
-
-
-def stages_of(wanted: list, dense: Stage):
-    """(method, timeline) with every stage's program settled."""
-    method = methods.make(wanted)
-    timeline = list(method.stages((dense,)))
-    if timeline[0].name == "search":
-        timeline[1] = slim(method, timeline[0], timeline[1])
-    return method, timeline
+def timeline_of(method, dense: Stage) -> tuple[Stage, ...]:
+    return method.expect(method.stages((dense,)))
 
 
 def measure(dense: Stage, optimizer, mesh) -> list[dict]:
@@ -96,11 +78,12 @@ def measure(dense: Stage, optimizer, mesh) -> list[dict]:
     for name, (wanted, *chosen) in GROUPS.items():
         if ONLY.value not in name:
             continue
-        method, timeline = stages_of(wanted, dense)
+        method = methods.make(wanted)
+        timeline = timeline_of(method, dense)
         for index in range(len(timeline)) if chosen[long] is None else chosen[long]:
             stage = timeline[index]
             steps = stepper(method, stage, index == 0, optimizer, mesh)
-            drawn = draws(method, stage, Clock(9 * STEPS // 10, STEPS), 3)
+            drawn = most_frequent(draws(method, stage, [Clock(9 * STEPS // 10, STEPS)] * 200), 3)
             label = name + (f", stage {stage.name}" if len(timeline) > 1 else "")
             for number, draw in enumerate(drawn):
                 runs[f"{label}/{number}"] = steps.add(draw.program, draw.route)
@@ -149,7 +132,7 @@ def whole_runs(rows: list[dict], dense: Stage) -> list[str]:
     lines, full = [], step_flops(dense.program).executed
     rows = [row for row in rows if row["seq"] == dense.program.seq_len]
     for name, (wanted, *_) in GROUPS.items():
-        _, timeline = stages_of(wanted, dense)
+        timeline = timeline_of(methods.make(wanted), dense)
         flops = time = 0.0
         for stage in timeline:
             share = step_flops(stage.program).executed / full

@@ -1,18 +1,16 @@
 """Train steps that take turns in one process: what step_speed.py, speed.py and small_truth.py measure with."""
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bert_fast.method import Clock, Method, Program, Stage
-from bert_fast.plan import Route, pack
+from bert_fast.method import Method, Program, Stage
+from bert_fast.plan import Route
 from bert_fast.train import begin, compile
 from bert_fast.train.sharding import global_batch
 from bert_fast.train.step import make_step
@@ -80,27 +78,6 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     """Median, and the range from the tenth to the ninetieth percentile."""
     low, high = np.quantile(values, (0.1, 0.9))
     return statistics.median(values), float(low), float(high)
-
-
-class Draw(NamedTuple):
-    """One of the packed plans that a stage's steps have, how often, and a route of it."""
-
-    share: float
-    program: Program
-    route: Route
-
-
-def draws(method: Method, stage: Stage, clock: Clock, most: int) -> list[Draw]:
-    """The most frequent packed plans of a stage around a step; their shares sum to 1, however many are left out."""
-    found: dict[Program, list] = {}
-    program = stage.program
-    for step in range(200):
-        scale_ML = method.draw(stage, clock, np.random.default_rng(step))
-        plan, route = pack(program.plan, scale_ML, program.model.widths_L)
-        found.setdefault(dataclasses.replace(program, plan=plan), []).append(route)
-    frequent = sorted(found.items(), key=lambda item: -len(item[1]))[:most]
-    total = sum(len(routes) for _, routes in frequent)
-    return [Draw(len(routes) / total, program, routes[0]) for program, routes in frequent]
 
 
 def stepper(method: Method, stage: Stage, first: bool, optimizer: optax.GradientTransformation, mesh) -> Stepper:

@@ -1,12 +1,50 @@
-"""What a compiled program sends between devices, read from its text."""
+"""What a compiled program does, read from its text: what it sends between devices, and what its compiler expects it to
+take. Only the TPU compiler writes estimates.
+"""
 
 import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 COLLECTIVES: tuple[str, ...] = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
-BYTES |= {"s8": 1, "u8": 1, "pred": 1}
+BYTES |= {"s8": 1, "u8": 1, "pred": 1, "token": 0}
+
+# Work that carries no estimate; the largest first where a fusion holds several.
+NOT_COUNTED = ("scatter", "gather", "sort", "custom-call", *COLLECTIVES)
+# Copies that run beside other work: they are listed, but as a bound they would count what is hidden.
+ASYNCHRONOUS = ("copy-start", "slice-start", "dynamic-slice-start")
+
+
+class Instruction(NamedTuple):
+    """One line of a computation."""
+
+    name: str
+    result: str  # its type
+    operation: str
+    operands: tuple[str, ...]
+    text: str
+
+
+class Module(NamedTuple):
+    """Instructions by computation, the name of the entry, and the innermost source line of each stack frame."""
+
+    computations: dict[str, list[Instruction]]
+    entry: str
+    sources: dict[int, str]
+
+
+class Work(NamedTuple):
+    """One instruction of a step, and how often it runs; cycles are None where there is no estimate."""
+
+    times: float
+    operation: str
+    cycles: int | None
+    bytes: int
+    source: str
+    name: str
 
 
 def collectives(text: str) -> dict[str, int]:
@@ -18,6 +56,138 @@ def collectives(text: str) -> dict[str, int]:
     for line in text.splitlines():
         found = re.match(rf"\s+(?:ROOT )?%?[\w.-]+ = (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
         if found:
-            for kind, sizes in re.findall(r"(\w+)\[([\d,]*)\]", found[1]):
-                total[found[2]] += BYTES[kind] * int(np.prod([int(size) for size in sizes.split(",") if size]))
+            total[found[2]] += size_of(found[1])
     return total
+
+
+def size_of(result: str) -> int:
+    """Bytes of a type such as `f32[8,128]{1,0}` or of a tuple of them."""
+    return sum(
+        BYTES[kind] * int(np.prod([int(size) for size in sizes.split(",") if size]))
+        for kind, sizes in re.findall(r"([a-z]\w*)\[([\d,]*)\]", result)
+    )
+
+
+def parse(text: str) -> Module:
+    """The instructions of every computation of a module's text."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if line.endswith("{") and (found := re.match(r"(ENTRY )?%?([\w.-]+) \(", line)):
+            current = computations.setdefault(found[2], [])
+            entry = found[2] if found[1] else entry
+        elif current is not None and (
+            found := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:,|$)", line)
+        ):
+            operands = tuple(re.findall(r"%([\w.-]+)", found[4]))
+            current.append(Instruction(found[1], found[2], found[3], operands, line))
+        elif line == "}":
+            current = None
+    return Module(computations, entry, _sources(text))
+
+
+def _sources(text: str) -> dict[int, str]:
+    """`file:line` of each stack frame, from the tables at the top of the text."""
+
+    def table(title: str, pattern: str) -> dict[int, tuple[str, ...]]:
+        found = re.search(rf"^{title}\n((?:\d+ .*\n)+)", text, re.MULTILINE)
+        rows = re.findall(rf"^(\d+) {pattern}", found[1], re.MULTILINE) if found else []
+        return {int(row[0]): row[1:] for row in rows}
+
+    files = {key: name for key, (name,) in table("FileNames", r'"(.*)"').items()}
+    places = table("FileLocations", r"\{file_name_id=(\d+) .*?line=(\d+)")
+    frames = table("StackFrames", r"\{file_location_id=(\d+)(?: parent_frame_id=(\d+))?")
+
+    def source(frame: int) -> str:
+        """The innermost line of this package on the stack, or the innermost of all."""
+        innermost, seen = "", set()
+        while frame in frames and frame not in seen:
+            seen.add(frame)
+            place, parent = frames[frame]
+            file, line = places[int(place)]
+            name = files[int(file)]
+            innermost = innermost or f"{name.rsplit('/', 1)[-1]}:{line}"
+            if "/bert_fast/" in name:
+                return f"{name.split('/bert_fast/')[-1]}:{line}"
+            frame = int(parent or 1) - 1  # written one too high (jaxlib 0.10.2): the outermost frame names itself
+        return innermost
+
+    return {frame: source(frame) for frame in frames}
+
+
+def walk(module: Module, branch_share: Callable[[int], float]) -> Iterator[Work]:
+    """Every instruction of a step that takes time, with how often it runs.
+
+    branch_share: of a conditional's branch, by its number (0: the first, what a false predicate takes), the share of
+    steps in which it is taken. The bodies of loops count as often as the compiler knows that they run, or else once.
+    """
+
+    def of(computation: str, times: float) -> Iterator[Work]:
+        instructions = module.computations[computation]
+        results = {instruction.name: instruction.result for instruction in instructions}
+        for instruction in instructions:
+            if instruction.operation == "while":
+                trips = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.text)
+                yield from of(_called(instruction, "body"), times * (int(trips[1]) if trips else 1))
+            elif instruction.operation == "conditional":
+                for number, branch in enumerate(_branches(instruction)):
+                    if share := branch_share(number):
+                        yield from of(branch, times * share)
+            elif instruction.operation == "call":
+                yield from of(_called(instruction, "to_apply"), times)
+            elif (work := _work(instruction, results, times)) is not None:
+                yield work
+
+    def _work(instruction: Instruction, results: dict[str, str], times: float) -> Work | None:
+        estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
+        kind = instruction.operation
+        if kind == "fusion":
+            inside = {inner.operation for inner in module.computations.get(_called(instruction, "calls"), [])}
+            kind = next((heavy for heavy in NOT_COUNTED if heavy in inside), kind)
+        elif kind.endswith("-start") and kind not in ASYNCHRONOUS:
+            kind = kind.removesuffix("-start")
+        # Of the program's own arithmetic a few scalars carry no estimate either.
+        if estimate is None and kind not in (*NOT_COUNTED, *ASYNCHRONOUS):
+            return None
+        operands = [size_of(results.get(name, "")) for name in instruction.operands]
+        source = re.search(r"stack_frame_id=(\d+)", instruction.text)
+        name = re.search(r'op_name="([^"]*)"', instruction.text)
+        return Work(
+            times,
+            kind,
+            int(estimate[1]) if estimate and kind not in NOT_COUNTED else None,
+            _moved(kind, size_of(instruction.result), operands),
+            module.sources.get(int(source[1]), "") if source else "",
+            name[1] if name else "",
+        )
+
+    yield from of(module.entry, 1.0)
+
+
+def _moved(kind: str, result: int, operands: list[int]) -> int:
+    """Bytes of memory that an instruction must at least move.
+
+    A gather reads what it writes, not the whole table; a scatter reads and writes the rows of its updates, of which
+    the table in `operands` has the size of the result.
+    """
+    if kind == "gather":
+        return 2 * result
+    if kind in ASYNCHRONOUS:  # its result holds the source too
+        return result
+    if kind == "scatter":
+        updates = [size for size in operands if size < result]
+        return 3 * max(updates, default=result)
+    return result + sum(operands)
+
+
+def _called(instruction: Instruction, key: str) -> str:
+    found = re.search(rf"\b{key}=%?([\w.-]+)", instruction.text)
+    return found[1] if found else ""
+
+
+def _branches(instruction: Instruction) -> list[str]:
+    """The computations of a conditional, that of a false predicate, or of index 0, first."""
+    listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.text)
+    if listed:
+        return re.findall(r"%?([\w.-]+)", listed[1])
+    return [_called(instruction, "false_computation"), _called(instruction, "true_computation")]

@@ -93,6 +93,11 @@ def distances(kept_WLU: np.ndarray, units: Units) -> np.ndarray:
     return (kept_WLU[1:] != kept_WLU[0]).sum((1, 2)) / units.real_LU.sum()
 
 
+def aligned(counts_L: np.ndarray, real_L: np.ndarray, align: int) -> np.ndarray:
+    """The counts rounded to multiples, at least one of them, or all where a layer has fewer."""
+    return np.minimum(np.maximum(np.round(counts_L / align), 1).astype(int) * align, real_L)
+
+
 def draw_ticket(c_LU: np.ndarray, units: Units, name: str, align: int, rng=None) -> list[np.ndarray]:
     """For each layer the indices of what stays, ascending: the largest, or where there is an `rng` as many at random.
 
@@ -107,7 +112,7 @@ def draw_ticket(c_LU: np.ndarray, units: Units, name: str, align: int, rng=None)
             f"none is above the threshold. Lower --config.early_bert.{name}_ratio{layerwise}; where all are equal, "
             "search longer (--config.early_bert.search)"
         )
-    counts_L = np.maximum(np.round(counts_L / align), 1).astype(int) * align  # or all, where a layer has fewer
+    counts_L = aligned(counts_L, real_L, align)
     score_LU = c_LU if rng is None else rng.random(c_LU.shape)
     ranked_L = [np.argsort(-score_U[:real], kind="stable") for score_U, real in zip(score_LU, real_L, strict=True)]
     return [np.sort(ranked[:count]) for ranked, count in zip(ranked_L, counts_L, strict=True)]
@@ -239,6 +244,20 @@ def make(
         searching = dataclasses.replace(first, name="search", steps=steps, ask_every=every)
         return (searching, dataclasses.replace(first, data="restart"), *stages[1:])
 
+    def expect(stages):
+        """With the widths that coefficients drawn at random leave, layer by layer."""
+        result, drawn = [], False
+        for stage in stages:
+            drawn = drawn or stage.data == "restart"
+            if drawn:
+                units_of_both, rng = units_of(stage.program.model), np.random.default_rng(0)
+                left = [keep(rng.random(units.real_LU.shape), units).sum(1) for units in units_of_both]
+                stage = with_widths(
+                    stage, left[0].tolist(), aligned(left[1], np.array(stage.program.model.hidden_L), align).tolist()
+                )
+            result.append(stage)
+        return tuple(result)
+
     def weights(params):
         layers = dict(params.get("layers", {}))
         if NAMES[0] not in layers:
@@ -312,6 +331,7 @@ def make(
         needs_initial=True,
         init=init,
         stages=stages,
+        expect=expect,
         observe=observe,
         done=done,
         enter=enter,

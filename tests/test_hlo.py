@@ -1,0 +1,119 @@
+"""Reading the text of compiled programs, on a module small enough to count by hand."""
+
+import pytest
+
+from bert_fast.cost import hlo
+
+TEXT = """\
+HloModule jit_step, is_scheduled=true
+
+FileNames
+1 "/somewhere/site-packages/flax/linen/normalization.py"
+2 "/home/me/bert_fast/layers.py"
+3 "/home/me/bert_fast/train/step.py"
+
+FunctionNames
+1 "norm"
+
+FileLocations
+1 {file_name_id=3 function_name_id=1 line=10 end_line=10 column=1 end_column=2}
+2 {file_name_id=2 function_name_id=1 line=55 end_line=55 column=1 end_column=2}
+3 {file_name_id=1 function_name_id=1 line=7 end_line=7 column=1 end_column=2}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=2}
+3 {file_location_id=3 parent_frame_id=3}
+
+%fused_gather (a: f32[100,8], b: s32[4]) -> f32[4,8] {
+  %a = f32[100,8]{1,0:T(8,128)} parameter(0)
+  %b = s32[4]{0} parameter(1)
+  ROOT %g = f32[4,8]{1,0:T(8,128)} gather(%a, %b), offset_dims={1}
+}
+
+%fused_scatter (a: f32[100,8], b: s32[4], c: f32[4,8]) -> f32[100,8] {
+  %a.1 = f32[100,8]{1,0} parameter(0)
+  ROOT %s = f32[100,8]{1,0} scatter(%a.1, %a.1, %a.1), to_apply=%add
+}
+
+%body (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %f = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused_add, metadata={op_name="jit(step)/jvp(Block)/mul" stack_frame_id=2}, backend_config={"window_config":{"estimated_cycles":"100"}}
+}
+
+%condition (x.1: f32[8]) -> pred[] {
+  ROOT %x.1 = pred[]{:T(512)} parameter(0)
+}
+
+%skip (x.2: f32[8]) -> f32[8] {
+  ROOT %x.2 = f32[8]{0} parameter(0)
+}
+
+%run (x.3: f32[8]) -> f32[8] {
+  %x.3 = f32[8]{0} parameter(0)
+  ROOT %f.3 = f32[8]{0} fusion(%x.3), kind=kLoop, calls=%fused_add, metadata={op_name="jit(step)/transpose(jvp(Block))/dot_general" stack_frame_id=3}, backend_config={"window_config":{"estimated_cycles":"1000"}}
+}
+
+ENTRY %main (p: f32[100,8], i: s32[4], u: f32[4,8], v: f32[8], w: pred[]) -> (f32[8], f32[100,8]) {
+  %p = f32[100,8]{1,0} parameter(0)
+  %i = s32[4]{0} parameter(1)
+  %u = f32[4,8]{1,0} parameter(2)
+  %v = f32[8]{0} parameter(3)
+  %w = pred[]{:T(512)} parameter(4)
+  %n = f32[8]{0} add(%v, %v), metadata={op_name="jit(step)/add" stack_frame_id=1}, backend_config={"window_config":{"estimated_cycles":"7"}}
+  %gather_fusion = f32[4,8]{1,0:T(8,128)} fusion(%p, %i), kind=kCustom, calls=%fused_gather, metadata={stack_frame_id=1}
+  %scatter_fusion = f32[100,8]{1,0} fusion(%p, %i, %u), kind=kCustom, calls=%fused_scatter, backend_config={"window_config":{"estimated_cycles":"1"}}
+  %loop = f32[8]{0} while(%n), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"4"}}
+  %c = f32[8]{0} conditional(%w, %loop, %loop), true_computation=%run, false_computation=%skip
+  %all-reduce-start.1 = f32[100,8]{1,0} all-reduce-start(%scatter_fusion), replica_groups={{0,1}}, to_apply=%add
+  %all-reduce-done.1 = f32[100,8]{1,0} all-reduce-done(%all-reduce-start.1)
+  %sort.5 = (f32[8]{0}, s32[8]{0}) sort(%c, %c), dimensions={0}, to_apply=%lt
+  %copy-start.2 = (f32[8]{0:S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%c)
+  %small = u32[]{:S(6)} xor(%w, %w)
+  ROOT %t = (f32[8]{0}, f32[100,8]{1,0}) tuple(%c, %all-reduce-done.1)
+}
+"""  # noqa: E501
+
+
+def works(running):
+    return list(hlo.walk(hlo.parse(TEXT), lambda branch: running if branch == 1 else 1 - running))
+
+
+def counted(running):
+    return sum(work.times * work.cycles for work in works(running) if work.cycles is not None)
+
+
+def test_loops_count_as_often_as_they_run_and_branches_as_often_as_they_are_taken():
+    assert counted(1.0) == 7 + 4 * 100 + 1000
+    assert counted(0.25) == 7 + 4 * 100 + 250
+    assert counted(0.0) == 7 + 4 * 100
+
+
+def test_what_carries_no_estimate_is_listed_with_the_bytes_that_it_moves():
+    found = {work.operation: work.bytes for work in works(1.0) if work.cycles is None}
+    assert found == {
+        "gather": 2 * 4 * 8 * 4,  # what it writes, and that much of the table
+        "scatter": 3 * 4 * 8 * 4,  # its updates, and the rows that change, read and written
+        "all-reduce": 2 * 100 * 8 * 4,
+        "sort": 2 * 8 * 4 + 2 * 8 * 4,
+        "copy-start": 2 * 8 * 4 + 4,
+    }
+
+
+def test_work_is_laid_to_the_innermost_line_of_this_package():
+    by_name = {work.name.rsplit("/", 1)[-1]: work.source for work in works(1.0) if work.name}
+    assert by_name == {"add": "train/step.py:10", "mul": "layers.py:55", "dot_general": "layers.py:55"}
+
+
+@pytest.mark.parametrize(
+    ("result", "size"),
+    [("f32[8,128]{1,0:T(8,128)S(1)}", 4096), ("(bf16[2,3]{1,0}, s32[4]{0}, u32[]{:S(2)})", 32), ("pred[]", 1)],
+)
+def test_sizes_of_types(result, size):
+    assert hlo.size_of(result) == size
+
+
+def test_collectives_are_counted_once_though_they_start_and_end():
+    assert hlo.collectives(TEXT) == {
+        "all-reduce": 3200, "all-gather": 0, "reduce-scatter": 0, "collective-permute": 0, "all-to-all": 0,
+    }  # fmt: skip
