@@ -1,81 +1,37 @@
-"""Token dropping against its equations: plan, order of the tokens, forward pass, scores. Axes: as in bert.py."""
+"""Token dropping's plan, order and forward pass against NumPy written from the released code."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from token_drop_cases import (
+    BATCH,
+    CLS,
+    KEPT,
+    MASK,
+    PAD,
+    POST,
+    REAL_BS,
+    SCORE_V,
+    ordered,
+    packed_batch,
+    planned,
+    random_scores,
+    reference_dropped,
+    stage_of,
+)
 
-from bert_fast import BadInput, bert, methods
+from bert_fast import bert
 from bert_fast.cost.flops import step_flops
 from bert_fast.layers import Block, Embed, apply, layer_norm
-from bert_fast.method import Clock, Method, Program, Stage, chain
 from bert_fast.methods import token_drop
 from bert_fast.plan import Route, Span, edit, whole
-from bert_fast.schedule import Schedule
-from bert_fast.train import optim
-from bert_fast.train.step import TrainState, make_step
-from configs import token_drop as token_drop_config
 
-POST = bert.Config(150, 4, 16, 2, 8, 24, 12, pooler=True, dropout=0.0, attention_dropout=0.0)
 PRE = dataclasses.replace(POST, norm="pre")
-PAD, UNK, CLS, SEP, MASK = POST.special_ids
-KEPT = 6
 both_norms = pytest.mark.parametrize("config", [POST, PRE], ids=["post", "pre"])
-
-
-def stage_of(model=POST, seq_len=12, slots=3, steps=10, **changes):
-    program = Program(model, whole(model.depth), 3, 1, seq_len, slots, "mlm+nsp")
-    return Stage("only", program, steps, Schedule(1e-3, 100), **changes)
-
-
-def planned(model=POST, **arguments):
-    """The plan that the method makes for rows of 12 tokens."""
-    (stage,) = token_drop.make(**arguments).stages((stage_of(model),))
-    return stage.program.plan
-
-
-def packed_batch(seed=0):
-    """Three rows: full; two documents and padding; fewer tokens than are kept. The last slots are not filled."""
-    rng = np.random.default_rng(seed)
-    segments_BS = np.array([[1] * 12, [1] * 5 + [2] * 5 + [0] * 2, [1] * 3 + [2] * 2 + [0] * 7])
-    positions_BS = np.array([[*range(12)], [*range(5), *range(5), 0, 0], [0, 1, 2, 0, 1, *[0] * 7]])
-    ids_BS = np.where(segments_BS, rng.integers(1, 150, (3, 12)), PAD)
-    ids_BS[:, [0, 2]], ids_BS[1, 5] = [CLS, MASK], CLS
-    return {
-        "ids": ids_BS.astype(np.int32),
-        "types": (rng.integers(0, 2, (3, 12)) * (segments_BS != 0)).astype(np.int32),
-        "positions": positions_BS.astype(np.int32),
-        "segments": segments_BS.astype(np.int32),
-        "slots": np.array([[2, 7, 11], [2, 6, 9], [2, 4, 0]], np.int32),
-        "labels": np.array([[5, 6, 7], [6, 5, 9], [6, 6, 0]], np.int32),
-        "weights": np.array([[1, 1, 1], [1, 1, 1], [1, 1, 0]], np.float32),
-        "next": np.array([0, 1, 1], np.int32),
-        "cls": np.array([0, 5, 3], np.int32),
-    }
-
-
-BATCH = packed_batch()
-REAL_BS = BATCH["segments"] != 0
-
-
-def random_scores(seed=0):
-    """A table of distinct scores, special ids pinned."""
-    score_V = np.random.default_rng(seed).permutation(POST.table_rows).astype(np.float32) / 10
-    score_V[[UNK, CLS, SEP, MASK]], score_V[PAD] = 1e4, -1e4
-    return jnp.asarray(score_V)
-
-
-SCORE_V = random_scores()
-
-
-def ordered(score_V=SCORE_V, batch=BATCH, plan=None, key=None, **arguments):
-    """The batch as the method orders it."""
-    program = Program(POST, planned() if plan is None else plan, 3, 1, 12, 3, "mlm+nsp")
-    return token_drop.make(**arguments).order(score_V, batch, program, key)
 
 
 def reference_order(score_V, batch):
@@ -225,81 +181,6 @@ def test_random_scores_are_drawn_anew_and_keep_special_tokens():
     assert set.union(*first) == set(range(12)) - {0, 2}  # no ordinary token is always dropped
 
 
-# The forward pass
-
-
-def reference_layer(config, params, x_QD, y_KD, allowed_QK):
-    """One encoder layer: x updated by attention to y. NumPy, float64."""
-    eps, pre = config.norm_eps, config.norm == "pre"
-
-    def attention(x_QD, y_KD):
-        out_QD = params["attention_output"]["bias"]
-        for h in range(config.heads):
-            q, k, v = (
-                z @ params[name]["kernel"][:, h] + params[name]["bias"][h]
-                for name, z in (("query", x_QD), ("key", y_KD), ("value", y_KD))
-            )
-            logits_QK = np.where(allowed_QK, q @ k.T / np.sqrt(config.head_size), -1e30)
-            out_QD = out_QD + reference.softmax(logits_QK) @ v @ params["attention_output"]["kernel"][h]
-        return out_QD
-
-    def mlp(x_QD):
-        h_QF = reference.gelu(x_QD @ params["mlp_hidden"]["kernel"] + params["mlp_hidden"]["bias"])
-        return h_QF @ params["mlp_output"]["kernel"] + params["mlp_output"]["bias"]
-
-    first, second = (
-        lambda x, name=name: reference.norm(x, params[name], eps) for name in ("attention_norm", "mlp_norm")
-    )
-    if pre:
-        x_QD = x_QD + attention(first(x_QD), first(y_KD))
-        return x_QD + mlp(second(x_QD))
-    x_QD = first(x_QD + attention(x_QD, y_KD))
-    return second(x_QD + mlp(x_QD))
-
-
-def reference_dropped(config, params, batch, score_V, kept):
-    """Hidden states in the order of the input, MLM losses and next-sentence losses, of TokenDropBertEncoder:
-    gathered before the boundary, restored before the last layer, one example at a time. NumPy, float64.
-    """
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    at = lambda i: jax.tree.map(lambda leaf: leaf[i], params["layers"])  # noqa: E731
-    depth, eps, hidden, mlm, following = config.depth, config.norm_eps, [], [], []
-    for b in range(len(batch["ids"])):
-        one = {name: x[b] for name, x in batch.items()}
-        embed, segments_S = params["embed"], one["segments"]
-        x_SD = embed["word"][one["ids"]] + embed["position"][one["positions"]] + embed["type"][one["types"]]
-        x_SD = reference.norm(x_SD, embed["norm"], eps)
-        full_SS = segments_S[:, None] == segments_S
-        position = np.argsort(-np.asarray(score_V)[one["ids"]], kind="stable")
-        selected, unselected = position[:kept], position[kept:]
-        for i in range(depth // 2 - 1):
-            x_SD = reference_layer(config, at(i), x_SD, x_SD, full_SS)
-        x_selected, x_unselected = x_SD[selected], x_SD[unselected]
-        of_all = np.concatenate([segments_S[selected], segments_S[unselected]])
-        y_SD = np.concatenate([x_selected, x_unselected])
-        allowed = segments_S[selected][:, None] == of_all
-        x_selected = reference_layer(config, at(depth // 2 - 1), x_selected, y_SD, allowed)
-        allowed = segments_S[selected][:, None] == segments_S[selected]
-        for i in range(depth // 2, depth - 1):
-            x_selected = reference_layer(config, at(i), x_selected, x_selected, allowed)
-        inverse = np.argsort(np.concatenate([selected, unselected]))
-        x_SD = np.concatenate([x_selected, x_unselected])[inverse]
-        x_SD = reference_layer(config, at(depth - 1), x_SD, x_SD, full_SS)
-        if config.norm == "pre":
-            x_SD = reference.norm(x_SD, params["final_norm"], eps)
-        head = params["mlm"]
-        x_PD = reference.gelu(x_SD[one["slots"]] @ head["dense"]["kernel"] + head["dense"]["bias"])
-        logits = reference.norm(x_PD, head["norm"], eps) @ embed["word"].T + head["bias"]
-        log_probs = np.log(reference.softmax(logits[:, : config.vocab_size]))
-        mlm.append(-np.take_along_axis(log_probs, one["labels"][:, None], 1)[:, 0])
-        head = params["next"]
-        pooled_D = np.tanh(x_SD[one["cls"]] @ head["pooler"]["kernel"] + head["pooler"]["bias"])
-        log_probs = np.log(reference.softmax(pooled_D @ head["next"]["kernel"] + head["next"]["bias"]))
-        following.append(-log_probs[one["next"]])
-        hidden.append(x_SD)
-    return np.stack(hidden), np.stack(mlm), np.stack(following)
-
-
 def restored(x_BSD, order_BS):
     """Hidden states back in the order of the input."""
     return jnp.take_along_axis(x_BSD, jnp.argsort(order_BS, axis=1)[..., None], axis=1)
@@ -433,259 +314,3 @@ def test_a_dropped_token_reaches_kept_ones_after_the_boundary_in_the_last_layer_
     other_BSD[0, KEPT] += 1
     np.testing.assert_array_equal(on(other_BSD, 1)[:, :KEPT], on(x_BSD, 1)[:, :KEPT])
     assert (on(other_BSD, 2) != on(x_BSD, 2)).any(-1)[0, :KEPT].all()
-
-
-# The scores
-
-
-def learned(score_V, losses_BP, batch=BATCH, **arguments):
-    """The table after one batch with these losses."""
-    losses = bert.Losses(jnp.asarray(losses_BP, jnp.float32), None, None, None)
-    return np.asarray(token_drop.make(**arguments).update(score_V, {}, batch, losses))
-
-
-LOSSES_BP = np.array([[2, 3, 4], [5, 6, 7], [8, 9, 10.5]])
-
-
-def test_scores_begin_high_and_pinned():
-    params = {"any": 0}
-    same, score_V = token_drop.make().init(params, POST)
-    assert same is params
-    assert score_V.shape == (POST.table_rows,)
-    assert score_V.dtype == jnp.float32
-    pinned = {PAD: -1e4, UNK: 1e4, CLS: 1e4, SEP: 1e4, MASK: 1e4}
-    assert {v: float(score_V[v]) for v in pinned} == pinned
-    assert set(np.delete(np.asarray(score_V), list(pinned)).tolist()) == {10.0}
-    other = dataclasses.replace(POST, special_ids=(7, 8, 9, 10, 11))
-    assert float(token_drop.make().init({}, other)[1][7]) == -1e4
-
-
-def test_one_loss_moves_a_score_by_a_two_hundredth():
-    _, score_V = token_drop.make().init({}, POST)
-    batch = {**BATCH, "labels": np.array([[5]]), "weights": np.ones((1, 1))}
-    assert learned(score_V, [[2.0]], batch)[5] == pytest.approx(9.96, abs=1e-6)
-    assert learned(score_V, [[2.0]], batch, repeats="last_write")[5] == pytest.approx(9.96, abs=1e-6)
-    assert learned(score_V, [[2.0]], batch, beta=0.9)[5] == pytest.approx(9.2, abs=1e-6)
-
-
-def test_scores_are_learned_by_label_and_by_filled_slots_only():
-    _, score_V = token_drop.make().init({}, POST)
-    after_V = learned(score_V, LOSSES_BP)
-    # Words 5, 6, 7 and 9 are labels; [MASK] and what else stands in their places is not; label 0 is a slot not filled.
-    assert np.flatnonzero(after_V != np.asarray(score_V)).tolist() == [5, 6, 7, 9]
-    without = {**BATCH, "weights": np.zeros((3, 3), np.float32)}
-    with jax.debug_nans(True):
-        np.testing.assert_array_equal(learned(score_V, LOSSES_BP, without), score_V)
-
-
-def random_slots(seed, slots=40):
-    """Losses, labels (some of them special) and weights of 3 rows with many duplicates; some slots are not filled."""
-    rng = np.random.default_rng(seed)
-    labels = rng.choice([0, 5, 6, 7, 8, 149, UNK, MASK], (3, slots))
-    weights = rng.choice([0, 0.5, 1, 2], (3, slots))
-    labels[:, -5:], weights[:, -5:] = 0, 0
-    return rng.uniform(0, 12, (3, slots)).astype(np.float32), {**BATCH, "labels": labels, "weights": weights}
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_an_id_moves_once_to_the_weighted_mean_of_its_losses(seed):
-    losses_BP, batch = random_slots(seed)
-    expected_V = np.asarray(SCORE_V, np.float64).copy()
-    for v in np.unique(batch["labels"]):
-        of_v = (batch["labels"] == v) * batch["weights"]
-        if of_v.sum() and v not in POST.special_ids:
-            expected_V[v] = 0.995 * expected_V[v] + 0.005 * (of_v * losses_BP).sum() / of_v.sum()
-    after_V = learned(SCORE_V, losses_BP, batch)
-    np.testing.assert_allclose(after_V, expected_V, rtol=1e-6)
-    rest = np.setdiff1d(np.arange(POST.table_rows), batch["labels"])
-    np.testing.assert_array_equal(after_V[rest], np.asarray(SCORE_V)[rest])
-    special = np.array(POST.special_ids)
-    np.testing.assert_array_equal(after_V[special], np.asarray(SCORE_V)[special])
-
-
-def test_last_write_is_the_released_update():
-    table_V, score_V = np.asarray(SCORE_V, np.float64), SCORE_V
-    for seed in range(20):
-        losses_BP, batch = random_slots(seed)
-        old_V = table_V.copy()
-        # tensor_scatter_nd_update of routing.py, one slot after another: every one, and old scores gathered before.
-        for loss, v in zip(losses_BP.ravel(), batch["labels"].ravel(), strict=True):
-            table_V[v] = 0.995 * old_V[v] + 0.005 * loss
-        score_V = learned(score_V, losses_BP, batch, repeats="last_write")
-    np.testing.assert_allclose(score_V, table_V, rtol=1e-5)
-    # What follows from it: [PAD] drifts upwards by slots that are not filled, [UNK] and [MASK] come down.
-    assert score_V[PAD] == pytest.approx(-1e4 * 0.995**20, abs=2)
-    assert score_V[UNK] < 9.5e3 > score_V[MASK]
-    assert score_V[CLS] == 1e4
-
-
-def test_small_steps_are_not_lost_in_a_bfloat16_model():
-    _, score_V = token_drop.make().init({}, dataclasses.replace(POST, dtype="bfloat16"))
-    batch = {**BATCH, "labels": np.array([[5]]), "weights": np.ones((1, 1))}
-    for _ in range(3):
-        score_V = learned(score_V, [[9.0]], batch)
-        assert score_V.dtype == np.float32
-    assert score_V[5] == pytest.approx(9 + 0.995**3, abs=1e-5)
-
-
-def test_frequency_counts_real_input_ids():
-    method = token_drop.make(scores="frequency")
-    _, score_V = method.init({}, POST)
-    for seed in (0, 1):
-        score_V = method.update(score_V, {}, packed_batch(seed), None)
-    ids = np.concatenate([packed_batch(seed)["ids"][REAL_BS] for seed in (0, 1)])
-    expected_V = -np.bincount(ids, minlength=POST.table_rows).astype(float)
-    expected_V[[UNK, CLS, SEP, MASK]], expected_V[PAD] = 1e4, -1e4
-    np.testing.assert_array_equal(score_V, expected_V)
-    # Counts above 10,000 are counts like others.
-    word, rarer = BATCH["ids"][0, 1], BATCH["ids"][0, 5]
-    many_V = method.update(score_V.at[word].set(-1e5).at[rarer].set(-2e4), {}, BATCH, None)
-    assert many_V[word] < -1e5 < many_V[rarer] < -2e4
-    assert ordered(many_V)["positions"][0, -2:].tolist() == [5, 1]
-
-
-def test_random_learns_nothing():
-    method = token_drop.make(scores="random")
-    _, score_V = method.init({}, POST)
-    assert method.update(score_V, {}, BATCH, None) is score_V
-
-
-def test_scores_begin_anew_with_a_training():
-    method = token_drop.make()
-    _, first_V = method.init({}, POST)
-    for data, expected_V in (("continue", SCORE_V), ("restart", first_V)):
-        surgery, score_V, new = method.enter({}, SCORE_V, stage_of(), stage_of(data=data), None, None)
-        np.testing.assert_array_equal(score_V, expected_V)
-        assert (surgery.params("p"), surgery.moments("m"), new) == ("p", "m", stage_of(data=data))
-
-
-@pytest.fixture(scope="module")
-def train_step():
-    """(micro_batches) -> a batch, and the state after one train step on it."""
-    method = chain(token_drop.make(), Method())
-    optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.5, True, 1.0))
-    step = jax.jit(make_step(method, optimizer, 0), static_argnums=4)
-    params = reference.random_params(POST)
-
-    def after(micro_batches):
-        program = Program(POST, planned(), 6, micro_batches, 12, 3, "mlm+nsp")
-        batch = jax.tree.map(lambda *two: np.concatenate(two), packed_batch(0), packed_batch(1))
-        state = TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), (SCORE_V, ()))
-        return batch, step(state, batch, Route(), 0.1, program)[0]
-
-    return functools.cache(after)
-
-
-def test_a_step_learns_from_its_own_losses(train_step):
-    batch, state = train_step(1)
-    params = reference.random_params(POST)
-    _, mlm_BP, _ = reference_dropped(POST, params, batch, SCORE_V, KEPT)
-    # The table is no parameter: neither the rate nor the decay of 0.5 moves a score that no loss moves.
-    np.testing.assert_allclose(state.method[0], learned(SCORE_V, mlm_BP, batch), rtol=1e-6)
-    assert jax.tree.structure(state.params) == jax.tree.structure(params)
-
-
-def test_micro_batches_learn_what_the_batch_does(train_step):
-    one, two = train_step(1)[1], train_step(2)[1]
-    np.testing.assert_allclose(one.method[0], two.method[0], rtol=1e-6)
-    assert (np.asarray(one.method[0]) != np.asarray(SCORE_V)).sum() == 4
-
-
-# What is said
-
-
-def test_report_names_the_words_that_were_learned():
-    pieces = [f"w{v}" for v in range(150)]
-    method, stage = token_drop.make(), stage_of()
-    (dropping,) = method.stages((stage,))
-    _, first_V = method.init({}, POST)
-    clock = Clock(3, 10)
-    assert method.report(first_V, stage, clock, pieces) == {"kept": 1.0, "most_important": [], "least_important": []}
-    scored = {v: float(v) / 7 for v in range(40, 65)}
-    # Special ids, ids that were never predicted, and ids behind the vocabulary are left out.
-    score_V = first_V.at[jnp.array([*scored, PAD, 200])].set(jnp.array([*scored.values(), 500.0, 900.0]))
-    said = method.report(score_V, dropping, clock, pieces)
-    assert said["kept"] == 0.5
-    assert said["most_important"] == [f"w{v}" for v in range(64, 54, -1)]
-    assert said["least_important"] == [f"w{v}" for v in range(40, 50)]
-    random = token_drop.make(scores="random")
-    assert random.report(random.init({}, POST)[1], dropping, clock, pieces) == {"kept": 0.5}
-
-
-def test_ids_behind_the_vocabulary_never_matter():
-    score_V = SCORE_V.at[150:].set(9e3)
-    np.testing.assert_array_equal(ordered(score_V)["ids"], ordered()["ids"])
-    np.testing.assert_array_equal(learned(score_V, LOSSES_BP)[:150], learned(SCORE_V, LOSSES_BP)[:150])
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"keep": 0.0}, r"--config\.token_drop\.keep=0\.0: expected a share"),
-        ({"keep": 1.5}, "at most 1"),
-        ({"beta": 1.0}, r"token_drop\.beta=1\.0.*below 1"),
-        ({"beta": -0.1}, "at least 0"),
-        ({"start": 1e4}, r"token_drop\.start=10000\.0"),
-        ({"start": float("nan")}, r"token_drop\.start=nan"),
-        ({"scores": "los"}, r"token_drop\.scores='los'.*loss, random, frequency"),
-        ({"repeats": "last"}, r"token_drop\.repeats='last'.*mean, last_write"),
-        ({"repeats": "last_write", "scores": "random"}, r"token_drop\.scores=loss"),
-        ({"full_tail": 1.0}, r"token_drop\.full_tail=1\.0"),
-        ({"full_tail": -0.1}, "expected a share of the steps"),
-        ({"kep": 0.5}, "did you mean keep"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(BadInput, match=message):
-        methods.make([("token_drop", arguments)])
-
-
-def test_keep_that_cannot_hold_special_and_masked_tokens_is_refused_with_one_that_can():
-    stage = stage_of(dataclasses.replace(POST, max_len=128), 128, 20)
-    with pytest.raises(BadInput, match=r"keeps 22 of 128 .* hold 20 .* 3 special.*keep=0\.18,"):
-        token_drop.make(keep=0.17).stages((stage,))
-    token_drop.make(keep=0.18).stages((stage,))
-    shallow = dataclasses.replace(
-        stage, program=dataclasses.replace(stage.program, model=dataclasses.replace(POST, depth=1))
-    )
-    assert token_drop.make(keep=0.1).stages((shallow,)) == (shallow,)
-
-
-@pytest.mark.parametrize("changes", [{"rows": 8}, {"keys": 8}])
-def test_a_second_method_that_leaves_out_tokens_is_refused(changes):
-    stage = stage_of()
-    program = dataclasses.replace(stage.program, plan=edit(whole(4), 1, 2, **changes))
-    with pytest.raises(BadInput, match=r"--config\.methods: .* stage only leaves out .* token_drop cannot"):
-        token_drop.make().stages((dataclasses.replace(stage, program=program),))
-
-
-def test_config_is_the_released_recipe():
-    # tensorflow/models, official/projects/token_dropping: wiki_books_pretrain_sequence_pack.yaml,
-    # bert_en_uncased_base_token_drop.yaml, encoder_config.py and experiment_configs.py.
-    config = token_drop_config.get_config()
-    assert (config.methods, config.phases, config.batch_size, config.steps) == ("token_drop", "512:1", 512, 1_000_000)
-    assert config.token_drop.to_dict() == {
-        "keep": 0.5, "beta": 0.995, "start": 10.0, "scores": "loss", "repeats": "mean", "full_tail": 0.0
-    }  # fmt: skip
-    rate = config.learning_rate
-    assert (rate.peak, rate.warmup_steps, rate.decay, rate.end) == (1e-4, 10_000, "linear", 0.0)
-    optimizer = config.optimizer
-    assert (optimizer.name, optimizer.b1, optimizer.b2, optimizer.eps) == ("adamw", 0.9, 0.999, 1e-7)
-    assert (optimizer.weight_decay, optimizer.bias_correction, optimizer.clip_norm) == (0.01, True, 1.0)
-    model = config.model
-    assert (model.depth, model.width, model.heads, model.hidden, model.max_len) == (12, 768, 12, 3072, 512)
-    assert (model.norm, model.activation, model.pooler) == ("post", "gelu_tanh", False)
-    assert (model.dropout, model.attention_dropout, model.init_std) == (0.1, 0.1, 0.02)
-    assert (config.data.objective, config.data.masked_share) == ("mlm", 0.15)
-    assert token_drop_config.get_config("seq=128").phases == "128:1"
-    assert token_drop_config.get_config("objective=mlm+nsp").model.pooler
-
-
-def test_every_argument_can_be_set_by_a_flag():
-    # A flag sets an attribute: an argument with the name of one of ConfigDict's own methods would be out of its reach.
-    config = token_drop_config.get_config()
-    for key, default in methods.defaults()["token_drop"].items():
-        assert getattr(config.token_drop, key) == default

@@ -1,0 +1,247 @@
+"""EarlyBERT's search, its stages, bad input and config.
+
+Axes: as in the method's file.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from early_bert_cases import CONFIG, FIRST, PROGRAM, UNEVEN, leave_search, quantile_rule, random_coefficients, scaled
+from reference import random_params
+from test_configs import CONFIGS, VOCAB, get_config
+
+from bert_fast import BadInput, methods, settings
+from bert_fast.method import chain
+from bert_fast.methods.early_bert import make
+from bert_fast.plan import edit, whole
+from bert_fast.train import optim
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+SEARCHING = dataclasses.replace(FIRST, name="search", steps=40, ask_every=2)
+
+
+def random_search(method, speed=0.02):
+    """Every second of 40 steps of a search in which the coefficients walk at random: (step, state, coefficients)."""
+    params, state = method.init(random_params(CONFIG), CONFIG)
+    c_LH, c_LF = np.ones((3, 4), np.float32), np.ones((3, 20), np.float32)
+    rng = np.random.default_rng(0)
+    for step in range(2, 42, 2):
+        c_LH = c_LH + rng.normal(0, speed, c_LH.shape).astype(np.float32)
+        c_LF = c_LF + rng.normal(0, speed, c_LF.shape).astype(np.float32)
+        state = method.observe(scaled(params, c_LH, c_LF), state, SEARCHING)
+        yield step, state, c_LH, c_LF
+
+
+def shapes_of(state):
+    return jax.tree.map(lambda leaf: (np.shape(leaf), np.asarray(leaf).dtype), state)
+
+
+@pytest.mark.parametrize("neurons", ["global", "layer"])
+def test_masks_and_distances_follow_a_numpy_reimplementation(neurons):
+    method = make(window=3, neurons=neurons, head_penalty=1e-2, neuron_penalty=1e-3)
+    first = method.init(random_params(CONFIG), CONFIG)[1]
+    assert method.report(first, SEARCHING, None, ()) == {"heads": [4] * 3, "neurons": [20] * 3}
+    fifo = {"head": [], "neuron": []}
+    for _, state, c_LH, c_LF in random_search(method):
+        report = method.report(state, SEARCHING, None, ())
+        assert shapes_of(state) == shapes_of(first)
+        for name, c_LU, ratio, together, penalty in (
+            ("head", c_LH, 0.333333, False, 1e-2),
+            ("neuron", c_LF, 0.4, neurons == "global", 1e-3),
+        ):
+            fifo[name] = masks = [*fifo[name], quantile_rule(c_LU, ratio, together)][-3:]
+            assert report[f"{name}s"] == masks[-1].sum(1).tolist()
+            assert report[f"{name}_penalty"] == pytest.approx(penalty * np.abs(c_LU.astype(float)).sum(), rel=1e-5)
+            if len(masks) > 1:
+                apart = [(masks[-1] != older).mean() for older in masks[:-1]]
+                assert report[f"{name}_distance"] == pytest.approx(apart[-1])
+                assert report[f"{name}_distance_max"] == pytest.approx(max(apart))
+            else:
+                assert f"{name}_distance" not in report
+
+
+def test_criterion_holds_when_all_neuron_masks_agree_and_never_before_the_least_steps():
+    held = {}
+    for least in (1, 30):
+        method = make(stop="early_bird", window=3, threshold=0.1, min_steps=least)
+        masks, held[least], wanted = [], [], []
+        for step, state, _, c_LF in random_search(method):
+            masks = [*masks, quantile_rule(c_LF, 0.4, True)][-3:]
+            agree = len(masks) == 3 and all((masks[-1] != older).sum() <= 6 for older in masks[:-1])  # of 60
+            wanted.append(agree and step >= least)
+            held[least].append(method.done(None, state, SEARCHING, step))
+        assert held[least] == wanted
+        assert len(set(wanted)) == 2
+    assert any(held[1][:14])
+
+
+def test_criterion_waits_for_half_of_the_search_and_is_not_asked_where_steps_are_fixed():
+    for stop, window, expected in (("early_bird", 2, 20), ("early_bird", 14, 28), ("steps", 2, None)):
+        method = make(stop=stop, window=window, threshold=1.0)
+        held = [step for step, state, _, _ in random_search(method) if method.done(None, state, SEARCHING, step)]
+        assert held == ([] if expected is None else list(range(expected, 42, 2)))
+
+
+def test_heads_have_no_say_in_the_criterion():
+    method = make(stop="early_bird", window=2, threshold=0.0, min_steps=1)
+    params, state = method.init(random_params(CONFIG), CONFIG)
+    c_LH, c_LF = random_coefficients(CONFIG)
+    for coefficients in ((c_LH, c_LF), (-c_LH, c_LF)):
+        state = method.observe(scaled(params, *coefficients), state, SEARCHING)
+    assert method.report(state, SEARCHING, None, ())["head_distance"] > 0
+    assert method.done(None, state, SEARCHING, 2)
+
+
+def test_search_is_over_once_the_ticket_is_drawn():
+    method = make(stop="early_bird", window=2, threshold=1.0, min_steps=1)
+    *_, (step, state, c_LH, c_LF) = random_search(method)
+    assert method.done(None, state, SEARCHING, step)
+    slim, stage, after = leave_search(method, scaled(random_params(CONFIG), c_LH, c_LF), state)
+    assert not method.done(slim, after, stage, step + 1)
+    widths = {"heads": [3, 3, 3], "neurons": list(stage.program.model.hidden_L)}
+    assert method.report(after, stage, None, ()) == widths
+    seen = method.observe(slim, after, stage)
+    assert shapes_of(seen) == shapes_of(after) == shapes_of(state)
+    assert method.report(seen, stage, None, ()) == widths
+
+
+def test_stages_that_cut_the_search_change_nothing():
+    method = make()
+    *_, (_, state, c_LH, c_LF) = random_search(method)
+    params = scaled(random_params(CONFIG), c_LH, c_LF)
+    surgery, after, new = method.enter(params, state, SEARCHING, SEARCHING, None, None)
+    assert new == SEARCHING
+    assert after is state
+    assert surgery.params(params) is params
+    assert surgery.moments(params) is params
+
+
+def test_search_is_the_beginning_of_the_training_run_alone():
+    second = dataclasses.replace(FIRST, name="second", program=dataclasses.replace(PROGRAM, seq_len=16), steps=100)
+    searching, first, last = make(search=0.1).stages((FIRST, second))
+    assert searching == dataclasses.replace(FIRST, name="search", steps=30, ask_every=2)
+    assert first == dataclasses.replace(FIRST, data="restart")
+    assert last == second
+    searching, *_ = make(search=60.0, stop="early_bird", mask_every=7).stages((FIRST, second))
+    assert (searching.steps, searching.ask_every) == (60, 7)
+
+
+def test_stages_after_the_ticket_have_its_widths_unless_they_change_the_depth():
+    method = make()
+    plain = random_params(CONFIG)
+    state = method.init(plain, CONFIG)[1]
+    narrow = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, model=UNEVEN))
+    surgery, after, new = method.enter(plain, state, narrow, FIRST, None, None)
+    assert new.program.model == UNEVEN
+    assert surgery.params(plain) is plain
+    assert surgery.moments(plain) is plain
+    assert after is state
+    deeper = dataclasses.replace(CONFIG, depth=5, hidden=(20, 7, 12, 7, 12))
+    grown = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, model=deeper, plan=whole(5)))
+    assert method.enter(plain, state, narrow, grown, None, None)[2] == grown
+
+
+def test_initial_weights_are_kept():
+    assert make().needs_initial
+    assert chain(make()).needs_initial
+
+
+# --- bad input and the config -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"search": 0.0}, "early_bert.search=0.0: expected steps"),
+        ({"search": 1.5}, "early_bert.search=1.5"),
+        ({"search": -3.0}, "early_bert.search=-3.0"),
+        ({"stop": "early"}, "early_bert.stop='early' is unknown: use steps or early_bird"),
+        ({"neurons": "all"}, "neurons='all' is unknown: use global or layer"),
+        ({"ticket": "lucky"}, "ticket='lucky' is unknown: use early_bird or random"),
+        ({"mask_every": -1}, "mask_every=-1"),
+        ({"window": 1}, "window=1: expected at least 2"),
+        ({"threshold": 2.0}, "threshold=2.0"),
+        ({"min_steps": -1}, "min_steps=-1"),
+        ({"head_ratio": 1.0}, "head_ratio=1.0"),
+        ({"neuron_ratio": -0.1}, "neuron_ratio=-0.1"),
+        ({"align": 0}, "align=0"),
+        ({"head_penalty": -1.0}, "head_penalty=-1.0"),
+        ({"neuron_penalty": float("nan")}, "neuron_penalty=nan"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, told):
+    with pytest.raises(BadInput, match=told):
+        make(**arguments)
+
+
+FROZEN = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, plan=edit(whole(3), 0, 1, frozen=True)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "timeline", "told"),
+    [
+        ({}, (FIRST, dataclasses.replace(FIRST, data="restart")), "one search and one training"),
+        ({}, (FROZEN,), "stage first are frozen.*before the method that freezes"),
+        ({"search": 300.0}, (FIRST,), "search=300 is more than the 200 steps"),
+        ({"search": 20.0, "stop": "early_bird", "mask_every": 5}, (FIRST,), "5 masks, 5 steps apart.*search of 20"),
+        ({"search": 20.0, "stop": "early_bird", "min_steps": 30}, (FIRST,), "at least 30 steps.*lower"),
+    ],
+)
+def test_timelines_without_a_search_are_refused(arguments, timeline, told):
+    with pytest.raises(BadInput, match=told):
+        make(**arguments).stages(timeline)
+
+
+def test_frozen_layers_after_the_ticket_are_none_of_its_business():
+    assert make().stages((FIRST, FROZEN))[-1] == FROZEN
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
+def test_parameters_of_another_type_are_refused(dtype):
+    params = random_params(CONFIG)
+    params["layers"]["mlp_output"]["kernel"] = params["layers"]["mlp_output"]["kernel"].astype(dtype)
+    with pytest.raises(BadInput, match=rf"mlp_output.*{np.dtype(dtype).name}.*float32"):
+        make().init(params, CONFIG)
+
+
+def config_of(text):
+    config = get_config(next(path for path in CONFIGS if path.stem == "early_bert"))(text).to_dict()
+    return config, settings.make(config, VOCAB, tuple(methods.known()))
+
+
+def test_config_is_berts_recipe_with_the_released_ratios():
+    config, made = config_of("")
+    plain = get_config(next(path for path in CONFIGS if path.stem == "bert"))("").to_dict()
+    assert config.pop("methods") == "early_bert"
+    plain.pop("methods")
+    assert config == plain
+    ((name, arguments),) = made.methods
+    assert name == "early_bert"
+    assert (arguments["head_ratio"], arguments["neuron_ratio"], arguments["neurons"]) == (0.333333, 0.4, "global")
+    assert (arguments["head_penalty"], arguments["neuron_penalty"]) == (1e-4, 1e-4)
+    assert (arguments["search"], arguments["stop"], arguments["ticket"]) == (0.05, "steps", "early_bird")
+    assert (arguments["window"], arguments["threshold"], arguments["align"]) == (5, 0.1, 1)
+
+
+def test_lamb_recipe_is_nvidias_in_one_schedule():
+    _, made = config_of("recipe=lamb")
+    assert made.optimizer == optim.Optimizer("lamb", 0.9, 0.999, 1e-6, 0.01, True, 1.0)
+    assert made.phases == ((128, 0.9), (512, 0.1))
+    assert round(made.steps * 0.9) == 7_038
+    assert (made.steps - 7_038) * made.batch_size == pytest.approx(1_563 * 32_768, rel=1e-3)
+    assert made.batch_size == 65_536
+    rate = made.schedule
+    assert rate(1_000) == pytest.approx(3e-3)
+    assert rate(1_999) == pytest.approx(6e-3, rel=1e-3)
+    # base_lr * (1 - progress) ** 0.5, progress counted from step 0: `PolyWarmUpScheduler`.
+    assert rate(3_910) == pytest.approx(6e-3 * 0.5**0.5)
+    assert round(dict(made.methods)["early_bert"]["search"] * made.steps) == 391
+
+
+def test_unknown_recipe_is_refused():
+    with pytest.raises(BadInput, match=r"recipe='adam'.*bert or recipe=lamb"):
+        config_of("recipe=adam")
