@@ -25,10 +25,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from bert_fast import inference, methods
-from bert_fast.cost.programs import draws, most_frequent
 from bert_fast.data import shards
 from bert_fast.data.masking import read_vocab_info
 from bert_fast.data.unigram import unigram_loss
+from bert_fast.forecast.programs import draws, most_frequent
 from bert_fast.method import Clock
 from bert_fast.settings import Data, Evaluation, Optimizer
 from bert_fast.train import checkpoint, optim

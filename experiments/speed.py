@@ -18,8 +18,8 @@ from absl import app, flags
 
 from bert_fast import bert, methods
 from bert_fast.cost.flops import step_flops
-from bert_fast.cost.programs import draws, most_frequent
 from bert_fast.data.masking import prediction_slots
+from bert_fast.forecast.programs import draws, most_frequent
 from bert_fast.method import Clock, Program, Stage
 from bert_fast.plan import whole
 from bert_fast.schedule import Schedule

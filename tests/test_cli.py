@@ -14,7 +14,8 @@ from typing import NamedTuple
 import pytest
 from small_runs import rows_without_clock
 
-from bert_fast.__main__ import COMMANDS, main
+from bert_fast import commands
+from bert_fast.__main__ import main
 from bert_fast.train.log import read_rows
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -149,7 +150,7 @@ def test_package_runs_as_a_program():
     assert (done.returncode, "--source is missing" in done.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("name", ["", "prepare", "pretrain", "evaluate", "fill-mask"])
+@pytest.mark.parametrize("name", ["", *commands.NAMES])
 def test_help_tells_every_option(name):
     done = bert_fast(*([name] if name else []), "--help")
     assert done.returncode == 0
@@ -170,5 +171,5 @@ def test_warning_is_one_line_without_the_code_that_gave_it(monkeypatch):
         warnings.warn("layers are dropped from a post-LN model", stacklevel=1)
         return 0
 
-    monkeypatch.setitem(COMMANDS, "evaluate", COMMANDS["evaluate"]._replace(run=run))
+    monkeypatch.setattr(commands.known()["evaluate"], "run", run)
     assert bert_fast("evaluate") == (0, "", "warning: layers are dropped from a post-LN model\n")

@@ -11,9 +11,9 @@ import pytest
 from test_cli import bert_fast
 
 from bert_fast import BadInput, methods, settings
-from bert_fast.cost import bill, planner, programs, tpu
 from bert_fast.cost.accelerators import TPUS
 from bert_fast.cost.flops import step_flops
+from bert_fast.forecast import bill, planner, programs, tpu
 from bert_fast.method import Clock
 from bert_fast.train import compile, optim
 from bert_fast.train.sharding import global_batch, make_mesh

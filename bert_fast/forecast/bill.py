@@ -1,7 +1,7 @@
 """A plan in words: tables for people, with what each figure is and is not."""
 
 from bert_fast.cost.accelerators import GIB
-from bert_fast.cost.planner import Plan, StagePlan
+from bert_fast.forecast.planner import Plan, StagePlan
 from bert_fast.train.log import clock
 
 CAVEAT = """\

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 
 from bert_fast import BadInput, methods
-from bert_fast.cost import programs, tpu
 from bert_fast.cost.accelerators import Accelerator
 from bert_fast.cost.flops import dense_equivalent, step_flops
+from bert_fast.forecast import programs, tpu
 from bert_fast.method import Method, Stage
 from bert_fast.settings import Settings
 from bert_fast.train import begin, optim

@@ -1,0 +1,30 @@
+"""The command `evaluate`: held-out loss of a checkpoint, one JSON line."""
+
+import json
+
+from absl import flags
+
+from bert_fast.commands import checkpoint_flag, needs, nothing
+
+WHAT = "held-out loss of a checkpoint, one JSON line"
+EXAMPLE = "--checkpoint=runs/mini"
+
+
+def define(args, argv: list[str]):
+    checkpoint_flag(args)
+    flags.DEFINE_string("data", None, "Another shards folder than the run's own.", flag_values=args)
+    flags.DEFINE_integer(
+        "examples", None, "Rows of the valid split; by default the run's --config.eval.", flag_values=args
+    )
+    flags.DEFINE_integer("seq_len", None, "Their length; by default the run's --config.eval.", flag_values=args)
+    flags.DEFINE_bool("unigram", False, "Also the loss of add-one word counts on the same masks.", flag_values=args)
+
+
+def run(args, texts: list[str]) -> int:
+    from bert_fast.inference import evaluate
+
+    nothing(texts)
+    needs(args, "checkpoint")
+    changes = {name: args[name].value for name in ("examples", "seq_len") if args[name].value is not None}
+    print(json.dumps(evaluate(args.checkpoint, args.data or "", args.unigram, **changes)))
+    return 0

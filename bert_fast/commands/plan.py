@@ -1,0 +1,62 @@
+"""The command `plan`: what a run will cost, before it starts."""
+
+import os
+import pathlib
+
+from absl import flags
+
+from bert_fast.commands import REQUIRED, needs, nothing
+
+WHAT = "what a run will cost, before it starts"
+EXAMPLE = "--config=configs/combined.py:size=base --topology=v5e:4x4 --compare=configs/bert.py:size=base"
+
+
+def define(args, argv: list[str]):
+    # Compiling for a TPU takes none; without this JAX would look for one, and hold it.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from ml_collections import config_flags
+
+    what = "The run: a file in configs/ with its arguments, and --config.NAME=VALUE as in pretrain. " + REQUIRED
+    config_flags.DEFINE_config_file("config", None, what, sys_argv=argv, flag_values=args)
+    what = "Another run, which it is compared with; --compare.NAME=VALUE changes it."
+    config_flags.DEFINE_config_file("compare", None, what, sys_argv=argv, flag_values=args)
+    flags.DEFINE_string("topology", "cpu", "A TPU slice such as v5e:4x4; cpu or gpu: FLOPs alone.", flag_values=args)
+    flags.DEFINE_float(
+        "utilisation", 0.4, "The share of the peak at which hours and price are stated.", 0.01, 1.0, flag_values=args
+    )
+    flags.DEFINE_bool("profile", False, "Also where the cycles go, by source line and operation.", flag_values=args)
+    flags.DEFINE_bool("largest_batch", False, "Also the largest batch that fits (several compiles).", flag_values=args)
+    flags.DEFINE_string(
+        "cache", "~/.cache/bert_fast/plan", "Where what the compiler said of a program is kept.", flag_values=args
+    )
+
+
+def run(args, texts: list[str]) -> int:
+    from bert_fast import methods, settings
+    from bert_fast.data import shards
+    from bert_fast.forecast import bill, planner
+    from bert_fast.train.report import say
+
+    nothing(texts)
+    needs(args, "config")
+
+    def settings_of(name: str) -> settings.Settings:
+        config = args[name].value.to_dict()
+        folder = config["data"]["dir"]
+        words = shards.read_manifest(folder)["vocab"] if folder else planner.BERT
+        return settings.make(config, words, tuple(methods.known()))
+
+    where, cache = planner.on(args.topology), pathlib.Path(args.cache).expanduser()
+    planned = planner.plan(settings_of("config"), where, cache, say)
+    print("\n".join([bill.stages(planned), *bill.details(planned), *bill.totals(planned, args.utilisation)]))
+    if args.compare is not None:
+        other = planner.plan(settings_of("compare"), where, cache, say)
+        print("\n".join(["", bill.stages(other), *bill.totals(other, args.utilisation)]))
+        print("\n".join(["", *bill.comparison(planned, other)]))
+    if args.profile:
+        print("\n".join(bill.profile(stage) for stage in planned.stages))
+    if args.largest_batch:
+        print(f"the largest batch that fits: {planner.largest_batch(settings_of('config'), where, cache, say)}")
+    if where.chip is not None:
+        print(bill.CAVEAT)
+    return 0 if planned.fits else 1
