@@ -122,7 +122,9 @@ def measure(root: pathlib.Path, arms: list[str], rounds: int) -> dict:
     config = json.loads((folder_of(root, "dense") / "config.json").read_text())
     optimizer = optim.make(Optimizer(**config["optimizer"]))
     runs, parts = {}, {}
+    jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))  # arms share programs
     for arm in arms:
+        print(f"compiling: {arm}", flush=True)
         config = json.loads((folder_of(root, arm) / "config.json").read_text())
         names = [name for name in config["methods"].split(",") if name]
         method = methods.make([(name, config[name]) for name in names])
@@ -132,6 +134,7 @@ def measure(root: pathlib.Path, arms: list[str], rounds: int) -> dict:
             for number, draw in enumerate(most_frequent(draws(method, stage, steady), 3)):
                 name = f"{arm}/{index}/{number}"
                 runs[name], parts[name] = steps.add(draw.program, draw.route), draw.share
+    print(f"timing {len(runs)} programs, {rounds} rounds", flush=True)
     seconds = alternate(runs, rounds)
     dense = seconds["dense/0/0"]
     shares: dict[str, list[float]] = {}

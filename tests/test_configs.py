@@ -6,9 +6,12 @@ import pathlib
 import pytest
 
 from bert_fast import BadInput, methods, settings
+from bert_fast.tasks import settings as finetune_settings
 from configs import common
 
-CONFIGS = sorted(path for path in (pathlib.Path(__file__).parents[1] / "configs").glob("[!_c]*.py"))
+FINETUNE = ("glue", "squad")
+FILES = sorted(path for path in (pathlib.Path(__file__).parents[1] / "configs").glob("[!_c]*.py"))
+CONFIGS = [path for path in FILES if path.stem not in FINETUNE]  # of pre-training
 
 
 def get_config(path):
@@ -68,3 +71,19 @@ def test_every_argument_of_a_method_can_be_set_by_a_flag():
         for key, default in arguments.items():
             assert getattr(config[name], key) == default
             assert type(default) in (str, int, float, bool)
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+@pytest.mark.parametrize("recipe", ["bert", "early_bert"])
+def test_config_of_fine_tuning_makes_settings(name, recipe):
+    config = get_config(next(path for path in FILES if path.stem == name))(f"recipe={recipe}")
+    config.data.dir = "somewhere"
+    made = finetune_settings.make(config.to_dict())
+    assert (made.batch_size, made.epochs) == {
+        ("glue", "bert"): (32, 3),  # Devlin et al. 2019, section 4.1
+        ("squad", "bert"): (32, 3),  # section 4.2
+        ("glue", "early_bert"): (128, 2),  # launch_earlybert_glue.sh
+        ("squad", "early_bert"): (48, 3),
+    }[name, recipe]
+    assert [method for method, _ in made.methods] == ([] if recipe == "bert" else ["early_bert"])
+    assert finetune_settings.make({**config.to_dict(), "epochs": 1.0}).epochs == 1

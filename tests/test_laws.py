@@ -28,6 +28,19 @@ ALLOWED = {
     "settings": {"layers", "schedule", "train"},
     "train": {"bert", "plan", "schedule", "method", "methods", "data", "cost", "settings"},
     "forecast": {"bert", "plan", "method", "methods", "data", "cost", "settings", "train"},
+    "tasks": {
+        "bert",
+        "plan",
+        "schedule",
+        "layers",
+        "method",
+        "methods",
+        "data",
+        "settings",
+        "train",
+        "inference",
+        "hf",
+    },
     "inference": {"bert", "plan", "method", "methods", "data", "settings", "train"},
 }
 

@@ -56,21 +56,47 @@ def read_parquet(path: str, text_key: str, bad: Report) -> Iterator[str]:
 
 
 def tfds_source(spec: str, data_dir: str | None) -> Source:
-    """The split `NAME[/CONFIG][:VERSION]:SPLIT`, prepared as ArrayRecord where it is not yet.
+    """The documents of the split `NAME[/CONFIG][:VERSION]:SPLIT`. Raises BadInput as `tfds_rows`."""
+    rows, info, name, split = _tfds(spec, data_dir, "--source")
+
+    def read(text_key: str, bad: Report) -> Iterator[str]:
+        for i, row in enumerate(_each(rows)):
+            if text_key not in row:
+                raise BadInput(f"{name}: no feature {text_key!r}, there is {sorted(row)}: name it with --text_key")
+            yield from _document(row[text_key], f"{name}, example {i}", text_key, bad)
+
+    sample = rows.__getitems__(range(0, len(rows), -(-len(rows) // _SAMPLE)))
+    size = sum(len(value) for row in sample for value in row.values() if isinstance(value, (bytes, str)))
+    identity = hashlib.sha256(f"{info.full_name}:{split}:{len(rows)}".encode()).hexdigest()[:16]
+    return Source(size * len(rows) // len(sample), identity, read)
+
+
+def tfds_rows(spec: str, data_dir: str | None = None) -> Iterator[dict]:
+    """The examples of the split `NAME[/CONFIG][:VERSION]:SPLIT`, prepared as ArrayRecord where it is not yet.
 
     Raises BadInput where the data set does not exist, or its preparation needs a package that is
     not installed: TensorFlow for many, which tensorflow-datasets reports as "not found".
     """
+    return _each(_tfds(spec, data_dir, "--config.data.dir")[0])
+
+
+def _each(rows) -> Iterator[dict]:
+    for first in range(0, len(rows), _ROWS):
+        yield from rows.__getitems__(range(first, min(first + _ROWS, len(rows))))
+
+
+def _tfds(spec: str, data_dir: str | None, option: str) -> tuple[Any, Any, str, str]:
+    """A split's rows, what its builder says of it, its name without the split, and the split."""
     with contextlib.redirect_stdout(io.StringIO()):  # it lists every data set it knows
         import tensorflow_datasets as tfds
 
     name, _, split = spec.rpartition(":")
     if not name:
-        raise BadInput(f"--source=tfds:{spec}: expected tfds:NAME/CONFIG:SPLIT, such as tfds:lm1b:train")
+        raise BadInput(f"{option}=tfds:{spec}: expected tfds:NAME/CONFIG:SPLIT, such as tfds:lm1b:train")
     where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     without = (
-        f"or copy a copy prepared elsewhere with file_format='array_record' into {where} (or --tfds_data_dir): "
-        "that is read without it"
+        f"or copy a copy prepared elsewhere with file_format='array_record' into {where} (or where TFDS_DATA_DIR "
+        "or --tfds_data_dir says): that is read without it"
     )
     try:
         rows: Any = tfds.data_source(name, split=split, data_dir=data_dir)
@@ -80,34 +106,23 @@ def tfds_source(spec: str, data_dir: str | None) -> Source:
         builder = name.partition("/")[0].partition(":")[0]
         if builder.isidentifier() and any(pathlib.Path(tfds.__file__).parent.glob(f"*/{builder}*")):
             raise BadInput(
-                f"--source=tfds:{spec}: preparing {name} needs TensorFlow, which bert_fast does not: "
+                f"{option}=tfds:{spec}: preparing {name} needs TensorFlow, which bert_fast does not: "
                 f"pip install tensorflow, {without}"
             ) from error
         raise BadInput(
-            f"--source=tfds:{spec}: no data set {name!r} in {where}, and tensorflow-datasets knows none"
+            f"{option}=tfds:{spec}: no data set {name!r} in {where}, and tensorflow-datasets knows none"
         ) from error
     except ImportError as error:
         raise BadInput(
-            f"--source=tfds:{spec}: preparing {name} needs a package that is not installed ({error}): "
+            f"{option}=tfds:{spec}: preparing {name} needs a package that is not installed ({error}): "
             f"pip install {(error.name or 'tensorflow').partition('.')[0]}, {without}"
         ) from error
     except (ValueError, KeyError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"--source=tfds:{spec}: cannot be read from {where}: {reason}") from error
+        raise BadInput(f"{option}=tfds:{spec}: cannot be read from {where}: {reason}") from error
     if not len(rows):
-        raise BadInput(f"--source=tfds:{spec}: the split has no examples: expected text")
-
-    def read(text_key: str, bad: Report) -> Iterator[str]:
-        for first in range(0, len(rows), _ROWS):
-            for i, row in enumerate(rows.__getitems__(range(first, min(first + _ROWS, len(rows)))), first):
-                if text_key not in row:
-                    raise BadInput(f"{name}: no feature {text_key!r}, there is {sorted(row)}: name it with --text_key")
-                yield from _document(row[text_key], f"{name}, example {i}", text_key, bad)
-
-    sample = rows.__getitems__(range(0, len(rows), -(-len(rows) // _SAMPLE)))
-    size = sum(len(value) for row in sample for value in row.values() if isinstance(value, (bytes, str)))
-    identity = hashlib.sha256(f"{info.full_name}:{split}:{len(rows)}".encode()).hexdigest()[:16]
-    return Source(size * len(rows) // len(sample), identity, read)
+        raise BadInput(f"{option}=tfds:{spec}: the split has no examples: expected text")
+    return rows, info, name, split
 
 
 def _document(value: object, place: str, text_key: str, bad: Report) -> Iterator[str]:

@@ -1,0 +1,160 @@
+"""Batches of rows of similar length, so that most positions are real tokens.
+
+Every row belongs to the narrowest of a few widths that holds it, and a batch is drawn from the rows of one width.
+A row's companions are drawn anew in each epoch, but never how many batches there are of a width: all programs of a
+run are compiled in its first epoch. What is left over of a width goes to the next wider one, so that only the last
+batch of the widest is not full.
+
+Axes: N rows, B rows of a batch, S positions, T tokens, K widths.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from bert_fast.data.vocab import Vocab
+
+STEP = 8  # widths are multiples: the rows of a register tile on a TPU, and of tensor cores on a GPU
+_AT_ONCE = 10_000  # texts tokenised by one call
+
+
+class Rows(NamedTuple):
+    """Rows of tokens: [CLS] first text [SEP] (second text [SEP]), with token types and labels (None: not known)."""
+
+    ids_N: list[np.ndarray]
+    types_N: list[np.ndarray]
+    labels: np.ndarray | None
+
+    @property
+    def lengths_N(self) -> np.ndarray:
+        return np.array([len(ids) for ids in self.ids_N], np.int64)
+
+
+def tokenize(texts: Sequence[str], vocab: Vocab) -> list[list[int]]:
+    """The word pieces of each text; a special token that stands in a text is a word like any other."""
+    tokenizer = Tokenizer.from_str(vocab.tokenizer.to_str())
+    tokenizer.encode_special_tokens = True
+    found = []
+    for first in range(0, len(texts), _AT_ONCE):
+        encoded = tokenizer.encode_batch(texts[first : first + _AT_ONCE], add_special_tokens=False)
+        found += [encoding.ids for encoding in encoded]
+    return found
+
+
+def make_rows(texts: Sequence[Sequence[str]], labels: np.ndarray | None, vocab: Vocab, seq_len: int) -> Rows:
+    """Rows of one or two columns of texts, cut at `seq_len`: the longer text loses tokens at its end, one by one
+    (`_truncate_seq_pair` of google-research/bert, run_classifier.py).
+    """
+    columns = [tokenize(column, vocab) for column in texts]
+    ids_N, types_N = [], []
+    for pieces in zip(*columns, strict=True):
+        room = seq_len - 1 - len(pieces)
+        if len(pieces) == 1:
+            kept = [pieces[0][:room]]
+        else:
+            a, b = map(len, pieces)
+            over = max(a + b - room, 0)
+            # Bring the longer down to the shorter, then share what is left over; of equals the second loses first.
+            from_longer = min(over, abs(a - b))
+            a, b = (a - from_longer, b) if a > b else (a, b - from_longer)
+            left = over - from_longer
+            kept = [pieces[0][: a - left // 2], pieces[1][: b - (left + 1) // 2]]
+        parts = [[vocab.cls, *kept[0], vocab.sep], *([*part, vocab.sep] for part in kept[1:])]
+        ids_N.append(np.concatenate(parts).astype(np.int32))
+        types_N.append(np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts]))
+    return Rows(ids_N, types_N, labels)
+
+
+def choose_widths(lengths_N: np.ndarray, most: int) -> tuple[int, ...]:
+    """At most so many widths, with which rows of these lengths have the least padding; the widest holds the longest.
+
+    By dynamic programming over the multiples of STEP.
+    """
+    counts = np.bincount(-(-lengths_N // STEP))
+    upto = np.cumsum(counts)  # rows that fit into so many steps
+    last = len(counts) - 1
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] + [(np.inf, ())] * last
+    for _ in range(most):
+        best = [
+            min(
+                [best[wide]]
+                + [
+                    (best[narrow][0] + wide * float(upto[wide] - upto[narrow]), (*best[narrow][1], wide))
+                    for narrow in range(wide)
+                ],
+                key=lambda found: found[0],
+            )
+            for wide in range(last + 1)
+        ]
+    return tuple(STEP * wide for wide in best[last][1])
+
+
+class Batch(NamedTuple):
+    """Which rows a batch has, and its width."""
+
+    width: int
+    rows_B: np.ndarray
+
+
+def epoch(
+    lengths_N: np.ndarray, widths: Sequence[int], batch_size: int, rng: np.random.Generator | None
+) -> list[Batch]:
+    """Every row once. With `rng` companions and the order of batches are random; without, rows come by length."""
+    bucket_N = np.searchsorted(widths, lengths_N)
+    batches, over_B = [], np.zeros(0, np.int64)
+    for bucket, width in enumerate(widths):
+        rows_N = np.concatenate([over_B, np.flatnonzero(bucket_N == bucket)])
+        if rng is not None:
+            rng.shuffle(rows_N)
+        else:
+            rows_N = rows_N[np.argsort(lengths_N[rows_N], kind="stable")]
+        full = len(rows_N) // batch_size * batch_size
+        batches += [Batch(width, rows_B) for rows_B in rows_N[:full].reshape(-1, batch_size)]
+        over_B = rows_N[full:]
+    if len(over_B):
+        # The narrowest that holds the longest of all rows, whichever rows are left over: the same in every epoch.
+        batches.append(Batch(widths[bucket_N.max()], over_B))
+    if rng is not None:
+        rng.shuffle(order := np.arange(len(batches)))
+        batches = [batches[i] for i in order]
+    return batches
+
+
+def fill(rows: Rows, batch: Batch, batch_size: int, pad: int) -> dict[str, np.ndarray]:
+    """The arrays of a batch; where it has fewer rows than `batch_size` the rest is padding of weight 0."""
+    shape = (batch_size, batch.width)
+    arrays: dict[str, np.ndarray] = {name: np.zeros(shape, np.int32) for name in ("ids", "types", "segments")}
+    arrays["ids"][:] = pad
+    for b, row in enumerate(batch.rows_B):
+        length = len(rows.ids_N[row])
+        arrays["ids"][b, :length] = rows.ids_N[row]
+        arrays["types"][b, :length] = rows.types_N[row]
+        arrays["segments"][b, :length] = 1
+    arrays["positions"] = np.broadcast_to(np.arange(batch.width, dtype=np.int32), shape).copy()
+    arrays["weights"] = (np.arange(batch_size) < len(batch.rows_B)).astype(np.float32)
+    if rows.labels is not None:
+        labels = np.zeros((batch_size, *rows.labels.shape[1:]), rows.labels.dtype)
+        labels[: len(batch.rows_B)] = rows.labels[batch.rows_B]
+        arrays["labels"] = labels
+    return arrays
+
+
+def train_batches(
+    rows: Rows, widths: Sequence[int], batch_size: int, pad: int, seed: int, start: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches without end from batch `start`: epoch e of them is a function of (seed, e) alone."""
+    lengths_N = rows.lengths_N
+    number = start // (per_epoch := len(epoch(lengths_N, widths, batch_size, None)))
+    skip = start % per_epoch
+    while True:
+        for batch in epoch(lengths_N, widths, batch_size, np.random.default_rng((seed, number)))[skip:]:
+            yield fill(rows, batch, batch_size, pad)
+        number, skip = number + 1, 0
+
+
+def real_share(rows: Rows, widths: Sequence[int], batch_size: int) -> float:
+    """Real tokens over positions of an epoch, the rows that fill up its last batch included."""
+    batches = epoch(rows.lengths_N, widths, batch_size, None)
+    return float(rows.lengths_N.sum() / sum(batch.width * batch_size for batch in batches))

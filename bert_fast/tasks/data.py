@@ -1,0 +1,147 @@
+"""A task as the loop sees it: rows of tokens, a head, a score, and a way to write predictions.
+
+Reading comes first and touches only the task's files; then rows are made with the encoder's vocabulary.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bert_fast import BadInput
+from bert_fast.data.vocab import Vocab
+from bert_fast.tasks import glue, spans, squad
+from bert_fast.tasks.batches import Rows, make_rows
+from bert_fast.tasks.model import Head
+from bert_fast.tasks.settings import SQUAD, Settings
+
+_SAMPLE = 12_345  # of the fixed samples; BERT's own seed (create_pretraining_data.py of google-research/bert)
+
+
+class Task(NamedTuple):
+    """A task's rows and what becomes of their logits.
+
+    held_out: rows whose logits `score` turns into metrics in percent, `score` among them, by split.
+    test: rows without labels, of which only predictions are written.
+    write: (folder, split, logits) -> the files of a split's predictions, as the benchmark wants them.
+    """
+
+    name: str
+    head: Head
+    train: Rows
+    held_out: Mapping[str, Rows]
+    test: Mapping[str, Rows]
+    score: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
+    write: Callable[[pathlib.Path, str, np.ndarray], list[pathlib.Path]]
+
+    def lengths_N(self) -> np.ndarray:
+        """Of all rows."""
+        return np.concatenate([rows.lengths_N for rows in (self.train, *self.held_out.values(), *self.test.values())])
+
+
+def names(settings: Settings) -> list[str]:
+    """The tasks that are asked for; of "all", those that the folder holds. Raises BadInput where there is none."""
+    if settings.task != "all":
+        return [settings.task]
+    if settings.data.dir.startswith("tfds:"):
+        return list(glue.TASKS)
+    return list(glue.found(settings.data.dir))
+
+
+def sample(count: int, wanted: int) -> np.ndarray:
+    """Which of so many examples are used: all, or a fixed sample of them in their order."""
+    if not 0 < wanted < count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(_SAMPLE).permutation(count)[:wanted])
+
+
+def read(name: str, settings: Settings) -> Any:
+    """What a task's files hold. Raises BadInput that names file and line."""
+    data = settings.data
+    if name in SQUAD:
+        files = {True: data.train_examples, False: data.held_out_examples}
+        found = {}
+        for train, wanted in files.items():
+            questions = squad.read(squad_file(data.dir, SQUAD[name], train), SQUAD[name], train)
+            found[train] = [questions[i] for i in sample(len(questions), wanted)]
+        return found
+    splits = glue.read(name, data.dir)
+    wanted = {glue.TRAIN: data.train_examples, **{s.file: data.held_out_examples for s in glue.TASKS[name].held_out}}
+    return {split: e.take(sample(len(e.indices), wanted.get(split, 0))) for split, e in splits.items()}
+
+
+def squad_file(data_dir: str, version: str, train: bool) -> str:
+    """The one file of a folder that holds this version's training or held-out questions. Raises BadInput."""
+    kind = "train" if train else "dev"
+    if data_dir.startswith("tfds:"):
+        return f"tfds:squad/v{version}:{'train' if train else 'validation'}"
+    there = sorted(pathlib.Path(data_dir).glob(f"{kind}-v{version}*.json*"))
+    if len(there) != 1:
+        listed = ", ".join(path.name for path in there) or "none"
+        raise BadInput(
+            f"--config.data.dir={data_dir}: expected one file {kind}-v{version}.json or .json.gz, there is {listed}"
+        )
+    return str(there[0])
+
+
+def make(name: str, found: Any, words: Vocab, settings: Settings) -> Task:
+    """The task with the rows of an encoder's vocabulary."""
+    return _squad(name, found, words, settings) if name in SQUAD else _glue(name, found, words, settings)
+
+
+def _glue(name: str, examples: dict[str, glue.Examples], words: Vocab, settings: Settings) -> Task:
+    task, seq_len = glue.TASKS[name], settings.data.seq_len
+    rows = {split: make_rows(e.texts, e.labels, words, seq_len) for split, e in examples.items()}
+    splits = {split.file: split for split in (*task.held_out, *task.test)}
+
+    def write(folder, split, logits_NC):
+        return [glue.write(task, folder, splits[split], examples[split], logits_NC)]
+
+    return Task(
+        name,
+        Head("classes" if task.labels else "score", task.outputs),
+        rows[glue.TRAIN],
+        {split.file: rows[split.file] for split in task.held_out},
+        {split.file: rows[split.file] for split in task.test if split.file in rows and settings.predict_test},
+        functools.partial(glue.score, task, examples),
+        write,
+    )
+
+
+def _squad(name: str, found: dict[bool, list], words: Vocab, settings: Settings) -> Task:
+    data, version, held_out = settings.data, SQUAD[name], found[False]
+    train, dev = (
+        spans.windows(found[is_train], words, data.seq_len, data.stride, data.max_question)
+        for is_train in (True, False)
+    )
+
+    def answers(logits_NS2):
+        choice = settings.answers
+        return spans.answers(
+            held_out,
+            dev,
+            logits_NS2[..., 0],
+            logits_NS2[..., 1],
+            version,
+            n_best=choice.n_best,
+            max_answer_tokens=choice.max_tokens,
+            null_threshold=choice.null_threshold,
+        )
+
+    def score(logits):
+        chosen = answers(logits["dev"])
+        null = chosen.null_score_difference if version == "2.0" else None
+        metrics = squad.score(held_out, chosen.best, null)
+        return {key: value for key, value in metrics.items() if key != "total"} | {"score": metrics["f1"]}
+
+    def write(folder, split, logits_NS2):
+        return squad.write(folder, answers(logits_NS2))
+
+    return Task(name, Head("span", 2), squad_rows(train), {"dev": squad_rows(dev)}, {}, score, write)
+
+
+def squad_rows(windows: spans.Windows) -> Rows:
+    """The windows as rows; a label is the tokens at which the answer begins and ends."""
+    return Rows(windows.ids, windows.types, np.stack([windows.starts, windows.ends], axis=1))

@@ -1,0 +1,297 @@
+"""The nine tasks of GLUE (Wang et al. 2019, arXiv 1804.07461): their files, their metrics, their submissions.
+
+Files are those of the official download (gluebenchmark.com, `download_glue_data.py`): tab-separated, no quoting
+(a `"` is a word like any other), columns by name, some with a byte-order mark. CoLA alone has no header.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+import sklearn.metrics
+
+from bert_fast import BadInput
+from bert_fast.data.files import atomic_write
+from bert_fast.data.tables import tfds_rows
+from bert_fast.train.report import say
+
+TRAIN = "train"
+
+
+class Split(NamedTuple):
+    """A held-out or test file: its name in the folder, in tensorflow-datasets, and of its submission."""
+
+    file: str
+    tfds: str
+    submission: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Where a task's columns are and how it is scored.
+
+    columns: of the one or two texts. `tfds_columns`: theirs there, where they differ.
+    labels: names in the files, in the order of their ids; none for a score from 0 to 5.
+    test_columns: where test.tsv names them differently (CoLA).
+    cut_rows: the official files hold rows that break off or lack a text; they are left out, as the script
+        `glue.py` of Hugging Face's datasets does ("filter out corrupted rows").
+    """
+
+    folder: str
+    columns: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    header: tuple[str, ...] = ()  # of train and dev files that have none
+    index: str = "index"
+    tfds: str = ""
+    tfds_columns: tuple[str, ...] = ()
+    cut_rows: bool = False
+    held_out: tuple[Split, ...] = ()
+    test: tuple[Split, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Logits of the head: one a label, or one number."""
+        return max(len(self.labels), 1)
+
+
+PAIR = ("sentence1", "sentence2")
+BINARY = ("0", "1")
+ENTAILS = ("entailment", "not_entailment")
+
+
+def _task(folder: str, *args, name: str = "", **more) -> Task:
+    more = {"held_out": (Split("dev", "validation", folder),), "test": (Split("test", "test", folder),)} | more
+    return Task(folder, *args, tfds=name or folder.lower(), **more)
+
+
+TASKS = {
+    "cola": _task(
+        "CoLA", ("sentence",), "label", BINARY, ("matthews",), header=("source", "label", "mark", "sentence")
+    ),
+    "sst2": _task("SST-2", ("sentence",), "label", BINARY, ("accuracy",), name="sst2"),
+    "mrpc": _task("MRPC", ("#1 String", "#2 String"), "Quality", BINARY, ("f1", "accuracy"), tfds_columns=PAIR),
+    "stsb": _task("STS-B", PAIR, "score", (), ("pearson", "spearman"), name="stsb"),
+    "qqp": _task(
+        "QQP",
+        ("question1", "question2"),
+        "is_duplicate",
+        BINARY,
+        ("f1", "accuracy"),
+        index="id",
+        cut_rows=True,
+    ),
+    "mnli": _task(
+        "MNLI",
+        PAIR,
+        "gold_label",
+        ("entailment", "neutral", "contradiction"),
+        ("accuracy",),
+        tfds_columns=("premise", "hypothesis"),
+        held_out=(
+            Split("dev_matched", "validation_matched", "MNLI-m"),
+            Split("dev_mismatched", "validation_mismatched", "MNLI-mm"),
+        ),
+        test=(Split("test_matched", "test_matched", "MNLI-m"), Split("test_mismatched", "test_mismatched", "MNLI-mm")),
+    ),
+    "qnli": _task("QNLI", ("question", "sentence"), "label", ENTAILS, ("accuracy",)),
+    "rte": _task("RTE", PAIR, "label", ENTAILS, ("accuracy",)),
+    "wnli": _task("WNLI", PAIR, "label", BINARY, ("accuracy",)),
+}
+NOT_IN_MEAN = ("wnli",)  # Devlin et al. 2019, table 1: "we exclude the problematic WNLI set"
+
+
+class Examples(NamedTuple):
+    """A file's texts (one or two an example), labels (ids or scores; none in a test file) and indices."""
+
+    texts: tuple[list[str], ...]
+    labels: np.ndarray | None
+    indices: list[str]
+
+    def take(self, chosen_N) -> "Examples":
+        texts = tuple([column[i] for i in chosen_N] for column in self.texts)
+        labels = None if self.labels is None else self.labels[chosen_N]
+        return Examples(texts, labels, [self.indices[i] for i in chosen_N])
+
+
+def found(data_dir: str) -> dict[str, pathlib.Path]:
+    """The tasks that a folder holds, by name, each with its folder: `STS-B`, `STSB` and `sts-b` are the same.
+
+    Raises BadInput where there is none.
+    """
+    root = pathlib.Path(data_dir)
+    if not root.is_dir():
+        raise BadInput(f"--config.data.dir={data_dir}: no such folder; expected one with MRPC/train.tsv and so on")
+    if (root / "train.tsv").is_file():  # the folder of a task itself
+        folders = {_plain(root.resolve().name): root}
+    else:
+        folders = {_plain(path.name): path for path in sorted(root.iterdir()) if (path / "train.tsv").is_file()}
+    tasks = {name: folders[name] for name in TASKS if name in folders}
+    if not tasks:
+        expected = ", ".join(task.folder for task in TASKS.values())
+        raise BadInput(f"--config.data.dir={data_dir} holds no task: expected folders with a train.tsv, of {expected}")
+    return tasks
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def read(name: str, data_dir: str) -> dict[str, Examples]:
+    """All splits of a task: `train`, those held out, and the test files that are there, by the names of their files.
+
+    `data_dir` is a folder of tasks, that of the task, or `tfds:glue`. Raises BadInput that names file and line.
+    """
+    task = TASKS[name]
+    splits = (*task.held_out, *task.test)
+    if data_dir.startswith("tfds:"):
+        base = data_dir.removeprefix("tfds:").partition("/")[0]
+        spec = f"{base}/{task.tfds}"
+        examples = {TRAIN: _read_tfds(task, f"{spec}:train", True)}
+        return examples | {s.file: _read_tfds(task, f"{spec}:{s.tfds}", s not in task.test) for s in splits}
+    folders = found(data_dir)
+    if name not in folders:
+        raise BadInput(
+            f"--config.data.dir={data_dir} holds no {task.folder}/train.tsv; it has "
+            f"{', '.join(TASKS[other].folder for other in folders)}"
+        )
+    folder = folders[name]
+    examples = {TRAIN: read_tsv(task, folder / "train.tsv", True)}
+    for split in splits:
+        path, labelled = folder / f"{split.file}.tsv", split not in task.test
+        if labelled and not path.is_file():
+            raise BadInput(f"{path} is missing: every task needs {split.file}.tsv beside its train.tsv")
+        if path.is_file():
+            examples[split.file] = read_tsv(task, path, labelled)
+    return examples
+
+
+def read_tsv(task: Task, path: pathlib.Path, labelled: bool) -> Examples:
+    """The examples of a file in the official layout. Raises BadInput that names file and line."""
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines(): a text may hold U+2028
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 at byte {error.start}: convert it (iconv -t UTF-8)") from error
+    rows = [line.removesuffix("\r").split("\t") for line in lines]
+    if rows[-1] == [""]:
+        rows.pop()
+    if not rows:
+        raise BadInput(f"{path} is empty: expected {task.folder} as its download script writes it")
+    if task.header and labelled:
+        header, first = list(task.header), 1
+    else:
+        header, first = rows.pop(0), 2
+    wanted = [*task.columns, *([task.label] if labelled else [])]
+    if missing := [column for column in wanted if column not in header]:
+        raise BadInput(
+            f"{path}, line 1: no column {', '.join(map(repr, missing))}; there is {', '.join(map(repr, header))}: "
+            f"expected {task.folder} as its download script writes it"
+        )
+    kept, cut = [], []
+    for number, row in enumerate(rows, first):
+        texts = [row[header.index(c)].strip() if header.index(c) < len(row) else "" for c in task.columns]
+        problem = ""
+        if len(row) != len(header):
+            problem = f"{len(row)} fields where there are {len(header)} columns"
+        elif not all(texts):
+            problem = f"the text {task.columns[texts.index('')]!r} is empty"
+        if problem and not task.cut_rows:
+            raise BadInput(f"{path}, line {number}: {problem}: correct the line, or download the file again")
+        if problem and labelled:
+            cut.append(f"line {number}: {problem}")
+        else:  # of a test file every row: a submission has a prediction for each
+            kept.append((number, row, texts))
+    if len(cut) * 1000 > len(rows):
+        raise BadInput(
+            f"{path}: {len(cut)} of {len(rows):,} rows cannot be used (the first: {cut[0]}), the official file has "
+            "less than one in a thousand: download it again"
+        )
+    if cut:
+        say(f"{path}: {len(cut)} of {len(rows):,} rows are left out ({cut[0]})")
+    if not kept:
+        raise BadInput(f"{path} holds no example: expected {task.folder} as its download script writes it")
+    at = header.index(task.label) if labelled else 0
+    labels = [label_of(task, row[at], f"{path}, line {number}") for number, row, _ in kept] if labelled else None
+    index = header.index(task.index) if task.index in header else None
+    indices = [row[index] if index is not None else str(n) for n, (_, row, _) in enumerate(kept)]
+    return Examples(*_columns([texts for *_, texts in kept], labels, indices, task))
+
+
+def label_of(task: Task, text: str, place: str) -> int | float:
+    """A label's id, or a score. Raises BadInput where the task has no such label."""
+    if task.labels:
+        if text not in task.labels:
+            raise BadInput(f"{place}: label {text!r} is none of {task.folder}'s: {', '.join(task.labels)}")
+        return task.labels.index(text)
+    try:
+        score = float(text)
+    except ValueError:
+        score = -1.0
+    if not 0 <= score <= 5:
+        raise BadInput(f"{place}: score {text!r}: {task.folder} has numbers from 0 to 5")
+    return score
+
+
+def _columns(texts: Sequence[Sequence[str]], labels, indices: list[str], task: Task):
+    dtype = np.int32 if task.labels else np.float32
+    return tuple(map(list, zip(*texts, strict=True))), None if labels is None else np.array(labels, dtype), indices
+
+
+def _read_tfds(task: Task, spec: str, labelled: bool) -> Examples:
+    """A split of tensorflow-datasets; its class labels have the order of `Task.labels`."""
+    texts, labels, indices = [], [], []
+    for number, row in enumerate(tfds_rows(spec)):
+        columns = [row[column] for column in task.tfds_columns or task.columns]
+        columns = [text.decode() if isinstance(text, bytes) else text for text in columns]
+        if labelled and not all(text.strip() for text in columns):
+            if task.cut_rows:
+                continue
+            raise BadInput(f"tfds:{spec}, example {number}: a text is empty")
+        texts.append(columns)
+        labels.append(row["label"])
+        indices.append(str(int(row["idx"])))
+    return Examples(*_columns(texts, labels if labelled else None, indices, task))
+
+
+METRICS = {
+    "accuracy": lambda labels, values: sklearn.metrics.accuracy_score(labels, values),
+    "f1": lambda labels, values: sklearn.metrics.f1_score(labels, values, zero_division=0),  # pyright: ignore
+    "matthews": lambda labels, values: sklearn.metrics.matthews_corrcoef(labels, values),
+    # Predictions that are all the same correlate with nothing; scipy would say nan.
+    "pearson": lambda labels, values: scipy.stats.pearsonr(labels, values)[0] if np.ptp(values) else 0.0,
+    "spearman": lambda labels, values: scipy.stats.spearmanr(labels, values)[0] if np.ptp(values) else 0.0,
+}
+
+
+def predictions(task: Task, logits_NC: np.ndarray) -> np.ndarray:
+    """The ids of the likeliest labels, or scores within 0 to 5: [N]."""
+    return logits_NC.argmax(1) if task.labels else np.clip(logits_NC[:, 0], 0, 5)
+
+
+def score(task: Task, examples: Mapping[str, Examples], logits: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The task's metrics in percent on its held-out files, and `score`, their mean: what GLUE averages over tasks."""
+    metrics = {}
+    for split in task.held_out:
+        labels = examples[split.file].labels
+        assert labels is not None
+        values = predictions(task, logits[split.file])
+        for name in task.metrics:
+            key = name if len(task.held_out) == 1 else f"{name}_{split.file.removeprefix('dev_')}"
+            # STS-B's metrics compare the numbers as they are: clipping would only make ties.
+            seen = values if task.labels else logits[split.file][:, 0]
+            metrics[key] = 100 * float(np.nan_to_num(METRICS[name](labels, seen)))
+    return {**metrics, "score": float(np.mean(list(metrics.values())))}
+
+
+def write(task: Task, folder: pathlib.Path, split: Split, examples: Examples, logits_NC: np.ndarray) -> pathlib.Path:
+    """A file as GLUE's server reads it: index and label, by name where labels have names."""
+    values = predictions(task, logits_NC)
+    names = [task.labels[value] for value in values] if task.labels else [f"{value:.3f}" for value in values]
+    lines = [f"{index}\t{name}\n" for index, name in zip(examples.indices, names, strict=True)]
+    path = folder / f"{split.submission}.tsv"
+    atomic_write(path, "".join(["index\tprediction\n", *lines]).encode())
+    return path

@@ -1,0 +1,185 @@
+"""A fine-tuning call's settings: frozen dataclasses, made once from a config and checked at the door."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from bert_fast import BadInput, methods
+from bert_fast.layers import Config
+from bert_fast.method import Method
+from bert_fast.schedule import DECAYS, Schedule
+from bert_fast.settings import Mesh, choice
+from bert_fast.tasks import glue
+from bert_fast.train import optim
+from bert_fast.train.optim import Optimizer
+
+SQUAD = {"squad1.1": "1.1", "squad2.0": "2.0"}  # task: version
+SWEPT = ("task", "seeds", "learning_rates")  # keys of a config of which a folder may hold several
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The folder, and how rows are made of it.
+
+    train_examples, held_out_examples: a fixed random sample of so many (0: all), the same for every seed.
+    stride, max_question: of SQuAD's windows, in tokens.
+    """
+
+    dir: str
+    seq_len: int
+    train_examples: int
+    held_out_examples: int
+    stride: int
+    max_question: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """How SQuAD's answers are chosen: see tasks/squad.py."""
+
+    n_best: int
+    max_tokens: int
+    null_threshold: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """The learning rate over a training: its warm-up as a share of the steps, then its decay (see schedule.py)."""
+
+    warmup: float
+    decay: str
+    decay_from: str
+
+    def schedule(self, peak: float, steps: int) -> Schedule:
+        return Schedule(peak, steps, round(self.warmup * steps), self.decay, self.decay_from)
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What a method trains before the training begins anew: its own peak rate, of a schedule of so many epochs."""
+
+    learning_rate: float
+    epochs: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Every so many steps (0: after each epoch), and at the end."""
+
+    every: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """One call. `learning_rates`: pairs (task or "" for all, rate)."""
+
+    task: str
+    seeds: tuple[int, ...]
+    learning_rates: tuple[tuple[str, float], ...]
+    epochs: float
+    batch_size: int
+    widths: int
+    random_weights: bool
+    dropout: float
+    dtype: str
+    predict_test: bool
+    methods: tuple[tuple[str, Mapping[str, Any]], ...]
+    data: Data
+    answers: Answers
+    rate: Rate
+    search: Search
+    optimizer: Optimizer
+    eval: Evaluation
+    mesh: Mesh
+
+    def rates_of(self, task: str) -> tuple[float, ...]:
+        """The learning rates of a task: its own where it has any. Raises BadInput where there is none."""
+        own = tuple(rate for name, rate in self.learning_rates if name == task)
+        rates = own or tuple(rate for name, rate in self.learning_rates if not name)
+        if not rates:
+            raise BadInput(f"--config.learning_rates has none for {task}: add one, as {task}:3e-5")
+        return rates
+
+    def model(self, model: Config) -> Config:
+        """The encoder's model as it is fine-tuned."""
+        return dataclasses.replace(
+            model, dropout=self.dropout, attention_dropout=self.dropout, dtype=self.dtype, pooler=False
+        )
+
+
+def _numbers(name: str, text: str, kind, example: str) -> tuple:
+    try:
+        found = tuple(kind(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        found = ()
+    if not found or len(set(found)) < len(found) or min(found) < 0:
+        raise BadInput(f"--config.{name}={text!r}: expected numbers, each once, as {example!r}")
+    return found
+
+
+def _rates(text: str) -> tuple[tuple[str, float], ...]:
+    """`"mrpc:9e-5,3e-5"` as (("mrpc", 9e-5), ("", 3e-5)). Raises BadInput."""
+    found = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        task, _, rate = part.rpartition(":")
+        if task:
+            choice("learning_rates", task, (*glue.TASKS, *SQUAD))
+        found.append((task, *_numbers("learning_rates", rate, float, "2e-5,3e-5 or mrpc:9e-5,rte:7e-5")))
+    if not found or len(set(found)) < len(found) or min(rate for _, rate in found) <= 0:
+        raise BadInput(f"--config.learning_rates={text!r}: expected rates above 0, each once, as '2e-5,3e-5'")
+    return tuple(found)
+
+
+def make(config: Mapping[str, Any]) -> Settings:
+    """The settings of a config (see configs/common_finetune.py). Raises BadInput where a value is impossible."""
+    choice("task", config["task"], (*glue.TASKS, *SQUAD, "all"))
+    choice("dtype", config["dtype"], ("float32", "bfloat16"))
+    choice("learning_rate.decay", config["learning_rate"]["decay"], DECAYS)
+    choice("learning_rate.decay_from", config["learning_rate"]["decay_from"], ("start", "warmup"))
+    names = [name.strip() for name in config["methods"].split(",") if name.strip()]
+    for name in names:
+        choice("methods", name, tuple(methods.known()))
+    optim.make(optimizer := Optimizer(**config["optimizer"]))
+    plain = ("task", "epochs", "batch_size", "widths", "random_weights", "dropout", "dtype", "predict_test")
+    settings = Settings(
+        **{key: config[key] for key in plain},
+        seeds=_numbers("seeds", config["seeds"], int, "0,1,2"),
+        learning_rates=_rates(config["learning_rates"]),
+        methods=tuple((name, dict(config[name])) for name in names),
+        data=Data(**config["data"]),
+        answers=Answers(**config["answers"]),
+        rate=Rate(**config["learning_rate"]),
+        search=Search(**config["search"]),
+        optimizer=optimizer,
+        eval=Evaluation(**config["eval"]),
+        mesh=Mesh(**config["mesh"]),
+    )
+    least_one = {
+        "batch_size": settings.batch_size,
+        "widths": settings.widths,
+        "eval.batch_size": settings.eval.batch_size,
+    }
+    for name, value in least_one.items():
+        if value < 1:
+            raise BadInput(f"--config.{name}={value}: expected at least 1")
+    if settings.epochs <= 0:
+        raise BadInput(f"--config.epochs={settings.epochs}: expected more than 0")
+    if settings.dropout and not 1e-4 <= settings.dropout < 1:
+        raise BadInput(f"--config.dropout={settings.dropout}: expected 0, or a share up to, not including, 1")
+    if not settings.data.dir:
+        raise BadInput("--config.data.dir is missing: the folder with the tasks' official files, or tfds:glue")
+    _refuse_dropping(settings)
+    return settings
+
+
+def _refuse_dropping(settings: Settings):
+    """Raises BadInput for a method that leaves out layers or tokens: fine-tuning trains the model as it is used."""
+    identity = Method()
+    for name, arguments in settings.methods:
+        method = methods.known()[name](**arguments)
+        if method.draw is not identity.draw or method.order is not identity.order:
+            raise BadInput(
+                f"--config.methods={name}: it leaves layers or tokens out, and fine-tuning leaves out none; "
+                f"methods that prune are welcome (all of pre-training's: {', '.join(methods.known())})"
+            )

@@ -1,0 +1,236 @@
+"""Questions over texts longer than a row: windows of tokens, and answers as stretches of the original characters.
+
+No text is put together again from word pieces: every token knows its characters in the context as it was written, so
+an answer keeps its accents, capitals and spaces. Windows and the choice of answers follow run_squad.py of
+google-research/bert.
+
+Axes: N rows, S positions of a row, T tokens of a context or of the part of it in a row, K tokens of an answer.
+"""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from bert_fast import BadInput
+from bert_fast.data.vocab import Vocab
+
+_AT_ONCE = 10_000  # texts tokenised by one call: their encodings are larger than the rows that are made of them
+_PORTION = 64  # spans sorted at once: of some ten thousand of a window the best few are asked for
+
+
+class Question(NamedTuple):
+    """A question, the text that is searched, and its answers: what they say and where (a character, -1: not known)."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[str, ...]
+    starts: tuple[int, ...]
+    impossible: bool
+
+
+class Windows(NamedTuple):
+    """Rows [CLS] question [SEP] part of a context [SEP], those of a question one after another; not padded.
+
+    ids, types: [N] arrays of a row's S token ids and token types.
+    starts, ends: [N] the first and last position of the first answer that lies in the row as a whole; else 0, [CLS].
+    questions: [N] which question a row belongs to; firsts: [N] the position of the first token of the context.
+    characters: [N] arrays [T, 2], for each of these tokens its first character in the context and the one behind it.
+    most_context: [N] arrays [T], of the rows with this token, whether it has most of the context around it here.
+    """
+
+    ids: list[np.ndarray]
+    types: list[np.ndarray]
+    starts: np.ndarray
+    ends: np.ndarray
+    questions: np.ndarray
+    firsts: np.ndarray
+    characters: list[np.ndarray]
+    most_context: list[np.ndarray]
+
+
+class Answers(NamedTuple):
+    """By the id of a question: the answer ("": there is none), the n best, and how much more likely none is.
+
+    The n best are dicts of text, probability (among these), start_logit and end_logit. The difference of scores, none
+    less the best span, is there for version 2.0 alone.
+    """
+
+    best: dict[str, str]
+    n_best: dict[str, list[dict]]
+    null_score_difference: dict[str, float]
+
+
+def windows(questions: Sequence[Question], words: Vocab, seq_len: int, stride: int, max_question: int) -> Windows:
+    """Rows of at most `seq_len` tokens: a question's first `max_question`, and a part of its context.
+
+    Parts begin `stride` tokens after one another, or, where fewer fit into a row, side by side. Raises BadInput where
+    a question leaves no room for a context.
+    """
+    if stride < 1 or max_question < 1:
+        raise BadInput(f"stride={stride}, max_question={max_question}: expected at least 1 token")
+    asked = [ids[:max_question] for ids, _ in _tokens([question.question for question in questions], words)]
+    longest = max(map(len, asked), default=0)
+    if seq_len < longest + 4:
+        raise BadInput(
+            f"seq_len={seq_len} leaves no room for a context beside a question of {longest} tokens, [CLS] and twice "
+            f"[SEP]: raise it, or lower max_question={max_question}"
+        )
+    contexts = list(dict.fromkeys(question.context for question in questions))
+    tokens = dict(zip(contexts, _tokens(contexts, words), strict=True))
+    rows = []
+    for n, (question, ids) in enumerate(zip(questions, asked, strict=True)):
+        context_T, characters_T2 = tokens[question.context]
+        room, head, first = seq_len - len(ids) - 3, [words.cls, *ids, words.sep], len(ids) + 2
+        step = min(room, stride)
+        count = 1 + max(0, -(-(len(context_T) - room) // step))
+        most_T = _most_context(len(context_T), room, step, count)
+        spans = list(_spans(question, characters_T2))
+        for window, start in enumerate(range(0, count * step, step)):
+            part = slice(start, start + room)
+            ids_S = np.array([*head, *context_T[part], words.sep], np.int32)
+            types_S = (np.arange(len(ids_S)) >= first).astype(np.int32)
+            inside = [(a - start + first, b - start + first) for a, b in spans if start <= a and b < start + room]
+            label = inside[0] if inside else (0, 0)
+            rows.append(((*label, n, first), ids_S, types_S, characters_T2[part], most_T[part] == window))
+    numbers_N4, ids, types, characters, most_context = map(list, zip(*rows, strict=True))
+    starts, ends, asked_by, firsts = np.array(numbers_N4, np.int32).T
+    return Windows(ids, types, starts, ends, asked_by, firsts, characters, most_context)
+
+
+def _tokens(texts: list[str], words: Vocab) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Of each text the ids [T] and characters [T, 2] of its tokens; a special token in it is a word like any other."""
+    tokenizer = Tokenizer.from_str(words.tokenizer.to_str())
+    tokenizer.encode_special_tokens = True
+    for at in range(0, len(texts), _AT_ONCE):
+        part = texts[at : at + _AT_ONCE]
+        for text, encoding in zip(part, tokenizer.encode_batch(part, add_special_tokens=False), strict=True):
+            characters_T2 = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+            yield encoding.ids, characters_T2 if text.isascii() else _with_marks(text, characters_T2)
+
+
+def _with_marks(text: str, characters_T2: np.ndarray) -> np.ndarray:
+    """Gives a token the combining marks behind it that no token has: where accents are stripped, the tokenizer
+    counts a mark that is a character of its own to no token, and an answer would end before its last accent.
+    """
+    nexts_T = np.append(characters_T2[1:, 0], len(text))
+    for t in np.flatnonzero(characters_T2[:, 1] < nexts_T):
+        end = characters_T2[t, 1]
+        while end < nexts_T[t] and unicodedata.category(text[end]) == "Mn":  # what BERT's normalisation strips
+            end += 1
+        characters_T2[t, 1] = end
+    return characters_T2
+
+
+def _spans(question: Question, characters_T2: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Of each answer whose place is known the first and last token: the fewest that have all of its characters."""
+    for text, start in zip(question.answers, question.starts, strict=True):
+        first = int(np.searchsorted(characters_T2[:, 1], start, "right"))
+        last = int(np.searchsorted(characters_T2[:, 0], start + len(text), "left")) - 1
+        if start >= 0 and first <= last:
+            yield first, last
+
+
+def _most_context(tokens: int, room: int, step: int, count: int) -> np.ndarray:
+    """Of the windows that hold a token, the one where the shorter of its two sides is longest: for each of T tokens.
+
+    Windows hold `room` tokens, `step` apart. The first of equals, after a little more for longer windows
+    (_check_is_max_context of run_squad.py).
+    """
+    at_T = np.arange(tokens)
+    window_KT = at_T // step - np.arange(-(-room // step))[::-1, None]
+    left_KT = at_T - window_KT * step
+    length_KT = np.minimum(room, tokens - window_KT * step)
+    right_KT = length_KT - 1 - left_KT
+    score_KT = np.minimum(left_KT, right_KT) + 0.01 * length_KT
+    score_KT[(window_KT < 0) | (window_KT >= count) | (right_KT < 0)] = -np.inf
+    return np.take_along_axis(window_KT, score_KT.argmax(0)[None], 0)[0]
+
+
+def answers(
+    questions: Sequence[Question],
+    windows: Windows,
+    start_logits_NS: Sequence[np.ndarray],
+    end_logits_NS: Sequence[np.ndarray],
+    version: str,
+    n_best: int = 20,
+    max_answer_tokens: int = 30,
+    null_threshold: float = 0.0,
+) -> Answers:
+    """The spans of the highest start plus end logit, as text; rows of logits may be longer than the windows.
+
+    A span begins where its window has most of the context around the token. run_squad.py combines the `n_best`
+    starts and ends of a window, wherever they stand; here all spans of a context compete, so none is missed.
+    With version 2.0 [CLS] as both stands for no answer (the lowest such score of the windows), which is given where
+    it is above the best span by more than `null_threshold`.
+    """
+    found = Answers({}, {}, {})
+    for rows in np.split(np.arange(len(windows.ids)), np.flatnonzero(np.diff(windows.questions)) + 1):
+        question = questions[int(windows.questions[rows[0]])]
+        spans = _best_spans(question.context, windows, rows, start_logits_NS, end_logits_NS, n_best, max_answer_tokens)
+        best = spans[0]["text"] if spans else ""
+        if version == "2.0":
+            nones = [_entry("", start_logits_NS[row][0], end_logits_NS[row][0]) for row in rows]
+            none = min(nones, key=_score)
+            difference = _score(none) - (_score(spans[0]) if spans else 0.0)
+            found.null_score_difference[question.id] = difference
+            best = "" if difference > null_threshold else best
+            spans = sorted([*spans, none], key=_score, reverse=True)
+            spans = spans[:n_best] if none in spans[:n_best] else [*spans[:n_best], none]
+        found.best[question.id] = best
+        found.n_best[question.id] = _with_probabilities(spans)
+    return found
+
+
+def _best_spans(context, windows, rows, start_logits_NS, end_logits_NS, n_best, max_tokens) -> list[dict]:
+    """The best spans of a question's rows, best first, each with a text of its own."""
+    scores = []
+    for row in rows:
+        part = slice(windows.firsts[row], windows.firsts[row] + len(windows.characters[row]))
+        start_T = np.where(windows.most_context[row], np.asarray(start_logits_NS[row][part], np.float64), -np.inf)
+        behind = np.full(max_tokens, -np.inf)
+        end_T = np.concatenate([np.asarray(end_logits_NS[row][part], np.float64), behind])
+        end_TK = np.lib.stride_tricks.sliding_window_view(end_T, max_tokens)[: len(start_T)]
+        scores.append((start_T[:, None] + end_TK).ravel())
+    bounds = np.cumsum([0, *map(len, scores)])
+    found: dict[str, dict] = {}
+    for i in _best_first(np.concatenate(scores)):
+        w = np.searchsorted(bounds, i, "right") - 1
+        t, k = divmod(int(i - bounds[w]), max_tokens)
+        row, characters_T2 = rows[w], windows.characters[rows[w]]
+        text = context[characters_T2[t, 0] : characters_T2[t + k, 1]]
+        if text not in found:
+            at = windows.firsts[row] + t
+            found[text] = _entry(text, start_logits_NS[row][at], end_logits_NS[row][at + k])
+        if len(found) == n_best:
+            break
+    return list(found.values())
+
+
+def _best_first(scores: np.ndarray) -> Iterator[np.intp]:
+    """Indices of the finite scores, the highest first, and of equals the first one."""
+    left = np.flatnonzero(np.isfinite(scores))
+    while len(left):
+        count = min(_PORTION, len(left))
+        chosen = scores[left] >= np.partition(scores[left], -count)[-count]
+        yield from left[chosen][np.argsort(-scores[left[chosen]], kind="stable")]
+        left = left[~chosen]
+
+
+def _entry(text: str, start_logit, end_logit) -> dict:
+    return {"text": text, "start_logit": float(start_logit), "end_logit": float(end_logit)}
+
+
+def _score(entry: dict) -> float:
+    return entry["start_logit"] + entry["end_logit"]
+
+
+def _with_probabilities(entries: list[dict]) -> list[dict]:
+    odds = np.exp([_score(entry) - _score(entries[0]) for entry in entries])
+    return [
+        {"text": entry["text"], "probability": float(odd / odds.sum())} | entry
+        for entry, odd in zip(entries, odds, strict=True)
+    ]

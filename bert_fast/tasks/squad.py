@@ -1,0 +1,242 @@
+"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, arXiv 1606.05250, and 2018, arXiv 1806.03822): files, scores, submissions.
+
+Files are the official JSON, also with .gz, or tensorflow-datasets' copies of them. Scores equal those of the official
+evaluate-v1.1.py and evaluate-v2.0.py.
+"""
+
+import collections
+import gzip
+import json
+import pathlib
+import re
+import string
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bert_fast import BadInput
+from bert_fast.data.files import atomic_json
+from bert_fast.data.tables import tfds_rows
+from bert_fast.tasks.spans import Answers, Question, Windows, answers, windows
+from bert_fast.train.report import say
+
+__all__ = ["VERSIONS", "Answers", "Question", "Windows", "answers", "read", "score", "windows", "write"]
+
+VERSIONS = ("1.1", "2.0")
+
+
+class _Record(NamedTuple):
+    """A question as a file has it, before anything is known of its sense; `impossible` None: not said."""
+
+    place: str
+    id: str
+    question: str
+    context: str
+    answers: tuple[str, ...]
+    starts: tuple[int, ...]
+    impossible: bool | None
+
+
+def read(path: str, version: str, train: bool) -> list[Question]:
+    """The questions of `train-v1.1.json`, of the same with .gz, or of `tfds:squad/v1.1:train`, in their order.
+
+    An answer must stand in the context where its `answer_start` says. In a file that is not trained on, only the texts
+    of answers count: one that stands elsewhere is kept with the start -1, and how many there are is said. Raises
+    BadInput that names file and question for what is not in the official layout, an empty text, an id that occurs
+    twice, a question that has no answer (2.0: and is not marked, or has one and is marked as impossible), and in
+    training for answers that do not stand where they should: their number, and the first.
+    """
+    if version not in VERSIONS:
+        raise BadInput(f"SQuAD version {version!r}: expected one of {', '.join(VERSIONS)}")
+    questions: list[Question] = []
+    seen: set[str] = set()
+    astray: list[str] = []
+    count = 0
+    for record in _from_tfds(path) if path.startswith("tfds:") else _from_json(pathlib.Path(path)):
+        _check(record, version)
+        if record.id in seen:
+            raise BadInput(f"{record.place}: its id occurs twice, and predictions are told apart by it: rename one")
+        seen.add(record.id)
+        starts = []
+        for text, start in zip(record.answers, record.starts, strict=True):
+            there = start >= 0 and bool(text.strip()) and record.context.startswith(text, start)
+            starts.append(start if there else -1)
+            if not there:
+                have = record.context[max(start, 0) : max(start, 0) + len(text)]
+                astray.append(f"{record.place}: {text!r} at character {start}, where the context has {have!r}")
+        count += len(starts)
+        impossible = version == "2.0" and bool(record.impossible)
+        questions.append(
+            Question(record.id, record.question, record.context, record.answers, tuple(starts), impossible)
+        )
+    if not questions:
+        raise BadInput(f"{path} holds no question: expected SQuAD {version} in its official layout")
+    if astray:
+        told = f"{path}: {len(astray):,} of {count:,} answers do not stand where answer_start says"
+        if train:
+            raise BadInput(f"{told}; correct them, or leave these questions out. The first: {astray[0]}")
+        say(f"{told}, their texts are scored all the same; the first: {astray[0]}")
+    return questions
+
+
+def _check(record: _Record, version: str):
+    """Raises BadInput where a question cannot be used."""
+    for name, text in (("id", record.id), ("question", record.question), ("context", record.context)):
+        if not text.strip():
+            raise BadInput(f"{record.place}: the {name} is empty: write one, or leave the question out")
+    if version == "1.1":
+        if not record.answers:
+            raise BadInput(
+                f"{record.place}: no answer, and in version 1.1 every question has one: for 2.0 give version=2.0"
+            )
+    elif record.impossible is None:
+        raise BadInput(
+            f"{record.place}: no 'is_impossible', which every question of version 2.0 has: for 1.1 give version=1.1"
+        )
+    elif record.impossible == bool(record.answers):
+        raise BadInput(
+            f"{record.place}: is_impossible is {str(record.impossible).lower()} and there are {len(record.answers)} "
+            "answers: expected answers where it is false, and none where it is true"
+        )
+
+
+def _from_json(path: pathlib.Path) -> Iterator[_Record]:
+    if not path.is_file():
+        raise BadInput(f"no file at {path}: expected SQuAD's JSON, such as train-v1.1.json or train-v1.1.json.gz")
+    try:
+        content = path.read_bytes()
+        if path.name.endswith(".gz"):
+            content = gzip.decompress(content)
+        data = json.loads(content.decode("utf-8-sig"))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BadInput(f"{path}: the gzip file is truncated or damaged ({error}): copy or download it again") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 at byte {error.start}: convert it (iconv -t UTF-8)") from error
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}, line {error.lineno}: not JSON ({error.msg}): copy or download it again") from error
+    for a, article in enumerate(_field(data, "data", list, str(path))):
+        for p, paragraph in enumerate(_field(article, "paragraphs", list, f"{path}, data[{a}]")):
+            where = f"{path}, data[{a}].paragraphs[{p}]"
+            context = _field(paragraph, "context", str, where)
+            for q, asked in enumerate(_field(paragraph, "qas", list, where)):
+                here = f"{where}.qas[{q}]"
+                given = _field(asked, "answers", list, here)
+                yield _Record(
+                    f"{path}, question {_field(asked, 'id', str, here)!r}",
+                    asked["id"],
+                    _field(asked, "question", str, here),
+                    context,
+                    tuple(_field(answer, "text", str, here) for answer in given),
+                    tuple(_field(answer, "answer_start", int, here) for answer in given),
+                    _field(asked, "is_impossible", bool, here) if "is_impossible" in asked else None,
+                )
+
+
+def _field(value: Any, key: str, kind: type, place: str) -> Any:
+    """`value[key]`. Raises BadInput where there is none, or one of another type."""
+    if not isinstance(value, dict) or key not in value:
+        have = ", ".join(map(repr, value)) if isinstance(value, dict) else f"a {type(value).__name__}"
+        raise BadInput(f"{place}: no {key!r}, there is {have}: expected SQuAD's official layout")
+    if not isinstance(value[key], kind) or (kind is int and isinstance(value[key], bool)):
+        raise BadInput(f"{place}: {key!r} is {value[key]!r:.50}, expected {kind.__name__}: correct it")
+    return value[key]
+
+
+def _from_tfds(spec: str) -> Iterator[_Record]:
+    for row in tfds_rows(spec.removeprefix("tfds:")):
+        if missing := {"id", "question", "context", "answers"} - row.keys():
+            raise BadInput(f"{spec}: no feature {', '.join(sorted(missing))}, there is {sorted(row)}: name another set")
+        name, question, context = (row[key].decode() for key in ("id", "question", "context"))
+        given = row["answers"]
+        yield _Record(
+            f"{spec}, question {name!r}",
+            name,
+            question,
+            context,
+            tuple(text.decode() for text in given["text"]),
+            tuple(map(int, given["answer_start"])),
+            bool(row["is_impossible"]) if "is_impossible" in row else None,
+        )
+
+
+_ARTICLE = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII's only, as in the official scripts
+
+
+def normalize(text: str) -> str:
+    """The text as answers are compared: no capitals, no punctuation, no articles, single spaces."""
+    return " ".join(_ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def _scores(prediction: str | None, answers: Sequence[str], none_is_an_answer: bool) -> tuple[float, float]:
+    """Exact match and F1 with the answer that fits best. Where none is an answer, two empty texts agree."""
+    if prediction is None:
+        return 0.0, 0.0
+    said, wanted = normalize(prediction), [normalize(answer) for answer in answers]
+    if none_is_an_answer:
+        wanted = [answer for answer in wanted if answer] or [""]
+        if not all((said, *wanted)):
+            return float(said in wanted), float(said in wanted)
+    return float(said in wanted), max(_f1(said.split(), answer.split()) for answer in wanted)
+
+
+def _f1(prediction: list[str], answer: list[str]) -> float:
+    """Harmonic mean of precision and recall of the words, each counted as often as it occurs in both."""
+    common = (collections.Counter(prediction) & collections.Counter(answer)).total()
+    if not common:
+        return 0.0
+    precision, recall = common / len(prediction), common / len(answer)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _means(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
+    exact, f1 = (100 * sum(column) / len(scores) for column in zip(*scores, strict=True))
+    return {"exact_match": exact, "f1": f1, "total": len(scores)}
+
+
+def score(
+    questions: Sequence[Question],
+    predictions: Mapping[str, str],
+    null_score_differences: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Exact match and F1 in percent, each question's with the answer that fits best; no prediction counts as 0.
+
+    exact_match, f1, total (questions). With `null_score_differences` by the rules of version 2.0, and its figures:
+    HasAns_ and NoAns_ of questions with and without answers, and best_exact_match and best_f1 with the thresholds
+    (_thresh) that give them, where a question whose difference is higher is taken to have no answer. As in the
+    official script that search starts from the predictions: to look at thresholds above the one that they were made
+    with, make them with a higher one. Raises BadInput for questions without answers and no differences.
+    """
+    has_none = null_score_differences is not None
+    if not has_none and (without := next((question for question in questions if not question.answers), None)):
+        raise BadInput(f"question {without.id!r} has no answer: it can be scored by the rules of version 2.0 alone")
+    answerable = {question.id: bool(question.answers) for question in questions}
+    scores = {question.id: _scores(predictions.get(question.id), question.answers, has_none) for question in questions}
+    result = _means(list(scores.values()))
+    if null_score_differences is None:
+        return result
+    for name, wanted in (("HasAns", True), ("NoAns", False)):
+        if part := [pair for key, pair in scores.items() if answerable[key] == wanted]:
+            result |= {f"{name}_{metric}": value for metric, value in _means(part).items()}
+    ranked = sorted((key for key in null_score_differences if key in scores), key=null_score_differences.__getitem__)
+    for column, metric in enumerate(("exact_match", "f1")):
+        total = best = len(scores) - sum(answerable.values())
+        threshold = 0.0
+        for key in ranked:  # one question more is taken to have an answer
+            total += scores[key][column] if answerable[key] else -bool(predictions.get(key))
+            if total > best:
+                best, threshold = total, null_score_differences[key]
+        result |= {f"best_{metric}": 100 * best / len(scores), f"best_{metric}_thresh": threshold}
+    return result
+
+
+def write(folder: str | pathlib.Path, found: Answers) -> list[pathlib.Path]:
+    """Writes what the official scripts read: predictions.json, nbest_predictions.json, and null_odds.json of 2.0."""
+    contents = {"predictions.json": found.best, "nbest_predictions.json": found.n_best}
+    if found.null_score_difference:
+        contents["null_odds.json"] = found.null_score_difference
+    paths = [pathlib.Path(folder) / name for name in contents]
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    for path, content in zip(paths, contents.values(), strict=True):
+        atomic_json(path, content)
+    return paths

@@ -1,0 +1,180 @@
+"""Every task, learning rate and seed of a call: runs that are finished are kept, and summed up in results.json.
+
+WORKDIR/config.json                     what all runs of the folder have in common, and the encoder
+WORKDIR/mrpc/lr=3e-05,seed=0/           a finished run: result.json, and predictions in dev/ and test/
+WORKDIR/submission/                     predictions of the test files by the best held-out score of each task
+WORKDIR/results.json                    all runs, and for each learning rate mean, deviation and median over seeds
+"""
+
+import json
+import pathlib
+import shutil
+import statistics
+from typing import Any
+
+from bert_fast.data.files import atomic_json, full_disk_told
+from bert_fast.tasks import data, encoder, glue
+from bert_fast.tasks.batches import real_share
+from bert_fast.tasks.finetune import Run, train_and_score
+from bert_fast.tasks.settings import SWEPT, Settings
+from bert_fast.tasks.trainer import Trainer
+from bert_fast.train import begin
+from bert_fast.train.log import Progress
+from bert_fast.train.report import devices, say
+from bert_fast.train.stop import Stop
+
+NUMBERS = ("mean", "deviation", "median")
+
+
+def finetune(settings: Settings, config: dict, workdir: pathlib.Path, checkpoint: str = "", hf: str = "") -> dict:
+    """Runs what is not finished yet of a call; returns what results.json holds.
+
+    `config` is what `settings` were made from. Another call may add tasks, seeds and learning rates to a folder, but
+    nothing else may differ. Raises BadInput before any training where something is wrong, and Interrupted after a
+    signal.
+    """
+    names = data.names(settings)
+    rates = {name: settings.rates_of(name) for name in names}
+    texts = {name: data.read(name, settings) for name in names}
+    start = encoder.load(checkpoint, hf, settings)
+    common = {key: value for key, value in config.items() if key not in SWEPT} | {"encoder": start.about}
+    begin.refuse_other(workdir, common)
+    trainers = {name: Trainer(data.make(name, texts[name], start.vocab, settings), start, settings) for name in names}
+    mesh = next(iter(trainers.values())).mesh
+
+    todo = [(name, rate, seed) for name in names for rate in rates[name] for seed in settings.seeds]
+    left = [run for run in todo if not (folder_of(workdir, *run) / "result.json").is_file()]
+    _plan(trainers, rates, settings, start.about, devices(mesh), len(todo), len(todo) - len(left), workdir)
+    with full_disk_told(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        atomic_json(workdir / "config.json", common)
+        progress = Progress(sum(trainers[name].steps for name, *_ in left), 0)
+        try:
+            with Stop() as stop:
+                for name, rate, seed in left:
+                    label = f"{name} lr={rate:g} seed={seed}"
+                    before = progress.done
+
+                    def advance(numbers: dict[str, float]):
+                        progress.update(progress.done + 1, numbers)
+
+                    finished = train_and_score(trainers[name], rate, seed, stop, advance)
+                    progress.update(before + trainers[name].steps, {})  # some stages end early
+                    _keep(finished, trainers[name], folder_of(workdir, name, rate, seed))
+                    atomic_json(workdir / "results.json", summary(workdir, start.about))
+                    diverged = ", diverged" if finished.result["diverged_at"] is not None else ""
+                    last, best = finished.result["last"]["score"], finished.result["best"]["score"]
+                    progress.say(f"{label}: score {last:.2f}, best {best:.2f}{diverged}")
+        finally:
+            progress.close()
+        results = summary(workdir, start.about)
+        atomic_json(workdir / "results.json", results)
+        _submission(workdir, results)
+    return results
+
+
+def folder_of(workdir: pathlib.Path, task: str, rate: float, seed: int) -> pathlib.Path:
+    return workdir / task / f"lr={rate:g},seed={seed}"
+
+
+def _keep(run: Run, trainer: Trainer, folder: pathlib.Path):
+    """Writes the folder of a finished run; it is there as a whole, or not at all."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for kind, splits in (("dev", trainer.task.held_out), ("test", trainer.task.test)):
+        for split in splits:
+            (part / kind).mkdir(parents=True, exist_ok=True)
+            trainer.task.write(part / kind, split, run.logits[split])
+    atomic_json(part / "result.json", run.result)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def summary(workdir: pathlib.Path, about: dict) -> dict[str, Any]:
+    """All finished runs of a folder, and their numbers over seeds.
+
+    A task's learning rate is the one with the highest mean of the score at the end of training, as Devlin et al.
+    (2019, section 4.1) choose it on the held-out set; the score reported is that at the end, `best` is beside it.
+    """
+    tasks: dict[str, Any] = {}
+    for path in sorted(workdir.glob("*/lr=*,seed=*/result.json")):
+        result = json.loads(path.read_text())
+        tasks.setdefault(result["task"], {"runs": []})["runs"].append(result)
+    for task in tasks.values():
+        task["runs"].sort(key=lambda run: (run["learning_rate"], run["seed"]))
+        task["learning_rates"] = {}
+        for rate in sorted({run["learning_rate"] for run in task["runs"]}):
+            runs = [run for run in task["runs"] if run["learning_rate"] == rate]
+            kinds = {kind: _over_seeds([run[kind] for run in runs]) for kind in ("last", "best")}
+            task["learning_rates"][f"{rate:g}"] = {"seeds": [run["seed"] for run in runs], **kinds}
+        by_rate = task["learning_rates"]
+        task["chosen"] = max(by_rate, key=lambda rate: by_rate[rate]["last"]["score"]["mean"])
+        task |= {kind: by_rate[task["chosen"]][kind] for kind in ("last", "best")}
+    order = [name for name in glue.TASKS if name in tasks]
+    tasks = {name: tasks[name] for name in [*order, *(tasks.keys() - set(order))]}
+    averaged = [name for name in order if name not in glue.NOT_IN_MEAN]
+    results: dict[str, Any] = {"encoder": about, "tasks": tasks}
+    if len(averaged) > 1:
+        means = {kind: statistics.fmean(tasks[n][kind]["score"]["mean"] for n in averaged) for kind in ("last", "best")}
+        results["glue"] = {"tasks": averaged, **means}
+    return results
+
+
+def _over_seeds(rows: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Mean, sample deviation (None of one) and median of every metric."""
+    numbers = {}
+    for key in rows[0].keys() - {"step", "epoch", "train_loss"}:
+        values = [row[key] for row in rows]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        found = (statistics.fmean(values), deviation, statistics.median(values))
+        numbers[key] = dict(zip(NUMBERS, found, strict=True))
+    return numbers
+
+
+def _submission(workdir: pathlib.Path, results: dict):
+    """Copies the test predictions of each task's best run at the learning rate that was chosen."""
+    for name, task in results["tasks"].items():
+        runs = [run for run in task["runs"] if f"{run['learning_rate']:g}" == task["chosen"]]
+        best = max(runs, key=lambda run: run["last"]["score"])
+        for path in sorted((folder_of(workdir, name, best["learning_rate"], best["seed"]) / "test").glob("*")):
+            (workdir / "submission").mkdir(exist_ok=True)
+            shutil.copyfile(path, workdir / "submission" / path.name)
+
+
+def _plan(
+    trainers: dict[str, Trainer], rates, settings: Settings, about: dict, where: str, runs: int, done: int, workdir
+):
+    """Says what will be run before it is."""
+    source = about.get("checkpoint") or about["hf"]
+    what = f"random weights of the model of {source}" if about["random_weights"] else source
+    say(f"fine-tuning {what}\non {where}, seeds {', '.join(map(str, settings.seeds))}, into {workdir}")
+    for name, trainer in trainers.items():
+        rows = trainer.task.train
+        share = real_share(rows, trainer.widths, settings.batch_size)
+        held_out = " + ".join(f"{len(r.ids_N):,}" for r in trainer.task.held_out.values())
+        say(
+            f"  {name}: {len(rows.ids_N):,} training and {held_out} held-out rows, {trainer.steps:,} steps of "
+            f"{settings.batch_size}, learning rates {', '.join(f'{rate:g}' for rate in rates[name])}; widths "
+            f"{', '.join(map(str, trainer.widths))}: {share:.0%} of the positions are real"
+        )
+        if trainer.task.head.kind != "span" and not ("next" in trainer.start.params and not about["random_weights"]):
+            say("    the encoder has no pooler of its own: a fresh one")
+    say(f"{runs} runs" + (f", {done} of them finished before" if done else ""))
+
+
+def table(results: dict) -> str:
+    """The results as a table for people: at the end of training, over seeds, at the learning rate that was chosen."""
+    lines = [f"{'task':<8} {'lr':>7} {'seeds':>5} {'score':>6} {'dev.':>5} {'median':>6} {'best':>6}  metrics"]
+    for name, task in results["tasks"].items():
+        last, score = task["last"], task["last"]["score"]
+        deviation = "-" if score["deviation"] is None else f"{score['deviation']:.2f}"
+        metrics = "  ".join(f"{key} {value['mean']:.2f}" for key, value in sorted(last.items()) if key != "score")
+        seeds = len(task["learning_rates"][task["chosen"]]["seeds"])
+        lines.append(
+            f"{name:<8} {task['chosen']:>7} {seeds:>5} {score['mean']:>6.2f} {deviation:>5} {score['median']:>6.2f} "
+            f"{task['best']['score']['mean']:>6.2f}  {metrics}"
+        )
+    if "glue" in results:
+        means = results["glue"]
+        lines.append(f"GLUE mean of {', '.join(means['tasks'])}: {means['last']:.2f} (best {means['best']:.2f})")
+    return "\n".join(lines)

@@ -1,0 +1,98 @@
+"""What every fine-tuning config begins with: BERT's own recipe (Devlin et al. 2019)."""
+
+from ml_collections import ConfigDict
+
+from bert_fast import BadInput, methods
+
+# Batches of 32, 3 epochs, and the best on the held-out set of four learning rates: Devlin et al. (2019), section 4.1.
+RATES = "2e-5,3e-5,4e-5,5e-5"
+# Progressive layer dropping's fine-tuning, at a rate found for each task: table of DeepSpeed's tutorial "Progressive
+# Layer Dropping"; batch 32, Adam without bias correction, no weight decay: training/BingBertGlue of
+# DeepSpeedExamples. Its 3 to 5 epochs are 3 here (unverified), and WNLI, which it leaves out, has RTE's rate.
+RATES_OF_LAYER_DROP = "rte:7e-5,mrpc:9e-5,stsb:7e-5,cola:5e-5,sst2:7e-5,qnli:9e-5,qqp:2e-4,mnli:3e-5,wnli:7e-5"
+
+
+def finetune(task: str) -> ConfigDict:
+    """The settings of bert_fast/tasks/settings.py."""
+    config = ConfigDict()
+    config.task = task
+    config.seeds = "0,1,2"
+    config.learning_rates = RATES  # for all tasks, or task:rate
+    config.epochs = 3.0
+    config.batch_size = 32
+    config.widths = 5  # of batches: see bert_fast/tasks/batches.py
+    config.random_weights = False  # the control: the same model from fresh weights
+    config.predict_test = True  # write predictions for test files, where there are any
+    config.methods = ""
+
+    config.dropout = 0.1  # Devlin et al., A.3: always 0.1
+    config.dtype = "float32"
+
+    config.data = ConfigDict()
+    config.data.dir = ""
+    config.data.seq_len = 128  # `max_seq_length` in google-research/bert's README: GLUE at 128 tokens
+    config.data.train_examples = 0  # a fixed sample of so many; 0: all
+    config.data.held_out_examples = 0
+    config.data.stride = 128  # of SQuAD's windows, and the longest question: run_squad.py of google-research/bert
+    config.data.max_question = 64
+
+    config.answers = ConfigDict()  # of SQuAD; `n_best_size`, `max_answer_length` and `null_score_diff_threshold` there
+    config.answers.n_best = 20
+    config.answers.max_tokens = 30
+    config.answers.null_threshold = 0.0
+
+    config.learning_rate = ConfigDict()
+    config.learning_rate.warmup = 0.1  # `warmup_proportion` of run_classifier.py
+    config.learning_rate.decay = "linear"
+    config.learning_rate.decay_from = "start"
+
+    config.search = ConfigDict()  # of a method that trains anew after a search
+    config.search.learning_rate = 2e-5
+    config.search.epochs = 3.0
+
+    config.optimizer = ConfigDict()  # as pre-training's: `AdamWeightDecayOptimizer` of google-research/bert
+    config.optimizer.name = "adamw"
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-6
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.bias_correction = False
+    config.optimizer.clip_norm = 1.0
+
+    config.eval = ConfigDict()
+    config.eval.every = 0  # steps; 0: after each epoch
+    config.eval.batch_size = 32
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+    for name, arguments in methods.defaults().items():
+        config[name] = ConfigDict(arguments)
+    return config
+
+
+def apply_recipe(config: ConfigDict, recipe: str):
+    """Changes a config, in place, to a paper's recipe. Raises BadInput for an unknown one."""
+    if recipe == "layer_drop":
+        config.learning_rates = RATES_OF_LAYER_DROP
+        config.optimizer.weight_decay = 0.0
+    elif recipe == "early_bert":
+        # launch_earlybert_glue.sh of VITA-Group/EarlyBERT: the ticket is drawn after 0.2 of an epoch, and trained for
+        # 2 epochs instead of 3; Adam's defaults of transformers 2.11. Its batches of 32 on each of four GPUs are 128.
+        config.methods = "early_bert"
+        config.epochs = 2.0
+        config.early_bert.search = 0.1  # of the 2 epochs
+        config.batch_size = 128
+        config.learning_rates = "4e-5"
+        config.search.update(learning_rate=2e-5, epochs=3.0)
+        config.learning_rate.update(warmup=0.0)
+        config.optimizer.update(weight_decay=0.0, eps=1e-8, bias_correction=True)
+    elif recipe != "bert":
+        raise BadInput(f"config argument recipe={recipe!r}: expected recipe=bert, layer_drop or early_bert")
+
+
+def debug(config: ConfigDict):
+    """Shrinks a config, in place, to runs of seconds."""
+    config.update(seeds="0,1", epochs=1.0, batch_size=8, widths=2)
+    config.learning_rates = "1e-3"
+    config.data.update(train_examples=64, held_out_examples=32)
+    config.eval.batch_size = 8

@@ -1,0 +1,164 @@
+"""What pre-training gave, and what each method kept of it: the checkpoints of small_truth.py on GLUE and SQuAD.
+
+    python -m experiments.downstream --truth=runs/truth --folder=runs/downstream           runs what is not finished
+    python -m experiments.downstream --truth=runs/truth --folder=runs/downstream --page    writes the page
+
+CoLA, MRPC and STS-B in full, SST-2 on a fixed 8,000 of its rows, SQuAD v1.1 on a fixed 2,000 questions (and 1,000 held
+out) at 256 tokens; and the same model with random weights. First every arm with seed 0, then with the next: stopped
+after --hours, or by you, the table is a fair one of fewer seeds, and the same command goes on. Reads
+$BERT_FAST_DATA/{glue,squad}; writes experiments/downstream.md.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+
+import jax
+
+from bert_fast.tasks import settings, sweep
+from configs import glue, squad
+from experiments.small_truth import ARMS, folder_of
+
+HERE = pathlib.Path(__file__).parent
+RANDOM = "random weights"
+ARM_NAMES = ("dense", "layer dropping", "token dropping", "EarlyBERT", "stacking", "MSLT", "stacking + token dropping")
+# Config, seeds and what differs from it; one learning rate for all arms, higher than BERT-base's as the model is small.
+GLUE = {"predict_test": False, "learning_rates": "3e-4", "dropout": 0.0}
+TASKS = {
+    "cola": (glue.get_config("task=cola"), 3, GLUE),
+    "mrpc": (glue.get_config("task=mrpc"), 3, GLUE),
+    "stsb": (glue.get_config("task=stsb"), 3, GLUE),
+    "sst2": (glue.get_config("task=sst2"), 3, GLUE | {"data.train_examples": 8_000}),
+    "squad1.1": (
+        squad.get_config("version=1.1"),
+        1,
+        GLUE | {"data.seq_len": 256, "epochs": 2.0, "data.train_examples": 2_000, "data.held_out_examples": 1_000},
+    ),
+}
+KEYS = {"cola": "matthews", "mrpc": "score", "stsb": "score", "sst2": "accuracy", "squad1.1": "f1"}
+
+
+def config_of(task: str, arm: str, seed: int, data: pathlib.Path) -> dict:
+    made, _, changes = TASKS[task]
+    made = made.copy_and_resolve_references()
+    where = data / ("squad" if task.startswith("squad") else "glue")
+    made.update_from_flattened_dict(changes | {"data.dir": str(where), "seeds": str(seed)})
+    made.random_weights = arm == RANDOM
+    return made.to_dict()
+
+
+def arms_of(truth: pathlib.Path, wanted: str) -> list[str]:
+    names = wanted.split(";") if wanted else [*ARM_NAMES, RANDOM]
+    if unknown := [name for name in names if name not in (*ARMS, RANDOM)]:
+        sys.exit(f"error: no arm {unknown[0]!r}: there are {', '.join((*ARMS, RANDOM))}")
+    there = [name for name in names if name == RANDOM or (folder_of(truth, name) / "summary.json").exists()]
+    for name in set(names) - set(there):
+        print(f"no finished run of {name!r} in {truth}: left out", flush=True)
+    return there
+
+
+def train(
+    truth: pathlib.Path, folder: pathlib.Path, arms: list[str], tasks: list[str], data: pathlib.Path, hours: float
+):
+    """Every run that is not finished, until the time is up."""
+    # Arms of one shape share what is compiled, across calls.
+    jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    began, spent_file = time.monotonic(), folder / "seconds.json"
+    before = json.loads(spent_file.read_text())["seconds"] if spent_file.exists() else 0.0
+    for seed in range(max(TASKS[task][1] for task in tasks)):
+        for task in (task for task in tasks if seed < TASKS[task][1]):
+            for arm in arms:
+                spent = before + time.monotonic() - began
+                if spent > hours * 3600:
+                    return print(
+                        f"{hours} hours are up before {task} of {arm}, seed {seed}: --hours goes on", flush=True
+                    )
+                config = config_of(task, arm, seed, data)
+                checkpoint = folder_of(truth, "dense" if arm == RANDOM else arm)
+                sweep.finetune(settings.make(config), config, folder_of(folder, arm) / task, str(checkpoint))
+                spent_file.write_text(json.dumps({"seconds": before + time.monotonic() - began}))
+    return print("all runs are finished", flush=True)
+
+
+def cell(folder: pathlib.Path, arm: str, task: str) -> tuple[str, float | None]:
+    """Mean and deviation over seeds of a task's metric at the end of training, and the mean alone."""
+    path = folder_of(folder, arm) / task / "results.json"
+    if not path.exists():
+        return "-", None
+    last = next(iter(json.loads(path.read_text())["tasks"].values()))["last"]
+    found = last[KEYS[task]]
+    text = f"{found['mean']:.1f}" + (f" ± {found['deviation']:.1f}" if found["deviation"] is not None else "")
+    return text + (f" / {last['exact_match']['mean']:.1f}" if task.startswith("squad") else ""), found["mean"]
+
+
+def page(truth: pathlib.Path, folder: pathlib.Path, arms: list[str]):
+    lines, dense = [], None
+    for arm in arms:
+        cells = [cell(folder, arm, task) for task in TASKS]
+        means = [mean for _, mean in cells[:4]]
+        mean = sum(means) / 4 if None not in means else None
+        dense = mean if arm == "dense" else dense
+        less = "" if mean is None or dense is None else f"{mean - dense:+.1f}"
+        loss = ""
+        if arm != RANDOM:
+            summary = json.loads((folder_of(truth, arm) / "summary.json").read_text())
+            loss = f"{summary['valid']['mlm_loss']:.3f}"
+        shown = " | ".join(text for text, _ in cells)
+        lines.append(f"| {arm} | {loss} | {shown} | {'-' if mean is None else f'{mean:.1f}'} | {less} |")
+    seconds = json.loads((folder / "seconds.json").read_text())["seconds"]
+    text = f"""# Downstream: what pre-training gave, and what each method kept
+
+`python -m experiments.downstream --truth=runs/truth --folder=runs/downstream`, then with `--page`; {platform.machine()},
+{os.cpu_count()} cores, {seconds / 3600:.1f} hours. The checkpoints of `small_truth.py` (12 layers of width 128, about 4 M tokens: far
+from what BERT saw) and their model with random weights, fine-tuned as in `configs/glue.py` and `configs/squad.py`, but
+at a learning rate of {GLUE["learning_rates"]} and without dropout for all. In percent: mean ± sample deviation over seeds 0, 1, 2 (SQuAD: seed 0) on
+the held-out sets at the end of training; the learning rate was not chosen per arm. SST-2: a fixed 8,000 training rows.
+SQuAD: a fixed 2,000 training and 1,000 held-out questions, 256 tokens.
+
+| encoder | held-out MLM loss | CoLA (Matthews) | MRPC (F1, accuracy) | STS-B (Pearson, Spearman) | SST-2 (accuracy) | SQuAD (F1 / EM) | mean of the first four | - dense |
+|---|---|---|---|---|---|---|---|---|
+{chr(10).join(lines)}
+
+Differences within the deviations are none.
+"""
+    (HERE / "downstream.md").write_text(text)
+    print(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--truth", required=True, help="the folder of small_truth.py")
+    parser.add_argument("--folder", required=True, help="where results are kept")
+    parser.add_argument("--arms", default="", help="only these, separated by semicolons")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="only these, separated by commas")
+    parser.add_argument("--hours", type=float, default=4.0, help="in all, over every call")
+    parser.add_argument("--page", action="store_true", help="write the page")
+    args = parser.parse_args()
+    if "BERT_FAST_DATA" not in os.environ:
+        sys.exit("error: set BERT_FAST_DATA to the folder that holds glue/ and squad/")
+    truth, folder, data = (
+        pathlib.Path(args.truth),
+        pathlib.Path(args.folder),
+        pathlib.Path(os.environ["BERT_FAST_DATA"]),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    arms = arms_of(truth, args.arms)
+    if args.page:
+        return page(truth, folder, arms)
+    train(truth, folder, arms, tasks_of(args.tasks), data, args.hours)
+
+
+def tasks_of(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in TASKS]:
+        sys.exit(f"error: no task {unknown[0]!r}: there are {', '.join(TASKS)}")
+    return names
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,428 @@
+"""Fine-tuning: what a call leaves behind, what is compiled, what is refused, and EarlyBERT's ticket."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from made_tasks import make_encoder, make_settings, write_checkpoint, write_glue
+from test_cli import bert_fast
+
+from bert_fast import BadInput, Interrupted
+from bert_fast.tasks import batches, data, encoder, finetune, glue, model, sweep
+from bert_fast.tasks.settings import make
+from bert_fast.tasks.trainer import Trainer
+from bert_fast.train.stop import Stop
+from configs import glue as glue_config
+
+SMALL = {
+    "data.seq_len": 48, "batch_size": 8, "epochs": 3.0, "widths": 2, "dropout": 0.0, "eval.batch_size": 16,
+    "learning_rates": "3e-3", "seeds": "0,1",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_glue(tmp_path_factory.mktemp("glue"), ("mrpc", "stsb", "cola"), train=150, dev=40)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("run"), pooler=True)
+
+
+def finetune_command(folder, run_folder, workdir, *more):
+    values = [f"--config.{key}={value}" for key, value in SMALL.items()]
+    return bert_fast(
+        "finetune",
+        "--config=configs/glue.py:task=mrpc",
+        f"--checkpoint={run_folder}",
+        f"--workdir={workdir}",
+        f"--config.data.dir={folder}",
+        *values,
+        *more,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(folder, run_folder):
+    done = finetune_command(folder, run_folder, run_folder / "mrpc")
+    assert done.returncode == 0, done.stderr
+    return run_folder / "mrpc", done
+
+
+def read(path: pathlib.Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_a_call_learns_and_says_so(finished):
+    workdir, done = finished
+    results = read(workdir / "results.json")
+    runs = results["tasks"]["mrpc"]["runs"]
+    assert [(run["seed"], run["learning_rate"]) for run in runs] == [(0, 3e-3), (1, 3e-3)]
+    assert [row["epoch"] for row in runs[0]["curve"]] == [1, 2, 3]
+    assert runs[0]["curve"][-1]["train_loss"] < runs[0]["curve"][0]["train_loss"]
+    assert max(run["best"]["accuracy"] for run in runs) > 90
+    assert runs[0]["last"] == runs[0]["curve"][-1]
+    assert runs[0]["best"]["score"] == max(row["score"] for row in runs[0]["curve"])
+    assert "mrpc" in done.stdout
+    assert "learning rates 0.003" in done.stderr
+    assert "no pooler" not in done.stderr
+
+
+def test_predictions_are_those_that_were_scored(finished, folder):
+    workdir, _ = finished
+    run = workdir / "mrpc/lr=0.003,seed=0"
+    labels = glue.read("mrpc", str(folder))["dev"].labels
+    lines = (run / "dev/MRPC.tsv").read_text().splitlines()[1:]
+    right = np.mean([int(line.split("\t")[1]) == label for line, label in zip(lines, labels, strict=True)])
+    assert 100 * right == pytest.approx(read(run / "result.json")["last"]["accuracy"])
+    best = max(read(workdir / "results.json")["tasks"]["mrpc"]["runs"], key=lambda run: run["last"]["score"])
+    test = workdir / f"mrpc/lr=0.003,seed={best['seed']}/test/MRPC.tsv"
+    assert (workdir / "submission/MRPC.tsv").read_bytes() == test.read_bytes()
+    assert len(test.read_text().splitlines()) == 11
+
+
+def test_finished_runs_are_kept_and_another_config_is_refused(finished, folder, run_folder):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("mrpc/*/result.json")}
+    done = finetune_command(folder, run_folder, workdir)
+    assert done.returncode == 0, done.stderr
+    assert "2 runs, 2 of them finished before" in done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.glob("mrpc/*/result.json")}
+    done = finetune_command(folder, run_folder, workdir, "--config.epochs=2.0")
+    assert (done.returncode, "epochs: 3.0 there, 2.0 now" in done.stderr) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def trainer(folder, tmp_path_factory):
+    """Of MRPC, one width after another, some dropout."""
+    made, _ = make_settings(folder, dropout=0.1)
+    start = make_encoder(tmp_path_factory.mktemp("encoder"), made)
+    return Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
+
+
+def train(trainer, rate=3e-3, seed=0, stop=None, seen=None):
+    return finetune.train_and_score(trainer, rate, seed, stop or Stop(), seen or (lambda numbers: None))
+
+
+def compiled(trainer) -> int:
+    return sum(step._cache_size() for step in trainer.compiled.values()) + trainer.predict._cache_size()
+
+
+def test_everything_is_compiled_in_the_first_epoch_for_all_seeds_and_learning_rates(trainer):
+    counts = []
+    first = train(trainer, seen=lambda numbers: counts.append(compiled(trainer)))
+    lengths = trainer.task.train.lengths_N
+    used = {batch.width for batch in batches.epoch(lengths, trainer.widths, 8, None)}
+    assert len(used) == len(trainer.widths) == 2
+    assert counts[trainer.per_epoch - 1] == counts[-1] == len(used) + 2  # and of the held-out rows' widths
+    after_tests = compiled(trainer)  # the test rows' last
+    again = train(trainer)
+    other = train(trainer, rate=1e-3, seed=1)
+    assert compiled(trainer) == after_tests
+    assert again.result["curve"] == first.result["curve"]
+    np.testing.assert_array_equal(again.logits["dev"], first.logits["dev"])
+    assert other.result["curve"] != first.result["curve"]
+
+
+def test_interrupted_run_leaves_nothing_and_the_call_goes_on(trainer, folder, run_folder, tmp_path, monkeypatch):
+    calls = []
+
+    def one(trainer, rate, seed, stop, progress):
+        calls.append(seed)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            raise Interrupted(stop.signum(1), "the runs that are finished are kept")
+        row = {"score": 50.0 + seed, "step": 1, "epoch": 1.0}
+        rows = trainer.task.held_out | trainer.task.test
+        result = {"task": "mrpc", "learning_rate": rate, "seed": seed, "diverged_at": None, "last": row, "best": row}
+        return finetune.Run(result, {split: np.zeros((len(r.ids_N), 2)) for split, r in rows.items()})
+
+    monkeypatch.setattr(sweep, "train_and_score", one)
+    made, config = make_settings(folder, seeds="0,1,2")
+    with pytest.raises(Interrupted):
+        sweep.finetune(made, config, tmp_path / "out", str(run_folder))
+    assert [path.parent.name for path in (tmp_path / "out").glob("mrpc/*/*.json")] == ["lr=0.003,seed=0"]
+    results = sweep.finetune(made, config, tmp_path / "out", str(run_folder))
+    assert calls == [0, 1, 1, 2]
+    score = results["tasks"]["mrpc"]["last"]["score"]
+    assert score == {"mean": 51.0, "deviation": 1.0, "median": 51.0}
+
+
+def write_result(workdir, task, rate, seed, last, best):
+    folder = sweep.folder_of(workdir, task, rate, seed)
+    folder.mkdir(parents=True)
+    rows = {kind: {"score": value, "step": 3, "epoch": 1.0} for kind, value in (("last", last), ("best", best))}
+    (folder / "result.json").write_text(json.dumps({"task": task, "learning_rate": rate, "seed": seed, **rows}))
+
+
+def test_summary_chooses_the_learning_rate_by_the_mean_and_leaves_wnli_out(tmp_path):
+    for seed, (low, high) in enumerate([(60, 99), (70, 10), (80, 10)]):
+        write_result(tmp_path, "cola", 2e-5, seed, low, 90)
+        write_result(tmp_path, "cola", 5e-5, seed, high, 100)
+    write_result(tmp_path, "rte", 2e-5, 0, 50, 50)
+    write_result(tmp_path, "wnli", 2e-5, 0, 0, 0)
+    found = sweep.summary(tmp_path, {})
+    assert found["tasks"]["cola"]["chosen"] == "2e-05"
+    assert found["tasks"]["cola"]["last"]["score"] == {"mean": 70, "deviation": 10, "median": 70}
+    assert found["glue"] == {"tasks": ["cola", "rte"], "last": 60, "best": 70}
+    table = sweep.table(found)
+    assert "GLUE mean of cola, rte: 60.00 (best 70.00)" in table
+    assert [line.split()[0] for line in table.splitlines()[1:4]] == ["cola", "rte", "wnli"]
+
+
+@pytest.mark.parametrize("kind", ["classes", "span"])
+def test_the_width_of_a_batch_changes_nothing(trainer, kind):
+    head, config = model.Head(kind, 2), trainer.start.model
+    params = model.init(config, head, trainer.start.params, jax.random.key(0))
+    rows = batches.make_rows([["good w1 w2", "bad w3"]], np.array([1, 0]), trainer.start.vocab, 48)
+    found = []
+    for width in (8, 24):
+        batch = batches.fill(rows, batches.Batch(width, np.arange(2)), 2, trainer.start.vocab.pad)
+        program = trainer.timeline(1.0)[0].program
+        logits = jax.jit(lambda params, batch: model.logits(config, head, params, batch, program.plan, None))  # noqa: B023
+        found.append(np.asarray(logits(params, batch)))
+    narrow, wide = found
+    if kind == "span":
+        assert (wide[:, 8:] == model.NEVER).all()
+        assert (narrow[1, 4:] == model.NEVER).all()
+        wide = wide[:, :8]
+    np.testing.assert_allclose(narrow, wide, rtol=1e-5, atol=1e-5)
+
+
+def test_losses_are_cross_entropy_squared_error_and_the_mean_of_both_ends():
+    logits = jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]]))
+    np.testing.assert_allclose(
+        model.losses(model.Head("classes", 2), logits, jnp.array([1, 0])), -np.log([0.75, 0.5]), rtol=1e-6
+    )
+    np.testing.assert_allclose(model.losses(model.Head("score", 1), jnp.array([[3.0]]), jnp.array([1.0])), [4.0])
+    ends_BS2 = jnp.log(jnp.array([[[0.2, 0.5], [0.8, 0.5]]]))
+    loss = model.losses(model.Head("span", 2), ends_BS2, jnp.array([[1, 0]]))
+    np.testing.assert_allclose(loss, [-(np.log(0.8) + np.log(0.5)) / 2], rtol=1e-6)
+
+
+def test_padding_rows_weigh_nothing(trainer):
+    """A batch of 2 rows and 6 that fill it up is a step of 2 rows."""
+    rows = trainer.task.train
+    state, program = trainer.first_state(0), trainer.timeline(1.0)[0].program
+    step = jax.jit(model.make_step(trainer.method, trainer.optimizer, trainer.task.head), static_argnames="program")
+    results = []
+    for size in (2, 8):
+        batch = batches.fill(rows, batches.Batch(trainer.widths[-1], np.array([3, 4])), size, trainer.start.vocab.pad)
+        # Without dropout, whose draws depend on the size of the batch.
+        still = dataclasses.replace(program.model, dropout=0.0, attention_dropout=0.0)
+        of = dataclasses.replace(program, model=still)
+        results.append(step(state, batch, np.uint32(0), np.float32(1e-3), program=of))
+    for a, b in zip(jax.tree.leaves(results[0][0].params), jax.tree.leaves(results[1][0].params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"norm": "pre"}, {"embed_norm": False, "norm": "pre"}, {"heads": (1, 2), "hidden": (8, 24)}, {"tied": False}],
+    ids=["pre", "without embedding norm", "slim", "own table"],
+)
+def test_every_model_is_fine_tuned_whole(folder, tmp_path, changes):
+    made, _ = make_settings(folder, "stsb")
+    start = make_encoder(tmp_path, made, **changes)
+    trainer = Trainer(data.make("stsb", data.read("stsb", made), start.vocab, made), start, made)
+    program = trainer.timeline(1.0)[0].program
+    assert all(span.rows is span.keys is None and not span.frozen for span in program.plan)
+    params = jax.eval_shape(lambda: model.init(start.model, trainer.task.head, start.params, jax.random.key(0)))
+    assert "mlm" not in params
+    batch = batches.fill(trainer.task.train, batches.Batch(trainer.widths[-1], np.arange(8)), 8, 0)
+    found = jax.eval_shape(lambda p: model.logits(start.model, trainer.task.head, p, batch, program.plan, None), params)
+    assert found.shape == (8, 1)
+
+
+def test_pooler_of_pre_training_is_taken_and_otherwise_fresh(folder, tmp_path):
+    made, _ = make_settings(folder)
+    with_pooler, without = (make_encoder(tmp_path, made, pooler=pooler) for pooler in (True, False))
+    head = model.Head("classes", 2)
+    taken = model.init(with_pooler.model, head, with_pooler.params, jax.random.key(0))
+    np.testing.assert_array_equal(taken["task"]["pooler"]["kernel"], with_pooler.params["next"]["pooler"]["kernel"])
+    fresh = model.init(without.model, head, without.params, jax.random.key(0))
+    assert (np.asarray(fresh["task"]["pooler"]["kernel"]) != taken["task"]["pooler"]["kernel"]).any()
+    assert "next" not in taken
+
+
+def test_random_weights_are_those_of_no_checkpoint_and_the_seeds_own(folder, tmp_path):
+    made, _ = make_settings(folder, random_weights=True)
+    start = make_encoder(tmp_path, made)
+    one, two = (encoder.weights(start, made, jax.random.key(seed)) for seed in (1, 2))  # the encoder's is 0
+    word = lambda params: np.asarray(params["embed"]["word"])  # noqa: E731
+    assert (word(one) != word(two)).any()
+    assert (word(one) != start.params["embed"]["word"]).any()
+    shapes = jax.tree.map(np.shape, one)
+    assert shapes == jax.tree.map(np.shape, {name: leaf for name, leaf in start.params.items() if name in one})
+
+
+def test_ticket_is_drawn_from_a_short_search_and_trained_from_the_beginning(folder, tmp_path):
+    changes = {"batch_size": 8, "widths": 1, "learning_rates": "4e-3", "early_bert__head_ratio": 0.5}
+    made, _ = make_settings(folder, recipe="early_bert", early_bert__search=0.2, **changes)
+    start = make_encoder(tmp_path, made)
+    trainer = Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
+    search, training = trainer.timeline(4e-3)
+    assert search.steps == round(0.2 * training.steps)
+    # The search has a schedule of its own: 2e-5, over 3 epochs. The training begins at its rate, not where that ended.
+    assert (search.schedule.peak, search.schedule.steps) == (2e-5, 3 * trainer.per_epoch)
+    assert (training.schedule.peak, training.schedule.steps) == (4e-3, training.steps)
+    live = finetune.Live(trainer, 4e-3, 0)
+    before = jax.tree.map(np.asarray, live.state.params)
+    while not live.stage_is_over():
+        live.train_step()
+        live.observe()
+    live.enter_stage(1)
+    slim = live.stage.program.model
+    assert slim.heads_L == (1, 1)
+    assert sum(slim.hidden_L) < 64
+    # Rewound: what is left are the weights, head included, from before the search; nothing else learns.
+    np.testing.assert_array_equal(live.state.params["task"]["output"]["kernel"], before["task"]["output"]["kernel"])
+    np.testing.assert_array_equal(live.state.params["embed"]["word"], before["embed"]["word"])
+    kept = np.asarray(live.state.params["layers"]["query"]["kernel"])[0, :, 0]
+    assert any((kept == before["layers"]["query"]["kernel"][0, :, head]).all() for head in range(2))
+    assert live.began == search.steps
+    result = train(trainer, 4e-3).result
+    assert [stage["steps"] for stage in result["stages"]] == [search.steps, training.steps]
+    assert result["stages"][1]["heads"] == [1, 1]
+    assert [row["epoch"] for row in result["curve"]] == [1, 2]
+
+
+@pytest.mark.parametrize("method", ["layer_drop", "token_drop", "stacking"])
+def test_methods_that_leave_something_out_are_refused(folder, tmp_path, method):
+    def trainer():
+        made, _ = make_settings(folder, methods=method)
+        start = make_encoder(tmp_path, made)
+        return Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
+
+    with pytest.raises(BadInput, match=f"--config.methods={method}"):
+        trainer()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "mrcp"}, "did you mean mrpc"),
+        ({"seeds": "0,0"}, "expected numbers, each once"),
+        ({"learning_rates": "2e-5,high"}, "learning_rates"),
+        ({"learning_rates": "mrpd:2e-5"}, "did you mean mrpc"),
+        ({"data.dir": ""}, "data.dir is missing"),
+        ({"epochs": 0.0}, "expected more than 0"),
+        ({"methods": "early_brid"}, "did you mean early_bert"),
+        ({"dtype": "float16"}, "float"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    config = glue_config.get_config("task=mrpc")
+    config.update_from_flattened_dict({"data.dir": "somewhere", **changes})
+    with pytest.raises(BadInput, match=message):
+        make(config.to_dict())
+
+
+def test_learning_rates_of_a_task_come_before_those_of_all(folder):
+    made, _ = make_settings(folder, learning_rates="2e-5,3e-5,mrpc:9e-5")
+    assert made.rates_of("mrpc") == (9e-5,)
+    assert made.rates_of("rte") == (2e-5, 3e-5)
+    made, _ = make_settings(
+        folder, recipe="layer_drop", learning_rates=glue_config.get_config("recipe=layer_drop").learning_rates
+    )
+    assert {made.rates_of(task)[0] for task in glue.TASKS} == {3e-5, 5e-5, 7e-5, 9e-5, 2e-4}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--config.data.seq_len=200"], "above the model's 64 positions"),
+        (["--config.data.dir=/nowhere"], "no such folder"),
+        (["--checkpoint=/nowhere"], "no checkpoint in /nowhere"),
+        (["--hf=/nowhere"], "give one of"),
+        (["--config.task=rte"], "holds no RTE/train.tsv"),
+    ],
+)
+def test_mistakes_are_named_and_leave_no_folder(folder, run_folder, tmp_path, more, message):
+    done = finetune_command(folder, run_folder, tmp_path / "out", *more)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_that_is_wrong_leaves_no_folder(folder, run_folder, tmp_path):
+    write_glue(tmp_path / "glue", ("mrpc",))
+    path = tmp_path / "glue/MRPC/train.tsv"
+    path.write_text(path.read_text().replace("Quality", "quality"))
+    done = finetune_command(tmp_path / "glue", run_folder, tmp_path / "out")
+    assert (done.returncode, "no column 'Quality'" in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_diverges_is_scored_and_marked(trainer):
+    result = train(trainer, rate=1e30).result
+    assert result["diverged_at"] is not None
+    assert np.isfinite(result["last"]["score"])
+    json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.slow
+def test_eight_devices_give_what_one_gives():
+    script = pathlib.Path(__file__).with_name("finetune_devices.py")
+    env = {**os.environ, "PYTHONPATH": f"{script.parents[1]}:{script.parent}"}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    one, eight = json.loads(done.stdout)
+    assert [row["score"] for row in one] == [row["score"] for row in eight]
+    np.testing.assert_allclose([row["train_loss"] for row in one], [row["train_loss"] for row in eight], rtol=1e-4)
+
+
+def write_squad(folder: pathlib.Path, version: str):
+    """Ten questions of a context each, in the official layout; of 2.0 every other has no answer."""
+    for kind in ("train", "dev"):
+        paragraphs = []
+        for number in range(10):
+            context = " ".join(["w1"] * number + ["good"] + ["w2"] * (30 - number))
+            found = {
+                "id": f"{kind}{number}",
+                "question": "w3 w4",
+                "answers": [{"text": "good", "answer_start": 3 * number}],
+            }
+            if version == "2.0":
+                found["is_impossible"] = number % 2 == 0
+                found |= {"answers": []} if number % 2 == 0 else {}
+            paragraphs.append({"context": context, "qas": [found]})
+        content = {"version": version, "data": [{"title": "t", "paragraphs": paragraphs}]}
+        (folder / f"{kind}-v{version}.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_squad_is_fine_tuned_and_its_predictions_are_written(run_folder, tmp_path, version):
+    write_squad(tmp_path, version)
+    values = {**SMALL, "data.seq_len": 24, "data.stride": 8, "epochs": 2.0, "widths": 1, "seeds": "0"}
+    done = bert_fast(
+        "finetune",
+        f"--config=configs/squad.py:version={version}",
+        f"--checkpoint={run_folder}",
+        f"--workdir={tmp_path / 'out'}",
+        f"--config.data.dir={tmp_path}",
+        *(f"--config.{key}={value}" for key, value in values.items()),
+    )
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / f"out/squad{version}/lr=0.003,seed=0"
+    assert set(read(run / "dev/predictions.json")) == {f"dev{number}" for number in range(10)}
+    assert (run / "dev/null_odds.json").exists() == (version == "2.0")
+    last = read(run / "result.json")["last"]
+    assert last["score"] == last["f1"]
+    assert ("HasAns_f1" in last) == (version == "2.0")
+    assert "total" not in last
+    (tmp_path / f"train-v{version}.json").unlink()
+    done = bert_fast(
+        "finetune", f"--config=configs/squad.py:version={version}", f"--checkpoint={run_folder}",
+        f"--workdir={tmp_path / 'other'}", f"--config.data.dir={tmp_path}",
+    )  # fmt: skip
+    assert (done.returncode, f"expected one file train-v{version}.json" in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,77 @@
+"""Fine-tuning against plain PyTorch: from the same weights, head included, the same losses step by step."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from made_tasks import make_encoder, make_settings, write_glue
+
+from bert_fast.hf import tensors
+from bert_fast.tasks import batches, data
+from bert_fast.tasks.trainer import Trainer
+from experiments.finetune_parity import Adam, inputs
+
+STEPS = 6
+LAYOUTS = {
+    "bert": (transformers.BertConfig, transformers.BertForSequenceClassification, {}),
+    "megatron-bert": (
+        transformers.MegatronBertConfig,
+        transformers.MegatronBertForSequenceClassification,
+        {"norm": "pre", "embed_norm": False},
+    ),
+}
+
+
+@pytest.fixture(params=LAYOUTS)
+def both(request, tmp_path):
+    """A trainer, and the model of transformers with the encoder's weights."""
+    made, _ = make_settings(write_glue(tmp_path, ("rte",)), "rte", widths=1)
+    config_class, model_class, changes = LAYOUTS[request.param]
+    start = make_encoder(tmp_path, made, pooler=True, **changes)
+    trainer = Trainer(data.make("rte", data.read("rte", made), start.vocab, made), start, made)
+    model = start.model
+    theirs = model_class(
+        config_class(
+            vocab_size=model.vocab_size,
+            num_hidden_layers=model.depth,
+            hidden_size=model.width,
+            num_attention_heads=model.heads,
+            intermediate_size=model.hidden,
+            max_position_embeddings=model.max_len,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            num_labels=2,
+        )
+    ).eval()
+
+    found = tensors.to_hf(start.params, dataclasses.replace(model, pooler=True), start.vocab.pad)
+    task = trainer.first_state(0).params["task"]
+    found["classifier.weight"] = np.asarray(task["output"]["kernel"]).T
+    found["classifier.bias"] = np.asarray(task["output"]["bias"])
+    state = {name: torch.tensor(np.array(array)) for name, array in found.items()}
+    missing, _ = theirs.load_state_dict(state, strict=False)
+    assert all("position_ids" in name for name in missing)
+    return trainer, theirs
+
+
+def test_losses_of_every_step_are_those_of_torch(both):
+    trainer, theirs = both
+    (stage,) = trainer.timeline(1e-2)
+    optimizer, state = Adam(theirs, trainer.settings.optimizer), trainer.first_state(0)
+    found = batches.train_batches(trainer.task.train, trainer.widths, 8, trainer.start.vocab.pad, 0)
+    for step in range(STEPS):
+        batch, rate = next(found), stage.schedule(step + 1)
+        state, loss = trainer.train_step(state, batch, 0, rate, stage.program)
+        loss_of = torch.nn.functional.cross_entropy(
+            theirs(**inputs(batch)).logits, torch.tensor(batch["labels"]).long()
+        )
+        loss_of.backward()
+        optimizer.step(rate)
+        assert float(loss) == pytest.approx(loss_of.item(), abs=1e-4), step
+    rows = trainer.task.held_out["dev"]
+    ours = trainer.logits(state.params, rows, stage.program)
+    batch = batches.fill(rows, batches.Batch(trainer.widths[-1], np.arange(16)), 16, trainer.start.vocab.pad)
+    with torch.no_grad():
+        np.testing.assert_allclose(ours[:16], theirs(**inputs(batch)).logits.numpy(), atol=1e-3)
