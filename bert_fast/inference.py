@@ -50,6 +50,8 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
     """
     trained = load(path)
     data = Data(**trained.about["data"] | ({"dir": data_dir} if data_dir else {}))
+    if not data.dir:
+        raise BadInput(f"{path} was not trained on shards of its own: give --data=DIR, prepared with its vocabulary")
     settings = Evaluation(**trained.about["eval"] | changes)
     longest = trained.program.model.max_len
     if settings.seq_len > longest:
@@ -100,6 +102,7 @@ def fill_mask(trained: Trained, texts: list[str], top: int = 5) -> list[list[lis
 
     probs_BPV = np.array(probabilities(trained.params, batch, slots_BP))
     probs_BPV[..., list(words.special_ids.values())] = 0
+    probs_BPV[..., words.size :] = 0  # rows of an imported table for which there is no word
     found = []
     for b, row in enumerate(rows):
         best = [np.argsort(-probs_V)[:top] for probs_V in probs_BPV[b, : row.count(words.mask)]]

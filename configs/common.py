@@ -64,6 +64,7 @@ def base(size_name: str) -> ConfigDict:
     config.model = ConfigDict(size(size_name))
     config.model.head_size = 64
     config.model.max_len = 512
+    config.model.type_count = 2
     config.model.norm = "post"
     config.model.embed_norm = True
     config.model.activation = "gelu"
@@ -72,6 +73,7 @@ def base(size_name: str) -> ConfigDict:
     config.model.attention_dropout = 0.1
     config.model.init_std = 0.02
     config.model.residual_init_std = 0.02
+    config.model.norm_eps = 1e-12
     config.model.dtype = "float32"
 
     # `AdamWeightDecayOptimizer` and `create_optimizer` of google-research/bert, optimization.py.

@@ -10,7 +10,8 @@ import torch
 import transformers
 from reference import random_batch
 
-from bert_fast import BadInput, bert, hf
+from bert_fast import BadInput, bert
+from bert_fast.hf import layouts, tensors
 from bert_fast.plan import Route, whole
 
 SIZES = {
@@ -62,13 +63,13 @@ def both(request):
             parameter.normal_(1.0 if parameter.ndim == 1 and "weight" in name else 0.0, 0.1)
         if request.param == "roberta-prelayernorm":  # no token stands at these positions
             theirs.roberta_prelayernorm.embeddings.position_embeddings.weight[: pad_id + 1] = 0
-    tensors = {name: parameter.detach().numpy() for name, parameter in theirs.named_parameters()}
-    config = hf.config_from_hf(their_config.to_dict(), tensors)
-    assert hf.layout_of(config) == request.param
+    found = {name: parameter.detach().numpy() for name, parameter in theirs.named_parameters()}
+    config = layouts.config_from_hf(their_config.to_dict())
+    assert layouts.layout_of(config) == request.param
     batch = random_batch(config, rows=3, length=20, slots=4)
     ids_BS = np.where(batch["segments"] != 0, np.maximum(batch["ids"], pad_id + 1), pad_id)
     batch["ids"] = ids_BS.astype(np.int32)
-    return Both(theirs, tensors, config, hf.from_hf(tensors, config, pad_id), pad_id, batch)
+    return Both(theirs, found, config, tensors.from_hf(found, config, pad_id), pad_id, batch)
 
 
 def our_loss(both, params):
@@ -110,7 +111,7 @@ def test_equal_logits_losses_and_hidden_states(both):
     real_BS = both.batch["segments"] != 0
     close(np.asarray(x_BSD)[real_BS], their_x_BSD.numpy()[real_BS])
     close(logits_BPV[..., : both.config.vocab_size], their_logits_BPV)
-    assert (next_B is None) == (their_next_B is None) == (hf.layout_of(both.config) == "roberta-prelayernorm")
+    assert (next_B is None) == (their_next_B is None) == (layouts.layout_of(both.config) == "roberta-prelayernorm")
     if next_B is not None:
         close(next_B, their_next_B)
 
@@ -120,18 +121,18 @@ def test_equal_gradients(both):
     both.theirs.zero_grad()
     their_loss(both)[0].backward()
     theirs = {name: parameter.grad.numpy() for name, parameter in both.theirs.named_parameters()}
-    ours = hf.to_hf(grads, both.config, both.pad_id)
+    ours = tensors.to_hf(grads, both.config, both.pad_id)
     assert ours.keys() == theirs.keys()
     for name in theirs:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_round_trip_is_exact(both):
-    back = hf.to_hf(both.params, both.config, both.pad_id)
+    back = tensors.to_hf(both.params, both.config, both.pad_id)
     assert back.keys() == both.tensors.keys()
     for name, tensor in both.tensors.items():
         np.testing.assert_array_equal(back[name], tensor, err_msg=name)
-    again = hf.from_hf(back, both.config, both.pad_id)
+    again = tensors.from_hf(back, both.config, both.pad_id)
     jax.tree.map(np.testing.assert_array_equal, again, both.params)
     jax.tree.map(lambda ours, like: np.testing.assert_equal(ours.shape, like.shape), again, fresh(both.config))
 
@@ -143,10 +144,10 @@ def fresh(config):
 def test_parameters_of_a_file_with_tied_copies(both):
     state = {name: tensor.numpy() for name, tensor in both.theirs.state_dict().items()}
     assert len(state) == len(both.tensors) + 2
-    jax.tree.map(np.testing.assert_array_equal, hf.from_hf(state, both.config, both.pad_id), both.params)
+    jax.tree.map(np.testing.assert_array_equal, tensors.from_hf(state, both.config, both.pad_id), both.params)
     copy = next(name for name in state if name.endswith("decoder.bias"))
     with pytest.raises(BadInput, match=f"{copy} differs"):
-        hf.from_hf(state | {copy: state[copy] + 1}, both.config, both.pad_id)
+        tensors.from_hf(state | {copy: state[copy] + 1}, both.config, both.pad_id)
 
 
 def test_parameters_of_a_file_with_tensorflow_names(both):
@@ -154,35 +155,34 @@ def test_parameters_of_a_file_with_tensorflow_names(both):
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
         for name, tensor in both.tensors.items()
     }
-    jax.tree.map(np.testing.assert_array_equal, hf.from_hf(old, both.config, both.pad_id), both.params)
+    jax.tree.map(np.testing.assert_array_equal, tensors.from_hf(old, both.config, both.pad_id), both.params)
 
 
 def test_tensors_that_do_not_fit_are_named(both):
     name = next(name for name in both.tensors if "layer.1.attention.self.query.weight" in name)
     without = {key: tensor for key, tensor in both.tensors.items() if key != name}
     with pytest.raises(BadInput, match=f"missing.*{name}"):
-        hf.from_hf(without, both.config, both.pad_id)
+        tensors.from_hf(without, both.config, both.pad_id)
     with pytest.raises(BadInput, match=r"not known.*classifier\.weight"):
-        hf.from_hf(both.tensors | {"classifier.weight": np.zeros(2)}, both.config, both.pad_id)
+        tensors.from_hf(both.tensors | {"classifier.weight": np.zeros(2)}, both.config, both.pad_id)
     with pytest.raises(BadInput, match=rf"{name} has shape \(2, 64\), expected \(64, 64\)"):
-        hf.from_hf(both.tensors | {name: both.tensors[name][:2]}, both.config, both.pad_id)
+        tensors.from_hf(both.tensors | {name: both.tensors[name][:2]}, both.config, both.pad_id)
 
 
 def test_what_no_layout_holds_is_refused():
     config = bert.Config(vocab_size=10, depth=2, embed_norm=False)
     with pytest.raises(BadInput, match="no Hugging Face layout"):
-        hf.layout_of(config)
+        layouts.layout_of(config)
     slim = dataclasses.replace(config, embed_norm=True, heads=(1, 2))
     with pytest.raises(BadInput, match="differ in width"):
-        hf.to_hf({}, slim, 0)
+        tensors.to_hf({}, slim, 0)
     theirs = transformers.BertConfig().to_dict()
     for wrong in ({"model_type": "gpt2"}, {"hidden_act": "relu"}, {"is_decoder": True}):
         with pytest.raises(BadInput, match="supported"):
-            hf.config_from_hf(theirs | wrong, ())
+            layouts.config_from_hf(theirs | wrong)
 
 
 def test_table_of_its_own_is_refused():
     config = bert.Config(60, depth=1, width=8, heads=1, head_size=8, hidden=8, max_len=8, tied=False)
-    params = bert.init(config, jax.random.key(0))
     with pytest.raises(BadInput, match="table of its own"):
-        hf.to_hf(params, config, 0)
+        layouts.check(config)

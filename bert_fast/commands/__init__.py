@@ -12,7 +12,7 @@ from bert_fast import BadInput
 
 REQUIRED = "required"
 # As people meet them: first what makes a model, then what is done with it.
-NAMES = ("prepare", "plan", "pretrain", "evaluate", "fill-mask", "finetune")
+NAMES = ("prepare", "plan", "pretrain", "evaluate", "fill-mask", "finetune", "export", "import")
 
 
 def known() -> dict[str, types.ModuleType]:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 from bert_fast import BadInput
@@ -26,6 +27,29 @@ def atomic_write(path: pathlib.Path, content: bytes) -> None:
 def atomic_json(path: pathlib.Path, value: dict) -> None:
     """Puts `value` at `path` as indented JSON, whole or not at all."""
     atomic_write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to be filled, which becomes `out` at the end of the block, and is gone where the block fails.
+
+    Raises BadInput where there is something at `out`, or it cannot be written.
+    """
+    out = out.absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out} is there already: give a folder that is new or empty, or delete it")
+    part = out.with_name(f".{out.name}.unfinished")
+    try:
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+        part.mkdir(parents=True)
+        yield part
+        part.rename(out)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise BadInput(f"{out} cannot be written ({error.strerror or error}): nothing is left of it") from error
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -78,7 +78,11 @@ def load(path: str | pathlib.Path, cased: bool = False, strip_accents: bool | No
     path = pathlib.Path(path)
     if not path.is_file():
         raise BadInput(f"no vocabulary at {path}: expected a vocab.txt, a token a line; without --vocab one is trained")
-    content = path.read_bytes()
+    return parse(path.read_bytes(), path, cased, strip_accents)
+
+
+def parse(content: bytes, path: str | pathlib.Path, cased: bool, strip_accents: bool | None) -> Vocab:
+    """The vocabulary of the bytes of a vocab.txt, which stand at `path`. Raises BadInput as `load` does."""
     try:
         lines = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:

@@ -1,7 +1,6 @@
 """What is fine-tuned: the encoder of a checkpoint, of a Hugging Face folder, or either's model with fresh weights."""
 
 import dataclasses
-import importlib
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from bert_fast import BadInput, bert, inference
 from bert_fast.bert import Params
 from bert_fast.data.vocab import Vocab
+from bert_fast.hf import read
 from bert_fast.layers import Config
 from bert_fast.tasks.settings import Settings
 
@@ -36,7 +36,7 @@ def load(checkpoint: str, hf: str, settings: Settings) -> Encoder:
         about = {"checkpoint": str(trained.folder), "step": trained.about["step"]}
     else:
         # What a head of pre-training lacks is of no interest here; of the pooler the plan will say so.
-        found = importlib.import_module("bert_fast.hf.read").read(hf, warn=lambda line: None)
+        found = read.read(hf, warn=lambda line: None)
         model, params, words = found.model, found.params, found.vocab
         about = {"hf": hf}
         if "pooler" in found.initialised:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -151,7 +152,8 @@ def warm_params(settings: Settings, model: bert.Config, manifest: dict, mesh: Me
             "with: prepare with the one that it was trained with (--vocab=FILE)"
         )
     theirs = checkpoint.stage_from_json(about["stage"]).program.model
-    shape = ("depth", "width", "heads_L", "head_size", "hidden_L", "max_len", "norm", "embed_norm", "activation")
+    shape = ("depth", "width", "heads_L", "head_size", "hidden_L", "max_len", "type_count", "norm", "embed_norm")
+    shape += ("activation", "norm_eps")
     differing = [name for name in shape if getattr(theirs, name) != getattr(model, name)]
     if differing:
         lines = "; ".join(f"{name} is {getattr(theirs, name)} there, {getattr(model, name)} here" for name in differing)
@@ -159,10 +161,19 @@ def warm_params(settings: Settings, model: bert.Config, manifest: dict, mesh: Me
     # What a method added to the parameters is applied, so that this run begins with a plain model.
     params, _ = methods.make(about["methods"]).weights(checkpoint.restore_params(folder))
     params = {name: leaf for name, leaf in params.items() if name != "next" or model.pooler}
+    # A table that came from elsewhere may have rows beyond its vocabulary, or fewer beyond it than ours has.
+    params["embed"] = {**params["embed"], "word": with_rows(params["embed"]["word"], model.table_rows)}
+    params["mlm"] = {**params["mlm"], "bias": with_rows(params["mlm"]["bias"], model.table_rows)}
     params = jax.tree.map(jax.device_put, params, shard(params, mesh))
     if model.pooler and "next" not in params:
         params["next"] = fresh_params(model, settings.seed, mesh)["next"]
     return params
+
+
+def with_rows(table, rows: int):
+    """A table cut, or filled with zeros, to so many rows."""
+    table = np.asarray(table)[:rows]
+    return np.pad(table, [(0, rows - len(table))] + [(0, 0)] * (table.ndim - 1))
 
 
 def first_state(params: Params, method: Method, stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh):

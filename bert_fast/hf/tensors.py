@@ -1,16 +1,10 @@
 """Hugging Face's tensor names and ours: one table, read in both directions.
 
-Three of their layouts hold what we train, and give the same logits and gradients:
-
-    layout                LayerNorm   embedding LayerNorm   next-sentence head   their class
-    bert                  post        yes                   yes                  BertForPreTraining
-    megatron-bert         pre         no                    yes                  MegatronBertForPreTraining
-    roberta-prelayernorm  pre         yes                   no                   RobertaPreLayerNormForMaskedLM
-
 Axes: as in bert.py.
 """
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,6 +12,7 @@ import numpy as np
 
 from bert_fast import BadInput, bert
 from bert_fast.bert import Config, Params
+from bert_fast.hf.layouts import WITH_NEXT, layout_of, position_shift
 
 # A row is (their name, our path, how the array changes). A name with {layer} stands for one tensor a layer;
 # ours are then stacked. Changes: see `ours_from` and `theirs_from`.
@@ -77,72 +72,41 @@ LAYOUTS: dict[str, tuple[Row, ...]] = {
     ),
 }
 
-# By (norm, embed_norm).
-ARRANGEMENTS = {("post", True): "bert", ("pre", False): "megatron-bert", ("pre", True): "roberta-prelayernorm"}
+ROOTS = {"bert": "bert", "megatron-bert": "bert", "roberta-prelayernorm": "roberta_prelayernorm"}
+BELOW = ("embeddings.", "encoder.", "pooler.", "LayerNorm.")  # what a name begins with in a file of the encoder alone
 
-# Copies that some files carry beside what they are tied to, and a constant that older ones carry.
+# Copies that some files carry beside what they are tied to.
 TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
     "lm_head.decoder.weight": "roberta_prelayernorm.embeddings.word_embeddings.weight",
     "lm_head.decoder.bias": "lm_head.bias",
 }
-CONSTANT = ("bert.embeddings.position_ids", "roberta_prelayernorm.embeddings.position_ids")
 
 
-def layout_of(config: Config) -> str:
-    """The layout that holds a model. Raises BadInput for post-LN without an embedding LayerNorm: none does."""
-    if (config.norm, config.embed_norm) not in ARRANGEMENTS:
-        raise BadInput(
-            f"no Hugging Face layout has norm={config.norm!r} with embed_norm={config.embed_norm}: "
-            "it must be post-LN with an embedding LayerNorm, or pre-LN"
-        )
-    return ARRANGEMENTS[config.norm, config.embed_norm]
+def today(name: str) -> str:
+    """A tensor's name without TensorFlow's words for LayerNorm's parameters, which the first released files keep."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def config_from_hf(theirs: Mapping[str, Any], names: Iterable[str]) -> Config:
-    """The model of their `config.json`; `names` are those of its tensors: they say whether there is a
-    next-sentence head.
+def full_name(name: str, layout: str) -> str:
+    """A tensor's name as the table has it, also where the encoder was saved without heads."""
+    name = today(name)
+    return f"{ROOTS[layout]}.{name}" if name.startswith(BELOW) else name
 
-    Raises BadInput for what our trunk does not compute.
-    """
-    kind, activation = theirs["model_type"], theirs["hidden_act"]
-    norms = {layout: arrangement for arrangement, layout in ARRANGEMENTS.items()}
-    activations = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-    if kind not in norms:
-        raise BadInput(f"model_type {kind!r} is not supported: it must be one of {', '.join(norms)}")
-    if activation not in activations:
-        raise BadInput(f"hidden_act {activation!r} is not supported: it must be one of {', '.join(activations)}")
-    # Absent from newer files, where it has only this value.
-    if theirs.get("position_embedding_type", "absolute") != "absolute" or theirs.get("is_decoder", False):
-        raise BadInput("only encoders with absolute position embeddings are supported")
-    arrangement, embed_norm = norms[kind]
-    shift = theirs["pad_token_id"] + 1 if kind == "roberta-prelayernorm" else 0
-    return Config(
-        vocab_size=theirs["vocab_size"],
-        depth=theirs["num_hidden_layers"],
-        width=theirs["hidden_size"],
-        heads=theirs["num_attention_heads"],
-        head_size=theirs["hidden_size"] // theirs["num_attention_heads"],
-        hidden=theirs["intermediate_size"],
-        max_len=theirs["max_position_embeddings"] - shift,
-        type_count=theirs["type_vocab_size"],
-        norm=arrangement,
-        embed_norm=embed_norm,
-        activation=activations[activation],
-        pooler="cls.seq_relationship.weight" in names,
-        dropout=theirs["hidden_dropout_prob"],
-        attention_dropout=theirs["attention_probs_dropout_prob"],
-        init_std=theirs["initializer_range"],
-        residual_init_std=theirs["initializer_range"],
-        norm_eps=theirs["layer_norm_eps"],
-    )
+
+def constants(config: Config, pad_id: int) -> dict[str, np.ndarray]:
+    """What older files store although it is the same in every model."""
+    layout = layout_of(config)
+    positions = np.arange(config.max_len + position_shift(layout, pad_id), dtype=np.int64)[None]
+    embeddings = f"{ROOTS[layout]}.embeddings"
+    return {f"{embeddings}.position_ids": positions, f"{embeddings}.token_type_ids": np.zeros_like(positions)}
 
 
 def rows_of(config: Config) -> tuple[Row, ...]:
     """The rows of the table that a model has; a next-sentence head is left out where the layout has none."""
     layout = layout_of(config)
-    return LAYOUTS[layout] + (NEXT if config.pooler and layout != "roberta-prelayernorm" else ())
+    return LAYOUTS[layout] + (NEXT if config.pooler and layout in WITH_NEXT else ())
 
 
 def names_of(name: str, path: str, config: Config) -> list[str]:
@@ -150,7 +114,13 @@ def names_of(name: str, path: str, config: Config) -> list[str]:
     return [name.format(layer=i) for i in range(config.depth)] if path.startswith("layers/") else [name]
 
 
-def leaf_at(tree, path: str):
+def names_at(prefix: str, config: Config) -> set[str]:
+    """Their names of all our leaves whose path begins so."""
+    rows = rows_of(config)
+    return {name for theirs, path, _ in rows if path.startswith(prefix) for name in names_of(theirs, path, config)}
+
+
+def leaf_at(tree: Any, path: str) -> Any:
     """The leaf of a tree at a path such as `mlm/dense/kernel`."""
     for name in path.split("/"):
         tree = tree[name]
@@ -200,24 +170,30 @@ def from_hf(tensors: Mapping[str, np.ndarray], config: Config, pad_id: int) -> P
     """Their tensors as our parameters, in the type that they have; rows of padded ids are zero.
 
     pad_id: the id of the padding token, from which RoBERTa's positions count. Raises BadInput where
-    tensors are missing, left over, or of another shape, and where a tied copy differs.
+    tensors are missing, left over, or of another shape, and where a tied copy or a constant differs.
     """
-    # As TensorFlow named LayerNorm's parameters, which the first released checkpoints keep.
-    tensors = {
-        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): array
-        for name, array in tensors.items()
-    }
-    rows = rows_of(config)
+    layout, rows = layout_of(config), rows_of(config)
+    tensors = {full_name(name, layout): array for name, array in tensors.items()}
     needed = {name for theirs, path, _ in rows for name in names_of(theirs, path, config)}
-    missing, extra = needed - tensors.keys(), tensors.keys() - needed - TIED.keys() - set(CONSTANT)
+    tied = {copy: of for copy, of in TIED.items() if copy in tensors and of in needed}
+    for copy, of in tied.items():
+        tensors.setdefault(of, tensors[copy])
+    fixed = constants(config, pad_id)
+    missing, extra = needed - tensors.keys(), tensors.keys() - needed - tied.keys() - fixed.keys()
     if missing or extra:
         raise BadInput(
-            f"tensors do not fit the layout {layout_of(config)} of {config.depth} layers: missing "
-            f"{sorted(missing) or 'none'}, not known {sorted(extra) or 'none'}: is the configuration that of this file?"
+            f"tensors do not fit the layout {layout} of {config.depth} layers: missing "
+            f"{listed(missing)}, not known {listed(extra)}: is the configuration that of this file? Heads of a task "
+            "are not read: save the encoder, or the model with BERT's own heads"
         )
-    for copy in TIED.keys() & tensors.keys():
-        if not np.array_equal(tensors[copy], tensors[TIED[copy]]):
-            raise BadInput(f"{copy} differs from {TIED[copy]}: only a tied output table is supported")
+    for copy, of in tied.items():
+        if not np.array_equal(tensors[copy], tensors[of]):
+            raise BadInput(f"{copy} differs from {of}: only a tied output table is supported")
+    for name in fixed.keys() & tensors.keys():
+        if not np.array_equal(tensors[name], fixed[name]):
+            raise BadInput(
+                f"{name} is not the {fixed[name].shape} of every model, but {tensors[name].shape}: leave it out"
+            )
     params: dict[str, Any] = {}
     shapes = jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
     for theirs, path, change in rows:
@@ -236,17 +212,46 @@ def from_hf(tensors: Mapping[str, np.ndarray], config: Config, pad_id: int) -> P
     return params
 
 
+def listed(names) -> str:
+    """The first names in order, and how many more there are; "none" without any."""
+    first = sorted(names)[:8]
+    more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
+    return ", ".join(first) + more if first else "none"
+
+
+def widen(params: Params, config: Config) -> tuple[Params, Config]:
+    """The same function in a model whose layers are alike: with as many heads as fill the width, and in every layer
+    as many neurons as in the widest. What is added is zero. Parameters as NumPy arrays.
+    """
+    heads, hidden = config.width // config.head_size, max(config.hidden_L)
+    layers = dict(params["layers"])
+
+    def only(name: str, leaf: str, axis: int, counts_L, size: int):
+        """The stacked leaf with `size` entries along an axis, those of each layer kept and the others zero."""
+        array = np.asarray(layers[name][leaf])
+        result = np.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), array.dtype)
+        for layer, count in enumerate(counts_L):
+            kept = (layer, *[slice(None)] * (axis - 1), slice(count))
+            result[kept] = array[kept]
+        layers[name] = {**layers[name], leaf: result}
+
+    for name in ("query", "key", "value"):
+        only(name, "kernel", 2, config.heads_L, heads)
+        only(name, "bias", 1, config.heads_L, heads)
+    only("attention_output", "kernel", 1, config.heads_L, heads)
+    only("mlp_hidden", "kernel", 2, config.hidden_L, hidden)
+    only("mlp_hidden", "bias", 1, config.hidden_L, hidden)
+    only("mlp_output", "kernel", 1, config.hidden_L, hidden)
+    return {**params, "layers": layers}, dataclasses.replace(config, heads=heads, hidden=hidden)
+
+
 def to_hf(params: Params, config: Config, pad_id: int) -> dict[str, np.ndarray]:
     """Our parameters as their tensors, without tied copies. Inverse of `from_hf`.
 
     A next-sentence head is left out where the layout has none. Raises BadInput where layers differ
-    in width, or where the MLM head has a table of its own: their layouts have no place for either.
+    in width, or have other heads than fill it: their layouts have no place for that (see `widen`).
     """
-    if not config.tied:
-        raise BadInput(
-            "the MLM head of this model has a table of its own: export a step of the last stage, which has not"
-        )
-    if len(set(config.heads_L)) > 1 or len(set(config.hidden_L)) > 1:
+    if len({config.width // config.head_size, *config.heads_L}) > 1 or len(set(config.hidden_L)) > 1:
         raise BadInput(f"layers differ in width (heads {config.heads_L}, hidden {config.hidden_L}): widen them first")
     tensors = {}
     for theirs, path, change in rows_of(config):

@@ -1,0 +1,36 @@
+"""The command `export`: a checkpoint as a Hugging Face folder, with tokenizer and model card."""
+
+from absl import flags
+
+from bert_fast.commands import REQUIRED, checkpoint_flag, needs, nothing
+
+WHAT = "a checkpoint as a Hugging Face folder, with tokenizer and model card"
+EXAMPLE = "--checkpoint=runs/mini --out=mini-hf --verify"
+
+
+def define(args, argv: list[str]):
+    checkpoint_flag(args)
+    flags.DEFINE_string("out", None, "The Hugging Face folder that is made. " + REQUIRED, flag_values=args)
+    flags.DEFINE_bool(
+        "verify", False, "Compare its logits with transformers, and fail above 1e-4 (needs torch).", flag_values=args
+    )
+    flags.DEFINE_bool(
+        "initialised_heads", False, "Of an imported model, write the heads too that it came without.", flag_values=args
+    )
+    flags.DEFINE_string(
+        "results", None, "A folder with results.json of finetune, for the model card.", flag_values=args
+    )
+
+
+def run(args, texts: list[str]) -> int:
+    from bert_fast.hf.write import export
+
+    nothing(texts)
+    needs(args, "checkpoint", "out")
+    done = export(args.checkpoint, args.out, args.verify, args.initialised_heads, args.results)
+    print(f"{done.folder}: {done.class_name}")
+    for note in done.notes:
+        print(f"note: {note}")
+    for name, difference in (done.differences or {}).items():
+        print(f"largest difference from transformers, {name}: {difference:.1e}")
+    return 0

@@ -1,0 +1,29 @@
+"""The command `import`: a Hugging Face folder as a checkpoint."""
+
+from absl import flags
+
+from bert_fast.commands import REQUIRED, needs, nothing
+
+WHAT = "a Hugging Face folder as a checkpoint"
+EXAMPLE = "--hf=bert-base-uncased --out=runs/base"
+
+
+def define(args, argv: list[str]):
+    flags.DEFINE_string(
+        "hf", None, "A bert, megatron-bert or roberta-prelayernorm folder. " + REQUIRED, flag_values=args
+    )
+    flags.DEFINE_string(
+        "out", None, "The run folder that is made, with the model as step 0. " + REQUIRED, flag_values=args
+    )
+
+
+def run(args, texts: list[str]) -> int:
+    from bert_fast.hf import read
+
+    nothing(texts)
+    needs(args, "hf", "out")
+    imported = read.read(args.hf)
+    folder = read.save(imported, args.out)
+    print(f"{folder}: {len(imported.tensors)} tensors of {imported.about['imported']['folder']}")
+    print(read.to_go_on(imported, args.out))
+    return 0

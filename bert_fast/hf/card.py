@@ -1,0 +1,211 @@
+"""The model card of an export: what is known of the run, from its own files, and nothing else."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bert_fast import BadInput
+from bert_fast.bert import Config
+from bert_fast.hf.words import read_json
+from bert_fast.inference import Trained
+from bert_fast.train import checkpoint
+from bert_fast.train.log import clock, read_rows
+
+LOSSES = {
+    "mlm_loss": "loss of predicted words, nats",
+    "mask_loss": "loss of words behind [MASK], nats",
+    "mlm_accuracy": "share of words predicted right",
+    "nsp_loss": "loss of the next sentence, nats",
+    "nsp_accuracy": "share of next sentences right",
+}
+OBJECTIVES = {
+    "mlm+nsp": "masked words and the next sentence (BERT)",
+    "mlm": "masked words, in full sentences across documents",
+    "mlm_packed": "masked words, in whole documents of which each sees itself alone",
+}
+
+
+def run_of(folder: pathlib.Path) -> pathlib.Path:
+    """The run folder of a checkpoint, or where it stands alone its own."""
+    return folder.parent.parent if folder.parent.name == "checkpoints" else folder
+
+
+def results_in(folder: pathlib.Path) -> dict[str, dict]:
+    """The `results.json` files below a folder, by their place in it. Raises BadInput for one that is no JSON."""
+    return {str(path.relative_to(folder).parent): read_json(path) for path in sorted(folder.rglob("results.json"))}
+
+
+def card(
+    trained: Trained,
+    class_name: str,
+    notes: Sequence[str],
+    results: Mapping[str, dict],
+    differences: Mapping[str, float] | None,
+) -> str:
+    """The page, with the head that the Hub reads. `results` are `results.json` files of `finetune`, by their folder;
+    `differences` those from transformers, where they were looked for.
+    """
+    about, run = trained.about, run_of(trained.folder)
+    came = about.get("imported")
+    origin = (
+        f"It was imported from the Hugging Face folder {came['folder']} and not trained since; how it was trained is "
+        "not known here."
+        if came
+        else f"It was pre-trained with bert_fast {about['version']}, in JAX."
+    )
+    sections = [
+        front(about, class_name),
+        f"# {run.absolute().name}",
+        f"A BERT encoder, {shape_of(trained.program.model)}, in the layout of `{class_name}`. {origin}",
+        use(class_name, differences),
+        "## What to know\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "",
+        "" if came else training(trained, run),
+        losses(about, run),
+        scores(results),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def front(about: Mapping[str, Any], class_name: str) -> str:
+    """The YAML between the two lines of dashes."""
+    tags = ["bert", "bert_fast", *(name for name, _ in about["methods"])]
+    task = "feature-extraction" if class_name.endswith("Model") else "fill-mask"
+    return "\n".join(
+        ["---", "library_name: transformers", f"pipeline_tag: {task}", "tags:", *(f"- {tag}" for tag in tags), "---"]
+    )
+
+
+def shape_of(model: Config) -> str:
+    heads, hidden = ranged(model.heads_L), ranged(model.hidden_L)
+    return (
+        f"{model.depth} layers of width {model.width}, {heads} heads of {model.head_size}, {hidden} neurons, "
+        f"{model.norm}-LN, {model.max_len} positions, {model.vocab_size:,} word pieces"
+    )
+
+
+def ranged(counts_L: tuple[int, ...]) -> str:
+    """The one number, or the smallest and the largest."""
+    return f"{min(counts_L):,}" if len(set(counts_L)) == 1 else f"{min(counts_L):,} to {max(counts_L):,}"
+
+
+def use(class_name: str, differences: Mapping[str, float] | None) -> str:
+    auto = "AutoModel" if class_name.endswith("Model") else "AutoModelForMaskedLM"
+    compared = ""
+    if differences:
+        told = ", ".join(f"{value:.1e} ({name.replace('_', ' ')})" for name, value in differences.items())
+        compared = (
+            f"\n\nCompared with the checkpoint when it was written, in float32: the largest differences are {told}."
+        )
+    return (
+        f"""```python
+from transformers import {auto}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = {auto}.from_pretrained(FOLDER)
+```"""
+        + compared
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def training(trained: Trained, run: pathlib.Path) -> str:
+    """Data, stages, methods and what they cost, up to this step."""
+    about, words, book = trained.about, trained.vocab, trained.about["book"]
+    counts, times, data = book["counts"], book["times"], about["data"]
+    stages = [checkpoint.stage_from_json(stage) for stage in (*about["earlier_stages"], about["stage"])]
+    ends = [*(stage.steps for stage in stages[:-1]), about["step"] - book["stage_began"]]
+    optimizer = read_json(run / "config.json").get("optimizer", {}).get("name")
+    casing = "cased" if words.cased else "lower-cased"
+    methods = [
+        f"{name} ({', '.join(f'{key}={value}' for key, value in arguments.items())})"
+        for name, arguments in about["methods"]
+    ]
+    facts = [
+        ("data", source_of(data["dir"])),
+        ("vocabulary", f"{words.size:,} word pieces, {casing}, sha256 {words.fingerprint[:12]}"),
+        ("objective", f"{OBJECTIVES[data['objective']]}; {data['masked_share']:.0%} of the tokens are predicted"),
+        ("methods", "; ".join(methods) or "none: every layer and token worked in every step"),
+        ("steps", f"{about['step']:,}" + (f", {optimizer}" if optimizer else "")),
+        ("rows", f"{counts['examples']:,}, with {counts['tokens_real']:,} tokens that are no padding"),
+        ("FLOPs", f"{counts['flops']:.3g} (forward and backward matrix products of what ran)"),
+    ]
+    if counts["flops_dense"]:
+        share = counts["flops"] / counts["flops_dense"]
+        facts.append(("the same rows, nothing left out", f"{counts['flops_dense']:.3g} FLOPs: {share:.0%} of them ran"))
+    facts.append(("time in steps", clock(times["seconds"])))
+    rows = [
+        (
+            stage.name,
+            f"{steps:,}",
+            stage.program.seq_len,
+            stage.program.batch_size,
+            stage.program.model.depth,
+            ranged(stage.program.model.heads_L),
+            ranged(stage.program.model.hidden_L),
+            f"{stage.schedule.peak:g}",
+        )
+        for stage, steps in zip(stages, ends, strict=True)
+    ]
+    head = ("stage", "steps", "tokens a row", "rows a step", "layers", "heads", "neurons", "peak learning rate")
+    return "\n\n".join(["## Training", table(("", ""), facts), table(head, rows)])
+
+
+def source_of(folder: str) -> str:
+    """Where the text came from, as the shards' manifest says if it can be read; else the shards' folder."""
+    manifest = read_json(pathlib.Path(folder) / "manifest.json")
+    if "source" not in manifest:
+        return f"shards in `{pathlib.Path(folder).name}`"
+    split = manifest["splits"]["train"]
+    return f"`{manifest['source']}`: {split['documents']:,} documents, {split['tokens']:,} tokens"
+
+
+def losses(about: Mapping[str, Any], run: pathlib.Path) -> str:
+    """The newest losses of each split up to the step of the checkpoint."""
+    last = {row["split"]: row for row in read_rows(run / "metrics.jsonl") if row["step"] <= about["step"]}
+    columns = [(name, last[split]) for name, split in (("held-out", "valid"), ("training", "train")) if split in last]
+    if not columns:
+        return ""
+    rows = [
+        (what, *(f"{row[key]:.4f}" if key in row else "-" for _, row in columns))
+        for key, what in LOSSES.items()
+        if any(key in row for _, row in columns)
+    ]
+    head = ["", *(f"{name}, step {row['step']:,}" for name, row in columns)]
+    seq_len = about["eval"]["seq_len"]
+    return (
+        f"## Losses\n\n{table(head, rows)}\n\n"
+        f"Held out: rows of {seq_len} tokens with every layer and token taking part, fingerprint "
+        f"{about['fingerprint']}: losses compare only where it is equal."
+    )
+
+
+def scores(results: Mapping[str, dict]) -> str:
+    """Scores of fine-tuning, at the end of training, over seeds. Of an encoder with fresh weights: nothing.
+
+    Raises BadInput where a file is none of `finetune`.
+    """
+    rows = []
+    for place, result in results.items():
+        try:
+            rows += [] if result["encoder"].get("random_weights", False) else rows_of(result)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{place}/results.json is none that finetune wrote ({error!r}): move it away") from error
+    if not rows:
+        return ""
+    head = ("task", "mean", "deviation", "median", "seeds", "checkpoint of step")
+    return f"## Scores\n\nFine-tuned, on the held-out sets, at the end of training.\n\n{table(head, rows)}"
+
+
+def rows_of(result: Mapping[str, Any]) -> list[tuple]:
+    """A row for each task of a `results.json`."""
+    rows = []
+    for task, numbers in result["tasks"].items():
+        score, seeds = numbers["last"]["score"], numbers["learning_rates"][numbers["chosen"]]["seeds"]
+        deviation = "-" if score["deviation"] is None else f"{score['deviation']:.2f}"
+        step = result["encoder"].get("step", "-")
+        rows.append((task, f"{score['mean']:.2f}", deviation, f"{score['median']:.2f}", len(seeds), step))
+    return rows

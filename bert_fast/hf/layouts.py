@@ -1,0 +1,176 @@
+"""Which of Hugging Face's layouts holds a model, and its `config.json` in both directions.
+
+Three of them hold what we train, and give the same logits and gradients:
+
+    layout                LayerNorm   embedding LayerNorm   next-sentence head   their class
+    bert                  post        yes                   yes                  BertForPreTraining
+    megatron-bert         pre         no                    yes                  MegatronBertForPreTraining
+    roberta-prelayernorm  pre         yes                   no                   RobertaPreLayerNormForMaskedLM
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bert_fast import BadInput
+from bert_fast.bert import Config
+
+# By (norm, embed_norm).
+ARRANGEMENTS = {("post", True): "bert", ("pre", False): "megatron-bert", ("pre", True): "roberta-prelayernorm"}
+WITH_NEXT = ("bert", "megatron-bert")
+CLASSES = {"bert": "Bert", "megatron-bert": "MegatronBert", "roberta-prelayernorm": "RobertaPreLayerNorm"}
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+
+SIZES = (
+    "vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings",
+)  # fmt: skip
+# What the classes of transformers take where a file says nothing: Google's small BERTs have no more than sizes.
+ABSENT = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+}
+PAD_IDS = {"bert": 0, "megatron-bert": 0, "roberta-prelayernorm": 1}
+# What makes another model of it, where it is not this value; newer files may leave all of them out.
+PLAIN = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "pruned_heads": {},
+    "is_encoder_decoder": False,
+}
+
+
+def layout_of(config: Config) -> str:
+    """The layout that holds a model. Raises BadInput for post-LN without an embedding LayerNorm: none does."""
+    if (config.norm, config.embed_norm) not in ARRANGEMENTS:
+        raise BadInput(
+            f"no Hugging Face layout has norm={config.norm!r} with embed_norm={config.embed_norm}: "
+            "it must be post-LN with an embedding LayerNorm, or pre-LN"
+        )
+    return ARRANGEMENTS[config.norm, config.embed_norm]
+
+
+def check(config: Config):
+    """Raises BadInput where no layout holds a model."""
+    layout_of(config)
+    if not config.tied:
+        raise BadInput(
+            "the MLM head of this model has a table of its own: export a step of the last stage, which has not"
+        )
+    if config.width % config.head_size or max(config.heads_L) * config.head_size > config.width:
+        raise BadInput(
+            f"no Hugging Face layout has {max(config.heads_L)} heads of {config.head_size} at a width of "
+            f"{config.width}: the width must be a multiple of head_size, and the heads together not be wider"
+        )
+
+
+def pad_id_of(theirs: Mapping[str, Any]) -> int:
+    """The id of the padding token, from which RoBERTa's positions count."""
+    stated = theirs.get("pad_token_id")
+    return PAD_IDS[theirs.get("model_type", ABSENT["model_type"])] if stated is None else stated
+
+
+def config_from_hf(theirs: Mapping[str, Any]) -> Config:
+    """The model of their `config.json`, with a next-sentence head where the layout has one.
+
+    Raises BadInput that names what is missing, or what our trunk does not compute.
+    """
+    if missing := [name for name in SIZES if name not in theirs]:
+        raise BadInput(f"config.json lacks {', '.join(missing)}: expected that of a BERT model")
+    stated = {**ABSENT, **theirs}
+    kind, activation = stated["model_type"], stated["hidden_act"]
+    norms = {layout: arrangement for arrangement, layout in ARRANGEMENTS.items()}
+    if kind not in norms:
+        raise BadInput(f"model_type {kind!r} is not supported: it must be one of {', '.join(norms)}")
+    if activation not in ACTIVATIONS:
+        raise BadInput(f"hidden_act {activation!r} is not supported: it must be one of {', '.join(ACTIVATIONS)}")
+    for name, plain in PLAIN.items():
+        if (value := theirs.get(name, plain)) not in (plain, None):
+            raise BadInput(
+                f"{name}={value!r} is not supported: only encoders with all their heads and absolute positions are "
+                f"({name}={plain!r}, or left out)"
+            )
+    for name in (*SIZES, "type_vocab_size"):
+        if type(stated[name]) is not int or stated[name] < 1:
+            raise BadInput(f"config.json: {name}={stated[name]!r}: expected a whole number of at least 1")
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps"):
+        if type(stated[name]) not in (int, float) or not 0 <= stated[name] < 1:
+            raise BadInput(f"config.json: {name}={stated[name]!r}: expected a number from 0 up to, not including, 1")
+    width, heads = stated["hidden_size"], stated["num_attention_heads"]
+    if width % heads:
+        raise BadInput(f"config.json: hidden_size={width} is not a multiple of num_attention_heads={heads}")
+    positions = stated["max_position_embeddings"] - position_shift(kind, pad_id_of(stated))
+    if positions < 1:
+        raise BadInput(
+            f"config.json: max_position_embeddings={stated['max_position_embeddings']} leaves no position, as they "
+            f"count from pad_token_id + 1 = {pad_id_of(stated) + 1}"
+        )
+    arrangement, embed_norm = norms[kind]
+    return Config(
+        vocab_size=stated["vocab_size"],
+        depth=stated["num_hidden_layers"],
+        width=width,
+        heads=heads,
+        head_size=width // heads,
+        hidden=stated["intermediate_size"],
+        max_len=positions,
+        type_count=stated["type_vocab_size"],
+        norm=arrangement,
+        embed_norm=embed_norm,
+        activation=ACTIVATIONS[activation],
+        pooler=kind in WITH_NEXT,
+        dropout=stated["hidden_dropout_prob"],
+        attention_dropout=stated["attention_probs_dropout_prob"],
+        init_std=stated["initializer_range"],
+        residual_init_std=stated["initializer_range"],
+        norm_eps=stated["layer_norm_eps"],
+    )
+
+
+def position_shift(layout: str, pad_id: int) -> int:
+    """How many rows stand in their position table before that of the first token."""
+    return pad_id + 1 if layout == "roberta-prelayernorm" else 0
+
+
+def architecture(layout: str, mlm: bool, next_: bool) -> str:
+    """The class of transformers that has these heads."""
+    heads = "ForPreTraining" if mlm and next_ else "ForMaskedLM" if mlm else "Model"
+    return CLASSES[layout] + heads
+
+
+def config_to_hf(config: Config, class_name: str, dtype: str) -> dict[str, Any]:
+    """Their `config.json` of a model whose layers are alike; its special ids are those of the vocabulary.
+
+    dtype: of the weights. Inverse of `config_from_hf`, but for what only matters while training.
+    """
+    layout = layout_of(config)
+    pad, _, cls, sep, _ = config.special_ids
+    ends = {"bos_token_id": cls, "eos_token_id": sep} if layout == "roberta-prelayernorm" else {}
+    activations = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    return {
+        "architectures": [class_name],
+        "model_type": layout,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads_L[0],
+        "intermediate_size": config.hidden_L[0],
+        "hidden_act": activations[config.activation],
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "max_position_embeddings": config.max_len + position_shift(layout, pad),
+        "type_vocab_size": config.type_count,
+        "initializer_range": config.init_std,
+        "layer_norm_eps": config.norm_eps,
+        "position_embedding_type": "absolute",
+        "tie_word_embeddings": True,
+        "classifier_dropout": None,
+        "pad_token_id": pad,
+        **ends,
+        "dtype": dtype,
+    }

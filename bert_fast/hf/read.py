@@ -1,0 +1,242 @@
+"""A Hugging Face folder as a model of ours, and as a checkpoint of step 0: the command `import`."""
+
+import base64
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bert_fast import BadInput, __version__, bert, python
+from bert_fast.bert import Config, Params
+from bert_fast.data.files import atomic_json, new_folder
+from bert_fast.data.masking import prediction_slots
+from bert_fast.data.vocab import Vocab
+from bert_fast.hf import layouts, tensors, weights, words
+from bert_fast.hf.words import read_json
+from bert_fast.method import Program, Stage
+from bert_fast.plan import whole
+from bert_fast.schedule import Schedule
+from bert_fast.settings import Data, Evaluation
+from bert_fast.train import checkpoint
+from bert_fast.train.book import Book
+from bert_fast.train.report import say
+from bert_fast.train.step import TrainState
+
+# Of which weights may be, and still be the same in float32 and back.
+TYPES = ("float32", "float16", "bfloat16")
+# A head is there with all of its tensors, or is initialised: its name, and the branch of our parameters.
+HEADS = {"MLM head": "mlm/", "pooler": "next/pooler/", "next-sentence head": "next/next/"}
+LANES = 128  # tables are often rounded up to a multiple of at most so many rows
+SEED = 0  # of heads that are initialised
+# How BERT was evaluated while it was trained, where --data is given: arXiv 1810.04805, section 3.1.
+MASKED_SHARE, SHORT_SEQ_PROB = 0.15, 0.1
+EVALUATION = Evaluation(every=0, examples=2_000, seq_len=128, batch_size=32, seed=0)
+
+
+class Imported(NamedTuple):
+    """A model from a Hugging Face folder: to begin with, what `inference.Trained` has.
+
+    params: NumPy arrays in float32, whatever type they had.
+    about: as in a checkpoint; `about["imported"]` tells of the file (see `description`).
+    initialised: names of the heads that were not in the folder.
+    vocab_txt: bytes of the vocabulary's file.
+    """
+
+    folder: pathlib.Path
+    program: Program
+    params: Params
+    vocab: Vocab
+    about: dict
+    initialised: tuple[str, ...]
+    vocab_txt: bytes
+
+    @property
+    def model(self) -> Config:
+        return self.program.model
+
+    @property
+    def tensors(self) -> dict[str, str]:
+        """Types of the tensors that came in, by today's names."""
+        return self.about["imported"]["tensors"]
+
+
+def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Imported:
+    """The model and the vocabulary of a folder; heads that are missing are initialised, and `warn` is told.
+
+    Raises BadInput, naming it, for whatever is missing, left over, of another shape, type or kind, or
+    no number.
+    """
+    folder = pathlib.Path(path)
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"no config.json in {folder}: expected a folder that save_pretrained(DIR) made")
+    theirs = read_json(folder / "config.json")
+    config, pad_id = layouts.config_from_hf(theirs), layouts.pad_id_of(theirs)
+    layout = layouts.layout_of(config)
+    vocab, vocab_txt = words.read(folder)
+    if vocab.size > config.vocab_size:
+        raise BadInput(f"{folder}: the vocabulary has {vocab.size} words, the model a table of {config.vocab_size}")
+    if layouts.position_shift(layout, pad_id) and pad_id != vocab.pad:
+        raise BadInput(
+            f"{folder}: pad_token_id is {pad_id} in config.json, from which positions count, and [PAD] is {vocab.pad} "
+            "in the vocabulary: they must agree"
+        )
+    config = dataclasses.replace(config, special_ids=tuple(vocab.special_ids.values()))
+    if config.vocab_size - vocab.size >= LANES:
+        warn(
+            f"{folder}: the vocabulary has {vocab.size} words and the model a table of {config.vocab_size}: do they "
+            "belong together? The rows beyond are kept, and never used"
+        )
+    as_named = weights.read(folder)
+    check_types(folder, as_named, config, pad_id)
+    found = {tensors.today(name): array for name, array in as_named.items()}
+    params, initialised = with_heads(found, config, pad_id)
+    if initialised:
+        warn(f"{folder} holds no {', no '.join(initialised)}: initialised at random")
+    program, data, evaluation = program_of(config, "next-sentence head" in initialised)
+    stage = Stage("imported", program, steps=0, schedule=Schedule(peak=0.0, steps=0))
+    about = {
+        "version": __version__,
+        "stage": checkpoint.stage_to_json(stage),
+        "earlier_stages": [],
+        "vocab": {
+            "size": vocab.size,
+            "sha256": vocab.fingerprint,
+            "cased": vocab.cased,
+            "strip_accents": vocab.strip_accents,
+            "special_ids": vocab.special_ids,
+        },
+        "data": dataclasses.asdict(data),
+        "eval": dataclasses.asdict(evaluation),
+        "fingerprint": "",
+        "methods": [],
+        "book": Book().to_json(),
+        "imported": description(folder, found, config, pad_id, initialised),
+    }
+    return Imported(folder, program, params, vocab, about, initialised, vocab_txt)
+
+
+def check_types(folder: pathlib.Path, found: dict[str, np.ndarray], config: Config, pad_id: int):
+    """Raises BadInput for weights of a type that float32 does not hold, for no numbers, and for two of one name."""
+    fixed, layout = tensors.constants(config, pad_id), layouts.layout_of(config)
+    seen: dict[str, str] = {}
+    for name, array in found.items():
+        full = tensors.full_name(name, layout)
+        if full in seen:
+            raise BadInput(f"{folder}: {name} and {seen[full]} are the same tensor: delete one of them")
+        seen[full] = name
+        if full in fixed:
+            continue
+        if array.dtype.name not in TYPES:
+            raise BadInput(f"{folder}: {name} is {array.dtype.name}, expected {', '.join(TYPES)}: convert it")
+        if not np.isfinite(array).all():
+            raise BadInput(
+                f"{folder}: {name} holds values that are no numbers (NaN or infinite): take another step of it"
+            )
+
+
+def with_heads(found: dict[str, np.ndarray], config: Config, pad_id: int) -> tuple[Params, tuple[str, ...]]:
+    """Our parameters, those of heads without any tensor initialised, and the names of these heads. Raises BadInput."""
+    layout, rows = layouts.layout_of(config), tensors.rows_of(config)
+    there = {tensors.full_name(name, layout) for name in found}
+    there |= {of for copy, of in tensors.TIED.items() if copy in there}
+    names_of = {head: tensors.names_at(at, config) for head, at in HEADS.items()}
+    missing = tuple(head for head, names in names_of.items() if names and not names & there)
+    shapes = jax.eval_shape(make := lambda: bert.init(config, jax.random.key(SEED)))
+    theirs = {name: array.astype(np.float32) if array.dtype.name in TYPES else array for name, array in found.items()}
+    for name, path, change in rows:
+        if any(path.startswith(HEADS[head]) for head in missing):
+            zeros = np.broadcast_to(np.float32(0), tensors.leaf_at(shapes, path).shape)
+            theirs[name] = tensors.theirs_from(change, zeros, config, pad_id)
+    params = tensors.from_hf(theirs, config, pad_id)
+    if missing:  # every check has passed: now a device may be used, and nothing is computed but these heads
+        wanted = [path for _, path, _ in rows if any(path.startswith(HEADS[head]) for head in missing)]
+        fresh = jax.jit(lambda: {path: tensors.leaf_at(make(), path) for path in wanted})()
+        for path, leaf in fresh.items():
+            *parents, last = path.split("/")
+            tensors.leaf_at(params, "/".join(parents))[last] = np.asarray(leaf)
+    return params, missing
+
+
+def program_of(config: Config, without_next: bool) -> tuple[Program, Data, Evaluation]:
+    """How a model is evaluated that was not trained here: as BERT was, as far as its heads and length allow."""
+    objective = "mlm+nsp" if config.pooler and not without_next else "mlm"
+    evaluation = dataclasses.replace(EVALUATION, seq_len=min(EVALUATION.seq_len, config.max_len))
+    data = Data("", objective, MASKED_SHARE, whole_word=False, short_seq_prob=SHORT_SEQ_PROB, workers=0)
+    program = Program(
+        model=config,
+        plan=whole(config.depth),
+        batch_size=evaluation.batch_size,
+        micro_batches=1,
+        seq_len=evaluation.seq_len,
+        slots=prediction_slots(evaluation.seq_len, MASKED_SHARE),
+        objective=objective,
+    )
+    return program, data, evaluation
+
+
+def description(folder: pathlib.Path, found: dict, config: Config, pad_id: int, initialised: tuple[str, ...]) -> dict:
+    """What an export needs to write the same tensors again: names and types, heads that were initialised, and the
+    rows of RoBERTa's position table in which no token stands, as the base64 of float32 ("": all zero).
+    """
+    layout = layouts.layout_of(config)
+    unused = b""
+    if shift := layouts.position_shift(layout, pad_id):
+        name = f"{tensors.ROOTS[layout]}.embeddings.position_embeddings.weight"
+        (table,) = (array for theirs, array in found.items() if tensors.full_name(theirs, layout) == name)
+        unused = table[:shift].astype(np.float32).tobytes() if np.any(table[:shift]) else b""
+    return {
+        "folder": folder.name,
+        "tensors": {name: array.dtype.name for name, array in found.items()},
+        "initialised": list(initialised),
+        "unused_positions": base64.b64encode(unused).decode(),
+    }
+
+
+def as_they_came(
+    arrays: dict[str, np.ndarray], config: Config, pad_id: int, description: dict
+) -> dict[str, np.ndarray]:
+    """Of all tensors of a model those that came in, by their names and in their types."""
+    layout = layouts.layout_of(config)
+    arrays = {**arrays, **tensors.constants(config, pad_id)}
+    if unused := base64.b64decode(description["unused_positions"]):
+        name = f"{tensors.ROOTS[layout]}.embeddings.position_embeddings.weight"
+        table = arrays[name].copy()
+        table[: pad_id + 1] = np.frombuffer(unused, np.float32).reshape(pad_id + 1, -1)
+        arrays[name] = table
+    result = {}
+    for name, dtype in description["tensors"].items():
+        full = tensors.full_name(name, layout)
+        result[name] = np.ascontiguousarray(arrays[tensors.TIED.get(full, full)].astype(dtype))
+    return result
+
+
+def save(imported: Imported, out: str | pathlib.Path) -> pathlib.Path:
+    """Writes a run folder with the model as `checkpoints/0`; returns the folder of that step.
+
+    Raises BadInput where `out` holds something, or cannot be written.
+    """
+    with new_folder(pathlib.Path(out)) as part:
+        state = TrainState(np.zeros((), np.int32), imported.params, {}, (), ())
+        checkpoint.save(part / "checkpoints", state, imported.about, imported.vocab_txt, set())
+        # A run that is told to continue here finds another config than its own, and says so.
+        atomic_json(part / "config.json", {"imported": str(imported.folder)})
+    return pathlib.Path(out) / "checkpoints" / "0"
+
+
+def to_go_on(imported: Imported, out: str | pathlib.Path) -> str:
+    """The commands that evaluate a model and pre-train it further, as one would type them."""
+    model, command = imported.model, f"{python()} -m bert_fast"
+    same = ("depth", "width", "heads", "head_size", "hidden", "max_len", "type_count", "norm", "embed_norm")
+    flags = " ".join(f"--config.model.{name}={getattr(model, name)}" for name in (*same, "activation", "norm_eps"))
+    pairs = imported.program.objective
+    return (
+        f"its vocabulary for `{command} prepare`: --vocab={out}/checkpoints/0/vocab.txt"
+        + (" --cased" if imported.vocab.cased else "")
+        + ("" if imported.vocab.strip_accents is None else f" --strip_accents={imported.vocab.strip_accents}")
+        + f"\ntry: {command} evaluate --checkpoint={out} --data=SHARDS\n"
+        f"     {command} pretrain --config=configs/bert.py:objective={pairs} --config.init={out} \\\n"
+        f"       {flags} \\\n       --config.data.dir=SHARDS --workdir=DIR"
+    )

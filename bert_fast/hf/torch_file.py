@@ -1,0 +1,174 @@
+"""The tensors of a file that `torch.save` wrote, without torch and without executing its pickle.
+
+Such a file is a pickle, which may name any function of any module and have it called, beside the
+bytes of the arrays. Here it may name what a table of tensors consists of, and nothing else: those
+names become the inert objects below, and any other is refused.
+
+    since PyTorch 1.6   a zip archive: NAME/data.pkl, and the bytes of each storage as NAME/data/KEY
+    before              five pickles one after the other, the fourth being the table and the fifth the
+                        storages' keys, and then for each key the number of its elements and their bytes
+"""
+
+import collections
+import io
+import pathlib
+import pickle
+import sys
+import zipfile
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from bert_fast import BadInput
+
+TYPES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch/serialization.py, for files without a zip archive
+BROKEN = (
+    pickle.UnpicklingError, zipfile.BadZipFile, AttributeError, EOFError, IndexError, KeyError, MemoryError,
+    NotImplementedError, OverflowError, RecursionError, TypeError, UnicodeDecodeError, ValueError,
+)  # fmt: skip
+REMEDY = "load it with PyTorch where you trust it, and save it with save_pretrained(DIR, safe_serialization=True)"
+
+
+class Storage(NamedTuple):
+    kind: str
+    key: str
+    count: int
+
+
+class Tensor(NamedTuple):
+    """A view of a storage, in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Rebuild:
+    """torch._utils._rebuild_tensor_v2, as far as data goes; an instance holds nothing that a pickle could change."""
+
+    __slots__ = ()
+
+    def __call__(self, storage, offset, shape, strides, *_):
+        return Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+class Parameter:
+    """torch._utils._rebuild_parameter: its tensor."""
+
+    __slots__ = ()
+
+    def __call__(self, tensor, *_):
+        return tensor
+
+
+class Tables(pickle.Unpickler):
+    """Unpickles tables of tensors. Raises BadInput for any other name."""
+
+    def __init__(self, file, path: pathlib.Path):
+        super().__init__(file, encoding="utf-8")
+        self.path = path
+
+    def find_class(self, module, name):
+        known = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): Rebuild(),
+            ("torch._utils", "_rebuild_parameter"): Parameter(),
+            **{("torch", kind): kind for kind in TYPES},
+        }
+        if (module, name) not in known:
+            raise BadInput(
+                f"{self.path} asks for {module}.{name}, and only tables of tensors are read, because a pickle can run "
+                f"any program: {REMEDY}"
+            )
+        return known[module, name]
+
+    def persistent_load(self, pid):
+        word, kind, key, _, count, *view = pid
+        if word != "storage" or kind not in TYPES or any(part is not None for part in view):
+            raise pickle.UnpicklingError(f"storage {pid!r} is not known")
+        return Storage(kind, str(key), count)
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Arrays by name. Raises BadInput where the file is damaged, or holds or asks for anything but tensors."""
+    try:
+        with path.open("rb") as file:
+            table, bytes_of = (from_zip if zipfile.is_zipfile(file) else from_pickles)(path, file)
+        return {name: array_of(tensor, bytes_of) for name, tensor in table.items()}
+    except BROKEN as error:
+        raise BadInput(
+            f"{path} cannot be read ({type(error).__name__}: {error}): is it whole? If so, {REMEDY}"
+        ) from error
+
+
+def from_zip(path: pathlib.Path, file) -> tuple:
+    """The table, and the bytes of each storage."""
+    file.seek(0)
+    with zipfile.ZipFile(file) as archive:
+        name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+        if name is None:
+            raise BadInput(f"{path} is a zip archive without a data.pkl: expected one that torch.save wrote")
+        root = name.removesuffix("data.pkl")
+        order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in archive.namelist() else "little"
+        check_order(path, order)
+        table = Tables(io.BytesIO(archive.read(name)), path).load()
+        return table, {key: archive.read(f"{root}data/{key}") for key in item_sizes(path, table)}
+
+
+def from_pickles(path: pathlib.Path, file) -> tuple:
+    """The same of a file from before the zip archives."""
+    file.seek(0)
+    magic, protocol, system, table, keys = (Tables(file, path).load() for _ in range(5))
+    if magic != MAGIC or protocol != PROTOCOL:
+        raise BadInput(f"{path} was not written by torch.save: {REMEDY}")
+    check_order(path, "little" if system["little_endian"] else "big")
+    sizes = item_sizes(path, table)
+    return table, {key: file.read(int.from_bytes(file.read(8), "little") * sizes[key]) for key in keys}
+
+
+def item_sizes(path: pathlib.Path, table) -> dict[str, int]:
+    """Bytes of an element of each storage. Raises BadInput where the table holds anything but tensors."""
+    if not isinstance(table, dict):
+        raise BadInput(f"{path} holds a {type(table).__name__}, expected tensors by name: {REMEDY}")
+    for name, tensor in table.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise BadInput(
+                f"{path}: {name!r} is a {type(tensor).__name__}, expected a tensor: only a model's state dict is "
+                f"read, not a training state: {REMEDY}"
+            )
+    storages = [tensor.storage for tensor in table.values()]
+    return {storage.key: np.dtype(TYPES[storage.kind]).itemsize for storage in storages}
+
+
+def check_order(path: pathlib.Path, order: str):
+    if order != sys.byteorder:
+        raise BadInput(f"{path} was written by a {order}-endian machine, this one is {sys.byteorder}-endian: {REMEDY}")
+
+
+def array_of(tensor: Tensor, bytes_of: dict[str, bytes]) -> np.ndarray:
+    """The array of a view. Raises ValueError where it reaches outside of its storage."""
+    flat = np.frombuffer(bytes_of[tensor.storage.key], TYPES[tensor.storage.kind])
+    steps = [(size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True)]
+    if min((tensor.offset, *tensor.shape, *tensor.strides)) < 0:
+        raise ValueError(f"a view {tensor} with negative numbers")
+    if 0 in tensor.shape:
+        return np.zeros(tensor.shape, flat.dtype)
+    if tensor.offset + sum(steps) >= len(flat):
+        raise ValueError(f"a view {tensor} outside of its {len(flat)} elements")
+    strides = [stride * flat.itemsize for stride in tensor.strides]
+    view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
+    return np.array(view, order="C")

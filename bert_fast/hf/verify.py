@@ -1,0 +1,155 @@
+"""Our logits beside those of transformers, from the folder that was written: `export --verify`.
+
+This file alone imports torch and transformers, and only where it is asked to. Axes: as in bert.py.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from bert_fast import BadInput, bert
+from bert_fast.bert import Config
+from bert_fast.data.vocab import Vocab
+from bert_fast.inference import Trained
+from bert_fast.layers import NextHead, apply
+from bert_fast.plan import Route, whole
+
+LIMIT = 1e-4  # the largest difference of any logit or hidden state, in float32
+ROWS = 4
+PIECES = 200  # of the vocabulary, beside these texts
+# Accents, Chinese characters, a control character, a word that is no word, and the mask beside a full stop.
+TEXTS = (
+    "The capital of France is [MASK].",
+    "Ça va, l’été à Zürich? Ἀθῆναι e\u0301te\u0301 İstanbul STRASSE straße",
+    "我喜欢 BERT\u0000 and\tso\u200bon... 3.14%-5€ unbelievablenesses",
+)
+
+
+def needs_torch():
+    """Raises BadInput where torch or transformers is not installed."""
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BadInput(
+            f"--verify needs {' and '.join(missing)}: install it (pip install torch transformers), or leave --verify "
+            "out: the export itself needs neither"
+        )
+
+
+def verify(folder: pathlib.Path, trained: Trained, class_name: str) -> dict[str, float]:
+    """The largest differences of the last hidden states and of the logits of each head, over rows with padding and
+    token types at the model's full length, in float32; and of tokens, which must be equal.
+
+    Raises BadInput where one is above LIMIT, and where tensors are missing or left over.
+    """
+    needs_torch()
+    model = dataclasses.replace(trained.program.model, dtype="float32")
+    batch = random_batch(model, trained.vocab)
+    theirs = of_transformers(folder, class_name, batch, trained.vocab)
+    with jax.default_matmul_precision("highest"):  # or a TPU would multiply in bfloat16
+        ours = of_ours(model, trained.params, batch)
+    real_BS = batch["segments"] != 0
+    differences = {}
+    for name, array in theirs.items():
+        apart = np.abs(np.asarray(ours[name], np.float64) - array)
+        differences[name] = float((apart if name == "next_logits" else apart[real_BS]).max())
+    told = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    if not max(differences.values()) <= LIMIT:  # NaN is no agreement
+        raise BadInput(f"the export differs from the checkpoint by more than {LIMIT:g} ({told}): nothing is kept of it")
+    return differences
+
+
+def random_batch(model: Config, words: Vocab) -> dict[str, np.ndarray]:
+    """Rows of ordinary words of both types; the first as long as the model takes, the others shorter."""
+    rng, length = np.random.default_rng(0), model.max_len
+    ordinary = np.setdiff1d(np.arange(words.size), list(words.special_ids.values()))
+    real_B = np.linspace(length, 1, ROWS).astype(int)
+    segments_BS = (np.arange(length) < real_B[:, None]).astype(np.int32)
+    ids_BS = np.where(segments_BS, rng.choice(ordinary, (ROWS, length)), words.pad).astype(np.int32)
+    ids_BS[:, 0] = words.cls
+    return {
+        "ids": ids_BS,
+        "positions": np.tile(np.arange(length, dtype=np.int32), (ROWS, 1)),
+        "types": rng.integers(0, model.type_count, (ROWS, length)).astype(np.int32) * segments_BS,
+        "segments": segments_BS,
+    }
+
+
+def of_ours(model: Config, params, batch) -> dict[str, np.ndarray]:
+    """`hidden` [B, S, D], `mlm_logits` [B, S, V] and, with a next-sentence head, `next_logits` [B, 2]."""
+
+    @jax.jit
+    def outputs(params, batch):
+        x_BSD = bert.encode(model, params, {}, batch, whole(model.depth), Route(), None)
+        logits_BSV = bert.predict(model, params, {}, x_BSD, batch["positions"])[..., : model.vocab_size]
+        found = {"hidden": x_BSD, "mlm_logits": logits_BSV}
+        if model.pooler:
+            found["next_logits"] = apply(NextHead(model), params["next"], x_BSD[:, 0])
+        return found
+
+    return jax.tree.map(np.asarray, outputs(params, batch))
+
+
+def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) -> dict[str, np.ndarray]:
+    """The same of what transformers loads, as far as it has these heads. Raises BadInput where it loads other tensors
+    or makes other tokens.
+    """
+    import torch
+    import transformers
+
+    with quiet(transformers.logging):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        texts = (*TEXTS, own := " ".join(some_pieces(words)), own.title())
+        tokens = [tokenizer(text)["input_ids"] for text in texts]
+        their_class = getattr(transformers, class_name)
+        model, found = their_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    # The pooler of an encoder alone has no other class to be left out of.
+    strange = {
+        kind: sorted(map(str, names))
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if (names := [name for name in found[kind] if "pooler" not in str(name)])
+    }
+    if strange:
+        raise BadInput(f"transformers {transformers.__version__} does not load all of {folder}: {strange}")
+    for text, made in zip(texts, tokens, strict=True):
+        expected = [words.cls, *words.tokenizer.encode(text, add_special_tokens=False).ids, words.sep]
+        if made != expected:
+            raise BadInput(
+                f"transformers {transformers.__version__} makes the tokens {made} of {text[:80]!r}, not {expected}"
+            )
+    tensor_of = {key: torch.tensor(array).long() for key, array in batch.items()}
+    with torch.no_grad():
+        output = model.eval()(
+            input_ids=tensor_of["ids"],
+            token_type_ids=tensor_of["types"],
+            attention_mask=tensor_of["segments"],
+            output_hidden_states=True,
+        )
+    heads = {"mlm_logits": ("prediction_logits", "logits"), "next_logits": ("seq_relationship_logits",)}
+    logits = {name: output[key].numpy() for name, keys in heads.items() for key in keys if output.get(key) is not None}
+    return {"hidden": output.hidden_states[-1].numpy(), **logits}
+
+
+def some_pieces(words: Vocab) -> list[str]:
+    """Some of a vocabulary's word pieces that begin a word, from its first to its last."""
+    begin = np.setdiff1d(np.flatnonzero(~words.continues_W), list(words.special_ids.values()))
+    some = np.unique(np.linspace(0, len(begin) - 1, PIECES).astype(int))
+    return [str(words.tokenizer.id_to_token(i)) for i in begin[some].tolist()]
+
+
+@contextlib.contextmanager
+def quiet(logging) -> Iterator[None]:
+    """Without the bars and the warnings of transformers: what matters of them is checked here."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,63 @@
+"""The files of a Hugging Face folder that hold tensors: safetensors or PyTorch's, whole or in parts."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from bert_fast import BadInput
+from bert_fast.hf import torch_file
+
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+
+
+def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Arrays by name, as they were written. Raises BadInput where files are missing, damaged or of another kind."""
+    for name in WHOLE:
+        if (folder / name).is_file():
+            return read_file(folder / name)
+        if (folder / f"{name}.index.json").is_file():
+            return read_parts(folder / f"{name}.index.json")
+    there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    raise BadInput(
+        f"{folder} holds no {' and no '.join(WHOLE)} (it holds {there}): expected what save_pretrained(DIR) writes in "
+        "PyTorch; convert TensorFlow's and Flax's files with transformers 4 (from_tf=True, from_flax=True)"
+    )
+
+
+def read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if path.suffix != ".safetensors":
+        return torch_file.read(path)
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, TypeError, ValueError, KeyError) as error:
+        raise BadInput(f"{path} cannot be read ({error}): is it whole? Download it again") from error
+
+
+def read_parts(index: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of the files that an index names."""
+    try:
+        file_of: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
+        names = sorted(set(file_of.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{index} cannot be read ({error}): expected an index of tensors with their files") from error
+    tensors = {}
+    for name in names:
+        if pathlib.Path(name).name != name or not (index.parent / name).is_file():
+            raise BadInput(f"{index} lists {name}, which is not in {index.parent}: download it too")
+        tensors |= read_file(index.parent / name)
+    if differing := file_of.keys() ^ tensors.keys():
+        raise BadInput(f"{index} and its files do not list the same tensors: {', '.join(sorted(differing)[:8])}")
+    return tensors
+
+
+def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]):
+    """A safetensors file as save_pretrained writes it. Raises OSError where it cannot be written."""
+    try:
+        safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # a full disk, too
+        raise OSError(str(error)) from error

@@ -1,0 +1,100 @@
+"""A checkpoint as a Hugging Face folder: the command `export`. No torch is needed to write it."""
+
+import pathlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from bert_fast.bert import Config, Params
+from bert_fast.data.files import new_folder
+from bert_fast.hf import card, layouts, read, tensors, verify, weights, words
+from bert_fast.inference import Trained, load
+from bert_fast.train import checkpoint
+
+
+class Export(NamedTuple):
+    """What was written: the folder, the class of transformers that has its heads, what is to be known of it, and the
+    largest differences from transformers (None: not compared).
+    """
+
+    folder: pathlib.Path
+    class_name: str
+    notes: tuple[str, ...]
+    differences: dict[str, float] | None
+
+
+def export(
+    path: str | pathlib.Path,
+    out: str | pathlib.Path,
+    compare: bool = False,
+    initialised_heads: bool = False,
+    results: str | pathlib.Path | None = None,
+) -> Export:
+    """Writes the checkpoint at `path` (a run folder or one step) to `out`.
+
+    compare: load what was written with transformers, and compare; where it differs nothing is kept.
+    initialised_heads: of an imported model, also write the heads that its folder did not have.
+    results: a folder whose `results.json` files are told in the model card; by default the run's own.
+
+    Raises BadInput where no layout holds the model, `out` holds something, or transformers computes
+    something else.
+    """
+    if compare:
+        verify.needs_torch()
+    folder = checkpoint.find(path)
+    layouts.check(checkpoint.stage_from_json(checkpoint.about(folder)["stage"]).program.model)
+    found = card.results_in(pathlib.Path(results) if results else card.run_of(folder))
+    with new_folder(pathlib.Path(out)) as part:
+        trained = load(folder)
+        arrays, config = tensors_of(trained, initialised_heads)
+        layout, model = layouts.layout_of(config), trained.program.model
+        there = {tensors.full_name(name, layout) for name in arrays}
+        has_mlm, has_next = (bool(tensors.names_at(at, config) & there) for at in ("mlm/", "next/next/"))
+        class_name = layouts.architecture(layout, has_mlm, has_next)
+        notes = notes_of(model, config, has_next)
+        dtype = next(array.dtype.name for name, array in arrays.items() if "word_embeddings" in name)
+        weights.write(part / "model.safetensors", arrays)
+        words.write_json(part / "config.json", layouts.config_to_hf(config, class_name, dtype))
+        words.write(part, trained.vocab, (folder / "vocab.txt").read_bytes(), config.max_len)
+        differences = verify.verify(part, trained, class_name) if compare else None
+        (part / "README.md").write_text(card.card(trained, class_name, notes, found, differences), encoding="utf-8")
+    return Export(pathlib.Path(out), class_name, notes, differences)
+
+
+def tensors_of(trained: Trained, initialised_heads: bool) -> tuple[dict[str, np.ndarray], Config]:
+    """What is written, and the model that it is: layers made alike; of a model that was imported what came in."""
+    params: Params = jax.tree.map(np.asarray, trained.params)
+    wide, config = tensors.widen(params, trained.program.model)
+    pad_id = trained.vocab.pad
+    arrays = tensors.to_hf(wide, config, pad_id)
+    came = trained.about.get("imported")
+    if came is None:
+        return arrays, config
+    back = read.as_they_came(arrays, config, pad_id, came)
+    if initialised_heads and came["initialised"]:
+        # With heads beside it the encoder must have its full name, or transformers would not find it.
+        layout = layouts.layout_of(config)
+        back = {tensors.full_name(name, layout): array for name, array in back.items()}
+        names = {name for head in came["initialised"] for name in tensors.names_at(read.HEADS[head], config)}
+        back |= {name: arrays[name] for name in names}
+    return back, config
+
+
+def notes_of(model: Config, config: Config, has_next: bool) -> tuple[str, ...]:
+    """What someone who loads the export would not expect of a model, and of the wider one that was written."""
+    notes, layout = [], layouts.layout_of(config)
+    if model.pooler and not has_next:
+        of_layout = f"{layouts.CLASSES[layout]} has none, so that of this model was left out."
+        of_import = "the folder that was imported had none."
+        notes.append("There is no next-sentence head: " + (of_import if layout in layouts.WITH_NEXT else of_layout))
+    if (model.heads_L, model.hidden_L) != (config.heads_L, config.hidden_L):
+        notes.append(
+            f"The model is slim: its layers have {card.ranged(model.heads_L)} attention heads and "
+            f"{card.ranged(model.hidden_L)} neurons. transformers knows one width for all layers, so they are filled "
+            f"with zeros up to {config.heads_L[0]} heads and {config.hidden_L[0]:,} neurons. The outputs are equal up "
+            "to rounding; the attention of this export is no smaller and no faster than before it was pruned."
+        )
+    if model.dtype != "float32":
+        notes.append(f"It was trained with activations in {model.dtype}; the weights are float32.")
+    return tuple(notes)

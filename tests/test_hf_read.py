@@ -1,0 +1,466 @@
+"""Hugging Face folders in: byte for byte and back, whatever wrote them, and what is refused by name."""
+
+import json
+import os
+import pickle
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from made_folders import PIECES, SIZES, save_theirs, their_model, write_vocab
+from made_shards import WORDS
+from safetensors.numpy import load_file, save_file
+from small_runs import make_settings, run, small_config
+
+from bert_fast import BadInput, inference
+from bert_fast.data import vocab
+from bert_fast.hf import read, torch_file, words, write
+from bert_fast.train import begin
+from bert_fast.train.sharding import make_mesh
+
+
+def silent(line):
+    raise AssertionError(f"unexpected warning: {line}")
+
+
+def tensors_in(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def rewrite(folder, tensors):
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+def as_type(tensors, dtype):
+    return {name: array.astype(dtype) for name, array in tensors.items()}
+
+
+def before_renaming(name):
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+
+def plain(folder):
+    return save_theirs(folder, their_model())
+
+
+def megatron(folder):
+    return save_theirs(folder, their_model("megatron-bert"))
+
+
+def roberta(folder):
+    """Of which the row of the padding token is not zero, though no token stands there."""
+    save_theirs(folder, their_model("roberta-prelayernorm", "ForMaskedLM"))
+    assert tensors_in(folder)["roberta_prelayernorm.embeddings.position_embeddings.weight"][0].any()
+    return folder
+
+
+def old(folder):
+    """With TensorFlow's names, stored positions and tied copies, in bfloat16."""
+    save_theirs(folder, their_model())
+    found = as_type(tensors_in(folder), ml_dtypes.bfloat16)
+    found["cls.predictions.decoder.weight"] = found["bert.embeddings.word_embeddings.weight"]
+    found["cls.predictions.decoder.bias"] = found["cls.predictions.bias"]
+    found["bert.embeddings.position_ids"] = np.arange(16)[None]
+    return rewrite(folder, {before_renaming(name): array for name, array in found.items()})
+
+
+def encoder_alone(folder):
+    """Without heads and without "bert." before its names, in float16."""
+    save_theirs(folder, their_model(heads="Model"))
+    assert "encoder.layer.0.output.dense.weight" in tensors_in(folder)
+    return rewrite(folder, as_type(tensors_in(folder), np.float16))
+
+
+def only_a_copy(folder):
+    """The bias of the words by the name of its copy alone."""
+    save_theirs(folder, their_model())
+    found = tensors_in(folder)
+    found["cls.predictions.decoder.bias"] = found.pop("cls.predictions.bias")
+    return rewrite(folder, found)
+
+
+def in_parts(folder):
+    save_theirs(folder, their_model())
+    found = tensors_in(folder)
+    (folder / "model.safetensors").unlink()
+    files = {name: f"model-{i % 2 + 1:05d}-of-00002.safetensors" for i, name in enumerate(sorted(found))}
+    for file in set(files.values()):
+        save_file({name: found[name] for name in found if files[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    return folder
+
+
+def of_torch(folder, **how):
+    model = their_model()
+    save_theirs(folder, model)
+    (folder / "model.safetensors").unlink()
+    state = model.half().state_dict()
+    state["bert.pooler.dense.weight"] = state["bert.pooler.dense.weight"].T.contiguous().T  # another order of strides
+    state["bert.pooler.dense.bias"] = torch.nn.Parameter(state["bert.pooler.dense.bias"])
+    torch.save(state, folder / "pytorch_model.bin", **how)
+    return folder
+
+
+def of_old_torch(folder):
+    return of_torch(folder, _use_new_zipfile_serialization=False)
+
+
+MAKERS = (plain, megatron, roberta, old, encoder_alone, only_a_copy, in_parts, of_torch, of_old_torch)
+
+
+def what_came(folder) -> dict[str, np.ndarray]:
+    """The tensors of a folder, read by torch where torch wrote them."""
+    if (folder / "pytorch_model.bin").exists():
+        return {name: tensor.detach().numpy() for name, tensor in torch.load(folder / "pytorch_model.bin").items()}
+    return {name: array for path in sorted(folder.glob("*.safetensors")) for name, array in load_file(path).items()}
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+def test_import_then_export_gives_every_tensor_byte_for_byte_in_its_type(make, tmp_path):
+    folder, warned = make(tmp_path / "theirs"), []
+    imported = read.read(folder, warned.append)
+    assert bool(warned) == (make is encoder_alone)
+    read.save(imported, tmp_path / "run")
+    done = write.export(tmp_path / "run", tmp_path / "back", compare=True)
+    assert max(done.differences.values()) < 1e-5
+    came, back = what_came(folder), tensors_in(tmp_path / "back")
+    came = {name.replace("gamma", "weight").replace("beta", "bias"): array for name, array in came.items()}
+    assert back.keys() == came.keys()
+    for name, array in came.items():
+        assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape), name
+        assert back[name].tobytes() == array.tobytes(), name
+
+
+def test_heads_that_are_missing_are_named_and_written_only_when_asked(tmp_path):
+    folder, warned = encoder_alone(tmp_path / "theirs"), []
+    imported = read.read(folder, warned.append)
+    assert imported.initialised == ("MLM head", "next-sentence head")
+    assert "no MLM head, no next-sentence head: initialised" in warned[0]
+    assert np.asarray(imported.params["mlm"]["dense"]["kernel"]).std() > 0.01
+    pooler = np.asarray(tensors_in(folder)["pooler.dense.weight"], np.float32)
+    np.testing.assert_array_equal(imported.params["next"]["pooler"]["kernel"], pooler.T)
+    read.save(imported, tmp_path / "run")
+    assert write.export(tmp_path / "run", tmp_path / "alone").class_name == "BertModel"
+    with_heads = write.export(tmp_path / "run", tmp_path / "heads", compare=True, initialised_heads=True)
+    assert with_heads.class_name == "BertForPreTraining"
+    assert with_heads.differences.keys() == {"hidden", "mlm_logits", "next_logits"}
+
+
+def test_model_without_pooler_gets_both_heads_of_it(tmp_path):
+    imported = read.read(save_theirs(tmp_path / "theirs", their_model(heads="ForMaskedLM")), lambda line: None)
+    assert imported.initialised == ("pooler", "next-sentence head")
+    assert imported.program.objective == "mlm"
+
+
+def test_vocabulary_that_may_be_another_model_s_is_told(tmp_path):
+    warned = []
+    read.read(save_theirs(tmp_path / "theirs", their_model(vocab_size=len(PIECES) + 128)), warned.append)
+    assert "do they belong together" in warned[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"model_type": "roberta"}, "model_type 'roberta'"),
+        ({"is_decoder": True}, "is_decoder=True"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads="),
+        ({"hidden_size": 25}, "hidden_size=25 is not a multiple"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers='2'"),
+        ({"intermediate_size": None}, "intermediate_size=None"),
+        ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob=1.5"),
+        ({"num_hidden_layers": 3}, r"missing bert\.encoder\.layer\.2"),
+        ({"num_hidden_layers": 1}, r"not known bert\.encoder\.layer\.1"),
+        ({"max_position_embeddings": 15}, r"position_embeddings\.weight has shape \(16, 24\), expected \(15, 24\)"),
+        ({"vocab_size": 60}, "a table of 60"),
+    ],
+)
+def test_configuration_that_is_another_model_is_refused_by_name(changes, message, tmp_path):
+    folder = plain(tmp_path / "theirs")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(BadInput, match=message):
+        read.read(folder)
+
+
+def test_configuration_with_nothing_but_sizes_is_google_s(tmp_path):
+    folder = plain(tmp_path / "theirs")
+    whole = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({name: whole[name] for name in (*SIZES, "max_position_embeddings")}))
+    assert read.read(folder, silent).model.norm_eps == 1e-12
+    (folder / "config.json").write_text(json.dumps({"hidden_size": 24}))
+    with pytest.raises(BadInput, match="lacks vocab_size"):
+        read.read(folder)
+
+
+def without_a_bias(found):
+    del found["cls.predictions.transform.dense.bias"]
+
+
+def with_a_classifier(found):
+    found["classifier.weight"] = np.zeros((2, 24), np.float32)
+
+
+def with_a_hole(found):
+    found["bert.pooler.dense.bias"] = np.full(24, np.nan, np.float32)
+
+
+def in_double(found):
+    found["bert.pooler.dense.bias"] = np.zeros(24)
+
+
+def twice(found):
+    found["embeddings.LayerNorm.weight"] = found["bert.embeddings.LayerNorm.weight"]
+
+
+def twice_by_its_old_name(found):
+    found["bert.embeddings.LayerNorm.gamma"] = found["bert.embeddings.LayerNorm.weight"]
+
+
+def with_other_positions(found):
+    found["bert.embeddings.position_ids"] = np.arange(1, 17)[None]
+
+
+def untied(found):
+    found["cls.predictions.decoder.weight"] = found["bert.embeddings.word_embeddings.weight"] + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_a_bias, r"missing cls\.predictions\.transform\.dense\.bias"),
+        (with_a_classifier, r"not known classifier\.weight"),
+        (with_a_hole, r"bert\.pooler\.dense\.bias holds values that are no numbers"),
+        (in_double, r"bert\.pooler\.dense\.bias is float64"),
+        (twice, r"LayerNorm.* are the same tensor"),
+        (twice_by_its_old_name, r"LayerNorm.* are the same tensor"),
+        (with_other_positions, r"position_ids is not"),
+        (untied, r"decoder\.weight differs"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(change, message, tmp_path):
+    folder = plain(tmp_path / "theirs")
+    found = tensors_in(folder)
+    change(found)
+    with pytest.raises(BadInput, match=message):
+        read.read(rewrite(folder, found), silent)
+
+
+def test_folder_without_files_or_with_damaged_ones_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"no config\.json"):
+        read.read(tmp_path)
+    folder = plain(tmp_path / "theirs")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-8])
+    with pytest.raises(BadInput, match="is it whole"):
+        read.read(folder)
+    (folder / "model.safetensors").rename(folder / "tf_model.h5")
+    with pytest.raises(BadInput, match=r"tf_model\.h5"):
+        read.read(folder)
+    parts = in_parts(tmp_path / "parts")
+    (parts / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(BadInput, match="lists model-00002"):
+        read.read(parts)
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "old"])
+def test_pickle_is_not_executed(how, tmp_path):
+    harmful = Harmful()
+    harmful.path = str(tmp_path / "made")
+    torch.save({"a": torch.zeros(2), "b": harmful}, tmp_path / "pytorch_model.bin", **how)
+    with pytest.raises(BadInput, match=r"asks for (posix|nt)\.mkdir"):
+        torch_file.read(tmp_path / "pytorch_model.bin")
+    assert not (tmp_path / "made").exists()
+
+
+def test_torch_files_that_are_no_state_dict_or_damaged_are_refused(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"model": {"a": torch.zeros(2)}, "step": 3}, path)
+    with pytest.raises(BadInput, match="'model' is a dict, expected a tensor"):
+        torch_file.read(path)
+    torch.save([torch.zeros(2)], path)
+    with pytest.raises(BadInput, match="holds a list"):
+        torch_file.read(path)
+    torch.save({"a": torch.zeros(1000)}, path)
+    whole = path.read_bytes()
+    for damaged in (whole[:500], whole[:-100], whole.replace(bytes(64), bytes(63) + b"\1", 1), b"", pickle.dumps(1)):
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"cannot be read|was not written|without a data\.pkl"):
+            torch_file.read(path)
+
+
+@pytest.mark.parametrize("numbers", [(0, (3, 3), (3, 1)), (9, (1,), (1,)), (-1, (1,), (1,)), (0, (2,), (-1,))])
+def test_view_outside_of_its_storage_is_refused(numbers):
+    storage = torch_file.Storage("FloatStorage", "0", 8)
+    with pytest.raises(ValueError, match="a view"):
+        torch_file.array_of(torch_file.Tensor(storage, *numbers), {"0": bytes(32)})
+
+
+def test_types_of_torch_are_read(tmp_path):
+    kinds = (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.uint8,
+        torch.bool,
+    )
+    state = {str(kind): (torch.arange(6).reshape(2, 3) % 2).to(kind) for kind in kinds}
+    state |= {"scalar": torch.tensor(3.0), "empty": torch.zeros(0, 4), "row": torch.arange(12.0).reshape(3, 4)[1:, 2]}
+    torch.save(state, tmp_path / "file.bin")
+    found = torch_file.read(tmp_path / "file.bin")
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        assert str(tensor.dtype).removeprefix("torch.") == found[name].dtype.name
+        np.testing.assert_array_equal(found[name].astype(np.float64), tensor.double().numpy())
+
+
+def tokenizer_json(folder, change=lambda tree: None):
+    """Leaves a folder with the vocabulary in its tokenizer.json alone."""
+    found, content = words.read(folder)
+    words.write(folder, found, content, 16)
+    (folder / "vocab.txt").unlink()
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    change(tree)
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+
+
+def test_vocabulary_of_a_tokenizer_json_alone_is_the_same(tmp_path):
+    write_vocab(tmp_path, do_lower_case=False, strip_accents=True)
+    before, content = words.read(tmp_path)
+    tokenizer_json(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    after, again = words.read(tmp_path)
+    assert after == before
+    assert again == content
+    assert (after.cased, after.strip_accents) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tree: tree["model"].update(type="BPE"), "model.type is 'BPE'"),
+        (lambda tree: tree["model"].update(continuing_subword_prefix="@@"), "continuing_subword_prefix"),
+        (lambda tree: tree.update(normalizer=None), "normalizer.type is None"),
+        (lambda tree: tree["normalizer"].update(handle_chinese_chars=False), "handle_chinese_chars is False"),
+        (lambda tree: tree["model"]["vocab"].update({"new": 500}), "gaps"),
+        (lambda tree: tree["added_tokens"].append({"content": "<new>", "id": 900}), "added tokens <new>"),
+    ],
+)
+def test_another_tokenizer_is_refused_by_name(change, message, tmp_path):
+    write_vocab(tmp_path)
+    tokenizer_json(tmp_path, change)
+    with pytest.raises(BadInput, match=message):
+        words.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokenizer_class": "RobertaTokenizer"}, "RobertaTokenizer"),
+        ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars"),
+        ({"mask_token": "<mask>"}, "mask_token is '<mask>'"),
+    ],
+)
+def test_settings_of_another_tokenizer_are_refused(settings, message, tmp_path):
+    write_vocab(tmp_path, **settings)
+    with pytest.raises(BadInput, match=message):
+        words.read(tmp_path)
+
+
+def test_vocabulary_that_is_missing_or_of_two_minds_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"no vocab\.txt and no tokenizer\.json"):
+        words.read(tmp_path)
+    write_vocab(tmp_path)
+    tokenizer_json(tmp_path)
+    write_vocab(tmp_path, [*PIECES[:-1], "other"])
+    with pytest.raises(BadInput, match=r"differ in \['\.', 'other'\]"):
+        words.read(tmp_path)
+
+
+def test_padding_of_other_positions_is_refused(tmp_path):
+    folder = roberta(tmp_path / "theirs")
+    write_vocab(folder, [PIECES[1], PIECES[0], *PIECES[2:]])
+    with pytest.raises(BadInput, match="pad_token_id is 0"):
+        read.read(folder)
+
+
+def test_import_leaves_nothing_behind_where_it_fails(tmp_path, monkeypatch):
+    imported = read.read(plain(tmp_path / "theirs"))
+    monkeypatch.setattr(read, "atomic_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(BadInput, match="No space left"):
+        read.save(imported, tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs"]
+    with pytest.raises(BadInput, match="is there already"):
+        read.save(imported, tmp_path / "theirs")
+
+
+SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+
+
+def theirs_for(shards_folder, folder, **changes):
+    """Their model for the vocabulary of a shards folder, of the shape that `small_config` trains."""
+    pieces = (shards_folder / "vocab.txt").read_text().splitlines()
+    model = their_model(vocab_size=len(pieces) + 100, **SMALL, **changes)
+    return save_theirs(folder, model, pieces)
+
+
+def test_imported_model_is_what_a_run_begins_with(small_shards, tmp_path):
+    imported = read.read(theirs_for(small_shards, tmp_path / "theirs"))
+    read.save(imported, tmp_path / "run")
+    config = small_config(small_shards, init=str(tmp_path / "run"))
+    settings = make_settings(config)
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    params = begin.warm_params(settings, settings.model, {"vocab": {"sha256": imported.vocab.fingerprint}}, mesh)
+    begin.check_model("first", params, settings.model)
+    jax.tree.map(np.testing.assert_array_equal, params["layers"], imported.params["layers"])
+    rows = settings.model.vocab_size
+    np.testing.assert_array_equal(params["embed"]["word"][:rows], imported.params["embed"]["word"][:rows])
+    other = make_settings(small_config(small_shards, init=str(tmp_path / "run"), model__norm_eps=1e-5))
+    with pytest.raises(BadInput, match="norm_eps is 1e-12 there, 1e-05 here"):
+        begin.warm_params(other, other.model, {"vocab": {"sha256": imported.vocab.fingerprint}}, mesh)
+    with pytest.raises(BadInput, match="another vocabulary"):
+        begin.warm_params(settings, settings.model, {"vocab": {"sha256": "other"}}, mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("methods", ["", "layer_drop", "token_drop", "early_bert,token_drop"])
+def test_imported_model_is_pre_trained_further_with_any_method_and_exported(methods, small_shards, tmp_path):
+    read.save(read.read(theirs_for(small_shards, tmp_path / "theirs")), tmp_path / "run")
+    config = small_config(
+        small_shards, init=str(tmp_path / "run"), methods=methods, steps=20, eval__every=0, early_bert__search=10.0
+    )
+    run(config, tmp_path / "more")
+    done = write.export(tmp_path / "more", tmp_path / "out", compare=True)
+    assert done.class_name == "BertForPreTraining"
+
+
+@pytest.mark.slow
+def test_imported_model_is_evaluated_and_fills_masks(small_shards, tmp_path):
+    read.save(read.read(theirs_for(small_shards, tmp_path / "theirs")), tmp_path / "run")
+    with pytest.raises(BadInput, match="--data=DIR"):
+        inference.evaluate(str(tmp_path / "run"))
+    found = inference.evaluate(str(tmp_path / "run"), str(small_shards), examples=16, seq_len=16)
+    assert found["nsp_loss"] > 0
+    (masks,) = inference.fill_mask(inference.load(tmp_path / "run"), ["w1 [MASK]"], 3)
+    assert len(masks[0]) == 3
+    with pytest.raises(BadInput, match="holds a run of another config"):
+        run(small_config(small_shards), tmp_path / "run")
+
+
+def test_vocabulary_of_special_tokens_elsewhere_is_read(tmp_path):
+    write_vocab(tmp_path, WORDS)
+    found, content = words.read(tmp_path)
+    assert found == vocab.load(tmp_path / "vocab.txt")
+    assert content == (tmp_path / "vocab.txt").read_bytes()
