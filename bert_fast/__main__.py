@@ -34,8 +34,8 @@ def parse(args: flags.FlagValues, argv: list[str]) -> list[str]:
     try:
         texts = args(argv)[1:]
         for name in ("config", "compare"):
-            if name in args and args[name].value is not None:
-                args[name].value.lock()
+            if name in args and (config := args[name].value) is not None:
+                config.lock()
         return texts
     except (AttributeError, KeyError) as error:
         found = [arg.split("=")[0] for arg in argv if arg.startswith("--config.")]

@@ -118,8 +118,8 @@ class Plan(NamedTuple):
 
     def utilisation(self) -> float | None:
         """Of the peak, were the counted cycles all: an upper bound."""
-        hours = self.hours()
-        return None if hours is None else self.flops / (self.chips * self.where.chip.peak * hours * 3600)
+        hours, at_peak = self.hours(), self.hours_at(1.0)
+        return None if hours is None or at_peak is None else at_peak / hours
 
 
 def plan(settings: Settings, where: Slice, cache: pathlib.Path, say: Callable[[str], None]) -> Plan:
