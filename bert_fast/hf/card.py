@@ -121,7 +121,7 @@ def training(trained: Trained, run: pathlib.Path) -> str:
     optimizer = read_json(run / "config.json").get("optimizer", {}).get("name")
     casing = "cased" if words.cased else "lower-cased"
     methods = [
-        f"{name} ({', '.join(f'{key}={value}' for key, value in arguments.items())})"
+        f"{name} ({', '.join(f'{key}={value}' for key, value in arguments.items() if value != '')})"
         for name, arguments in about["methods"]
     ]
     facts = [
