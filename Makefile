@@ -25,6 +25,14 @@ help:
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
+# The TPU compiler, for the tests of `plan`: beside the environment, since JAX talks of it wherever it finds it.
+.venv/installed-libtpu: requirements-tpu.txt .venv/installed-test
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+		echo "Installing the TPU compiler into .venv/libtpu ..."; \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/libtpu $$(grep '^libtpu==' $<); \
+	fi
+	@touch $@
+
 install: .venv/installed
 
 quickstart: .venv/installed
@@ -38,8 +46,8 @@ lint: .venv/installed-test
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow"
 
-slow: .venv/installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow
+slow: .venv/installed-libtpu
+	JAX_PLATFORMS=cpu PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow
 
 format: .venv/installed-test
 	$(BIN)/ruff format .

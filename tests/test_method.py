@@ -25,8 +25,8 @@ def grow(params):
 
 
 def make(begin=1, rewind=False, fresh=False):
-    """A method that uses every hook: it grows the model by a layer, freezes the lower ones, drops layers by turns,
-    orders tokens, scales the heads by a parameter of its own, and counts.
+    """A method that uses every hook of a run: it grows the model by a layer, freezes the lower ones, drops layers by
+    turns, orders tokens, scales the heads by a parameter of its own, and counts.
     """
 
     def init(params, config):
@@ -101,7 +101,20 @@ def make(begin=1, rewind=False, fresh=False):
     def observe(params, state, stage):
         return {**state, "seen": state["seen"] + 1}
 
-    return Method("dummy", True, init, stages, observe, done, enter, draw, order, weights, update, report)
+    return Method(
+        name="dummy",
+        needs_initial=True,
+        init=init,
+        stages=stages,
+        observe=observe,
+        done=done,
+        enter=enter,
+        draw=draw,
+        order=order,
+        weights=weights,
+        update=update,
+        report=report,
+    )
 
 
 @pytest.fixture
@@ -178,6 +191,7 @@ def test_chain_composes_in_order():
             name=f"m{value}",
             init=lambda params, config: ({**params, value: value}, value),
             stages=lambda stages: (*stages, value),
+            expect=lambda stages: (*stages, -value),
             observe=lambda params, state, stage: state + value,
             done=lambda params, state, stage, step: state == 2 and step == 3,
             enter=lambda params, state, old, new, initial, key: (
@@ -195,6 +209,7 @@ def test_chain_composes_in_order():
     both = chain(adds(2), adds(3), Method())
     assert both.init({}, None) == ({2: 2, 3: 3}, (2, 3, ()))
     assert both.stages(()) == (2, 3)
+    assert both.expect(()) == (-2, -3)
     assert both.done(None, (2, 3, ()), None, 3)
     assert not both.done(None, (2, 3, ()), None, 4)
     assert both.observe(None, (2, 3, ()), None) == (4, 6, ())

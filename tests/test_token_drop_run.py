@@ -139,9 +139,10 @@ def test_a_batch_over_eight_devices_is_ordered_and_learned_as_on_one():
 
 def eight_devices():
     """Orders and learns from a batch that is spread over eight devices, and on one; prints JSON."""
-    from test_token_drop import POST, SCORE_V, Program, planned
+    from token_drop_cases import POST, SCORE_V, planned
 
     from bert_fast import bert
+    from bert_fast.method import Program
 
     rng, B, S, P = np.random.default_rng(0), 16, 12, 3
     batch = {name: rng.integers(0, 2, (B, S)) for name in ("types", "positions", "segments")}

@@ -164,24 +164,10 @@ def describe(program) -> str:
 def analytic(stage: Stage, drawn: list[programs.Draw], final) -> StagePlan:
     """What is known without a compiler."""
     program = stage.program
-    flops = sum(draw.share * step_flops(draw.program, running_of(draw)).executed for draw in drawn)
+    flops = sum(draw.share * step_flops(draw.program, draw.on_L).executed for draw in drawn)
     return StagePlan(
         stage.name, stage.steps, program.batch_size, program.seq_len, flops, dense_equivalent(program, final)
     )
-
-
-def running_of(draw: programs.Draw) -> list[float] | None:
-    """For each layer whether it runs in spans with `cond`, whose route lists every layer; None without a route."""
-    if draw.route.scale_R is None:
-        return None
-    on, at = [], 0
-    for span in draw.program.plan:
-        count = span.stop - span.start
-        listed = count if span.run is None else span.run
-        scales = draw.route.scale_R[:, at : at + listed]
-        on += (scales != 0).mean(0).tolist() if span.cond else [1.0] * count
-        at += listed
-    return on
 
 
 def one(steps: Programs, method: Method, stage: Stage, draw, added: bool, settings: Settings, where: Slice, cache):
@@ -191,8 +177,7 @@ def one(steps: Programs, method: Method, stage: Stage, draw, added: bool, settin
     lowered = steps.lower(
         draw.program, state, programs.batch_shapes(draw.program, mesh), *programs.other_shapes(draw.route, mesh)
     )
-    on_L = running_of(draw) or []
-    conditional = [share for span in draw.program.plan if span.cond for share in on_L[span.start : span.stop]]
+    conditional = [share for span in draw.program.plan if span.cond for share in draw.on_L[span.start : span.stop]]
     running = sum(conditional) / len(conditional) if conditional else 1.0
     return tpu.compile(lowered, where.topology, running, cache)
 

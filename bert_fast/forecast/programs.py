@@ -21,11 +21,14 @@ from bert_fast.train.step import TrainState, partition
 
 
 class Draw(NamedTuple):
-    """One of the packed plans that a stage's steps have, the share of steps with it, and a route of it."""
+    """One of the packed plans that a stage's steps have, the share of steps with it, a route of it, and how often each
+    layer runs in these.
+    """
 
     share: float
     program: Program
     route: Route
+    on_L: tuple[float, ...]
 
 
 def timeline(settings: Settings, method: Method) -> list[Stage]:
@@ -35,15 +38,19 @@ def timeline(settings: Settings, method: Method) -> list[Stage]:
 
 def draws(method: Method, stage: Stage, clocks: Iterable[Clock]) -> list[Draw]:
     """The packed plans of a stage at these times, the most frequent first; their shares sum to 1."""
-    found: dict[Program, list[Route]] = {}
+    found: dict[Program, list[tuple[Route, np.ndarray]]] = {}
     program, count = stage.program, 0
     for clock in clocks:
         scale_ML = method.draw(stage, clock, np.random.default_rng(count))
         plan, route = pack(program.plan, scale_ML, program.model.widths_L)
-        found.setdefault(begin.with_plan(program, plan), []).append(route)
+        on_L = np.ones(program.model.depth) if scale_ML is None else (scale_ML != 0).mean(0)
+        found.setdefault(begin.with_plan(program, plan), []).append((route, on_L))
         count += 1
     frequent = sorted(found.items(), key=lambda item: -len(item[1]))
-    return [Draw(len(routes) / count, program, routes[0]) for program, routes in frequent]
+    return [
+        Draw(len(drawn) / count, program, drawn[0][0], tuple(np.mean([on_L for _, on_L in drawn], axis=0).tolist()))
+        for program, drawn in frequent
+    ]
 
 
 def most_frequent(drawn: Sequence[Draw], most: int) -> list[Draw]:
