@@ -5,7 +5,7 @@ layers, and layers that are dropped the more the higher they are.
 
 Arguments: size=tiny|mini|small|medium|base|large, seq=LENGTH (one phase at this length instead of two),
 objective=mlm|mlm_packed|mlm+nsp, debug (shrinks everything to seconds).
-No paper trains so. At 12 layers of width 128 and 4 M tokens it took 0.33 of the time of dense training, with a held-out
+No paper trains so. At 12 layers of width 128 and 4 M tokens it took 0.34 of the time of dense training, with a held-out
 loss 0.030 nats above it, where seeds differ by 0.019: of what was measured the least time near dense training
 (experiments/small_truth.md). One seed, far from the size that this is for: more careful is --config.methods=
 stacking,token_drop, with 0.61 of the time there, 0.65 at BERT-base widths (experiments/speed.md), and dense

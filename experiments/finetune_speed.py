@@ -85,7 +85,7 @@ def main():
     share = batches.real_share(task.train, bucketed.widths, made.batch_size)
     text = f"""# Fine-tuning: padding and throughput at MRPC's lengths
 
-`python -m experiments.finetune_speed --size={args.size} --epochs={args.epochs}`, {platform.machine()}, jax {jax.__version__}, {jax.devices()[0].device_kind},
+`python -m experiments.finetune_speed --size={args.size} --epochs={args.epochs} --steps={args.steps}`, {platform.machine()}, jax {jax.__version__}, {jax.devices()[0].device_kind},
 batches of {made.batch_size}, {len(ids_N):,} rows of {task.train.lengths_N.mean():.1f} tokens on average, dropout, float32. Medians of
 {args.epochs} alternating runs of {steps} steps (10th to 90th percentile).
 

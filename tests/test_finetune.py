@@ -312,6 +312,8 @@ def test_methods_that_leave_something_out_are_refused(folder, tmp_path, method):
     [
         ({"task": "mrcp"}, "did you mean mrpc"),
         ({"seeds": "0,0"}, "expected numbers, each once"),
+        ({"answers.n_best": 0}, "answers.n_best=0: expected at least 1"),
+        ({"answers.max_tokens": 0}, "answers.max_tokens=0: expected at least 1"),
         ({"learning_rates": "2e-5,high"}, "learning_rates"),
         ({"learning_rates": "mrpd:2e-5"}, "did you mean mrpc"),
         ({"data.dir": ""}, "data.dir is missing"),

@@ -40,6 +40,12 @@ class Vocab:
     special_ids: dict[str, int]
     tokenizer: Tokenizer = dataclasses.field(compare=False, repr=False)
 
+    def for_text(self) -> Tokenizer:
+        """A tokenizer for which a special token that stands in a text is a word like any other."""
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
     @property
     def pad(self) -> int:
         return self.special_ids["[PAD]"]

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from bert_fast.data.vocab import Vocab
 
@@ -34,9 +33,7 @@ class Rows(NamedTuple):
 
 def tokenize(texts: Sequence[str], vocab: Vocab) -> list[list[int]]:
     """The word pieces of each text; a special token that stands in a text is a word like any other."""
-    tokenizer = Tokenizer.from_str(vocab.tokenizer.to_str())
-    tokenizer.encode_special_tokens = True
-    found = []
+    tokenizer, found = vocab.for_text(), []
     for first in range(0, len(texts), _AT_ONCE):
         encoded = tokenizer.encode_batch(texts[first : first + _AT_ONCE], add_special_tokens=False)
         found += [encoding.ids for encoding in encoded]

@@ -159,6 +159,8 @@ def make(config: Mapping[str, Any]) -> Settings:
         "batch_size": settings.batch_size,
         "widths": settings.widths,
         "eval.batch_size": settings.eval.batch_size,
+        "answers.n_best": settings.answers.n_best,
+        "answers.max_tokens": settings.answers.max_tokens,
     }
     for name, value in least_one.items():
         if value < 1:

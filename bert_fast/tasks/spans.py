@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from bert_fast import BadInput
 from bert_fast.data.vocab import Vocab
@@ -103,8 +102,7 @@ def windows(questions: Sequence[Question], words: Vocab, seq_len: int, stride: i
 
 def _tokens(texts: list[str], words: Vocab) -> Iterator[tuple[list[int], np.ndarray]]:
     """Of each text the ids [T] and characters [T, 2] of its tokens; a special token in it is a word like any other."""
-    tokenizer = Tokenizer.from_str(words.tokenizer.to_str())
-    tokenizer.encode_special_tokens = True
+    tokenizer = words.for_text()
     for at in range(0, len(texts), _AT_ONCE):
         part = texts[at : at + _AT_ONCE]
         for text, encoding in zip(part, tokenizer.encode_batch(part, add_special_tokens=False), strict=True):
