@@ -48,6 +48,19 @@ def size(name: str) -> dict:
     return {"depth": depth, "width": width, "heads": heads, "hidden": 4 * width}
 
 
+def optimizer() -> ConfigDict:
+    """`AdamWeightDecayOptimizer` and `create_optimizer` of google-research/bert, optimization.py."""
+    config = ConfigDict()
+    config.name = "adamw"
+    config.b1 = 0.9
+    config.b2 = 0.999
+    config.eps = 1e-6
+    config.weight_decay = 0.01
+    config.bias_correction = False
+    config.clip_norm = 1.0
+    return config
+
+
 def base(size_name: str) -> ConfigDict:
     """BERT as published (Devlin et al. 2019; google-research/bert), the baseline that every config edits."""
     config = ConfigDict()
@@ -76,15 +89,7 @@ def base(size_name: str) -> ConfigDict:
     config.model.norm_eps = 1e-12
     config.model.dtype = "float32"
 
-    # `AdamWeightDecayOptimizer` and `create_optimizer` of google-research/bert, optimization.py.
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.eps = 1e-6
-    config.optimizer.weight_decay = 0.01
-    config.optimizer.bias_correction = False
-    config.optimizer.clip_norm = 1.0
+    config.optimizer = optimizer()
 
     config.learning_rate = ConfigDict()
     config.learning_rate.peak = 1e-4

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from bert_fast import BadInput, methods
+from configs import common
 
 # Batches of 32, 3 epochs, and the best on the held-out set of four learning rates: Devlin et al. (2019), section 4.1.
 RATES = "2e-5,3e-5,4e-5,5e-5"
@@ -50,14 +51,7 @@ def finetune(task: str) -> ConfigDict:
     config.search.learning_rate = 2e-5
     config.search.epochs = 3.0
 
-    config.optimizer = ConfigDict()  # as pre-training's: `AdamWeightDecayOptimizer` of google-research/bert
-    config.optimizer.name = "adamw"
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.eps = 1e-6
-    config.optimizer.weight_decay = 0.01
-    config.optimizer.bias_correction = False
-    config.optimizer.clip_norm = 1.0
+    config.optimizer = common.optimizer()  # as in pre-training
 
     config.eval = ConfigDict()
     config.eval.every = 0  # steps; 0: after each epoch
