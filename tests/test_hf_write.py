@@ -180,6 +180,12 @@ def test_export_needs_no_torch_and_verify_says_how_to_get_it(tmp_path, monkeypat
     ]  # fmt: skip
 
 
+def test_others_may_read_every_file_alike(tmp_path):
+    weights.write(tmp_path / "model.safetensors", {"a": np.ones(3, np.float32)})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_export_into_a_folder_that_holds_something_is_refused(tmp_path):
     made(tmp_path / "run", BASE)
     with pytest.raises(BadInput, match="is there already"):

@@ -57,7 +57,10 @@ def read_parts(index: pathlib.Path) -> dict[str, np.ndarray]:
 
 def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]):
     """A safetensors file as save_pretrained writes it. Raises OSError where it cannot be written."""
+    path.touch()
+    mode = path.stat().st_mode
     try:
         safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
+        path.chmod(mode)  # it leaves a file that nobody else may read
     except safetensors.SafetensorError as error:  # a full disk, too
         raise OSError(str(error)) from error
