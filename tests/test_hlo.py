@@ -68,6 +68,8 @@ ENTRY %main (p: f32[100,8], i: s32[4], u: f32[4,8], v: f32[8], w: pred[]) -> (f3
   %all-reduce-start.1 = f32[100,8]{1,0} all-reduce-start(%scatter_fusion), replica_groups={{0,1}}, to_apply=%add
   %all-reduce-done.1 = f32[100,8]{1,0} all-reduce-done(%all-reduce-start.1)
   %sort.5 = (f32[8]{0}, s32[8]{0}) sort(%c, %c), dimensions={0}, to_apply=%lt
+  %view = f32[100,8]{1,0} custom-call(%p, %p), custom_call_target="ConcatBitcast"
+  %kernel = f32[8]{0} custom-call(%v), custom_call_target="tpu_custom_call"
   %copy-start.2 = (f32[8]{0:S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%c)
   %small = u32[]{:S(6)} xor(%w, %w)
   ROOT %t = (f32[8]{0}, f32[100,8]{1,0}) tuple(%c, %all-reduce-done.1)
@@ -96,6 +98,7 @@ def test_what_carries_no_estimate_is_listed_with_the_bytes_that_it_moves():
         "scatter": 3 * 4 * 8 * 4,  # its updates, and the rows that change, read and written
         "all-reduce": 2 * 100 * 8 * 4,
         "sort": 2 * 8 * 4 + 2 * 8 * 4,
+        "custom-call": 2 * 8 * 4,  # the kernel alone: a view moves nothing
         "copy-start": 2 * 8 * 4 + 4,
     }
 

@@ -14,6 +14,8 @@ BYTES |= {"s8": 1, "u8": 1, "pred": 1, "token": 0}
 
 # Work that carries no estimate; the largest first where a fusion holds several.
 NOT_COUNTED = ("scatter", "gather", "sort", "custom-call", *COLLECTIVES)
+# Custom calls that only say something of their operand, or name pieces of memory as one array: they move nothing.
+FREE = ("ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked")
 # Copies that run beside other work: they are listed, but as a bound they would count what is hidden.
 ASYNCHRONOUS = ("copy-start", "slice-start", "dynamic-slice-start")
 
@@ -148,6 +150,8 @@ def walk(module: Module, branch_share: Callable[[int], float]) -> Iterator[Work]
             kind = kind.removesuffix("-start")
         # Of the program's own arithmetic a few scalars carry no estimate either.
         if estimate is None and kind not in (*NOT_COUNTED, *ASYNCHRONOUS):
+            return None
+        if kind == "custom-call" and any(f'"{free}"' in instruction.text for free in FREE):
             return None
         operands = [size_of(results.get(name, "")) for name in instruction.operands]
         source = re.search(r"stack_frame_id=(\d+)", instruction.text)

@@ -24,7 +24,7 @@ from bert_fast.cost.accelerators import TPUS, Accelerator
 from bert_fast.data.files import atomic_json
 
 LIBTPU = "0.0.42"  # what the `tpu` extra of jax 0.10.2 pins; a newer one failed with an older jaxlib
-FORMAT = 1  # of what is kept in the cache
+FORMAT = 2  # of what is kept in the cache
 KNOWN = ("v4:2x2x1", "v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4", "v6e:1x1", "v6e:16x16")
 
 
