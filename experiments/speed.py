@@ -93,7 +93,7 @@ def measure(dense: Stage, optimizer, mesh) -> list[dict]:
     dense_flops, rows = step_flops(dense.program).executed, []
     for name, label, drawn in found:
         time = sum(draw.share * seconds[f"{label}/{number}"] for number, draw in enumerate(drawn))
-        flops = sum(draw.share * step_flops(draw.program).executed for draw in drawn)
+        flops = sum(draw.share * step_flops(draw.program, draw.on_L).executed for draw in drawn)
         time_share, flops_share = time / seconds["dense"], flops / dense_flops
         rows.append(
             {

@@ -117,6 +117,9 @@ def test_layers_of_conditional_spans_are_counted_as_often_as_they_run():
     (draw,) = programs.draws(method, stage, [Clock(900, 1000)] * 500)
     # Theta is a half: layer i of 4 runs with probability 1 - i/4 * 1/2.
     np.testing.assert_allclose(draw.on_L, [0.875, 0.75, 0.625, 0.5], atol=0.04)
+    assert (
+        abs((draw.route.scale_R != 0).mean(0).sum() - sum(draw.on_L)) < 0.4
+    )  # 3 layers, not 2, where 2.75 is the mean
     assert step_flops(draw.program, draw.on_L).executed < step_flops(draw.program).executed
 
 

@@ -46,11 +46,13 @@ def draws(method: Method, stage: Stage, clocks: Iterable[Clock]) -> list[Draw]:
         on_L = np.ones(program.model.depth) if scale_ML is None else (scale_ML != 0).mean(0)
         found.setdefault(begin.with_plan(program, plan), []).append((route, on_L))
         count += 1
-    frequent = sorted(found.items(), key=lambda item: -len(item[1]))
-    return [
-        Draw(len(drawn) / count, program, drawn[0][0], tuple(np.mean([on_L for _, on_L in drawn], axis=0).tolist()))
-        for program, drawn in frequent
-    ]
+    result = []
+    for program, drawn in sorted(found.items(), key=lambda item: -len(item[1])):
+        mean_L = np.mean([on_L for _, on_L in drawn], axis=0)
+        # Behind conditionals routes of one program differ in how many layers run: one that is like the mean.
+        route, _ = min(drawn, key=lambda each: abs(each[1].sum() - mean_L.sum()))
+        result.append(Draw(len(drawn) / count, program, route, tuple(mean_L.tolist())))
+    return result
 
 
 def most_frequent(drawn: Sequence[Draw], most: int) -> list[Draw]:
