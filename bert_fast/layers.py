@@ -149,7 +149,7 @@ def keys_of(key, count: int):
 
 def layer_norm(config: Config, name: str | None = None):
     """LayerNorm over the width, statistics in float32."""
-    return nn.LayerNorm(epsilon=config.norm_eps, dtype=config.dtype, use_fast_variance=False, name=name)
+    return nn.LayerNorm(epsilon=config.norm_eps, dtype=config.dtype, use_fast_variance=True, name=name)
 
 
 class Linear(nn.Module):

@@ -17,19 +17,21 @@ from bert_fast import BadInput, methods, settings
 from bert_fast.cost.accelerators import GIB
 from bert_fast.forecast import planner
 from bert_fast.forecast.planner import Plan
-from configs import bert, combined, early_bert, layer_drop, mslt, stacking, token_drop
+from configs import bert, combined
 
 HERE = pathlib.Path(__file__).parent
 BATCH = 128  # of 128 tokens, a chip; a quarter of it at 512
+SYSTEMATIC = {"layer_drop.sampling": "systematic"}
+# Methods of each arm, and their arguments.
 BASE = {
-    "dense": (bert, "", {}),
-    "layer dropping": (layer_drop, "", {"layer_drop.sampling": "systematic"}),
-    "layer dropping, cond": (layer_drop, "", {"layer_drop.sampling": "systematic", "layer_drop.execution": "cond"}),
-    "token dropping": (token_drop, "", {}),
-    "EarlyBERT, align=128": (early_bert, "", {"early_bert.align": 128}),
-    "stacking": (stacking, "", {}),
-    "MSLT": (mslt, "", {}),
-    "combined": (combined, "", {}),
+    "dense": ("", {}),
+    "layer dropping": ("layer_drop", SYSTEMATIC),
+    "layer dropping, cond": ("layer_drop", SYSTEMATIC | {"layer_drop.execution": "cond"}),
+    "token dropping": ("token_drop", {}),
+    "EarlyBERT, align=128": ("early_bert", {"early_bert.align": 128}),
+    "stacking": ("stacking", {}),
+    "MSLT": ("stacking", {"stacking.variant": "mslt"}),
+    "combined": (combined.get_config().methods, {"early_bert.align": 128} | SYSTEMATIC),
 }
 # (topology, size, tokens, which arms)
 WANTED = (
@@ -45,12 +47,11 @@ WANTED = (
 
 def settings_of(arm: str, topology: str, size: str, seq: int) -> settings.Settings:
     """Every arm pre-LN, with MLM alone, one phase, bfloat16 and dropout, on the same batch."""
-    module, arguments, changes = BASE[arm]
+    names, changes = BASE[arm]
     chips = len(planner.on(topology).devices)
-    config = module.get_config(f"size={size},seq={seq},objective=mlm" + (f",{arguments}" if arguments else ""))
-    batch = BATCH * 128 // seq * chips
-    common = {"model.norm": "pre", "model.dtype": "bfloat16", "batch_size": batch, "eval.batch_size": max(32, chips)}
-    config.update_from_flattened_dict(common | changes)
+    config = bert.get_config(f"size={size},seq={seq},objective=mlm,norm=pre")
+    config.update(methods=names, batch_size=BATCH * 128 // seq * chips)
+    config.update_from_flattened_dict({"model.dtype": "bfloat16", "eval.batch_size": max(32, chips)} | changes)
     return settings.make(config.to_dict(), planner.BERT, tuple(methods.known()))
 
 

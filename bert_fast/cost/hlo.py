@@ -13,7 +13,7 @@ BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, 
 BYTES |= {"s8": 1, "u8": 1, "pred": 1, "token": 0}
 
 # Work that carries no estimate; the largest first where a fusion holds several.
-NOT_COUNTED = ("scatter", "gather", "sort", "custom-call", *COLLECTIVES)
+NOT_COUNTED = ("scatter", "gather", "sort", "custom-call", "rng-bit-generator", *COLLECTIVES)
 # Custom calls that only say something of their operand, or name pieces of memory as one array: they move nothing.
 FREE = ("ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked")
 # Copies that run beside other work: they are listed, but as a bound they would count what is hidden.
