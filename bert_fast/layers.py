@@ -6,6 +6,7 @@ network, V rows of the embedding table, T token types.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,30 +112,67 @@ def _residual_backward(_, dx):
 residual.defvjp(lambda x: (x, None), _residual_backward)
 
 
-def dropout(x, rate: float, key):
-    """x with a share of `rate` of its entries zeroed and the others scaled up; unchanged where key is None.
+def drawn(shape: Sequence[int], rate: float, key):
+    """Which entries a dropout of `rate` keeps, bool; None where it keeps all: key is None, or the rate 0.
 
     Each entry is decided by 16 random bits, two by one draw of the generator: half of its work, and
     the rate is met within 1e-5. Raises OverflowError for a rate so small that 16 bits cannot tell it from 0.
     """
     if key is None or rate == 0:
-        return x
-    keep, width = round((1 - rate) * 2**16), x.shape[-1]
-    bits = jax.random.bits(key, (*x.shape[:-1], -(-width // 2)), jnp.uint32)
-    kept = jnp.concatenate([(bits & 0xFFFF) < np.uint16(keep), (bits >> 16) < np.uint16(keep)], axis=-1)
-    return jnp.where(kept[..., :width], x * (2**16 / keep), 0).astype(x.dtype)
+        return None
+    keep, width = np.uint16(round((1 - rate) * 2**16)), shape[-1]
+    bits = jax.random.bits(key, (*shape[:-1], -(-width // 2)), jnp.uint32)
+    return jnp.concatenate([(bits & 0xFFFF) < keep, (bits >> 16) < keep], axis=-1)[..., :width]
 
 
+def scaled(x, rate: float, kept):
+    """x where it is kept, scaled up by what is lost, and zero elsewhere; unchanged where `kept` is None."""
+    return x if kept is None else jnp.where(kept, x * (2**16 / round((1 - rate) * 2**16)), 0).astype(x.dtype)
+
+
+def dropout(x, rate: float, key):
+    """x with a share of `rate` of its entries zeroed and the others scaled up; unchanged where key is None."""
+    return scaled(x, rate, drawn(x.shape, rate, key))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(q_BQHE, k_BKHE, v_BKHE, allowed_BQK, rate: float, key):
-    """Softmax attention of each head over the allowed keys: [B, Q, H, E]; dropout where key is given."""
-    if key is None or rate == 0:
-        return jax.nn.dot_product_attention(q_BQHE, k_BKHE, v_BKHE, mask=allowed_BQK[:, None])
-    scale = q_BQHE.shape[-1] ** -0.5
-    logits_BHQK = jnp.einsum("BQHE,BKHE->BHQK", q_BQHE * scale, k_BKHE, preferred_element_type=jnp.float32)
-    # Finite, as in dot_product_attention: with -inf a row without any key would be NaN.
+    """Softmax attention of each head over the allowed keys: [B, Q, H, E]; dropout of `rate` where key is given.
+
+    A query without any key gets the mean of all values; nothing may depend on it (as on padding), since its gradient
+    is not held back from queries and keys.
+
+    Its gradient is written out so that the probabilities are kept in the type of the activations, and nothing else of
+    that size: what is derived otherwise keeps float32 logits, and sums over the keys in the backward pass. That sum is
+    the one over E of the output times its gradient (Dao et al. 2022, arXiv 2205.14135, appendix B.2).
+    """
+    return _attend(q_BQHE, k_BKHE, v_BKHE, allowed_BQK, rate, key)[0]
+
+
+def _attend(q_BQHE, k_BKHE, v_BKHE, allowed_BQK, rate: float, key):
+    q_BQHE = q_BQHE * q_BQHE.shape[-1] ** -0.5
+    logits_BHQK = jnp.einsum("BQHE,BKHE->BHQK", q_BQHE, k_BKHE, preferred_element_type=jnp.float32)
+    # Finite: with minus infinity a row without any key would be NaN.
     logits_BHQK = jnp.where(allowed_BQK[:, None], logits_BHQK, -0.7 * np.finfo(np.float32).max)
-    probs_BHQK = dropout(jax.nn.softmax(logits_BHQK).astype(v_BKHE.dtype), rate, key)
-    return jnp.einsum("BHQK,BKHE->BQHE", probs_BHQK, v_BKHE)
+    probs_BHQK = jax.nn.softmax(logits_BHQK).astype(v_BKHE.dtype)
+    kept_BHQK = drawn(probs_BHQK.shape, rate, key)
+    out_BQHE = jnp.einsum("BHQK,BKHE->BQHE", scaled(probs_BHQK, rate, kept_BHQK), v_BKHE)
+    return out_BQHE, (q_BQHE, k_BKHE, v_BKHE, probs_BHQK, kept_BHQK, out_BQHE)
+
+
+def _attend_backward(rate: float, residuals, dout_BQHE):
+    q_BQHE, k_BKHE, v_BKHE, probs_BHQK, kept_BHQK, out_BQHE = residuals
+    dv_BKHE = jnp.einsum("BHQK,BQHE->BKHE", scaled(probs_BHQK, rate, kept_BHQK), dout_BQHE)
+    dprobs_BHQK = jnp.einsum("BQHE,BKHE->BHQK", dout_BQHE, v_BKHE, preferred_element_type=jnp.float32)
+    mean_BQH = jnp.sum(dout_BQHE.astype(jnp.float32) * out_BQHE.astype(jnp.float32), axis=-1)
+    dlogits_BHQK = scaled(dprobs_BHQK, rate, kept_BHQK) - jnp.swapaxes(mean_BQH, 1, 2)[..., None]
+    dlogits_BHQK = (probs_BHQK.astype(jnp.float32) * dlogits_BHQK).astype(q_BQHE.dtype)
+    dq_BQHE = jnp.einsum("BHQK,BKHE->BQHE", dlogits_BHQK, k_BKHE) * q_BQHE.shape[-1] ** -0.5
+    dk_BKHE = jnp.einsum("BHQK,BQHE->BKHE", dlogits_BHQK, q_BQHE)
+    return dq_BQHE, dk_BKHE, dv_BKHE, None, None
+
+
+attend.defvjp(_attend, _attend_backward)
 
 
 def apply(module: nn.Module, params: Mapping[str, Any], *args) -> Any:

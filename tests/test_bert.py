@@ -331,20 +331,36 @@ def test_dropout_is_off_without_a_key():
 def test_each_dropout_draws_its_own_mask(monkeypatch):
     keys, config = [], dataclasses.replace(POST, **DROPOUTS)
     params = reference.random_params(config)
-    monkeypatch.setattr(layers, "dropout", lambda x, rate, key: keys.append(jax.random.key_data(key)) or x)
+    monkeypatch.setattr(layers, "drawn", lambda shape, rate, key: keys.append(jax.random.key_data(key)))
     bert.encode(config, params, {}, BATCH, DENSE, Route(), jax.random.key(0))
     assert len(keys) == 1 + 3 * config.depth
     assert len({tuple(map(int, key)) for key in keys}) == len(keys)
 
 
-def test_both_forms_of_attention_agree(monkeypatch):
-    monkeypatch.setattr(layers, "dropout", lambda x, rate, key: x)
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_attention_and_its_gradient_are_those_of_the_formula(rate):
+    rng, key = np.random.default_rng(0), jax.random.key(0)
     q, k, v = (rng.standard_normal((2, count, 2, 8)).astype(np.float32) for count in (5, 7, 7))
     allowed_BQK = rng.random((2, 5, 7)) < 0.5
     allowed_BQK[0, 1] = False  # a query without any key, as padding has where the padding is no key
-    with_key = layers.attend(q, k, v, allowed_BQK, 0.1, jax.random.key(0))
-    close(with_key, layers.attend(q, k, v, allowed_BQK, 0.1, None))
+    weights_BQHE = rng.standard_normal(q.shape).astype(np.float32)
+    weights_BQHE[0, 1] = 0  # on which nothing depends
+
+    def formula(q, k, v):
+        logits_BHQK = jnp.einsum("BQHE,BKHE->BHQK", q, k) / np.sqrt(8)
+        probs_BHQK = jax.nn.softmax(jnp.where(allowed_BQK[:, None], logits_BHQK, -1e30))
+        if rate:
+            probs_BHQK = probs_BHQK * layers.drawn(probs_BHQK.shape, rate, key) / (1 - rate)
+        return jnp.einsum("BHQK,BKHE->BQHE", probs_BHQK, v)
+
+    def gradients(attend):
+        return jax.value_and_grad(lambda *qkv: jnp.sum(attend(*qkv) * weights_BQHE), (0, 1, 2))(q, k, v)
+
+    ours = gradients(lambda *qkv: layers.attend(*qkv, allowed_BQK, rate, key))
+    jax.tree.map(close, ours, gradients(formula))
+    if not rate:
+        theirs = gradients(lambda *qkv: jax.nn.dot_product_attention(*qkv, mask=allowed_BQK[:, None]))
+        jax.tree.map(close, ours, theirs)
 
 
 def test_weights_begin_with_their_deviations_and_layers_as_in_a_shallower_model():

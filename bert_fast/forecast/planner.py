@@ -30,7 +30,8 @@ class StagePlan:
     """One stage: means over its steps, of all devices together where nothing else is said.
 
     flops, dense: of a step, executed and of dense training. cycles: of a device, None without a TPU. share: of the
-    steps whose program was compiled; the others are taken to be like those. Bytes are those of a device.
+    steps whose program was compiled; the others are taken to be like those. compiled_flops: executed by what was
+    compiled, which is what cycles are to be held against. Bytes are those of a device.
     """
 
     name: str
@@ -41,6 +42,7 @@ class StagePlan:
     dense: float
     share: float = 1.0
     cycles: float | None = None
+    compiled_flops: float = 0.0
     not_counted: Mapping[str, float] = dataclasses.field(default_factory=dict)
     collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
     arguments: int = 0
@@ -84,6 +86,10 @@ class Plan(NamedTuple):
     @property
     def flops(self) -> float:
         return sum(stage.steps * stage.flops for stage in self.stages)
+
+    @property
+    def compiled_flops(self) -> float:
+        return sum(stage.steps * stage.compiled_flops for stage in self.stages)
 
     @property
     def dense(self) -> float:
@@ -152,7 +158,8 @@ def plan(settings: Settings, where: Slice, cache: pathlib.Path, say: Callable[[s
             done += 1
             say(f"[{done}/{count}] stage {stage.name}: {describe(draw.program)}")
             parts.append((draw.share, one(steps, method, stage, draw, added, settings, where, cache)))
-        found[index] = merged(found[index], parts, sum(draw.share for draw in drawn[index][:MOST]))
+        flops = sum(draw.share * step_flops(draw.program, draw.on_L).executed for draw in chosen)
+        found[index] = merged(found[index], parts, flops, sum(draw.share for draw in drawn[index][:MOST]))
     return Plan(where, found)
 
 
@@ -182,8 +189,8 @@ def one(steps: Programs, method: Method, stage: Stage, draw, added: bool, settin
     return tpu.compile(lowered, where.topology, running, cache)
 
 
-def merged(stage: StagePlan, parts: list[tuple[float, tpu.Compiled]], share: float) -> StagePlan:
-    """A stage with the means over its compiled programs, and the largest memory of any."""
+def merged(stage: StagePlan, parts: list[tuple[float, tpu.Compiled]], flops: float, share: float) -> StagePlan:
+    """A stage with the means over its compiled programs, which execute so many FLOPs, and the largest memory of any."""
 
     def mean(of: Callable[[tpu.Compiled], Mapping[str, int]]) -> dict[str, float]:
         total: Counter[str] = Counter()
@@ -199,6 +206,7 @@ def merged(stage: StagePlan, parts: list[tuple[float, tpu.Compiled]], share: flo
     return dataclasses.replace(
         stage,
         share=share,
+        compiled_flops=flops,
         cycles=None if problem else sum(part * compiled.cycles for part, compiled in parts),
         not_counted=mean(lambda compiled: compiled.not_counted),
         collectives=mean(lambda compiled: compiled.collectives),
