@@ -6,6 +6,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_cli import bert_fast
@@ -185,10 +186,24 @@ def test_compilers_message_is_told_in_one_line():
      Shape: f32[12,128,12,128,128]{4,3,2,1,0:T(8,128)}
      Unpadded size: 2.25G
 """  # noqa: E501
-    assert (
-        tpu.too_large(message) == "uses 27.21G of 15.75G, the largest: 2.25G f32[12,128,12,128,128] (backward softmax)"
+    told = "uses 27.21G of 15.75G, the largest: 2.25G f32[12,128,12,128,128] (backward softmax)"
+    assert tpu.too_large(message, "") == told
+
+
+def test_largest_tensors_are_found_in_the_program_where_the_compiler_lists_none():
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (22.46G) exceeds "
+        "available HBM (15.75G)."
     )
-    assert tpu.too_large("RESOURCE_EXHAUSTED") == "out of memory"
+
+    def loss(x):
+        return jnp.sum(jnp.tanh(x @ x.T)) + jnp.sum(x)
+
+    lowered = jax.jit(jax.grad(loss)).lower(jax.ShapeDtypeStruct((256, 16), jnp.float32))
+    told = tpu.too_large(message, lowered.as_text(debug_info=True))
+    assert told.startswith("uses 22.46G of 15.75G, the largest tensors, of all devices together: 0.00G f32[256,256] (forward")
+    assert told.count("f32[256,256]") == 1
+    assert "f32[256,16]" in told
 
 
 # --- the compiler's figures -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import re
@@ -25,6 +26,17 @@ from bert_fast.data.files import atomic_json
 
 LIBTPU = "0.0.42"  # what the `tpu` extra of jax 0.10.2 pins; a newer one failed with an older jaxlib
 FORMAT = 2  # of what is kept in the cache
+BYTES = {
+    "f32": 4,
+    "bf16": 2,
+    "i32": 4,
+    "ui32": 4,
+    "i16": 2,
+    "ui16": 2,
+    "i8": 1,
+    "ui8": 1,
+    "i1": 1,
+}  # of StableHLO's types
 KNOWN = ("v4:2x2x1", "v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4", "v6e:1x1", "v6e:16x16")
 
 
@@ -98,7 +110,9 @@ def compile(lowered, topology: str, running: float, cache: pathlib.Path) -> Comp
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        result = Compiled(seconds=time.monotonic() - began, problem=too_large(str(error)))
+        result = Compiled(
+            seconds=time.monotonic() - began, problem=too_large(str(error), lowered.as_text(debug_info=True))
+        )
     else:
         result = read(compiled, running, time.monotonic() - began)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,11 +150,29 @@ def operation_of(name: str) -> str:
     return f"{passes} {name.rsplit('/', 1)[-1]}" if name else "?"
 
 
-def too_large(message: str) -> str:
-    """Why a program does not fit, in one line: how much it uses, and its largest tensors."""
+def too_large(message: str, program: str) -> str:
+    """Why a program does not fit, in one line: how much it uses, and its largest tensors.
+
+    message: the compiler's, which does not always list tensors. program: the text that was to be compiled, with
+    locations; its shapes are those of all devices together.
+    """
     used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
-    shapes = re.findall(r"Size: ([\d.]+\w)\s.*?Operator: op_name=\"([^\"]*)\".*?Shape: (\S+?)[{\s]", message, re.DOTALL)
-    largest = "; ".join(f"{size} {shape} ({operation_of(name)})" for size, name, shape in shapes[:3])
+    used = used or re.search(r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
+    found = re.findall(r"Size: ([\d.]+\w)\s.*?Operator: op_name=\"([^\"]*)\".*?Shape: (\S+?)[{\s]", message, re.DOTALL)
+    largest = [f"{size} {shape} ({operation_of(name)})" for size, name, shape in found[:3]]
+    whose = "the largest" if found else "the largest tensors, of all devices together"
     return (f"uses {used[1]} of {used[2]}" if used else "out of memory") + (
-        f", the largest: {largest}" if largest else ""
+        f", {whose}: " + "; ".join(largest or largest_tensors(program, 3))
     )
+
+
+def largest_tensors(program: str, count: int) -> list[str]:
+    """So many of the largest results in the text of a lowered program, each shape once, with what makes them."""
+    names = dict(re.findall(r'^(#loc\d+) = loc\("([^"]*)"', program, re.MULTILINE))
+    makers: dict[str, tuple[int, str]] = {}
+    for shape, kind, place in re.findall(r"tensor<((?:\d+x)+)(\w+)> loc\((#loc\d+)\)$", program, re.MULTILINE):
+        sizes = shape.rstrip("x").replace("x", ",")
+        bytes_ = math.prod(int(size) for size in sizes.split(",")) * BYTES.get(kind, 4)
+        makers.setdefault(f"{kind}[{sizes}]", (bytes_, operation_of(names.get(place, ""))))
+    ranked = sorted(makers.items(), key=lambda item: -item[1][0])[:count]
+    return [f"{size / 2**30:.2f}G {shape} ({maker})" for shape, (size, maker) in ranked]
