@@ -26,7 +26,9 @@ def state_of(step: int) -> TrainState:
 
 
 def save(root: pathlib.Path, step: int, keep=frozenset()):
-    checkpoint.save(root, state_of(step), {"note": step}, b"[PAD]\n", set(keep))
+    checkpoint.save(
+        root, state_of(step), dict.fromkeys(checkpoint.DESCRIBED, 0) | {"note": step}, b"[PAD]\n", set(keep)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,18 @@ def test_disk_full_during_a_save_leaves_the_older_checkpoint_and_says_so(two, tm
     assert not list(root.glob("*.part"))
     save(root, 3, {1, 2})
     assert checkpoint.newest(root).name == "3"
+
+
+def test_description_of_a_version_that_described_less_is_refused_by_name(tmp_path):
+    described = dict.fromkeys(checkpoint.DESCRIBED, 0)
+    (tmp_path / "about.json").write_text(json.dumps(described))
+    assert checkpoint.about(tmp_path) == described
+    del described["earlier_stages"]
+    (tmp_path / "about.json").write_text(json.dumps(described | {"version": "0.0.1"}))
+    with pytest.raises(
+        BadInput, match=r"another version of bert_fast \(0\.0\.1\): its description lacks earlier_stages"
+    ):
+        checkpoint.about(tmp_path)
 
 
 def test_stage_survives_json():

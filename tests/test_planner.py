@@ -201,7 +201,9 @@ def test_largest_tensors_are_found_in_the_program_where_the_compiler_lists_none(
 
     lowered = jax.jit(jax.grad(loss)).lower(jax.ShapeDtypeStruct((256, 16), jnp.float32))
     told = tpu.too_large(message, lowered.as_text(debug_info=True))
-    assert told.startswith("uses 22.46G of 15.75G, the largest tensors, of all devices together: 0.00G f32[256,256] (forward")
+    assert told.startswith(
+        "uses 22.46G of 15.75G, the largest tensors, of all devices together: 0.00G f32[256,256] (forward"
+    )
     assert told.count("f32[256,256]") == 1
     assert "f32[256,16]" in told
 

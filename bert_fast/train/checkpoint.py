@@ -27,6 +27,8 @@ from bert_fast.plan import Span
 from bert_fast.schedule import Schedule
 from bert_fast.train.step import TrainState, join
 
+DESCRIBED = ("step", "version", "stage", "earlier_stages", "vocab", "data", "eval", "fingerprint", "methods", "book")
+
 
 def stage_to_json(stage: Stage) -> dict:
     return dataclasses.asdict(stage)
@@ -171,8 +173,14 @@ def find(path: str | pathlib.Path, warn=print) -> pathlib.Path:
 
 
 def about(folder: pathlib.Path) -> dict:
-    """The checkpoint's description."""
-    return json.loads((folder / "about.json").read_text())
+    """The checkpoint's description. Raises BadInput for one of a version that described less."""
+    found = json.loads((folder / "about.json").read_text())
+    if missing := [name for name in DESCRIBED if name not in found]:
+        raise BadInput(
+            f"{folder} was written by another version of bert_fast ({found.get('version', 'unknown')}): its "
+            f"description lacks {', '.join(missing)}. Go on with that version, or export it there and import it here"
+        )
+    return found
 
 
 def shapes(folder: pathlib.Path) -> tuple[Params, Params, list]:
