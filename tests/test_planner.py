@@ -245,7 +245,10 @@ def test_largest_batch_is_the_last_that_fits(monkeypatch):
 
     monkeypatch.setattr(planner, "plan", fits_up_to_64)
     assert planner.largest_batch(settings_of(), V5E, pathlib.Path("unused"), SILENT) == 64
-    assert tried == [8, 16, 32, 64, 128]
+    assert tried == [16, 32, 64, 128]  # from the run's 16 up
+    tried.clear()
+    assert planner.largest_batch(settings_of(batch_size=500), V5E, pathlib.Path("unused"), SILENT) == 64
+    assert tried == [256, 128, 64]
     monkeypatch.setattr(planner, "plan", lambda *_: made_plan(problem="out of memory"))
     with pytest.raises(BadInput, match=r"not even one example a device fits on v5e:2x4: more --config\.mesh\.fsdp"):
         planner.largest_batch(settings_of(), V5E, pathlib.Path("unused"), SILENT)

@@ -224,15 +224,24 @@ def largest_batch(settings: Settings, where: Slice, cache: pathlib.Path, say: Ca
 
     Raises BadInput where not even one example a device does.
     """
-    best, size = 0, len(where.devices) * settings.micro_batches
-    while True:
+
+    def fits(size: int) -> bool:
         say(f"batch of {size}:")
-        if not plan(dataclasses.replace(settings, batch_size=size), where, cache, say).fits:
-            break
-        best, size = size, 2 * size
-    if not best:
-        raise BadInput(
-            f"not even one example a device fits on {where.topology}: more --config.mesh.fsdp, a larger chip, or "
-            "--config.model.dtype=bfloat16"
-        )
-    return best
+        return plan(dataclasses.replace(settings, batch_size=size), where, cache, say).fits
+
+    # From about the run's own batch, up or down: a program of base size takes minutes to compile.
+    size = least = len(where.devices) * settings.micro_batches
+    while 2 * size <= settings.batch_size:
+        size *= 2
+    if fits(size):
+        while fits(2 * size):
+            size *= 2
+        return size
+    while size > least:
+        size //= 2
+        if fits(size):
+            return size
+    raise BadInput(
+        f"not even one example a device fits on {where.topology}: more --config.mesh.fsdp, a larger chip, or "
+        "--config.model.dtype=bfloat16"
+    )
