@@ -99,6 +99,11 @@ def merge(params: Params, frozen: Params) -> Params:
     return both
 
 
+def side_by_side(x, count: int):
+    """Every `count` neighbours of the batch in one row: [B, S, ...] to [B/count, count S, ...]."""
+    return x.reshape(len(x) // count, count * x.shape[1], *x.shape[2:])
+
+
 def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, route: Route, key):
     """Hidden states of the last layer: [B, S, D].
 
@@ -123,15 +128,31 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
         if len(layers) < len(shapes) and len(set(shapes)) > 1:
             raise ValueError(f"layers of {span} differ in width, so which of them run cannot be traced: use cond")
         x_BQD, idle_BXD = (x_BSD, None) if span.rows is None else jnp.split(x_BSD, [span.rows], axis=1)
+        segments_BQ, segments_BK = segments_BS[:, : span.rows], segments_BS[:, : span.keys]
+        if span.beside > 1:
+            # Examples in one row do not see each other: their segments are told apart.
+            places_B1 = jnp.arange(len(segments_BQ))[:, None] % span.beside
+            x_BQD = side_by_side(x_BQD, span.beside)
+            segments_BQ = segments_BK = side_by_side(segments_BQ * span.beside + places_B1, span.beside)
 
         for (layer, index, scale), (heads, hidden) in zip(layers, shapes, strict=False):
 
-            def update(x_BQD, layer, scale, layer_key, shape=(heads, hidden), span=span, idle_BXD=idle_BXD):
+            def update(
+                x_BQD,
+                layer,
+                scale,
+                layer_key,
+                shape=(heads, hidden),
+                span=span,
+                idle_BXD=idle_BXD,
+                segments_BQ=segments_BQ,
+                segments_BK=segments_BK,
+            ):
                 y_BKD = x_BQD = residual(x_BQD) if config.norm == "pre" else x_BQD
                 if span.rows != span.keys:
                     y_BKD = x_BQD if idle_BXD is None else jnp.concatenate([x_BQD, idle_BXD], axis=1)
                     y_BKD = y_BKD[:, : span.keys]
-                allowed_BQK = segments_BS[:, : span.rows, None] == segments_BS[:, None, : span.keys]
+                allowed_BQK = segments_BQ[:, :, None] == segments_BK[:, None, :]
                 layer = narrow(layer, *shape)
                 return apply(Block(config, *shape), layer, x_BQD, y_BKD, allowed_BQK, scale, layer_key)
 
@@ -144,6 +165,7 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
                 x_BQD = jax.lax.cond(scale != 0, jax.checkpoint(update), stay, x_BQD, layer, scale, layer_key)
             else:
                 x_BQD = update(x_BQD, layer, scale, layer_key)
+        x_BQD = x_BQD.reshape(len(x_BSD), -1, config.width)
         x_BSD = x_BQD if idle_BXD is None else jnp.concatenate([x_BQD, idle_BXD], axis=1)
     if config.norm == "pre":
         x_BSD = apply(layer_norm(config), outside["final_norm"], x_BSD)

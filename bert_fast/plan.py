@@ -21,6 +21,7 @@ class Span:
     stop: int
     rows: int | None = None  # update the first so many tokens (None: all)
     keys: int | None = None  # attend to the first so many tokens (None: all)
+    beside: int = 1  # so many examples are laid side by side in a row; only where rows and keys are the same
     frozen: bool = False  # does not learn, nor does anything below; frozen spans are a prefix of the plan
     dropout: bool = True  # False: no dropout, and none on the embeddings where it is the lowest span
     cond: bool = False  # skip layers by lax.cond instead of by gathering those that run
@@ -63,12 +64,12 @@ def frozen_depth(plan: Plan) -> int:
 
 
 def at_length(plan: Plan, seq_len: int, other: int) -> Plan:
-    """A plan for rows of `seq_len` tokens with the same shares of rows of another length."""
+    """A plan for rows of `seq_len` tokens with the same shares of rows of another length, examples each in a row."""
 
     def same_share(count):
         return None if count is None else max(1, round(count * other / seq_len))
 
-    return tuple(dataclasses.replace(s, rows=same_share(s.rows), keys=same_share(s.keys)) for s in plan)
+    return tuple(dataclasses.replace(s, rows=same_share(s.rows), keys=same_share(s.keys), beside=1) for s in plan)
 
 
 def pack(plan: Plan, scale_ML: np.ndarray | None, widths_L: Sequence = ()) -> tuple[Plan, Route]:

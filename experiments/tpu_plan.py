@@ -35,6 +35,7 @@ ARMS = {
     "layer dropping": ("layer_drop", SYSTEMATIC),
     "layer dropping, cond": ("layer_drop", SYSTEMATIC | {"layer_drop.execution": "cond"}),
     "token dropping": ("token_drop", {}),
+    "token dropping, beside=2": ("token_drop", {"token_drop.beside": 2}),
     "EarlyBERT, align=128": ("early_bert", ALIGNED),
     "stacking": ("stacking", {}),
     "MSLT": ("stacking", {"stacking.variant": "mslt"}),
@@ -43,7 +44,7 @@ ARMS = {
 # (topology, size, tokens, which arms)
 WANTED = (
     ("v5e:1x1", "base", 128, tuple(ARMS)),
-    ("v5e:1x1", "base", 512, tuple(ARMS)),
+    ("v5e:1x1", "base", 512, tuple(arm for arm in ARMS if "beside" not in arm)),  # 256 tokens fill the lanes
     ("v5e:4x4", "base", 128, tuple(ARMS)),
     ("v5p:2x2x1", "base", 128, tuple(ARMS)),
     ("v6e:1x1", "base", 128, tuple(ARMS)),

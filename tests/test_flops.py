@@ -111,6 +111,7 @@ CASES = {
     "untied, embeddings frozen": (program_of(dataclasses.replace(POST, tied=False), frozen=(EMBED,)), None),
     "tokens": (program_of(POST, TOKENS), None),
     "tokens, pre-LN": (program_of(PRE, TOKENS), None),
+    "tokens, two examples beside each other": (program_of(PRE, edit(TOKENS, 1, 3, beside=2)), None),
     "tokens, every key": (program_of(POST, edit(DENSE, 1, 3, rows=8)), None),
     "fewer keys": (program_of(PRE, edit(DENSE, 1, 3, keys=8)), None),
     "layers": (program_of(POST), TWO_OF_THREE),

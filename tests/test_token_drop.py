@@ -24,7 +24,7 @@ from token_drop_cases import (
     stage_of,
 )
 
-from bert_fast import bert
+from bert_fast import BadInput, bert
 from bert_fast.cost.flops import step_flops
 from bert_fast.layers import Block, Embed, apply, layer_norm
 from bert_fast.methods import token_drop
@@ -239,6 +239,26 @@ def test_tokens_ordered_at_the_input_equal_tokens_gathered_in_the_trunk():
     gathered = jax.jit(jax.value_and_grad(gathered_loss), static_argnums=1)
     order_BS = reference_order(SCORE_V, BATCH)
     close(ours(params, config, planned(config), ordered()), gathered(params, config, order_BS))
+
+
+@both_norms
+def test_examples_beside_each_other_do_not_see_each_other(config):
+    params, plan = reference.random_params(config), planned(config)
+    paired = tuple(dataclasses.replace(span, beside=2 if span.keys else 1) for span in plan)
+    batch = ordered(batch=jax.tree.map(lambda *x: np.concatenate(x)[:4], BATCH, packed_batch(1)))
+    run = jax.jit(jax.value_and_grad(ordered_loss), static_argnums=(1, 2))
+    assert sum(span.beside == 2 for span in paired) == 1
+    close(run(params, config, paired, batch), run(params, config, plan, batch))
+
+
+def test_examples_are_laid_beside_each_other_where_only_kept_tokens_are():
+    stage = stage_of()
+    stage = dataclasses.replace(stage, program=dataclasses.replace(stage.program, batch_size=4))
+    (dropping,) = token_drop.make(beside=2).stages((stage,))
+    assert [span.beside for span in dropping.program.plan] == [1, 1, 2, 1]
+    assert covered(dropping.program.plan) == covered(planned())
+    with pytest.raises(BadInput, match=r"token_drop\.beside=2 does not divide the 3 examples of a micro-batch"):
+        planned(beside=2)
 
 
 @both_norms

@@ -79,7 +79,8 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
             share = 1.0 if on_L is None or not span.cond else on_L[span.start + offset]
             queries = program.batch_size * (program.seq_len if span.rows is None else span.rows)
             keys = program.seq_len if span.keys is None else span.keys
-            for product in layer_products(config, queries, program.batch_size, keys, heads, hidden, tangent):
+            seen = keys * span.beside
+            for product in layer_products(config, queries, program.batch_size * keys, seen, heads, hidden, tangent):
                 again = product.recomputed and span.cond and not span.frozen
                 yield Product(product.flops * share, 0 if span.frozen else product.gradients, again)
             tangent = tangent or not span.frozen
@@ -98,9 +99,10 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
 
 
 def layer_products(
-    config: Config, queries: int, batch: int, keys: int, heads: int, hidden: int, tangent: bool
+    config: Config, queries: int, keys: int, seen: int, heads: int, hidden: int, tangent: bool
 ) -> Iterator[Product]:
-    """Those of one layer that learns, with a checkpoint around it: `queries` tokens of the batch, `keys` an example.
+    """Those of one layer that learns, with a checkpoint around it: `queries` and `keys` tokens of the batch, of which
+    each query meets `seen`, allowed or not.
 
     tangent: whether the layer's input carries one. Without it the gradient of query, key and value
     ends at their kernels, except after a LayerNorm that learns.
@@ -108,10 +110,10 @@ def layer_products(
     D, A, pre = config.width, heads * config.head_size, config.norm == "pre"
     into = 1 + (tangent or pre)
     yield Product(2 * queries * D * A, into, True)  # query
-    yield Product(2 * batch * keys * D * A, into, True)  # key
-    yield Product(2 * batch * keys * D * A, into, True)  # value
-    yield Product(2 * queries * keys * A, 2, True)  # queries with keys
-    yield Product(2 * queries * keys * A, 2, True)  # probabilities with values
+    yield Product(2 * keys * D * A, into, True)  # key
+    yield Product(2 * keys * D * A, into, True)  # value
+    yield Product(2 * queries * seen * A, 2, True)  # queries with keys
+    yield Product(2 * queries * seen * A, 2, True)  # probabilities with values
     yield Product(2 * queries * A * D, 2, True)  # attention_output
     yield Product(2 * queries * D * hidden, 2, True)  # mlp_hidden
     # Only a LayerNorm after it needs what the feed-forward network adds once more.

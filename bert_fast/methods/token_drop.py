@@ -40,11 +40,12 @@ def make(
     scores: str = "loss",
     repeats: str = "mean",  # "update" would be out of reach of flags: ConfigDict has it
     full_tail: float = 0.0,  # the released code drops to the end; that the paper has a stage without is unverified
+    beside: int = 1,
 ) -> Method:
     """Token dropping as released, but for one thing: see `repeats`.
 
     keep: share of a row's positions that the middle layers update, from the boundary to the last but
-        one; on a TPU best so that they are a multiple of 128.
+        one; on a TPU best so that they are a multiple of 128: see `beside`.
     beta, start: of the running loss of an id, in nats: beta * old + (1 - beta) * new, from `start`.
     scores: "loss"; or a control, with the same plan: "random" draws them anew in every step,
         "frequency" keeps the rarest. The paper has such controls, their code was not released: this
@@ -55,6 +56,10 @@ def make(
         here the last in the order of the batch), special ids drift if they are ever a label, and
         unfilled slots are losses of label 0.
     full_tail: share of the steps of the last training, at its end, in which nothing is dropped.
+    beside: so many examples are laid side by side where only kept tokens are; from equal dropout the same is
+        computed. For TPUs: half of 128 tokens fill half of the lanes of a register, two examples beside each other
+        all of them, and only attention computes more, of which half is thrown away (experiments/tpu_plan.md has what
+        it gives). Elsewhere it only costs.
 
     Special tokens are always kept, padding never before a real token. Where more special and masked
     tokens stand in a row than are kept (several documents in one row), and among ids that were never
@@ -76,6 +81,8 @@ def make(
         raise BadInput(f"{flag}.repeats={repeats} is of losses: leave it out, or set {flag}.scores=loss")
     if not 0 <= full_tail < 1:
         raise BadInput(f"{flag}.full_tail={full_tail}: expected a share of the steps, from 0 up to, not including, 1")
+    if beside < 1:
+        raise BadInput(f"{flag}.beside={beside}: expected at least 1, which is no example beside another")
     begin = start if scores == "loss" else 0.0
 
     def dropping(stage: Stage) -> Stage:
@@ -98,7 +105,13 @@ def make(
                 "--config.data.masked_share, or longer rows in --config.phases"
             )
         plan = edit(program.plan, boundary, depth - 1, rows=kept)
-        plan = edit(plan, boundary + 1, depth - 1, keys=kept)
+        examples = program.batch_size // program.micro_batches
+        if examples % beside:
+            raise BadInput(
+                f"{flag}.beside={beside} does not divide the {examples} examples of a micro-batch: set "
+                "--config.batch_size to a multiple of it, or leave it out"
+            )
+        plan = edit(plan, boundary + 1, depth - 1, keys=kept, beside=beside)
         return dataclasses.replace(stage, program=dataclasses.replace(program, plan=plan))
 
     def stages(stages):
