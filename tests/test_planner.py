@@ -152,6 +152,13 @@ def test_hours_are_cycles_over_the_clock_and_bytes_over_the_bandwidth():
     assert made_plan().utilisation() == pytest.approx(2e13 / 8 / 197e12 / (made_plan().hours() * 3.6))
 
 
+def test_a_stated_utilisation_that_the_cycles_do_not_allow_is_marked():
+    # 2.5e12 FLOPs of a device are 12.7 ms at its peak, 30 M cycles 20 ms.
+    slow, above = made_plan(cycles=30e6), "which is more than those cycles allow"
+    assert above not in "\n".join(bill.totals(slow, 0.6))
+    assert f"at 70% of its peak, {above}" in "\n".join(bill.totals(slow, 0.7))
+
+
 def test_price_is_that_of_chips_not_of_devices():
     assert "8 USD" in bill.price(made_plan(), 0.8)  # 8 chips x 1.20
     v4 = planner.Slice("v4:2x2x1", TPUS["v4"], [None] * 8)  # 4 chips of two devices

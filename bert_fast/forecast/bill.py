@@ -89,7 +89,8 @@ def totals(plan: Plan, utilisation: float) -> list[str]:
         least = f"{clock(3600 * hours)}{price(plan, hours)}"
         lines.append(f"  at least {least} on {plan.where.topology}: at most {used:.0%} of its peak")
     if at is not None:
-        lines.append(f"  {clock(3600 * at)}{price(plan, at)} at {utilisation:.0%} of its peak")
+        above = "" if hours is None or at >= hours else ", which is more than those cycles allow"
+        lines.append(f"  {clock(3600 * at)}{price(plan, at)} at {utilisation:.0%} of its peak{above}")
     lines.append(f"  compiling: {clock(sum(stage.compile_seconds for stage in plan.stages))} for this plan, once a run")
     return lines
 
