@@ -131,6 +131,7 @@ def write_checkpoint(root: pathlib.Path, names=(), **changes) -> pathlib.Path:
         | {"special_ids": special},
         "methods": [(name, {}) for name in names],
     }
+    about = dict.fromkeys(checkpoint.DESCRIBED, "") | about
     checkpoint.save(root / "checkpoints", state, about, (root / "vocab.txt").read_bytes(), set())
     return root
 

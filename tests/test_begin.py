@@ -126,7 +126,7 @@ def test_state_of_a_method_comes_back_with_the_shape_that_it_was_saved_with(tmp_
     method, mesh = chain(counting), make_mesh(1, 1, 1, jax.devices()[:1])
     state = begin.first_state(begin.fresh_params(CONFIG, 0, mesh), method, STAGE, OPTIMIZER, mesh)
     grown = ({"seen": jnp.arange(5.0), "steps": jnp.int32(7)},)
-    about = {"stage": checkpoint.stage_to_json(STAGE)}
+    about = dict.fromkeys(checkpoint.DESCRIBED, "") | {"stage": checkpoint.stage_to_json(STAGE)}
     folder = checkpoint.save(tmp_path, state._replace(method=grown), about, b"[PAD]\n", set())
     back = begin.resumed(folder, method, OPTIMIZER, mesh)
     assert jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) == np.asarray(b)).all(), back.method, grown))
