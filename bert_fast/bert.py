@@ -130,6 +130,8 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
         x_BQD, idle_BXD = (x_BSD, None) if span.rows is None else jnp.split(x_BSD, [span.rows], axis=1)
         segments_BQ, segments_BK = segments_BS[:, : span.rows], segments_BS[:, : span.keys]
         if span.beside > 1:
+            if span.rows != span.keys:
+                raise ValueError(f"{span} lays examples side by side, but its tokens attend to others than themselves")
             # Examples in one row do not see each other: their segments are told apart.
             places_B1 = jnp.arange(len(segments_BQ))[:, None] % span.beside
             x_BQD = side_by_side(x_BQD, span.beside)

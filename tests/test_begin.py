@@ -1,6 +1,7 @@
 """How a run begins: its timeline and clock, and the parameters and states that it takes from a checkpoint."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,21 @@ def test_stage_in_which_nothing_learns_is_refused(small_shards):
     assert len(begin.stages(settings, frozen_below(1))) == 2
     with pytest.raises(BadInput, match=r"no layer learns in stage 16-tokens: leave the topmost"):
         begin.stages(settings, frozen_below(2))
+
+
+# --- a folder that holds a run already --------------------------------------------------------------------------------
+
+
+def test_argument_that_is_newer_than_a_run_was_at_its_default_there(small_shards, tmp_path):
+    config = small_config(small_shards)
+    older = {**config, "token_drop": {**config["token_drop"]}}
+    del older["token_drop"]["beside"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    begin.refuse_other(tmp_path, config)
+    with pytest.raises(BadInput, match=r"token_drop\.beside: 1 there, 2 now"):
+        begin.refuse_other(tmp_path, {**config, "token_drop": {**config["token_drop"], "beside": 2}})
+    with pytest.raises(BadInput, match=r"seed: 0 there, 7 now"):
+        begin.refuse_other(tmp_path, {**config, "seed": 7})
 
 
 # --- a checkpoint's parameters and states -----------------------------------------------------------------------------

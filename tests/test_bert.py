@@ -309,15 +309,6 @@ def test_bfloat16_activations_keep_statistics_in_float32(config, seed):
     assert in_float32 == config.depth + 1  # the logits of attention and of the MLM head
 
 
-def test_dropout_keeps_the_rate_and_the_mean():
-    n = 10**6
-    for rate in (0.1, 0.5):
-        y = np.asarray(layers.dropout(jnp.ones(n), rate, jax.random.key(0)))
-        assert abs((y == 0).mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / n)
-        np.testing.assert_allclose(y[y != 0], 1 / (1 - rate), rtol=1e-4)
-        assert np.any(y != np.asarray(layers.dropout(jnp.ones(n), rate, jax.random.key(1))))
-
-
 def test_dropout_is_off_without_a_key():
     params = reference.random_params(POST)
     config = dataclasses.replace(POST, **DROPOUTS)
@@ -335,32 +326,6 @@ def test_each_dropout_draws_its_own_mask(monkeypatch):
     bert.encode(config, params, {}, BATCH, DENSE, Route(), jax.random.key(0))
     assert len(keys) == 1 + 3 * config.depth
     assert len({tuple(map(int, key)) for key in keys}) == len(keys)
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_attention_and_its_gradient_are_those_of_the_formula(rate):
-    rng, key = np.random.default_rng(0), jax.random.key(0)
-    q, k, v = (rng.standard_normal((2, count, 2, 8)).astype(np.float32) for count in (5, 7, 7))
-    allowed_BQK = rng.random((2, 5, 7)) < 0.5
-    allowed_BQK[0, 1] = False  # a query without any key, as padding has where the padding is no key
-    weights_BQHE = rng.standard_normal(q.shape).astype(np.float32)
-    weights_BQHE[0, 1] = 0  # on which nothing depends
-
-    def formula(q, k, v):
-        logits_BHQK = jnp.einsum("BQHE,BKHE->BHQK", q, k) / np.sqrt(8)
-        probs_BHQK = jax.nn.softmax(jnp.where(allowed_BQK[:, None], logits_BHQK, -1e30))
-        if rate:
-            probs_BHQK = probs_BHQK * layers.drawn(probs_BHQK.shape, rate, key) / (1 - rate)
-        return jnp.einsum("BHQK,BKHE->BQHE", probs_BHQK, v)
-
-    def gradients(attend):
-        return jax.value_and_grad(lambda *qkv: jnp.sum(attend(*qkv) * weights_BQHE), (0, 1, 2))(q, k, v)
-
-    ours = gradients(lambda *qkv: layers.attend(*qkv, allowed_BQK, rate, key))
-    jax.tree.map(close, ours, gradients(formula))
-    if not rate:
-        theirs = gradients(lambda *qkv: jax.nn.dot_product_attention(*qkv, mask=allowed_BQK[:, None]))
-        jax.tree.map(close, ours, theirs)
 
 
 def test_weights_begin_with_their_deviations_and_layers_as_in_a_shallower_model():

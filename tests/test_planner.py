@@ -195,6 +195,7 @@ def test_compilers_message_is_told_in_one_line():
 """  # noqa: E501
     told = "uses 27.21G of 15.75G, the largest: 2.25G f32[12,128,12,128,128] (backward softmax)"
     assert tpu.too_large(message, "") == told
+    assert tpu.too_large("RESOURCE_EXHAUSTED", "") == "out of memory"
 
 
 def test_largest_tensors_are_found_in_the_program_where_the_compiler_lists_none():

@@ -249,6 +249,8 @@ def test_examples_beside_each_other_do_not_see_each_other(config):
     run = jax.jit(jax.value_and_grad(ordered_loss), static_argnums=(1, 2))
     assert sum(span.beside == 2 for span in paired) == 1
     close(run(params, config, paired, batch), run(params, config, plan, batch))
+    with pytest.raises(ValueError, match="attend to others than themselves"):
+        run(params, config, tuple(dataclasses.replace(span, beside=2) for span in plan), batch)
 
 
 def test_examples_are_laid_beside_each_other_where_only_kept_tokens_are():

@@ -26,17 +26,6 @@ from bert_fast.data.files import atomic_json
 
 LIBTPU = "0.0.42"  # what the `tpu` extra of jax 0.10.2 pins; a newer one failed with an older jaxlib
 FORMAT = 2  # of what is kept in the cache
-BYTES = {
-    "f32": 4,
-    "bf16": 2,
-    "i32": 4,
-    "ui32": 4,
-    "i16": 2,
-    "ui16": 2,
-    "i8": 1,
-    "ui8": 1,
-    "i1": 1,
-}  # of StableHLO's types
 KNOWN = ("v4:2x2x1", "v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4", "v6e:1x1", "v6e:16x16")
 
 
@@ -159,11 +148,10 @@ def too_large(message: str, program: str) -> str:
     used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
     used = used or re.search(r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
     found = re.findall(r"Size: ([\d.]+\w)\s.*?Operator: op_name=\"([^\"]*)\".*?Shape: (\S+?)[{\s]", message, re.DOTALL)
-    largest = [f"{size} {shape} ({operation_of(name)})" for size, name, shape in found[:3]]
-    whose = "the largest" if found else "the largest tensors, of all devices together"
-    return (f"uses {used[1]} of {used[2]}" if used else "out of memory") + (
-        f", {whose}: " + "; ".join(largest or largest_tensors(program, 3))
-    )
+    listed = [f"{size} {shape} ({operation_of(name)})" for size, name, shape in found[:3]]
+    whose = "the largest" if listed else "the largest tensors, of all devices together"
+    largest = "; ".join(listed or largest_tensors(program, 3))
+    return (f"uses {used[1]} of {used[2]}" if used else "out of memory") + (f", {whose}: {largest}" if largest else "")
 
 
 def largest_tensors(program: str, count: int) -> list[str]:
@@ -172,7 +160,7 @@ def largest_tensors(program: str, count: int) -> list[str]:
     makers: dict[str, tuple[int, str]] = {}
     for shape, kind, place in re.findall(r"tensor<((?:\d+x)+)(\w+)> loc\((#loc\d+)\)$", program, re.MULTILINE):
         sizes = shape.rstrip("x").replace("x", ",")
-        bytes_ = math.prod(int(size) for size in sizes.split(",")) * BYTES.get(kind, 4)
+        bytes_ = math.prod(map(int, sizes.split(","))) * -(-int(re.findall(r"\d+", kind)[0]) // 8)  # i1 is a byte
         makers.setdefault(f"{kind}[{sizes}]", (bytes_, operation_of(names.get(place, ""))))
     ranked = sorted(makers.items(), key=lambda item: -item[1][0])[:count]
     return [f"{size / 2**30:.2f}G {shape} ({maker})" for shape, (size, maker) in ranked]
