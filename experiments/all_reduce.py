@@ -18,8 +18,8 @@ import numpy as np
 from absl import app, flags
 
 from bert_fast import bert
+from bert_fast.cost import hlo
 from bert_fast.cost.flops import step_flops
-from bert_fast.cost.hlo import collectives
 from bert_fast.method import Method, Program, Stage
 from bert_fast.methods import stacking
 from bert_fast.plan import Route, whole
@@ -50,7 +50,8 @@ def measure(program: Program, mesh) -> tuple[int, int]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, BATCH)), make_batch(program)
     )
     programs = compile.Programs(make_step(Method(), optimizer, 0), mesh)
-    found = collectives(programs.lower(program, state, batch, Route(), np.float32(0)).compile().as_text())
+    text = programs.lower(program, state, batch, Route(), np.float32(0)).compile().as_text()
+    found = hlo.collectives(hlo.parse(text))
     return found["all-reduce"], sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes.params))
 
 

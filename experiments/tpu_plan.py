@@ -9,6 +9,7 @@ hours: stop it as you like; --only and --arms choose. Writes experiments/tpu_pla
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -17,7 +18,8 @@ import platform
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # compiling takes no TPU
 
-from bert_fast import methods, settings
+import bert_fast
+from bert_fast import BadInput, methods, settings
 from bert_fast.cost.accelerators import GIB, TPUS
 from bert_fast.data.files import atomic_json
 from bert_fast.forecast import planner, tpu
@@ -82,16 +84,25 @@ def file_of(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) 
     return folder / f"{topology}-{size}-{seq}-{arm}.json".replace(":", "-").replace(", ", "-").replace(" ", "-")
 
 
+def code() -> str:
+    """A fingerprint of the package, by which plans of another state of it are known."""
+    sources = sorted(pathlib.Path(bert_fast.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
 def compile_all(folder: pathlib.Path, cache: pathlib.Path, only: str, arms: list[str]):
-    """Every plan that is not finished."""
+    """Every plan that is not finished, or of another state of the code: then only what has changed is compiled."""
+    now = code()
     for topology, size, seq, wanted in WANTED:
         for arm in wanted:
             path = file_of(folder, arm, topology, size, seq)
-            if path.exists() or only not in f"{topology}/{size}/{seq}" or arm not in (arms or wanted):
+            if only not in f"{topology}/{size}/{seq}" or arm not in (arms or wanted):
+                continue
+            if path.exists() and json.loads(path.read_text())["code"] == now:
                 continue
             print(f"== {topology}, {size}, {seq} tokens: {arm}", flush=True)
             found = planner.plan(settings_of(arm, topology, size, seq), planner.on(topology), cache, print)
-            atomic_json(path, {"stages": [dataclasses.asdict(stage) for stage in found.stages]})
+            atomic_json(path, {"code": now, "stages": [dataclasses.asdict(stage) for stage in found.stages]})
 
 
 def read(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) -> Plan | None:
@@ -99,7 +110,10 @@ def read(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) -> 
     path = file_of(folder, arm, topology, size, seq)
     if not path.exists():
         return None
-    stages = [StagePlan(**stage) for stage in json.loads(path.read_text())["stages"]]
+    kept = json.loads(path.read_text())
+    if kept["code"] != code():
+        raise BadInput(f"{path} is of another state of the code: run the same command without --page first")
+    stages = [StagePlan(**stage) for stage in kept["stages"]]
     chip = TPUS[topology.split(":")[0]]
     return Plan(Slice(topology, chip, [None] * chips_of(topology) * chip.devices), stages)
 
@@ -112,7 +126,7 @@ def row(label: str, flops: float, cycles: float, stage: StagePlan | None, plan: 
     chip = plan.where.chip
     assert chip is not None
     assert stage.cycles is not None
-    used = stage.compiled_flops / len(plan.where.devices) / (stage.cycles / chip.clock * chip.peak / chip.devices)
+    used = stage.flops / len(plan.where.devices) / (stage.cycles / chip.clock * chip.peak / chip.devices)
     sent = ", ".join(f"{kind} {size / 2**20:,.0f}" for kind, size in stage.collectives.items()) or "-"
     return (
         f"| {label} | {flops:.3f} | {cycles:.3f} | {realised} | {stage.cycles / 1e6:,.1f} | {used:.2f} | "
@@ -131,11 +145,11 @@ def rows_of(name: str, plan: Plan | None, dense: Plan) -> list[str]:
         if stage.cycles is None or whole.cycles is None:
             lines.append(f"| {label} | {stage.flops / whole.flops:.3f} | does not fit: {stage.problem} | | | | | | |")
         else:
-            lines.append(row(label, stage.compiled_flops / whole.flops, stage.cycles / whole.cycles, stage, plan))
+            lines.append(row(label, stage.flops / whole.flops, stage.cycles / whole.cycles, stage, plan))
     cycles, others = plan.cycles(), dense.cycles()
     if len(plan.stages) > 1 and cycles and others:
         # A search is added to the training: it is a part of the price.
-        lines.append(row(f"{name}, **whole run**", plan.compiled_flops / dense.flops, cycles / others, None, plan))
+        lines.append(row(f"{name}, **whole run**", plan.flops / dense.flops, cycles / others, None, plan))
     return lines
 
 
@@ -197,8 +211,8 @@ def page(folder: pathlib.Path) -> str:
 AdamW; the step that a run would take, built by the same function. Cycles are the estimate of the TPU compiler (libtpu
 {tpu.LIBTPU}), and **no measurement**; realised = (1 - cycles / dense's) / (1 - FLOPs / dense's). Gathers, scatters, sorts and custom
 calls carry no estimate: beside, the least time that their bytes take. Of a stage with several programs the
-{planner.MOST} most frequent are compiled, and FLOPs are those of what was compiled. Layers are dropped with systematic sampling: 8 or
-9 of 12 run.
+{planner.MOST} most frequent are compiled, and of the others as many cycles a FLOP are expected; memory is that of the program that needs
+the most. Layers are dropped with systematic sampling: 8 or 9 of 12 run once theta has settled.
 
 {(chr(10) * 2).join(tables)}
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from bert_fast import bert
-from bert_fast.cost.hlo import collectives
+from bert_fast.cost import hlo
 from bert_fast.method import Method, Program, Stage
 from bert_fast.methods import stacking
 from bert_fast.plan import Route, whole
@@ -40,7 +40,7 @@ def measure(program: Program) -> dict:
     placed = programs.placed(state, global_batch(batch, mesh), Route(), 1e-3)
     text = programs.lower(program, *placed).compile().as_text()
     embeddings, layers = (sum(leaf.nbytes for leaf in jax.tree.leaves(params[name])) for name in ("embed", "layers"))
-    found = collectives(text)
+    found = hlo.collectives(hlo.parse(text))
     return {
         "all-reduce": found.pop("all-reduce"),
         "other": sum(found.values()),

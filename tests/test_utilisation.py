@@ -48,6 +48,7 @@ def test_clocks_are_peak_over_flops_of_a_cycle():
     assert clocks["v5e"] == pytest.approx(197e3 / 131_072, abs=0.01)
     assert clocks["v4"] == pytest.approx(1.05)
     assert clocks["v5p"] == pytest.approx(1.75)
+    assert clocks["v6e"] == pytest.approx(1.75)
 
 
 def test_every_price_has_a_date_and_every_figure_a_source():

@@ -22,7 +22,12 @@ def define(args, argv: list[str]):
     config_flags.DEFINE_config_file("compare", None, what, sys_argv=argv, flag_values=args)
     flags.DEFINE_string("topology", "cpu", "A TPU slice such as v5e:4x4; cpu or gpu: FLOPs alone.", flag_values=args)
     flags.DEFINE_float(
-        "utilisation", 0.4, "The share of the peak at which hours and price are stated.", 0.01, 1.0, flag_values=args
+        "utilisation",
+        0.4,
+        "The share of a TPU's peak at which hours and price are stated.",
+        0.01,
+        1.0,
+        flag_values=args,
     )
     flags.DEFINE_bool("profile", False, "Also where the cycles go, by source line and operation.", flag_values=args)
     flags.DEFINE_bool("largest_batch", False, "Also the largest batch that fits (several compiles).", flag_values=args)
@@ -32,7 +37,7 @@ def define(args, argv: list[str]):
 
 
 def run(args, texts: list[str]) -> int:
-    from bert_fast import methods, settings
+    from bert_fast import BadInput, methods, settings
     from bert_fast.data import shards
     from bert_fast.forecast import bill, planner
     from bert_fast.train.report import say
@@ -47,11 +52,16 @@ def run(args, texts: list[str]) -> int:
         return settings.make(config, words, tuple(methods.known()))
 
     where, cache = planner.on(args.topology), pathlib.Path(args.cache).expanduser()
+    for flag in ("profile", "largest_batch"):
+        if args[flag].value and where.chip is None:
+            raise BadInput(f"--{flag} asks the TPU compiler: give --topology=v5e:1x1 or another TPU slice with it")
     planned = planner.plan(settings_of("config"), where, cache, say)
     print("\n".join([bill.stages(planned), *bill.details(planned), *bill.totals(planned, args.utilisation)]))
+    fits = planned.fits
     if args.compare is not None:
         other = planner.plan(settings_of("compare"), where, cache, say)
-        print("\n".join(["", bill.stages(other), *bill.totals(other, args.utilisation)]))
+        print("\n".join(["", bill.stages(other), *bill.details(other), *bill.totals(other, args.utilisation)]))
+        fits = fits and other.fits
         print("\n".join(["", *bill.comparison(planned, other)]))
     if args.profile:
         print("\n".join(bill.profile(stage) for stage in planned.stages))
@@ -59,4 +69,4 @@ def run(args, texts: list[str]) -> int:
         print(f"the largest batch that fits: {planner.largest_batch(settings_of('config'), where, cache, say)}")
     if where.chip is not None:
         print(bill.CAVEAT)
-    return 0 if planned.fits else 1
+    return 0 if fits else 1

@@ -45,19 +45,23 @@ GOOGLE = "cloud.google.com/tpu/pricing"
 TPUS = {
     accelerator.name: accelerator
     for accelerator in (
-        tpu("v4", "tpu v4", 275, 32 * GIB, 1228 * GB, 8 * 128 * 128 * 2, 2, 3.22, f"{GOOGLE}, August 2022"),
+        tpu("v4", "tpu v4", 275, 32 * GIB, 1228 * GB, 8 * 128 * 128 * 2, 1, 3.22, f"{GOOGLE}, August 2022"),
         tpu("v5e", "tpu v5 lite", 197, 16 * GIB, 819 * GB, 4 * 128 * 128 * 2, 1, 1.20, f"{GOOGLE}, November 2024"),
         # From memory, not read on that page: v5p's price.
         tpu("v5p", "tpu v5", 459, 95 * GIB, 2765 * GB, 8 * 128 * 128 * 2, 1, 4.20, f"{GOOGLE}, 2024, unverified"),
-        tpu("v6e", "tpu v6 lite", 918, 32 * GIB, 1638 * GB, 2 * 256 * 256 * 2, 1, 2.70, f"{GOOGLE}, November 2024"),
+        # That page gives v6e two units, of which its peak would need 3.5 GHz; the compiler (libtpu 0.0.42) expects up
+        # to 456,000 FLOPs a cycle of a large product, which takes four.
+        tpu("v6e", "tpu v6 lite", 918, 32 * GIB, 1638 * GB, 4 * 256 * 256 * 2, 1, 2.70, f"{GOOGLE}, November 2024"),
         tpu("tpu7x", "tpu7x", 2307, 192 * GIB, 7380 * GB, 0, 2, None, ""),
     )
 }
 
 NVIDIA = "the datasheet of NVIDIA, dense tensor cores"
 GPUS = (
+    Accelerator("H200 NVL", ("nvidia h200 nvl*",), 835e12, 141 * GB, 4800 * GB, sources=(NVIDIA, "")),
     Accelerator("H200", ("nvidia h200*",), 989e12, 141 * GB, 4800 * GB, sources=(NVIDIA, "")),
     Accelerator("H100 PCIe", ("nvidia h100 pcie*",), 756e12, 80 * GB, 2000 * GB, sources=(NVIDIA, "")),
+    Accelerator("H100 NVL", ("nvidia h100 nvl*",), 835e12, 94 * GB, 3900 * GB, sources=(NVIDIA, "")),
     Accelerator("H100", ("nvidia h100*",), 989e12, 80 * GB, 3350 * GB, sources=(NVIDIA, "")),
     Accelerator("A100", ("nvidia a100*",), 312e12, 40 * GB, 1555 * GB, sources=(NVIDIA, "")),
     Accelerator("L4", ("nvidia l4",), 121e12, 24 * GB, 300 * GB, sources=(NVIDIA, "")),

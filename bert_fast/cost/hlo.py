@@ -13,9 +13,12 @@ BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, 
 BYTES |= {"s8": 1, "u8": 1, "pred": 1, "token": 0}
 
 # Work that carries no estimate; the largest first where a fusion holds several.
-NOT_COUNTED = ("scatter", "gather", "sort", "custom-call", "rng-bit-generator", *COLLECTIVES)
-# Custom calls that only say something of their operand, or name pieces of memory as one array: they move nothing.
-FREE = ("ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked")
+NOT_COUNTED = ("scatter", "gather", "sort", "custom-call", "rng-bit-generator")
+# Custom calls that only say something of their operand, name memory, or mark the ends of a collective.
+FREE = (
+    *("ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked"),
+    *("AllocateBuffer", "AsyncCollectiveStart", "AsyncCollectiveDone"),
+)
 # Copies that run beside other work: they are listed, but as a bound they would count what is hidden.
 ASYNCHRONOUS = ("copy-start", "slice-start", "dynamic-slice-start")
 
@@ -49,25 +52,17 @@ class Work(NamedTuple):
     name: str
 
 
-def collectives(text: str) -> dict[str, int]:
-    """Bytes a device of the results of each kind of collective instruction in a module of compiled HLO.
-
-    Instructions in the body of a loop or in a branch count once. Raises KeyError for a type that is not known here.
-    """
-    total = dict.fromkeys(COLLECTIVES, 0)
-    for line in text.splitlines():
-        found = re.match(rf"\s+(?:ROOT )?%?[\w.-]+ = (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
-        if found:
-            total[found[2]] += size_of(found[1])
-    return total
-
-
 def size_of(result: str) -> int:
     """Bytes of a type such as `f32[8,128]{1,0}` or of a tuple of them."""
-    return sum(
+    return sum(_sizes_of(result))
+
+
+def _sizes_of(result: str) -> list[int]:
+    """Bytes of each array of a type. Raises KeyError for a kind that is not known here."""
+    return [
         BYTES[kind] * int(np.prod([int(size) for size in sizes.split(",") if size]))
         for kind, sizes in re.findall(r"([a-z]\w*)\[([\d,]*)\]", result)
-    )
+    ]
 
 
 def parse(text: str) -> Module:
@@ -109,78 +104,119 @@ def _sources(text: str) -> dict[int, str]:
             file, line = places[int(place)]
             name = files[int(file)]
             innermost = innermost or f"{name.rsplit('/', 1)[-1]}:{line}"
-            if "/bert_fast/" in name:
-                return f"{name.split('/bert_fast/')[-1]}:{line}"
+            inside = name.rpartition("/bert_fast/")[2]
+            # A clone may be called so too, and hold libraries.
+            if inside != name and "site-packages/" not in inside:
+                return f"{inside}:{line}"
             frame = int(parent or 1) - 1  # written one too high (jaxlib 0.10.2): the outermost frame names itself
         return innermost
 
     return {frame: source(frame) for frame in frames}
 
 
-def walk(module: Module, branch_share: Callable[[int], float]) -> Iterator[Work]:
-    """Every instruction of a step that takes time, with how often it runs.
+def every_branch(branch: int) -> float:
+    return 1.0
+
+
+def run_by(module: Module, branch_share: Callable[[int], float]) -> Iterator[tuple[float, str, Instruction]]:
+    """Every instruction outside of fusions, with how often a step runs it and the computation that holds it.
 
     branch_share: of a conditional's branch, by its number (0: the first, what a false predicate takes), the share of
-    steps in which it is taken. The bodies of loops count as often as the compiler knows that they run, or else once.
+    steps in which it is taken. The body of a loop counts as often as its condition says, or else once.
     """
 
-    def of(computation: str, times: float) -> Iterator[Work]:
-        instructions = module.computations[computation]
-        results = {instruction.name: instruction.result for instruction in instructions}
-        for instruction in instructions:
+    def of(computation: str, times: float) -> Iterator[tuple[float, str, Instruction]]:
+        for instruction in module.computations[computation]:
             if instruction.operation == "while":
-                trips = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.text)
-                yield from of(_called(instruction, "body"), times * (int(trips[1]) if trips else 1))
+                yield from of(_called(instruction, "body"), times * _trips(module, instruction))
             elif instruction.operation == "conditional":
                 for number, branch in enumerate(_branches(instruction)):
                     if share := branch_share(number):
                         yield from of(branch, times * share)
             elif instruction.operation == "call":
                 yield from of(_called(instruction, "to_apply"), times)
-            elif (work := _work(instruction, results, times)) is not None:
-                yield work
-
-    def _work(instruction: Instruction, results: dict[str, str], times: float) -> Work | None:
-        estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
-        kind = instruction.operation
-        if kind == "fusion":
-            inside = {inner.operation for inner in module.computations.get(_called(instruction, "calls"), [])}
-            kind = next((heavy for heavy in NOT_COUNTED if heavy in inside), kind)
-        elif kind.endswith("-start") and kind not in ASYNCHRONOUS:
-            kind = kind.removesuffix("-start")
-        # Of the program's own arithmetic a few scalars carry no estimate either.
-        if estimate is None and kind not in (*NOT_COUNTED, *ASYNCHRONOUS):
-            return None
-        if kind == "custom-call" and any(f'"{free}"' in instruction.text for free in FREE):
-            return None
-        operands = [size_of(results.get(name, "")) for name in instruction.operands]
-        source = re.search(r"stack_frame_id=(\d+)", instruction.text)
-        name = re.search(r'op_name="([^"]*)"', instruction.text)
-        return Work(
-            times,
-            kind,
-            int(estimate[1]) if estimate and kind not in NOT_COUNTED else None,
-            _moved(kind, size_of(instruction.result), operands),
-            module.sources.get(int(source[1]), "") if source else "",
-            name[1] if name else "",
-        )
+            else:
+                yield times, computation, instruction
 
     yield from of(module.entry, 1.0)
 
 
-def _moved(kind: str, result: int, operands: list[int]) -> int:
+def _trips(module: Module, loop: Instruction) -> int:
+    """How often a loop runs that counts up from 0: what its condition compares with."""
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
+    if known:
+        return int(known[1])
+    condition = module.computations[_called(loop, "condition")]
+    bounds = [re.search(r" constant\((\d+)\)", instruction.text) for instruction in condition]
+    bounds = [int(bound[1]) for bound in bounds if bound]
+    return bounds[0] if len(bounds) == 1 and "direction=LT" in condition[-1].text else 1
+
+
+def collectives(module: Module, branch_share: Callable[[int], float] = every_branch) -> dict[str, float]:
+    """Bytes a device of the results of each kind of collective in a step.
+
+    One that is cut in pieces, each fused to other work that hides it, counts once: its pieces share a channel.
+    """
+    found: dict[tuple[str, str], float] = {}
+    for times, computation, outer in run_by(module, branch_share):
+        inner = module.computations.get(_called(outer, "calls"), []) if outer.operation == "fusion" else [outer]
+        for instruction in inner:
+            kind = instruction.operation.removesuffix("-start")
+            if kind in COLLECTIVES:
+                channel = re.search(r"channel_id=(\d+)", instruction.text)
+                key = (kind, channel[1] if channel else f"{computation}/{outer.name}")
+                found[key] = max(found.get(key, 0), times * size_of(instruction.result))
+    return {kind: sum(size for (of, _), size in found.items() if of == kind) for kind in COLLECTIVES}
+
+
+def walk(module: Module, branch_share: Callable[[int], float] = every_branch) -> Iterator[Work]:
+    """Every instruction of a step that takes time, collectives left out, with how often it runs."""
+    results = {
+        computation: {instruction.name: instruction.result for instruction in instructions}
+        for computation, instructions in module.computations.items()
+    }
+    for times, computation, instruction in run_by(module, branch_share):
+        estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
+        kind = instruction.operation
+        if kind == "fusion":
+            inner = module.computations.get(_called(instruction, "calls"), [])
+            inside = {each.operation for each in inner if not _is_free(each)}
+            kind = next((heavy for heavy in NOT_COUNTED if heavy in inside), kind)
+        # Of the program's own arithmetic a few scalars carry no estimate either.
+        if (estimate is None and kind not in (*NOT_COUNTED, *ASYNCHRONOUS)) or _is_free(instruction):
+            continue
+        source = re.search(r"stack_frame_id=(\d+)", instruction.text)
+        name = re.search(r'op_name="([^"]*)"', instruction.text)
+        yield Work(
+            times,
+            kind,
+            int(estimate[1]) if estimate and kind not in NOT_COUNTED else None,
+            _moved(kind, instruction, results[computation]),
+            module.sources.get(int(source[1]), "") if source else "",
+            name[1] if name else "",
+        )
+
+
+def _is_free(instruction: Instruction) -> bool:
+    return instruction.operation == "custom-call" and any(f'"{free}"' in instruction.text for free in FREE)
+
+
+def _moved(kind: str, instruction: Instruction, results: dict[str, str]) -> int:
     """Bytes of memory that an instruction must at least move.
 
-    A gather reads what it writes, not the whole table; a scatter reads and writes the rows of its updates, of which
-    the table in `operands` has the size of the result.
+    A gather reads what it writes, not the whole table; a scatter reads its updates, and reads and writes the rows of
+    them in the table, which is the operand of the result's size.
     """
+    operands = [size_of(results.get(name, "")) for name in instruction.operands]
+    if kind in ASYNCHRONOUS:  # its result holds the source too, of which a slice moves a piece
+        return 2 * min(size for size in _sizes_of(instruction.result) if size > 4)
+    result = size_of(instruction.result)
     if kind == "gather":
         return 2 * result
-    if kind in ASYNCHRONOUS:  # its result holds the source too
-        return result
     if kind == "scatter":
-        updates = [size for size in operands if size < result]
-        return 3 * max(updates, default=result)
+        if result in operands:
+            operands.remove(result)
+        return 3 * max(operands, default=result)
     return result + sum(operands)
 
 

@@ -108,7 +108,7 @@ def comparison(plan: Plan, other: Plan) -> list[str]:
     lines = [f"against the compared config: FLOPs {flops:.3f}"]
     cycles, others = plan.cycles(), other.cycles()
     if cycles is not None and others:
-        ratio, flops = cycles / others, plan.compiled_flops / other.compiled_flops
+        ratio = cycles / others
         realised = f", realised {(1 - ratio) / (1 - flops):.2f} of the saving" if abs(1 - flops) > 0.01 else ""
         lines[0] += f", cycles {ratio:.3f}{realised}"
         most = [gib(max(stage.temporaries for stage in one.stages)) for one in (plan, other)]

@@ -30,8 +30,8 @@ class StagePlan:
     """One stage: means over its steps, of all devices together where nothing else is said.
 
     flops, dense: of a step, executed and of dense training. cycles: of a device, None without a TPU. share: of the
-    steps whose program was compiled; the others are taken to be like those. compiled_flops: executed by what was
-    compiled, which is what cycles are to be held against. Bytes are those of a device.
+    steps whose program was compiled; of the others as many cycles are expected a FLOP. Bytes are those of a device,
+    and of memory those of the program that needs the most.
     """
 
     name: str
@@ -42,7 +42,6 @@ class StagePlan:
     dense: float
     share: float = 1.0
     cycles: float | None = None
-    compiled_flops: float = 0.0
     not_counted: Mapping[str, float] = dataclasses.field(default_factory=dict)
     collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
     arguments: int = 0
@@ -57,9 +56,9 @@ class StagePlan:
         return (self.cycles or 0) / chip.clock + self.bound(chip)
 
     def bound(self, chip: Accelerator) -> float:
-        """Least seconds of a step for what carries no estimate, copies beside other work and collectives left out."""
-        aside = (*tpu.hlo.ASYNCHRONOUS, *tpu.hlo.COLLECTIVES)
-        return sum(size for kind, size in self.not_counted.items() if kind not in aside) / chip.bandwidth * chip.devices
+        """Least seconds of a step for what carries no estimate, copies beside other work left out."""
+        waited = sum(size for kind, size in self.not_counted.items() if kind not in tpu.hlo.ASYNCHRONOUS)
+        return waited / chip.bandwidth * chip.devices
 
 
 class Slice(NamedTuple):
@@ -86,10 +85,6 @@ class Plan(NamedTuple):
     @property
     def flops(self) -> float:
         return sum(stage.steps * stage.flops for stage in self.stages)
-
-    @property
-    def compiled_flops(self) -> float:
-        return sum(stage.steps * stage.compiled_flops for stage in self.stages)
 
     @property
     def dense(self) -> float:
@@ -129,37 +124,38 @@ class Plan(NamedTuple):
 
 
 def plan(settings: Settings, where: Slice, cache: pathlib.Path, say: Callable[[str], None]) -> Plan:
-    """The plan of a run. On a TPU slice it compiles every program, or reads from the cache what was said of it.
+    """The plan of a run. On a TPU slice it compiles the programs of each stage that are drawn most often, and the
+    largest, or reads from the cache what was said of them.
 
     Raises BadInput where the run's batches do not divide over the slice.
     """
     method = methods.make(settings.methods)
     stages = programs.timeline(settings, method)
-    mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, devices=where.devices)
-    begin.check_devices(settings, mesh)
-    final = stages[-1].program.model
+    dense_model = begin.stages(settings, method)[-1].program.model  # before a method changes it
     drawn = [programs.draws(method, stage, programs.clocks(stages, i, TIMES)) for i, stage in enumerate(stages)]
-    found = [analytic(stage, draws, final) for stage, draws in zip(stages, drawn, strict=True)]
+    found = [analytic(stage, draws, dense_model) for stage, draws in zip(stages, drawn, strict=True)]
     if where.chip is None:
         return Plan(where, found)
-    count = sum(len(draws[:MOST]) for draws in drawn)
+    mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, devices=where.devices)
+    begin.check_devices(settings, mesh)
+    chosen = [programs.to_compile(draws, MOST) for draws in drawn]
+    count = sum(map(len, chosen))
     say(
         f"{count} programs to compile for {where.topology}, or to be read from {cache}; at BERT-base size one takes "
         "one to three minutes on two cores"
     )
-    if final.dtype == "float32":
+    if dense_model.dtype == "float32":
         say("activations are float32, at half of a TPU's pace or less: --config.model.dtype=bfloat16")
     steps = Programs(make_step(method, optim.make(settings.optimizer), settings.seed), mesh)
     done = 0
     for index, stage in enumerate(stages):
         added = not any(earlier.data == "restart" for earlier in stages[: index + 1])
-        chosen, parts = programs.most_frequent(drawn[index], MOST), []
-        for draw in chosen:
+        parts = []
+        for draw in chosen[index]:
             done += 1
             say(f"[{done}/{count}] stage {stage.name}: {describe(draw.program)}")
             parts.append((draw.share, one(steps, method, stage, draw, added, settings, where, cache)))
-        flops = sum(draw.share * step_flops(draw.program, draw.on_L).executed for draw in chosen)
-        found[index] = merged(found[index], parts, flops, sum(draw.share for draw in drawn[index][:MOST]))
+        found[index] = merged(found[index], parts, flops_of(chosen[index]), sum(d.share for d in drawn[index][:MOST]))
     return Plan(where, found)
 
 
@@ -168,13 +164,16 @@ def describe(program) -> str:
     return f"{sum(layers)} layers, {program.batch_size} x {program.seq_len} tokens"
 
 
-def analytic(stage: Stage, drawn: list[programs.Draw], final) -> StagePlan:
+def flops_of(drawn: list[programs.Draw]) -> float:
+    """FLOPs of a step in the mean over what was drawn."""
+    return sum(draw.share * step_flops(draw.program, draw.on_L).executed for draw in drawn)
+
+
+def analytic(stage: Stage, drawn: list[programs.Draw], dense_model) -> StagePlan:
     """What is known without a compiler."""
     program = stage.program
-    flops = sum(draw.share * step_flops(draw.program, draw.on_L).executed for draw in drawn)
-    return StagePlan(
-        stage.name, stage.steps, program.batch_size, program.seq_len, flops, dense_equivalent(program, final)
-    )
+    dense = dense_equivalent(program, dense_model)
+    return StagePlan(stage.name, stage.steps, program.batch_size, program.seq_len, flops_of(drawn), dense)
 
 
 def one(steps: Programs, method: Method, stage: Stage, draw, added: bool, settings: Settings, where: Slice, cache):
@@ -186,34 +185,38 @@ def one(steps: Programs, method: Method, stage: Stage, draw, added: bool, settin
     )
     conditional = [share for span in draw.program.plan if span.cond for share in draw.on_L[span.start : span.stop]]
     running = sum(conditional) / len(conditional) if conditional else 1.0
-    return tpu.compile(lowered, where.topology, running, cache)
+    return tpu.read(tpu.compile(lowered, where.topology, cache), running)
 
 
 def merged(stage: StagePlan, parts: list[tuple[float, tpu.Compiled]], flops: float, share: float) -> StagePlan:
-    """A stage with the means over its compiled programs, which execute so many FLOPs, and the largest memory of any."""
+    """A stage with the means over its compiled programs, and the largest memory of any.
+
+    flops: what these execute; cycles and bytes are scaled from there to what all of the stage's programs execute.
+    """
+    scale = stage.flops / flops
 
     def mean(of: Callable[[tpu.Compiled], Mapping[str, int]]) -> dict[str, float]:
         total: Counter[str] = Counter()
         for part, compiled in parts:
-            total.update({kind: part * size for kind, size in of(compiled).items()})  # type: ignore[arg-type]
+            total.update({kind: scale * part * size for kind, size in of(compiled).items()})  # type: ignore[arg-type]
         return dict(total)
 
-    problem = next((compiled.problem for _, compiled in parts if compiled.problem), "")
+    said = [compiled.said for _, compiled in parts]
+    problem = next((one.problem for one in said if one.problem), "")
     lines: Counter[tuple[str, str]] = Counter()
     for part, compiled in parts:
         for source, operation, cycles in compiled.lines:
-            lines[source, operation] += round(part * cycles)
+            lines[source, operation] += round(scale * part * cycles)
     return dataclasses.replace(
         stage,
         share=share,
-        compiled_flops=flops,
-        cycles=None if problem else sum(part * compiled.cycles for part, compiled in parts),
+        cycles=None if problem else scale * sum(part * compiled.cycles for part, compiled in parts),
         not_counted=mean(lambda compiled: compiled.not_counted),
         collectives=mean(lambda compiled: compiled.collectives),
-        arguments=max(compiled.arguments for _, compiled in parts),
-        temporaries=max(compiled.temporaries for _, compiled in parts),
-        peak=max(compiled.peak for _, compiled in parts),
-        compile_seconds=sum(compiled.seconds for _, compiled in parts),
+        arguments=max(one.arguments for one in said),
+        temporaries=max(one.temporaries for one in said),
+        peak=max(one.peak for one in said),
+        compile_seconds=sum(one.seconds for one in said),
         problem=problem,
         lines=tuple((source, operation, cycles) for (source, operation), cycles in lines.most_common()),
     )

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bert_fast import bert
+from bert_fast.cost.flops import step_flops
 from bert_fast.method import Clock, Method, Program, Stage
 from bert_fast.plan import Route, pack
 from bert_fast.settings import Settings
@@ -59,6 +60,13 @@ def most_frequent(drawn: Sequence[Draw], most: int) -> list[Draw]:
     """The first so many, with shares that sum to 1 again: they stand for the others."""
     total = sum(draw.share for draw in drawn[:most])
     return [draw._replace(share=draw.share / total) for draw in drawn[:most]]
+
+
+def to_compile(drawn: Sequence[Draw], most: int) -> list[Draw]:
+    """The most frequent, and the one that computes most where it is none of them, without a share: it has to fit."""
+    chosen = most_frequent(drawn, most)
+    largest = max(drawn, key=lambda draw: step_flops(draw.program).executed)
+    return chosen if largest in drawn[:most] else [*chosen, largest._replace(share=0.0)]
 
 
 def clocks(stages: Sequence[Stage], index: int, count: int) -> list[Clock]:

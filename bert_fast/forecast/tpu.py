@@ -5,6 +5,7 @@ custom calls and collectives carry no estimate; they are listed by their bytes.
 """
 
 import dataclasses
+import gzip
 import hashlib
 import importlib.metadata
 import json
@@ -18,35 +19,46 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jaxlib
 
 from bert_fast import BadInput
 from bert_fast.cost import hlo
 from bert_fast.cost.accelerators import TPUS, Accelerator
-from bert_fast.data.files import atomic_json
+from bert_fast.data.files import atomic_write
 
 LIBTPU = "0.0.42"  # what the `tpu` extra of jax 0.10.2 pins; a newer one failed with an older jaxlib
-FORMAT = 2  # of what is kept in the cache
+FORMAT = 3  # of what is kept in the cache
+FLAGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")  # the variables that change what the compiler does
 KNOWN = ("v4:2x2x1", "v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4", "v6e:1x1", "v6e:16x16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
-    """What the compiler says of one program, for one device.
+class Said:
+    """What the compiler said of one program, for one device.
 
-    arguments, temporaries, peak: bytes. cycles: counted ones. not_counted: bytes by operation. collectives: bytes by
-    kind. lines: (source line, operation, cycles), the dearest first. seconds: what compiling took. problem: why it
-    does not fit, "" where it does; then the rest is empty.
+    text: the compiled HLO, with source lines as they were then. arguments, temporaries, peak: bytes. seconds: what
+    compiling took. problem: why it does not fit, "" where it does; then there is neither text nor memory.
     """
 
+    seconds: float
+    text: str = ""
     arguments: int = 0
     temporaries: int = 0
     peak: int = 0
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What is read from that. cycles: counted ones. not_counted: bytes by operation. collectives: bytes by kind.
+    lines: (source line, operation, cycles), the dearest first.
+    """
+
+    said: Said
     cycles: int = 0
     not_counted: dict[str, int] = dataclasses.field(default_factory=dict)
     collectives: dict[str, int] = dataclasses.field(default_factory=dict)
     lines: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-    problem: str = ""
 
 
 def describe(topology: str) -> tuple[Accelerator, Sequence[Any]]:
@@ -68,68 +80,76 @@ def describe(topology: str) -> tuple[Accelerator, Sequence[Any]]:
         ) from None
     if found != LIBTPU:
         raise BadInput(
-            f"libtpu {found} does not match jaxlib {jax.__version__}, which needs {LIBTPU}: "
+            f"libtpu {found} does not match jaxlib {jaxlib.__version__}, which needs {LIBTPU}: "
             "pip install -r requirements-tpu.txt"
         )
     # It must not look for a TPU in the neighbourhood, nor hold the lock that says that it uses one.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     from jax.experimental import topologies
 
-    # The default is a host of four or eight chips.
-    alone = {"chips_per_host_bounds": [1, 1, 1]} if re.fullmatch(r"1(x1)+", topology.split(":")[1]) else {}
+    options: dict[str, Any] = {}
+    if re.fullmatch(r"1(x1)+", topology.split(":")[1]):  # the default is a host of four or eight chips
+        options["chips_per_host_bounds"] = [1, 1, 1]
+    if accelerator.name == "v4":  # as on the chip itself both of its cores are one device; the default is two
+        options["chip_config_name"] = "megacore"
     try:
-        return accelerator, topologies.get_topology_desc(platform="tpu", topology_name=topology, **alone).devices
+        return accelerator, topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"--topology={topology}: {reason}; known to work are {', '.join(KNOWN)}") from None
 
 
-def compile(lowered, topology: str, running: float, cache: pathlib.Path) -> Compiled:
-    """What the compiler says of a lowered step; from the cache where it has said so before.
-
-    running: the share of a conditional's true branch, of layers that run in spans with `cond`.
-    """
-    key = "\n".join([str(FORMAT), jax.__version__, LIBTPU, topology, f"{running:.6f}", lowered.as_text()])
-    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+def compile(lowered, topology: str, cache: pathlib.Path) -> Said:
+    """What the compiler says of a lowered step; from the cache where it has said so before."""
+    versions = f"{FORMAT} {jax.__version__} {jaxlib.__version__} {LIBTPU} {topology}"
+    key = "\n".join([versions, *(os.environ.get(name, "") for name in FLAGS), lowered.as_text()])
+    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json.gz"
     if path.is_file():
-        return Compiled(**json.loads(path.read_text()))
+        return Said(**json.loads(gzip.decompress(path.read_bytes())))
     began = time.monotonic()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        result = Compiled(
-            seconds=time.monotonic() - began, problem=too_large(str(error), lowered.as_text(debug_info=True))
-        )
+        problem = too_large(str(error), lowered.as_text(debug_info=True))
+        said = Said(time.monotonic() - began, problem=problem)
     else:
-        result = read(compiled, running, time.monotonic() - began)
+        memory = compiled.memory_analysis()
+        arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        peak = arguments + temporaries + outputs
+        said = Said(time.monotonic() - began, compiled.as_text(), arguments, temporaries, peak)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_json(path, dataclasses.asdict(result))
-    return result
+    atomic_write(path, gzip.compress(json.dumps(dataclasses.asdict(said)).encode()))
+    return said
 
 
-def read(compiled, running: float, seconds: float) -> Compiled:
-    """The figures of a compiled program."""
-    text, memory = compiled.as_text(), compiled.memory_analysis()
-    cycles, not_counted = 0.0, Counter[str]()
+def read(said: Said, running: float) -> Compiled:
+    """The figures of a compiled program.
+
+    running: the share of a conditional's true branch, of layers that run in spans with `cond`.
+    """
+    if said.problem:
+        return Compiled(said)
+
+    def share(branch: int) -> float:
+        return running if branch == 1 else 1 - running
+
+    module, cycles, not_counted = hlo.parse(said.text), 0.0, Counter[str]()
     lines: Counter[tuple[str, str]] = Counter()
-    for work in hlo.walk(hlo.parse(text), lambda branch: running if branch == 1 else 1 - running):
+    for work in hlo.walk(module, share):
         if work.cycles is None:
             not_counted[work.operation] += round(work.times * work.bytes)
         else:
             cycles += work.times * work.cycles
             lines[work.source, operation_of(work.name)] += round(work.times * work.cycles)
-    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Compiled(
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        peak=memory.argument_size_in_bytes + memory.temp_size_in_bytes + outputs,
+        said,
         cycles=round(cycles),
         not_counted=dict(not_counted),
-        collectives={kind: size for kind, size in hlo.collectives(text).items() if size},
+        collectives={kind: round(size) for kind, size in hlo.collectives(module, share).items() if size},
         lines=[(source, operation, count) for (source, operation), count in lines.most_common()],
-        seconds=seconds,
     )
 
 
@@ -147,8 +167,12 @@ def too_large(message: str, program: str) -> str:
     """
     used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
     used = used or re.search(r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
-    found = re.findall(r"Size: ([\d.]+\w)\s.*?Operator: op_name=\"([^\"]*)\".*?Shape: (\S+?)[{\s]", message, re.DOTALL)
-    listed = [f"{size} {shape} ({operation_of(name)})" for size, name, shape in found[:3]]
+    listed = []
+    for entry in re.split(r"^\s*\d+\. (?=Size: )", message, flags=re.MULTILINE)[1:4]:
+        size, shape = re.match(r"Size: ([\d.]+\w)", entry), re.search(r"Shape: (\w+\[[\d,]*\])", entry)
+        name = re.search(r'op_name="([^"]*)"', entry)
+        if size and shape:
+            listed.append(f"{size[1]} {shape[1]} ({operation_of(name[1] if name else '')})")
     whose = "the largest" if listed else "the largest tensors, of all devices together"
     largest = "; ".join(listed or largest_tensors(program, 3))
     return (f"uses {used[1]} of {used[2]}" if used else "out of memory") + (f", {whose}: {largest}" if largest else "")

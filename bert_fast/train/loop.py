@@ -107,7 +107,9 @@ class Run:
         if self.is_main:
             workdir.mkdir(parents=True, exist_ok=True)
             atomic_json(workdir / "config.json", config)
-            report.plan(settings, self.timeline, self.state, self.mesh, self.manifest, self.step, workdir)
+            report.plan(
+                settings, self.timeline, self.dense_model, self.state, self.mesh, self.manifest, self.step, workdir
+            )
         total = self.book.stage_began + sum(stage.steps for stage in self.timeline[self.book.stage :])
         self.rows = Rows(workdir, self.step) if self.is_main else None
         self.progress = Progress(total, self.step, self.is_main)
@@ -122,8 +124,12 @@ class Run:
         known = peak_of(device)
         if known is not None:
             return known * self.mesh.size
+        if not self.settings.measure_peak:
+            return None
+        if device.platform != "cpu":
+            raise BadInput(f"measure_peak is for CPUs: add {device.device_kind!r} to bert_fast/cost/accelerators.py")
         # One product uses all cores of a machine, however many devices they are made to look like.
-        return measured_peak(device) * jax.process_count() if self.settings.measure_peak else None
+        return measured_peak(device) * jax.process_count()
 
     @property
     def stage(self) -> Stage:

@@ -29,7 +29,16 @@ def devices(mesh: Mesh) -> str:
     return f"{mesh.size} x {kind} (" + " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()) + ")"
 
 
-def plan(settings: Settings, timeline: list[Stage], state: TrainState, mesh: Mesh, manifest: dict, step: int, workdir):
+def plan(
+    settings: Settings,
+    timeline: list[Stage],
+    dense_model,
+    state: TrainState,
+    mesh: Mesh,
+    manifest: dict,
+    step: int,
+    workdir,
+):
     """Says what will be run, on what, and what it will take as far as that is known before a step was timed."""
     model = timeline[-1].program.model
     shapes = jax.eval_shape(join, state.params, state.frozen)
@@ -44,7 +53,7 @@ def plan(settings: Settings, timeline: list[Stage], state: TrainState, mesh: Mes
     )
     for stage in timeline:
         program = stage.program
-        flops, dense = step_flops(program).executed, dense_equivalent(program, model)
+        flops, dense = step_flops(program).executed, dense_equivalent(program, dense_model)
         positions = stage.steps * program.batch_size * program.seq_len
         say(
             f"  stage {stage.name}: {stage.steps:,} steps at {program.seq_len} tokens, {positions:,} positions "
