@@ -48,7 +48,9 @@ def parse(args: flags.FlagValues, argv: list[str]) -> list[str]:
         if cause is not None:
             raise cause from None
         if isinstance(error, OSError):
-            there = sorted(str(path) for path in pathlib.Path("configs").glob("*.py") if path.name[0] not in "_c")
+            there = sorted(
+                str(path) for path in pathlib.Path("configs").glob("*.py") if not path.name.startswith(("_", "common"))
+            )
             path = next((arg.split("=", 1)[1].split(":")[0] for arg in argv if arg.startswith("--config=")), "")
             raise BadInput(f"no config file {path!r} can be read: known are {', '.join(there) or 'none'}") from None
         raise

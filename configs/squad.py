@@ -18,6 +18,8 @@ def get_config(text=None):
     args = common.parse(text, version="1.1", recipe="bert", debug=False)
     if args["version"] not in ("1.1", "2.0"):
         raise BadInput(f"config argument version={args['version']!r}: expected version=1.1 or version=2.0")
+    if args["recipe"] not in ("bert", "early_bert"):
+        raise BadInput(f"config argument recipe={args['recipe']!r}: expected recipe=bert or recipe=early_bert")
     config = common_finetune.finetune(f"squad{args['version']}")
     common_finetune.apply_recipe(config, args["recipe"])
     config.data.seq_len = 384  # `max_seq_length` in google-research/bert's README

@@ -12,6 +12,7 @@ $BERT_FAST_DATA/{glue,squad}; writes experiments/downstream.md.
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import platform
@@ -122,7 +123,7 @@ def page(truth: pathlib.Path, folder: pathlib.Path, arms: list[str]):
                 cells[-1] += " / " + shown([value["exact_match"] for value in values])
             if task in glue_tasks:
                 means.append(statistics.fmean(value[KEYS[task]] for value in values))
-        mean = statistics.fmean(means)
+        mean = statistics.fmean(means) if means else math.nan
         dense = mean if arm == "dense" else dense
         less = "" if dense is None else f"{mean - dense:+.1f}"
         loss = ""

@@ -135,6 +135,10 @@ def main():
     hf = os.environ.get("BERT_FAST_HF", "")
     if "BERT_FAST_DATA" not in os.environ or not (hf or args.checkpoint):
         sys.exit("error: set BERT_FAST_DATA to the folder that holds glue/, and give --checkpoint or BERT_FAST_HF")
+    if unknown := [task for task in args.tasks.split(",") if task not in KEY]:
+        parser.error(f"--tasks: {unknown[0]!r} is none of {', '.join(KEY)}")
+    if len(args.seeds.split(",")) < 2:
+        parser.error(f"--seeds={args.seeds}: at least two are needed for a deviation")
     exported = pathlib.Path(hf) if hf else pathlib.Path(args.folder) / "export"
     if not exported.exists():
         command = ["export", f"--checkpoint={args.checkpoint}", f"--out={exported}", "--verify"]

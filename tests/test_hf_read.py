@@ -155,6 +155,18 @@ def test_model_without_pooler_gets_both_heads_of_it(tmp_path):
     assert imported.program.objective == "mlm"
 
 
+@pytest.mark.parametrize("kind", ["bert", "megatron-bert"])
+def test_next_sentence_head_alone_comes_in_and_goes_out(kind, tmp_path):
+    folder = save_theirs(tmp_path / "theirs", their_model(kind, heads="ForNextSentencePrediction"))
+    read.save(read.read(folder, lambda line: None), tmp_path / "run")
+    done = write.export(tmp_path / "run", tmp_path / "back", compare=True)
+    assert done.class_name.endswith("ForNextSentencePrediction")
+    assert done.differences.keys() == {"hidden", "next_logits"}
+    came, back = what_came(folder), tensors_in(tmp_path / "back")
+    assert {name: array.tobytes() for name, array in back.items()} == {n: a.tobytes() for n, a in came.items()}
+    assert "AutoModelForNextSentencePrediction.from_pretrained" in (tmp_path / "back/README.md").read_text()
+
+
 def test_vocabulary_that_may_be_another_model_s_is_told(tmp_path):
     warned = []
     read.read(save_theirs(tmp_path / "theirs", their_model(vocab_size=len(PIECES) + 128)), warned.append)
@@ -166,7 +178,10 @@ def test_vocabulary_that_may_be_another_model_s_is_told(tmp_path):
     [
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"hidden_act": ["gelu"]}, "hidden_act \\['gelu'\\]"),
+        ({"model_type": ["bert"]}, "model_type \\['bert'\\]"),
         ({"model_type": "roberta"}, "model_type 'roberta'"),
+        ({"pad_token_id": "0"}, "pad_token_id='0'"),
         ({"is_decoder": True}, "is_decoder=True"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads="),
         ({"hidden_size": 25}, "hidden_size=25 is not a multiple"),

@@ -21,6 +21,8 @@ from test_cli import bert_fast
 from bert_fast import BadInput, bert, inference
 from bert_fast.data import vocab
 from bert_fast.hf import read, tensors, verify, weights, words, write
+from bert_fast.method import Stage
+from bert_fast.schedule import Schedule
 from bert_fast.train import checkpoint
 
 BASE = bert.Config(
@@ -195,20 +197,28 @@ def test_export_into_a_folder_that_holds_something_is_refused(tmp_path):
 
 
 SCORE = {"last": {"score": {"mean": 81.25, "deviation": 0.5, "median": 81.5}}, "chosen": "2e-05"}
+ENCODER = {
+    "checkpoint": "run/checkpoints/7",
+    "step": 7,
+    "model": json.loads(json.dumps(dataclasses.asdict(BASE))),
+}
 RESULTS = {
-    "encoder": {"checkpoint": "run/checkpoints/7", "step": 7},
     "tasks": {"mrpc": {**SCORE, "learning_rates": {"2e-05": {"seeds": [0, 1, 2]}}}},
 }
 
 
-def test_model_card_tells_the_run(tmp_path):
+def test_model_card_tells_the_run(tmp_path, capsys):
     book = {
         **read.Book().to_json(),
         "counts": {"examples": 448, "tokens_real": 12_345, "tokens_padded": 13_000, "flops": 6e12, "flops_dense": 8e12},
-        "stage_began": 2,
+        "stage_began": 3,
+        "ends": [3],
         "times": {"seconds": 125.0},
     }
-    made(tmp_path / "run", BASE, book=book, methods=[["layer_drop", {"theta": 0.5}]], data=read_data(tmp_path / "text"))
+    early = checkpoint.stage_to_json(Stage("search", read.program_of(BASE, False)[0], 5_000, Schedule(1e-3, 5_000)))
+    more = {"earlier_stages": [early], "init": "runs/bert-base"}
+    data = read_data(tmp_path / "text")
+    made(tmp_path / "run", BASE, book=book, methods=[["layer_drop", {"theta": 0.5}]], data=data, **more)
     (tmp_path / "text").mkdir()
     split = {"documents": 1_200, "tokens": 345_678}
     (tmp_path / "text/manifest.json").write_text(
@@ -221,20 +231,31 @@ def test_model_card_tells_the_run(tmp_path):
     ]
     (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "run/config.json").write_text(json.dumps({"optimizer": {"name": "lamb"}}))
-    for name, changes in (("mrpc", {}), ("control", {"encoder": {"random_weights": True}})):
+    encoder = ENCODER | {"vocab": inference.load(tmp_path / "run").vocab.fingerprint}
+    others = {
+        "control": {"random_weights": True},
+        "another": {"checkpoint": "other/checkpoints/7"},
+        "slimmer": {"model": {**ENCODER["model"], "heads": 1}},
+    }
+    for name, changes in ({"mrpc": {}} | others).items():
         (tmp_path / "scores" / name).mkdir(parents=True)
-        (tmp_path / "scores" / name / "results.json").write_text(json.dumps(RESULTS | changes))
+        result = RESULTS | {"encoder": encoder | changes}
+        (tmp_path / "scores" / name / "results.json").write_text(json.dumps(result))
     write.export(tmp_path / "run", tmp_path / "out", results=tmp_path / "scores")
     card = (tmp_path / "out/README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask\ntags:\n- bert\n")
     for fact in (
         "files:corpus/*.txt", "1,200 documents, 345,678 tokens", "layer_drop (theta=0.5)", "| 7, lamb |",
         "12,345 tokens", "6e+12 (forward", "8e+12 FLOPs: 75% of them ran", "2 min 05 s",
-        "| made | 5 |", "5.4321 | 5.5000", "- | 6.2500",
+        "| search | 3 |", "| made | 4 |", "It began from the weights of `runs/bert-base`",
+        "5.4321 | 5.5000", "- | 6.2500",
         "| mrpc | 81.25 | 0.50 | 81.50 | 3 | 7 |",
     ):  # fmt: skip
         assert fact in card, fact
     assert card.count("mrpc") == 1
+    assert "3 results.json of other models are left out" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="is no folder"):
+        write.export(tmp_path / "run", tmp_path / "other", results=tmp_path / "typo")
     assert "1.0000" not in card
 
 

@@ -1,6 +1,10 @@
 """The model card of an export: what is known of the run, from its own files, and nothing else."""
 
+import dataclasses
+import itertools
+import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,8 +12,10 @@ from bert_fast import BadInput
 from bert_fast.bert import Config
 from bert_fast.hf.words import read_json
 from bert_fast.inference import Trained
+from bert_fast.method import Stage
 from bert_fast.train import checkpoint
 from bert_fast.train.log import clock, read_rows
+from bert_fast.train.report import say
 
 LOSSES = {
     "mlm_loss": "loss of predicted words, nats",
@@ -17,6 +23,12 @@ LOSSES = {
     "mlm_accuracy": "share of words predicted right",
     "nsp_loss": "loss of the next sentence, nats",
     "nsp_accuracy": "share of next sentences right",
+}
+# With which class of transformers an export is best begun, by its own.
+AUTO = {
+    "ForPreTraining": "AutoModelForMaskedLM",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForNextSentencePrediction": "AutoModelForNextSentencePrediction",
 }
 OBJECTIVES = {
     "mlm+nsp": "masked words and the next sentence (BERT)",
@@ -32,6 +44,8 @@ def run_of(folder: pathlib.Path) -> pathlib.Path:
 
 def results_in(folder: pathlib.Path) -> dict[str, dict]:
     """The `results.json` files below a folder, by their place in it. Raises BadInput for one that is no JSON."""
+    if not folder.is_dir():
+        raise BadInput(f"--results={folder} is no folder: give one with results.json of finetune in or below it")
     return {str(path.relative_to(folder).parent): read_json(path) for path in sorted(folder.rglob("results.json"))}
 
 
@@ -53,6 +67,8 @@ def card(
         if came
         else f"It was pre-trained with bert_fast {about['version']}, in JAX."
     )
+    if about.get("init"):
+        origin += f" It began from the weights of `{about['init']}`, whose training is not told here."
     sections = [
         front(about, class_name),
         f"# {run.absolute().name}",
@@ -61,7 +77,7 @@ def card(
         "## What to know\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "",
         "" if came else training(trained, run),
         losses(about, run),
-        scores(results),
+        scores(trained, results),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -69,7 +85,7 @@ def card(
 def front(about: Mapping[str, Any], class_name: str) -> str:
     """The YAML between the two lines of dashes."""
     tags = ["bert", "bert_fast", *(name for name, _ in about["methods"])]
-    task = "feature-extraction" if class_name.endswith("Model") else "fill-mask"
+    task = "fill-mask" if class_name.endswith(("ForMaskedLM", "ForPreTraining")) else "feature-extraction"
     return "\n".join(
         ["---", "library_name: transformers", f"pipeline_tag: {task}", "tags:", *(f"- {tag}" for tag in tags), "---"]
     )
@@ -89,7 +105,7 @@ def ranged(counts_L: tuple[int, ...]) -> str:
 
 
 def use(class_name: str, differences: Mapping[str, float] | None) -> str:
-    auto = "AutoModel" if class_name.endswith("Model") else "AutoModelForMaskedLM"
+    auto = AUTO.get(re.sub(r".*(?=For)", "", class_name), "AutoModel")
     compared = ""
     if differences:
         told = ", ".join(f"{value:.1e} ({name.replace('_', ' ')})" for name, value in differences.items())
@@ -117,7 +133,6 @@ def training(trained: Trained, run: pathlib.Path) -> str:
     about, words, book = trained.about, trained.vocab, trained.about["book"]
     counts, times, data = book["counts"], book["times"], about["data"]
     stages = [checkpoint.stage_from_json(stage) for stage in (*about["earlier_stages"], about["stage"])]
-    ends = [*(stage.steps for stage in stages[:-1]), about["step"] - book["stage_began"]]
     optimizer = read_json(run / "config.json").get("optimizer", {}).get("name")
     casing = "cased" if words.cased else "lower-cased"
     methods = [
@@ -148,10 +163,18 @@ def training(trained: Trained, run: pathlib.Path) -> str:
             ranged(stage.program.model.hidden_L),
             f"{stage.schedule.peak:g}",
         )
-        for stage, steps in zip(stages, ends, strict=True)
+        for stage, steps in zip(stages, steps_of(about, stages), strict=True)
     ]
     head = ("stage", "steps", "tokens a row", "rows a step", "layers", "heads", "neurons", "peak learning rate")
     return "\n\n".join(["## Training", table(("", ""), facts), table(head, rows)])
+
+
+def steps_of(about: Mapping[str, Any], stages: Sequence[Stage]) -> list[int]:
+    """How many steps each stage took: some end before those that they were given."""
+    ends = about["book"].get("ends", [])
+    if len(ends) != len(stages) - 1:  # of a checkpoint that does not say so: as they were planned
+        ends = list(itertools.accumulate(stage.steps for stage in stages[:-1]))
+    return [end - began for began, end in itertools.pairwise([0, *ends, about["step"]])]
 
 
 def source_of(folder: str) -> str:
@@ -183,17 +206,31 @@ def losses(about: Mapping[str, Any], run: pathlib.Path) -> str:
     )
 
 
-def scores(results: Mapping[str, dict]) -> str:
-    """Scores of fine-tuning, at the end of training, over seeds. Of an encoder with fresh weights: nothing.
+def is_of(trained: Trained, encoder: Mapping[str, Any]) -> bool:
+    """Whether what was fine-tuned is this model: a checkpoint of a run of this name, vocabulary and shape."""
+    if encoder.get("random_weights", False) or "checkpoint" not in encoder:
+        return False
+    run = run_of(pathlib.Path(encoder["checkpoint"]).absolute())
+    same = json.loads(json.dumps(dataclasses.asdict(trained.program.model))) == encoder["model"]
+    return same and encoder["vocab"] == trained.vocab.fingerprint and run.name == run_of(trained.folder.absolute()).name
+
+
+def scores(trained: Trained, results: Mapping[str, dict]) -> str:
+    """Scores of this model's fine-tuning, at the end of training, over seeds; of other models' nothing, which is said.
 
     Raises BadInput where a file is none of `finetune`.
     """
-    rows = []
+    rows, others = [], []
     for place, result in results.items():
         try:
-            rows += [] if result["encoder"].get("random_weights", False) else rows_of(result)
+            if is_of(trained, result["encoder"]):
+                rows += rows_of(result)
+            else:
+                others.append(place)
         except (KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{place}/results.json is none that finetune wrote ({error!r}): move it away") from error
+    if others:
+        say(f"{len(others)} results.json of other models are left out of the model card (the first in {others[0]})")
     if not rows:
         return ""
     head = ("task", "mean", "deviation", "median", "seeds", "checkpoint of step")

@@ -85,10 +85,12 @@ def config_from_hf(theirs: Mapping[str, Any]) -> Config:
     stated = {**ABSENT, **theirs}
     kind, activation = stated["model_type"], stated["hidden_act"]
     norms = {layout: arrangement for arrangement, layout in ARRANGEMENTS.items()}
-    if kind not in norms:
+    if not isinstance(kind, str) or kind not in norms:
         raise BadInput(f"model_type {kind!r} is not supported: it must be one of {', '.join(norms)}")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise BadInput(f"hidden_act {activation!r} is not supported: it must be one of {', '.join(ACTIVATIONS)}")
+    if type(pad_id := pad_id_of(stated)) is not int or pad_id < 0:
+        raise BadInput(f"config.json: pad_token_id={pad_id!r}: expected a whole number of at least 0")
     for name, plain in PLAIN.items():
         if (value := theirs.get(name, plain)) not in (plain, None):
             raise BadInput(
@@ -139,8 +141,13 @@ def position_shift(layout: str, pad_id: int) -> int:
 
 def architecture(layout: str, mlm: bool, next_: bool) -> str:
     """The class of transformers that has these heads."""
-    heads = "ForPreTraining" if mlm and next_ else "ForMaskedLM" if mlm else "Model"
-    return CLASSES[layout] + heads
+    heads = {
+        (True, True): "ForPreTraining",
+        (True, False): "ForMaskedLM",
+        (False, True): "ForNextSentencePrediction",
+        (False, False): "Model",
+    }
+    return CLASSES[layout] + heads[mlm, next_]
 
 
 def config_to_hf(config: Config, class_name: str, dtype: str) -> dict[str, Any]:

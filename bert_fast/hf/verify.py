@@ -102,11 +102,14 @@ def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) 
     import transformers
 
     with quiet(transformers.logging):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            their_class = getattr(transformers, class_name)
+            model, found = their_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        except OSError as error:
+            raise BadInput(f"transformers {transformers.__version__} does not load the export: {error}") from error
         texts = (*TEXTS, own := " ".join(some_pieces(words)), own.title())
         tokens = [tokenizer(text)["input_ids"] for text in texts]
-        their_class = getattr(transformers, class_name)
-        model, found = their_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     # The pooler of an encoder alone has no other class to be left out of.
     strange = {
         kind: sorted(map(str, names))
@@ -130,6 +133,8 @@ def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) 
             output_hidden_states=True,
         )
     heads = {"mlm_logits": ("prediction_logits", "logits"), "next_logits": ("seq_relationship_logits",)}
+    if class_name.endswith("ForNextSentencePrediction"):
+        heads = {"next_logits": ("logits",)}
     logits = {name: output[key].numpy() for name, keys in heads.items() for key in keys if output.get(key) is not None}
     return {"hidden": output.hidden_states[-1].numpy(), **logits}
 

@@ -45,8 +45,8 @@ def export(
     folder = checkpoint.find(path)
     layouts.check(checkpoint.stage_from_json(checkpoint.about(folder)["stage"]).program.model)
     found = card.results_in(pathlib.Path(results) if results else card.run_of(folder))
+    trained = load(folder)
     with new_folder(pathlib.Path(out)) as part:
-        trained = load(folder)
         arrays, config = tensors_of(trained, initialised_heads)
         layout, model = layouts.layout_of(config), trained.program.model
         there = {tensors.full_name(name, layout) for name in arrays}

@@ -76,6 +76,8 @@ def squad_file(data_dir: str, version: str, train: bool) -> str:
     """The one file of a folder that holds this version's training or held-out questions. Raises BadInput."""
     kind = "train" if train else "dev"
     if data_dir.startswith("tfds:"):
+        if data_dir != "tfds:squad":
+            raise BadInput(f"--config.data.dir={data_dir}: expected tfds:squad, or a folder")
         return f"tfds:squad/v{version}:{'train' if train else 'validation'}"
     there = sorted(pathlib.Path(data_dir).glob(f"{kind}-v{version}*.json*"))
     if len(there) != 1:

@@ -80,7 +80,7 @@ class Live:
         self.index, self.entered, self.ended = index, self.step, False
         if not index or self.stage.data == "restart":
             settings, start = self.trainer.settings, self.trainer.start
-            self.began = self.step
+            self.began, self.losses = self.step, []
             self.batches = batches.train_batches(
                 self.trainer.task.train, self.trainer.widths, settings.batch_size, start.vocab.pad, self.seed
             )

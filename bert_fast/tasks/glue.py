@@ -36,8 +36,8 @@ class Task:
     columns: of the one or two texts. `tfds_columns`: theirs there, where they differ.
     labels: names in the files, in the order of their ids; none for a score from 0 to 5.
     test_columns: where test.tsv names them differently (CoLA).
-    cut_rows: the official files hold rows that break off or lack a text; they are left out, as the script
-        `glue.py` of Hugging Face's datasets does ("filter out corrupted rows").
+    cut_rows: the official files hold rows that break off; they are left out, as the script `glue.py` of Hugging Face's
+        datasets does ("filter out corrupted rows"), and with them any whose text is empty.
     """
 
     folder: str

@@ -1,6 +1,7 @@
 """A fine-tuning call's settings: frozen dataclasses, made once from a config and checked at the door."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,7 +114,8 @@ def _numbers(name: str, text: str, kind, example: str) -> tuple:
         found = tuple(kind(part) for part in text.split(",") if part.strip())
     except ValueError:
         found = ()
-    if not found or len(set(found)) < len(found) or min(found) < 0:
+    possible = all(math.isfinite(number) and 0 <= number < 2**32 for number in found)
+    if not found or len(set(found)) < len(found) or not possible:
         raise BadInput(f"--config.{name}={text!r}: expected numbers, each once, as {example!r}")
     return found
 
@@ -125,7 +127,9 @@ def _rates(text: str) -> tuple[tuple[str, float], ...]:
         task, _, rate = part.rpartition(":")
         if task:
             choice("learning_rates", task, (*glue.TASKS, *SQUAD))
-        found.append((task, *_numbers("learning_rates", rate, float, "2e-5,3e-5 or mrpc:9e-5,rte:7e-5")))
+        found += (
+            (task, number) for number in _numbers("learning_rates", rate, float, "2e-5,3e-5 or mrpc:9e-5,rte:7e-5")
+        )
     if not found or len(set(found)) < len(found) or min(rate for _, rate in found) <= 0:
         raise BadInput(f"--config.learning_rates={text!r}: expected rates above 0, each once, as '2e-5,3e-5'")
     return tuple(found)
@@ -162,9 +166,25 @@ def make(config: Mapping[str, Any]) -> Settings:
         "answers.n_best": settings.answers.n_best,
         "answers.max_tokens": settings.answers.max_tokens,
     }
-    for name, value in least_one.items():
-        if value < 1:
-            raise BadInput(f"--config.{name}={value}: expected at least 1")
+    data = settings.data
+    least_none = {
+        "data.train_examples": data.train_examples,
+        "data.held_out_examples": data.held_out_examples,
+        "eval.every": settings.eval.every,
+    }
+    # Shorter rows than eight tokens hold nothing of a pair of texts.
+    lows = dict.fromkeys(least_one, 1) | dict.fromkeys(least_none, 0) | {"data.seq_len": 8}
+    for name, value in (least_one | least_none | {"data.seq_len": data.seq_len}).items():
+        if value < lows[name]:
+            raise BadInput(f"--config.{name}={value}: expected at least {lows[name]}")
+    if not 0 <= settings.rate.warmup <= 1:
+        raise BadInput(f"--config.learning_rate.warmup={settings.rate.warmup}: expected a share from 0 to 1")
+    own = [rate for name, rate in settings.learning_rates if name == settings.task]
+    if own and any(not name for name, _ in settings.learning_rates):
+        raise BadInput(
+            f"--config.learning_rates={config['learning_rates']!r}: {settings.task} has rates of its own, so that "
+            "those without a task would not be used: leave one kind out"
+        )
     if settings.epochs <= 0:
         raise BadInput(f"--config.epochs={settings.epochs}: expected more than 0")
     if settings.dropout and not 1e-4 <= settings.dropout < 1:

@@ -33,6 +33,7 @@ def finetune(settings: Settings, config: dict, workdir: pathlib.Path, checkpoint
     nothing else may differ. Raises BadInput before any training where something is wrong, and Interrupted after a
     signal.
     """
+    encoder.check_source(checkpoint, hf)
     names = data.names(settings)
     rates = {name: settings.rates_of(name) for name in names}
     texts = {name: data.read(name, settings) for name in names}
@@ -50,7 +51,7 @@ def finetune(settings: Settings, config: dict, workdir: pathlib.Path, checkpoint
         atomic_json(workdir / "config.json", common)
         progress = Progress(sum(trainers[name].steps for name, *_ in left), 0)
         try:
-            with Stop() as stop:
+            with Stop("stopping after this step; the runs that are finished are kept") as stop:
                 for name, rate, seed in left:
                     label = f"{name} lr={rate:g} seed={seed}"
                     before = progress.done
@@ -79,7 +80,7 @@ def folder_of(workdir: pathlib.Path, task: str, rate: float, seed: int) -> pathl
 
 def _keep(run: Run, trainer: Trainer, folder: pathlib.Path):
     """Writes the folder of a finished run; it is there as a whole, or not at all."""
-    part = folder.with_name(f"{folder.name}.part")
+    part = folder.with_name(f".{folder.name}.unfinished")  # a name that `summary` does not see
     shutil.rmtree(part, ignore_errors=True)
     for kind, splits in (("dev", trainer.task.held_out), ("test", trainer.task.test)):
         for split in splits:

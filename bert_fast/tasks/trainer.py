@@ -34,7 +34,8 @@ class Trainer:
         self.task, self.start, self.settings = task, start, settings
         self.method = methods.make(settings.methods)
         self.optimizer = optim.make(settings.optimizer)
-        self.widths = batches.choose_widths(task.lengths_N(), settings.widths)
+        widths = batches.choose_widths(task.lengths_N(), settings.widths)
+        self.widths = tuple(min(width, settings.data.seq_len) for width in widths)  # which is no multiple, perhaps
         self.per_epoch = len(batches.epoch(task.train.lengths_N, self.widths, settings.batch_size, None))
         self.compiled: dict[Any, Callable] = {}
         self.predict = jax.jit(model.make_predict(self.method, task.head), static_argnames="program")

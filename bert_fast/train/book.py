@@ -10,7 +10,7 @@ COUNTS = ("examples", "tokens_real", "tokens_padded", "flops", "flops_dense")
 @dataclasses.dataclass
 class Book:
     """Where the run is (stage, the step at which it began, next example of each order of rows) and what it has counted;
-    `training_began` is the step at which the training did: 0, or that of a restart.
+    `training_began` is the step at which the training did: 0, or that of a restart; `ends` those of earlier stages.
 
     All of it is JSON, and floats survive JSON exactly: a resumed run writes the same rows as one
     that was never stopped. `times` are seconds; "seconds" is train steps and waiting for input.
@@ -19,6 +19,7 @@ class Book:
     stage: int = 0
     stage_began: int = 0
     training_began: int = 0
+    ends: list[int] = dataclasses.field(default_factory=list)
     data: dict[str, int] = dataclasses.field(default_factory=dict)
     counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     times: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(TIMES, 0.0))

@@ -279,6 +279,7 @@ class Run:
             "eval": dataclasses.asdict(self.settings.eval),
             "fingerprint": self.fingerprint,
             "methods": self.settings.methods,
+            "init": self.settings.init,
             "book": self.book.to_json(),
         }
         older = [step for step in checkpoint.steps(self.root) if step < self.step]
@@ -294,6 +295,7 @@ class Run:
             self.state, self.method, old, new, self.initial, self.optimizer, self.settings.seed, self.mesh
         )
         self.book.stage, self.book.stage_began = self.book.stage + 1, self.step
+        self.book.ends.append(self.step)
         self.timeline[self.book.stage] = new
         self.write_stages()
         if new.data == "restart":

@@ -12,10 +12,11 @@ from bert_fast.train import report
 class Stop:
     """While entered, SIGINT and SIGTERM are remembered instead of killing; a second one kills as usual.
 
-    Where there are several processes all of them stop after the same step.
+    Where there are several processes all of them stop after the same step. `then`: what the user is told will happen.
     """
 
-    def __init__(self):
+    def __init__(self, then: str = "saving after this step"):
+        self.then = then
         self.received = 0
         self.before: dict[int, Any] = {}
 
@@ -32,7 +33,7 @@ class Stop:
     def _handle(self, signum, frame):
         del frame
         self.received = signum
-        report.say(f"\n{signal.Signals(signum).name}: saving after this step (again to stop at once)")
+        report.say(f"\n{signal.Signals(signum).name}: {self.then} (again to stop at once)")
         for other, handler in self.before.items():
             signal.signal(other, handler)
 
