@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jaxlib
 
 from bert_fast import BadInput
 from bert_fast.cost import hlo
@@ -80,7 +79,7 @@ def describe(topology: str) -> tuple[Accelerator, Sequence[Any]]:
         ) from None
     if found != LIBTPU:
         raise BadInput(
-            f"libtpu {found} does not match jaxlib {jaxlib.__version__}, which needs {LIBTPU}: "
+            f"libtpu {found} does not match jaxlib {importlib.metadata.version('jaxlib')}, which needs {LIBTPU}: "
             "pip install -r requirements-tpu.txt"
         )
     # It must not look for a TPU in the neighbourhood, nor hold the lock that says that it uses one.
@@ -101,7 +100,7 @@ def describe(topology: str) -> tuple[Accelerator, Sequence[Any]]:
 
 def compile(lowered, topology: str, cache: pathlib.Path) -> Said:
     """What the compiler says of a lowered step; from the cache where it has said so before."""
-    versions = f"{FORMAT} {jax.__version__} {jaxlib.__version__} {LIBTPU} {topology}"
+    versions = f"{FORMAT} {jax.__version__} {importlib.metadata.version('jaxlib')} {LIBTPU} {topology}"
     key = "\n".join([versions, *(os.environ.get(name, "") for name in FLAGS), lowered.as_text()])
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json.gz"
     if path.is_file():
