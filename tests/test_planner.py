@@ -360,6 +360,9 @@ def test_tpu_compiler_plans_a_run_of_two_stages(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     again = planner.plan(made, where, tmp_path, SILENT)
     assert again == planned
+    # A quarter of the batch four times, at less use of the chip; and the compiler does not say how often a loop runs.
+    looped = planner.plan(dataclasses.replace(made, micro_batches=4), where, tmp_path, SILENT)
+    assert looped.stages[0].cycles > 1.2 * low.cycles
 
 
 def test_profile_names_lines_and_shares():
