@@ -94,6 +94,9 @@ def write_glue(
         for seed, name in enumerate(dev_files, 10):
             name = name.replace("dev", "test")
             write_tsv(root / folder / f"{name}.tsv", test_header, rows(task, test_header, test, seed, False))
+        if task == "mnli":
+            header = "index sentence1 sentence2"
+            write_tsv(root / "diagnostic/diagnostic.tsv", header, rows(task, header, test, 20, False))
     return root
 
 

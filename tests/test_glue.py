@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 def test_every_task_is_read_from_its_official_layout(folder, name):
     task, found = glue.TASKS[name], glue.read(name, str(folder))
     held_out = ["dev_matched", "dev_mismatched"] if name == "mnli" else ["dev"]
-    tests = [split.replace("dev", "test") for split in held_out]
+    tests = [split.replace("dev", "test") for split in held_out] + (["diagnostic"] if name == "mnli" else [])
     assert list(found) == ["train", *held_out, *tests]
     for split, examples in found.items():
         assert len(examples.texts) == (1 if name in ("cola", "sst2") else 2)
@@ -135,7 +135,7 @@ def test_submissions_have_the_servers_names_and_labels(folder, tmp_path):
     path = glue.write(task, tmp_path, task.test[0], found["test"], np.linspace(-1, 6, 10)[:, None])
     assert [line.split("\t")[1] for line in path.read_text().splitlines()[1:]][::9] == ["0.000", "5.000"]
     files = {split.submission for task in glue.TASKS.values() for split in task.test}
-    assert files == {"CoLA", "SST-2", "MRPC", "STS-B", "MNLI-m", "MNLI-mm", "QNLI", "QQP", "RTE", "WNLI"}
+    assert files == {"CoLA", "SST-2", "MRPC", "STS-B", "MNLI-m", "MNLI-mm", "QNLI", "QQP", "RTE", "WNLI", "AX"}
 
 
 def test_tensorflow_datasets_gives_the_same_examples(monkeypatch):
@@ -145,17 +145,16 @@ def test_tensorflow_datasets_gives_the_same_examples(monkeypatch):
     def rows_of(spec):
         asked.append(spec)
         name = spec.split("/")[1].split(":")[0]
-        columns = {"mnli": ("premise", "hypothesis"), "qnli": ("question", "sentence"), "cola": ("sentence",)}
+        entails = ("premise", "hypothesis")
+        columns = {"mnli": entails, "ax": entails, "qnli": ("question", "sentence"), "cola": ("sentence",)}
         columns = columns.get(name, ("sentence1", "sentence2"))
         label = -1 if ":test" in spec else 2.5 if name == "stsb" else 1
         return [{**{column: f"{column} text".encode() for column in columns}, "label": label, "idx": np.int32(7)}]
 
     monkeypatch.setattr(glue, "tfds_rows", rows_of)
     found = glue.read("mnli", "tfds:glue")
-    assert asked == [
-        f"glue/mnli:{split}"
-        for split in ("train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched")
-    ]
+    splits = ("train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched")
+    assert asked == [*(f"glue/mnli:{split}" for split in splits), "glue/ax:test"]
     assert found["train"].texts == (["premise text"], ["hypothesis text"])
     assert (found["train"].labels.tolist(), found["test_matched"].labels) == ([1], None)
     assert found["test_matched"].indices == ["7"]

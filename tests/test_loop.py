@@ -10,6 +10,7 @@ import pytest
 from small_runs import make_settings, rows_without_clock, run, small_config
 
 from bert_fast import BadInput, Interrupted
+from bert_fast.data import files
 from bert_fast.train import checkpoint, compile, loop
 from bert_fast.train.log import read_rows
 
@@ -116,6 +117,12 @@ def test_run_in_a_folder_of_another_config_is_refused(finished, small_shards):
     config = small_config(small_shards, learning_rate__peak=2e-2)
     with pytest.raises(BadInput, match=r"learning_rate\.peak: 0\.01 there, 0\.02 now"):
         run(config, finished[0])
+
+
+def test_folder_in_which_another_run_writes_is_refused(small_shards, tmp_path):
+    with files.hold(tmp_path / ".lock", "held"), pytest.raises(BadInput, match="another run is writing to"):
+        run(small_config(small_shards), tmp_path)
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_finished_run_is_not_run_again(finished, small_shards):

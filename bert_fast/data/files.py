@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import IO
 
 from bert_fast import BadInput
 
@@ -50,6 +52,23 @@ def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def hold(path: pathlib.Path, otherwise: str) -> IO:
+    """A lock file that this process alone holds, until it is closed or the process ends, however it does.
+
+    Raises BadInput with the text `otherwise` where another process holds it. Where a file system knows no locks it
+    holds nothing.
+    """
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise BadInput(otherwise) from None
+    except OSError:
+        pass
+    return lock
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import pathlib
@@ -19,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from bert_fast import BadInput
 from bert_fast.data import shards
-from bert_fast.data.files import atomic_json, atomic_write
+from bert_fast.data.files import atomic_json, atomic_write, hold
 from bert_fast.data.records import Encoded
 
 NAME = ".unfinished"
@@ -144,11 +143,7 @@ def claimed(out: pathlib.Path, settings: dict) -> Iterator[pathlib.Path]:
     if not folder.exists() and out.exists() and (strange := sorted(path.name for path in out.iterdir())):
         raise BadInput(f"--out={out} holds {', '.join(strange[:5])}: expected a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"another prepare is writing to {out}: wait for it, or choose another --out") from None
+    with hold(folder / "lock", f"another prepare is writing to {out}: wait for it, or choose another --out"):
         for partial in out.glob("*.partial"):  # of a run that was killed
             partial.unlink()
         begun = folder / "settings.json"

@@ -22,11 +22,15 @@ TRAIN = "train"
 
 
 class Split(NamedTuple):
-    """A held-out or test file: its name in the folder, in tensorflow-datasets, and of its submission."""
+    """A held-out or test file: its name, in tensorflow-datasets and of its submission; and the folder beside the task's
+    (in tensorflow-datasets: the config) where it is in none of the task's.
+    """
 
     file: str
     tfds: str
     submission: str
+    folder: str = ""
+    config: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,6 @@ class Task:
 
     columns: of the one or two texts. `tfds_columns`: theirs there, where they differ.
     labels: names in the files, in the order of their ids; none for a score from 0 to 5.
-    test_columns: where test.tsv names them differently (CoLA).
     cut_rows: the official files hold rows that break off; they are left out, as the script `glue.py` of Hugging Face's
         datasets does ("filter out corrupted rows"), and with them any whose text is empty.
     """
@@ -96,7 +99,12 @@ TASKS = {
             Split("dev_matched", "validation_matched", "MNLI-m"),
             Split("dev_mismatched", "validation_mismatched", "MNLI-mm"),
         ),
-        test=(Split("test_matched", "test_matched", "MNLI-m"), Split("test_mismatched", "test_mismatched", "MNLI-mm")),
+        test=(
+            Split("test_matched", "test_matched", "MNLI-m"),
+            Split("test_mismatched", "test_mismatched", "MNLI-mm"),
+            # GLUE's diagnostic set: a submission needs predictions for it, by the classifier of MNLI.
+            Split("diagnostic", "test", "AX", folder="diagnostic", config="ax"),
+        ),
     ),
     "qnli": _task("QNLI", ("question", "sentence"), "label", ENTAILS, ("accuracy",)),
     "rte": _task("RTE", PAIR, "label", ENTAILS, ("accuracy",)),
@@ -150,9 +158,9 @@ def read(name: str, data_dir: str) -> dict[str, Examples]:
     splits = (*task.held_out, *task.test)
     if data_dir.startswith("tfds:"):
         base = data_dir.removeprefix("tfds:").partition("/")[0]
-        spec = f"{base}/{task.tfds}"
-        examples = {TRAIN: _read_tfds(task, f"{spec}:train", True)}
-        return examples | {s.file: _read_tfds(task, f"{spec}:{s.tfds}", s not in task.test) for s in splits}
+        examples = {TRAIN: _read_tfds(task, f"{base}/{task.tfds}:train", True)}
+        specs = {split: f"{base}/{split.config or task.tfds}:{split.tfds}" for split in splits}
+        return examples | {split.file: _read_tfds(task, spec, split not in task.test) for split, spec in specs.items()}
     folders = found(data_dir)
     if name not in folders:
         raise BadInput(
@@ -162,7 +170,8 @@ def read(name: str, data_dir: str) -> dict[str, Examples]:
     folder = folders[name]
     examples = {TRAIN: read_tsv(task, folder / "train.tsv", True)}
     for split in splits:
-        path, labelled = folder / f"{split.file}.tsv", split not in task.test
+        path = (folder.absolute().parent / split.folder if split.folder else folder) / f"{split.file}.tsv"
+        labelled = split not in task.test
         if labelled and not path.is_file():
             raise BadInput(f"{path} is missing: every task needs {split.file}.tsv beside its train.tsv")
         if path.is_file():

@@ -14,7 +14,7 @@ from bert_fast.cost.accelerators import measured_peak, peak_of
 from bert_fast.cost.flops import dense_equivalent, step_flops
 from bert_fast.cost.utilisation import utilisation
 from bert_fast.data import batches, shards
-from bert_fast.data.files import atomic_json
+from bert_fast.data.files import atomic_json, hold
 from bert_fast.method import Clock, Program, Stage
 from bert_fast.plan import Route, pack
 from bert_fast.settings import Settings
@@ -106,6 +106,8 @@ class Run:
         self.last = {row["split"]: row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= self.step}
         if self.is_main:
             workdir.mkdir(parents=True, exist_ok=True)
+            busy = f"another run is writing to {workdir}: wait for it, or choose another --workdir"
+            self.lock = hold(workdir / ".lock", busy)
             atomic_json(workdir / "config.json", config)
             report.plan(
                 settings, self.timeline, self.dense_model, self.state, self.mesh, self.manifest, self.step, workdir
@@ -324,6 +326,7 @@ class Run:
         self.progress.close()
         if self.rows is not None:
             self.rows.close()
+            self.lock.close()
             self.rows = None
 
     def finish(self) -> dict:
