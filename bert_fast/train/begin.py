@@ -108,11 +108,12 @@ def refuse_other(workdir: pathlib.Path, config: dict):
     path = workdir / "config.json"
     if not path.is_file():
         return
-    there = json.loads(path.read_text())
-    # An argument that a method was given after that run was at its default there.
-    for name in methods.defaults().keys() & config.keys():
-        there[name] = methods.defaults()[name] | there.get(name, {})
-    before, now = (_flat(json.loads(json.dumps(tree))) for tree in (there, config))
+
+    def whole(tree: dict) -> dict:
+        """With the defaults of methods' arguments: one that is newer than that run was at its default there."""
+        return tree | {name: known | tree.get(name, {}) for name, known in methods.defaults().items()}
+
+    before, now = (_flat(whole(tree)) for tree in (json.loads(path.read_text()), json.loads(json.dumps(config))))
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if keys:
         lines = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys)
