@@ -144,6 +144,13 @@ def test_collectives_are_counted_once_though_they_start_and_end_or_are_cut_in_pi
     }  # fmt: skip
 
 
+def test_loop_of_which_nothing_says_how_often_it_runs_counts_once_and_is_listed():
+    text = TEXT.replace("direction=LT", "direction=NE")
+    found = list(hlo.walk(hlo.parse(text)))
+    assert [work.cycles for work in found if work.operation == "while"] == [None]
+    assert sum(work.times * work.cycles for work in found if work.cycles) == counted(1.0) - 2 * 100
+
+
 def test_updates_of_a_scatter_may_be_larger_than_its_table():
     text = TEXT.replace("%u = f32[4,8]{1,0} parameter(2)", "%u = f32[400,8]{1,0} parameter(2)")
     scatter = next(work for work in hlo.walk(hlo.parse(text)) if work.operation == "scatter")

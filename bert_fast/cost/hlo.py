@@ -13,7 +13,7 @@ BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, 
 BYTES |= {"s8": 1, "u8": 1, "pred": 1, "token": 0}
 
 # Work that carries no estimate; the largest first where a fusion holds several.
-NOT_COUNTED = ("scatter", "gather", "sort", "custom-call", "rng-bit-generator")
+NOT_COUNTED = ("scatter", "gather", "sort", "custom-call", "rng-bit-generator", "while")
 # Custom calls that only say something of their operand, name memory, or mark the ends of a collective.
 FREE = (
     *("ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked"),
@@ -122,13 +122,17 @@ def run_by(module: Module, branch_share: Callable[[int], float]) -> Iterator[tup
     """Every instruction outside of fusions, with how often a step runs it and the computation that holds it.
 
     branch_share: of a conditional's branch, by its number (0: the first, what a false predicate takes), the share of
-    steps in which it is taken. The body of a loop counts as often as its condition says, or else once.
+    steps in which it is taken. The body of a loop counts as often as its condition says; where that is not known it
+    counts once, and the loop itself comes too.
     """
 
     def of(computation: str, times: float) -> Iterator[tuple[float, str, Instruction]]:
         for instruction in module.computations[computation]:
             if instruction.operation == "while":
-                yield from of(_called(instruction, "body"), times * _trips(module, instruction))
+                trips = _trips(module, instruction)
+                if trips is None:
+                    yield times, computation, instruction
+                yield from of(_called(instruction, "body"), times * (trips or 1))
             elif instruction.operation == "conditional":
                 for number, branch in enumerate(_branches(instruction)):
                     if share := branch_share(number):
@@ -141,15 +145,15 @@ def run_by(module: Module, branch_share: Callable[[int], float]) -> Iterator[tup
     yield from of(module.entry, 1.0)
 
 
-def _trips(module: Module, loop: Instruction) -> int:
-    """How often a loop runs that counts up from 0: what its condition compares with."""
+def _trips(module: Module, loop: Instruction) -> int | None:
+    """How often a loop runs that counts up from 0: what its condition compares with. None of another loop."""
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
     if known:
         return int(known[1])
     condition = module.computations[_called(loop, "condition")]
     bounds = [re.search(r" constant\((\d+)\)", instruction.text) for instruction in condition]
     bounds = [int(bound[1]) for bound in bounds if bound]
-    return bounds[0] if len(bounds) == 1 and "direction=LT" in condition[-1].text else 1
+    return bounds[0] if len(bounds) == 1 and "direction=LT" in condition[-1].text else None
 
 
 def collectives(module: Module, branch_share: Callable[[int], float] = every_branch) -> dict[str, float]:
@@ -209,7 +213,7 @@ def _moved(kind: str, instruction: Instruction, results: dict[str, str]) -> int:
     """
     operands = [size_of(results.get(name, "")) for name in instruction.operands]
     if kind in ASYNCHRONOUS:  # its result holds the source too, of which a slice moves a piece
-        return 2 * min(size for size in _sizes_of(instruction.result) if size > 4)
+        return 2 * min((size for size in _sizes_of(instruction.result) if size > 4), default=0)
     result = size_of(instruction.result)
     if kind == "gather":
         return 2 * result

@@ -109,11 +109,11 @@ def refuse_other(workdir: pathlib.Path, config: dict):
     if not path.is_file():
         return
 
-    def whole(tree: dict) -> dict:
+    def filled(tree: dict) -> dict:
         """With the defaults of methods' arguments: one that is newer than that run was at its default there."""
         return tree | {name: known | tree.get(name, {}) for name, known in methods.defaults().items()}
 
-    before, now = (_flat(whole(tree)) for tree in (json.loads(path.read_text()), json.loads(json.dumps(config))))
+    before, now = (_flat(filled(tree)) for tree in (json.loads(path.read_text()), json.loads(json.dumps(config))))
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if keys:
         lines = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys)
