@@ -113,16 +113,16 @@ def page(truth: pathlib.Path, folder: pathlib.Path, arms: list[str]):
     # Only seeds that every arm has, or an arm would be compared by other draws than the next.
     seeds = {task: sorted(set.intersection(*(set(found[arm, task]) for arm in arms))) for task in TASKS}
     glue_tasks = [task for task in TASKS if seeds[task] and not task.startswith("squad")]
+    in_all = sorted(set.intersection(*(set(seeds[task]) for task in glue_tasks))) if glue_tasks else []
     lines, dense = [], None
     for arm in arms:
-        means, cells = [], []
+        cells = []
         for task in TASKS:
             values = [found[arm, task][seed] for seed in seeds[task]]
             cells.append(shown([value[KEYS[task]] for value in values]) if values else "-")
             if values and task.startswith("squad"):
                 cells[-1] += " / " + shown([value["exact_match"] for value in values])
-            if task in glue_tasks:
-                means.append(statistics.fmean(value[KEYS[task]] for value in values))
+        means = [statistics.fmean(found[arm, task][seed][KEYS[task]] for task in glue_tasks) for seed in in_all]
         mean = statistics.fmean(means) if means else math.nan
         dense = mean if arm == "dense" else dense
         less = "" if dense is None else f"{mean - dense:+.1f}"
@@ -130,12 +130,12 @@ def page(truth: pathlib.Path, folder: pathlib.Path, arms: list[str]):
         if arm != RANDOM:
             summary = json.loads((folder_of(truth, arm) / "summary.json").read_text())
             loss = f"{summary['valid']['mlm_loss']:.3f}"
-        lines.append(f"| {arm} | {loss} | {' | '.join(cells)} | {mean:.1f} | {less} |")
+        lines.append(f"| {arm} | {loss} | {' | '.join(cells)} | {shown(means) if means else '-'} | {less} |")
     finished = ", ".join(f"{task} {' '.join(map(str, seeds[task])) or 'none'}" for task in TASKS)
     text = f"""# Downstream: what pre-training gave, and what each method kept
 
 `python -m experiments.downstream --truth=runs/truth --folder=runs/downstream`, then with `--page`; {platform.machine()},
-one of {os.cpu_count()} cores, {spent(folder) / 3600:.1f} hours in steps and evaluation. The checkpoints of `small_truth.py` (12 layers of width 128, about 4 M tokens: far
+processes of one core each, {spent(folder) / 3600:.1f} core-hours in steps and evaluation. The checkpoints of `small_truth.py` (12 layers of width 128, about 4 M tokens: far
 from what BERT saw) and their model with random weights, fine-tuned as in `configs/glue.py` and `configs/squad.py`, but
 at a learning rate of {GLUE["learning_rates"]} and without dropout for all; the rate was not chosen per arm. In percent, on the held-out
 sets at the end of training: mean ± sample deviation over the seeds that every arm has finished: {finished}.
