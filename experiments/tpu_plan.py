@@ -28,6 +28,9 @@ from configs import bert, combined
 
 HERE = pathlib.Path(__file__).parent
 BATCH = 128  # of 128 tokens, a chip; a quarter of it at 512
+# As many a core where a chip has two of them or larger ones: of less, what a step costs once is too large a part. And
+# what fits of BERT-large.
+BATCHES = {("v5p", "base"): 256, ("v6e", "base"): 256, ("v5e", "large"): 64}
 EXAMPLES = 256 * 1_000_000  # BERT's steps of 256 (Devlin et al. 2019, A.2), in as many steps as the batch makes of them
 SYSTEMATIC = {"layer_drop.sampling": "systematic"}
 ALIGNED = {"early_bert.align": 128}
@@ -65,12 +68,16 @@ def chips_of(topology: str) -> int:
     return math.prod(int(size) for size in topology.split(":")[1].split("x"))
 
 
+def batch_of(topology: str, size: str, seq: int) -> int:
+    """Examples of a step, of all chips."""
+    return BATCHES.get((topology.split(":")[0], size), BATCH) * 128 // seq * chips_of(topology)
+
+
 def settings_of(arm: str, topology: str, size: str, seq: int) -> settings.Settings:
     """Every arm pre-LN, with MLM alone, one phase, bfloat16 and dropout, on the same batch."""
     names, changes = ARMS[arm]
-    chips = chips_of(topology)
+    chips, batch = chips_of(topology), batch_of(topology, size, seq)
     config = bert.get_config(f"size={size},seq={seq},objective=mlm,norm=pre")
-    batch = BATCH * 128 // seq * chips
     steps = EXAMPLES // batch
     config.update(methods=names, batch_size=batch, steps=steps)
     config.update_from_flattened_dict(
@@ -199,7 +206,7 @@ def page(folder: pathlib.Path) -> str:
     tables = []
     for topology, size, seq, arms in WANTED:
         dense = read(folder, "dense", topology, size, seq)
-        title = f"## {topology}: BERT-{size}, {BATCH * 128 // seq * chips_of(topology):,} x {seq} tokens"
+        title = f"## {topology}: BERT-{size}, {batch_of(topology, size, seq):,} x {seq} tokens"
         if dense is None:
             tables.append(f"{title}\n\nNot compiled yet.")
             continue
