@@ -16,6 +16,7 @@ from bert_fast.method import Clock, Method, Program, Stage, chain, cut
 from bert_fast.plan import edit, whole
 from bert_fast.schedule import Schedule
 from bert_fast.train import begin, checkpoint, optim
+from bert_fast.train.book import Book
 from bert_fast.train.sharding import make_mesh
 
 CONFIG = bert.Config(60, 2, 16, 2, 8, 32, 16, dropout=0.0, attention_dropout=0.0)
@@ -156,3 +157,10 @@ def test_argument_that_a_method_does_not_have_is_refused():
     methods.make([("token_drop", {"keep": 0.5})])
     with pytest.raises(BadInput, match=r"--config\.token_drop\.keeep is unknown: did you mean keep\?"):
         methods.make([("token_drop", {"keeep": 0.5})])
+
+
+def test_counts_of_another_version_are_refused():
+    old = {**Book().to_json(), "stage": 1}
+    with pytest.raises(BadInput, match=r"another version of bert_fast, which kept other counts \(stage\)"):
+        Book.from_json(old)
+    assert Book.from_json(Book(ends=[5, 9]).to_json()).stage_began == 9

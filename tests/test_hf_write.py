@@ -211,7 +211,6 @@ def test_model_card_tells_the_run(tmp_path, capsys):
     book = {
         **read.Book().to_json(),
         "counts": {"examples": 448, "tokens_real": 12_345, "tokens_padded": 13_000, "flops": 6e12, "flops_dense": 8e12},
-        "stage_began": 3,
         "ends": [3],
         "times": {"seconds": 125.0},
     }

@@ -172,7 +172,7 @@ def training(trained: Trained, run: pathlib.Path) -> str:
 def steps_of(about: Mapping[str, Any], stages: Sequence[Stage]) -> list[int]:
     """How many steps each stage took: some end before those that they were given."""
     ends = about["book"].get("ends", [])
-    if len(ends) != len(stages) - 1:  # of a checkpoint that does not say so: as they were planned
+    if len(ends) != len(stages) - 1:  # of an older checkpoint, which does not say so: as they were planned
         ends = list(itertools.accumulate(stage.steps for stage in stages[:-1]))
     return [end - began for began, end in itertools.pairwise([0, *ends, about["step"]])]
 

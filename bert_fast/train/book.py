@@ -3,28 +3,49 @@
 import dataclasses
 import time
 
+from bert_fast import BadInput
+
 TIMES = ("seconds", "compile_seconds", "eval_seconds", "save_seconds")
 COUNTS = ("examples", "tokens_real", "tokens_padded", "flops", "flops_dense")
 
 
 @dataclasses.dataclass
 class Book:
-    """Where the run is (stage, the step at which it began, next example of each order of rows) and what it has counted;
-    `training_began` is the step at which the training did: 0, or that of a restart; `ends` those of earlier stages.
+    """Where the run is (the steps at which earlier stages ended, next example of each order of rows) and what it has
+    counted; `training_began` is the step at which the training did: 0, or that of a restart.
 
     All of it is JSON, and floats survive JSON exactly: a resumed run writes the same rows as one
     that was never stopped. `times` are seconds; "seconds" is train steps and waiting for input.
     """
 
-    stage: int = 0
-    stage_began: int = 0
-    training_began: int = 0
     ends: list[int] = dataclasses.field(default_factory=list)
+    training_began: int = 0
     data: dict[str, int] = dataclasses.field(default_factory=dict)
     counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     times: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(TIMES, 0.0))
     since: dict[str, float] = dataclasses.field(default_factory=dict)
     mark: float = dataclasses.field(default_factory=time.monotonic, repr=False)
+
+    @property
+    def stage(self) -> int:
+        """The number of the stage."""
+        return len(self.ends)
+
+    @property
+    def stage_began(self) -> int:
+        """The step at which it did."""
+        return self.ends[-1] if self.ends else 0
+
+    @classmethod
+    def from_json(cls, found: dict) -> "Book":
+        """What `to_json` gave. Raises BadInput for that of a version which kept something else."""
+        if found.keys() != cls().to_json().keys():
+            strange = ", ".join(sorted(found.keys() ^ cls().to_json().keys()))
+            raise BadInput(
+                f"the checkpoint is of another version of bert_fast, which kept other counts ({strange}): "
+                "go on with that version, or begin a run from its weights with --config.init"
+            )
+        return cls(**found)
 
     def to_json(self) -> dict:
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "mark"}

@@ -80,13 +80,14 @@ class Run:
         self.mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
         begin.check_devices(settings, self.mesh)
         begin.refuse_other(workdir, config)
+        self.peak = self.peak_of_all()
 
         self.book, self.pending, self.loader = Book(), None, None
         folder = checkpoint.newest(self.root, report.say)
         if folder is not None:
             about = checkpoint.about(folder)
             begin.check_shards(settings, about, self.manifest, self.fingerprint)
-            self.book = Book(**about["book"])
+            self.book = Book.from_json(about["book"])
             settled = [checkpoint.stage_from_json(stage) for stage in (*about["earlier_stages"], about["stage"])]
             self.timeline[: len(settled)] = settled
             self.state = begin.resumed(folder, self.method, self.optimizer, self.mesh)
@@ -101,7 +102,6 @@ class Run:
         self.programs = Programs(make_step(self.method, self.optimizer, settings.seed), self.mesh)
         self.evaluator = Evaluator(make_eval_step(self.method), held_out, self.mesh)
         self.is_main = jax.process_index() == 0
-        self.peak = self.peak_of_all()
         # The newest row of each split, of an earlier part of the run too.
         self.last = {row["split"]: row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= self.step}
         if self.is_main:
@@ -296,7 +296,6 @@ class Run:
         self.state, new = begin.next_state(
             self.state, self.method, old, new, self.initial, self.optimizer, self.settings.seed, self.mesh
         )
-        self.book.stage, self.book.stage_began = self.book.stage + 1, self.step
         self.book.ends.append(self.step)
         self.timeline[self.book.stage] = new
         self.write_stages()
