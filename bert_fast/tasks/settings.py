@@ -116,7 +116,7 @@ def _numbers(name: str, text: str, kind, example: str) -> tuple:
         found = ()
     possible = all(math.isfinite(number) and 0 <= number < 2**32 for number in found)
     if not found or len(set(found)) < len(found) or not possible:
-        raise BadInput(f"--config.{name}={text!r}: expected numbers, each once, as {example!r}")
+        raise BadInput(f"--config.{name}={text!r}: expected numbers from 0, below 2^32, each once, as {example!r}")
     return found
 
 
@@ -159,24 +159,20 @@ def make(config: Mapping[str, Any]) -> Settings:
         eval=Evaluation(**config["eval"]),
         mesh=Mesh(**config["mesh"]),
     )
-    least_one = {
-        "batch_size": settings.batch_size,
-        "widths": settings.widths,
-        "eval.batch_size": settings.eval.batch_size,
-        "answers.n_best": settings.answers.n_best,
-        "answers.max_tokens": settings.answers.max_tokens,
+    least = {
+        "batch_size": (settings.batch_size, 1),
+        "widths": (settings.widths, 1),
+        "eval.batch_size": (settings.eval.batch_size, 1),
+        "eval.every": (settings.eval.every, 0),
+        "answers.n_best": (settings.answers.n_best, 1),
+        "answers.max_tokens": (settings.answers.max_tokens, 1),
+        "data.train_examples": (settings.data.train_examples, 0),
+        "data.held_out_examples": (settings.data.held_out_examples, 0),
+        "data.seq_len": (settings.data.seq_len, 8),  # shorter rows hold nothing of a pair of texts
     }
-    data = settings.data
-    least_none = {
-        "data.train_examples": data.train_examples,
-        "data.held_out_examples": data.held_out_examples,
-        "eval.every": settings.eval.every,
-    }
-    # Shorter rows than eight tokens hold nothing of a pair of texts.
-    lows = dict.fromkeys(least_one, 1) | dict.fromkeys(least_none, 0) | {"data.seq_len": 8}
-    for name, value in (least_one | least_none | {"data.seq_len": data.seq_len}).items():
-        if value < lows[name]:
-            raise BadInput(f"--config.{name}={value}: expected at least {lows[name]}")
+    for name, (value, low) in least.items():
+        if value < low:
+            raise BadInput(f"--config.{name}={value}: expected at least {low}")
     if not 0 <= settings.rate.warmup <= 1:
         raise BadInput(f"--config.learning_rate.warmup={settings.rate.warmup}: expected a share from 0 to 1")
     own = [rate for name, rate in settings.learning_rates if name == settings.task]

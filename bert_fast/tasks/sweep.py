@@ -78,9 +78,14 @@ def folder_of(workdir: pathlib.Path, task: str, rate: float, seed: int) -> pathl
     return workdir / task / f"lr={rate:g},seed={seed}"
 
 
+def unfinished_of(folder: pathlib.Path) -> pathlib.Path:
+    """Where a run's folder is written; `summary` does not see it."""
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
 def _keep(run: Run, trainer: Trainer, folder: pathlib.Path):
     """Writes the folder of a finished run; it is there as a whole, or not at all."""
-    part = folder.with_name(f".{folder.name}.unfinished")  # a name that `summary` does not see
+    part = unfinished_of(folder)
     shutil.rmtree(part, ignore_errors=True)
     for kind, splits in (("dev", trainer.task.held_out), ("test", trainer.task.test)):
         for split in splits:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from bert_fast import __version__, python
 from bert_fast.cost.flops import dense_equivalent, step_flops
 from bert_fast.cost.utilisation import utilisation
+from bert_fast.layers import Config
 from bert_fast.method import Stage
 from bert_fast.settings import Settings
 from bert_fast.train.book import Book
@@ -32,7 +33,7 @@ def devices(mesh: Mesh) -> str:
 def plan(
     settings: Settings,
     timeline: list[Stage],
-    dense_model,
+    dense_model: Config,
     state: TrainState,
     mesh: Mesh,
     manifest: dict,
