@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +17,8 @@ from test_cli import bert_fast
 
 from bert_fast import BadInput, Interrupted
 from bert_fast.tasks import batches, data, encoder, finetune, glue, model, sweep
-from bert_fast.tasks.settings import make
 from bert_fast.tasks.trainer import Trainer
 from bert_fast.train.stop import Stop
-from configs import glue as glue_config
 
 SMALL = {
     "data.seq_len": 48, "batch_size": 8, "epochs": 3.0, "widths": 2, "dropout": 0.0, "eval.batch_size": 16,
@@ -171,40 +168,11 @@ def test_signal_ends_a_run_after_its_step(trainer):
     assert len(steps) == 2
 
 
-def test_run_that_is_being_written_is_no_seed(tmp_path):
-    write_result(tmp_path, "rte", 2e-5, 0, 50, 50)
-    done = sweep.folder_of(tmp_path, "rte", 2e-5, 0)
-    shutil.copytree(done, done.with_name(f".{done.name}.unfinished"))
-    assert sweep.summary(tmp_path, {})["tasks"]["rte"]["learning_rates"]["2e-05"]["seeds"] == [0]
-
-
 def test_all_tasks_of_a_folder_are_done_in_one_call(tmp_path):
     made, config = make_settings(write_glue(tmp_path / "glue", ("rte", "wnli"), 16, 8), "all", epochs=1.0, seeds="0")
     results = sweep.finetune(made, config, tmp_path / "out", str(write_checkpoint(tmp_path, pooler=True)))
     assert list(results["tasks"]) == ["rte", "wnli"]
     assert sorted(path.name for path in (tmp_path / "out/submission").iterdir()) == ["RTE.tsv", "WNLI.tsv"]
-
-
-def write_result(workdir, task, rate, seed, last, best):
-    folder = sweep.folder_of(workdir, task, rate, seed)
-    folder.mkdir(parents=True)
-    rows = {kind: {"score": value, "step": 3, "epoch": 1.0} for kind, value in (("last", last), ("best", best))}
-    (folder / "result.json").write_text(json.dumps({"task": task, "learning_rate": rate, "seed": seed, **rows}))
-
-
-def test_summary_chooses_the_learning_rate_by_the_mean_and_leaves_wnli_out(tmp_path):
-    for seed, (low, high) in enumerate([(60, 99), (70, 10), (80, 10)]):
-        write_result(tmp_path, "cola", 2e-5, seed, low, 90)
-        write_result(tmp_path, "cola", 5e-5, seed, high, 100)
-    write_result(tmp_path, "rte", 2e-5, 0, 50, 50)
-    write_result(tmp_path, "wnli", 2e-5, 0, 0, 0)
-    found = sweep.summary(tmp_path, {})
-    assert found["tasks"]["cola"]["chosen"] == "2e-05"
-    assert found["tasks"]["cola"]["last"]["score"] == {"mean": 70, "deviation": 10, "median": 70}
-    assert found["glue"] == {"tasks": ["cola", "rte"], "last": 60, "best": 70}
-    table = sweep.table(found)
-    assert "GLUE mean of cola, rte: 60.00 (best 70.00)" in table
-    assert [line.split()[0] for line in table.splitlines()[1:4]] == ["cola", "rte", "wnli"]
 
 
 @pytest.mark.parametrize("kind", ["classes", "span"])
@@ -348,44 +316,6 @@ def test_methods_that_leave_something_out_are_refused(folder, tmp_path, method):
 
     with pytest.raises(BadInput, match=f"--config.methods={method}"):
         trainer()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"task": "mrcp"}, "did you mean mrpc"),
-        ({"seeds": "0,0"}, "expected numbers, each once"),
-        ({"answers.n_best": 0}, "answers.n_best=0: expected at least 1"),
-        ({"answers.max_tokens": 0}, "answers.max_tokens=0: expected at least 1"),
-        ({"learning_rates": "2e-5,high"}, "learning_rates"),
-        ({"learning_rates": "nan"}, "expected numbers"),
-        ({"learning_rates": "mrpc:2e-5,3e-5"}, "those without a task would not be used"),
-        ({"seeds": "0,5000000000"}, "expected numbers"),
-        ({"data.seq_len": 3}, "data.seq_len=3: expected at least 8"),
-        ({"data.train_examples": -5}, "data.train_examples=-5: expected at least 0"),
-        ({"learning_rate.warmup": 2.0}, "expected a share from 0 to 1"),
-        ({"learning_rates": "mrpd:2e-5"}, "did you mean mrpc"),
-        ({"data.dir": ""}, "data.dir is missing"),
-        ({"epochs": 0.0}, "expected more than 0"),
-        ({"methods": "early_brid"}, "did you mean early_bert"),
-        ({"dtype": "float16"}, "float"),
-    ],
-)
-def test_impossible_settings_are_refused(changes, message):
-    config = glue_config.get_config("task=mrpc")
-    config.update_from_flattened_dict({"data.dir": "somewhere", **changes})
-    with pytest.raises(BadInput, match=message):
-        make(config.to_dict())
-
-
-def test_learning_rates_of_a_task_come_before_those_of_all(folder):
-    made, _ = make_settings(folder, "all", learning_rates="2e-5,3e-5,mrpc:9e-5")
-    assert made.rates_of("mrpc") == (9e-5,)
-    assert made.rates_of("rte") == (2e-5, 3e-5)
-    made, _ = make_settings(
-        folder, recipe="layer_drop", learning_rates=glue_config.get_config("recipe=layer_drop").learning_rates
-    )
-    assert {made.rates_of(task)[0] for task in glue.TASKS} == {3e-5, 5e-5, 7e-5, 9e-5, 2e-4}
 
 
 @pytest.mark.parametrize(

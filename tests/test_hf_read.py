@@ -1,8 +1,6 @@
 """Hugging Face folders in: byte for byte and back, whatever wrote them, and what is refused by name."""
 
 import json
-import os
-import pickle
 
 import jax
 import ml_dtypes
@@ -10,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 from made_folders import PIECES, SIZES, save_theirs, their_model, write_vocab
-from made_shards import WORDS
 from safetensors.numpy import load_file, save_file
 from small_runs import make_settings, run, small_config
 
 from bert_fast import BadInput, inference
-from bert_fast.data import vocab
-from bert_fast.hf import read, torch_file, words, write
+from bert_fast.hf import read, write
 from bert_fast.train import begin
 from bert_fast.train.sharding import make_mesh
 
@@ -282,128 +278,6 @@ def test_folder_without_files_or_with_damaged_ones_is_refused(tmp_path):
         read.read(parts)
 
 
-class Harmful:
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "old"])
-def test_pickle_is_not_executed(how, tmp_path):
-    harmful = Harmful()
-    harmful.path = str(tmp_path / "made")
-    torch.save({"a": torch.zeros(2), "b": harmful}, tmp_path / "pytorch_model.bin", **how)
-    with pytest.raises(BadInput, match=r"asks for (posix|nt)\.mkdir"):
-        torch_file.read(tmp_path / "pytorch_model.bin")
-    assert not (tmp_path / "made").exists()
-
-
-def test_torch_files_that_are_no_state_dict_or_damaged_are_refused(tmp_path):
-    path = tmp_path / "pytorch_model.bin"
-    torch.save({"model": {"a": torch.zeros(2)}, "step": 3}, path)
-    with pytest.raises(BadInput, match="'model' is a dict, expected a tensor"):
-        torch_file.read(path)
-    torch.save([torch.zeros(2)], path)
-    with pytest.raises(BadInput, match="holds a list"):
-        torch_file.read(path)
-    torch.save({"a": torch.zeros(1000)}, path)
-    whole = path.read_bytes()
-    for damaged in (whole[:500], whole[:-100], whole.replace(bytes(64), bytes(63) + b"\1", 1), b"", pickle.dumps(1)):
-        path.write_bytes(damaged)
-        with pytest.raises(BadInput, match=r"cannot be read|was not written|without a data\.pkl"):
-            torch_file.read(path)
-
-
-@pytest.mark.parametrize("numbers", [(0, (3, 3), (3, 1)), (9, (1,), (1,)), (-1, (1,), (1,)), (0, (2,), (-1,))])
-def test_view_outside_of_its_storage_is_refused(numbers):
-    storage = torch_file.Storage("FloatStorage", "0", 8)
-    with pytest.raises(ValueError, match="a view"):
-        torch_file.array_of(torch_file.Tensor(storage, *numbers), {"0": bytes(32)})
-
-
-def test_types_of_torch_are_read(tmp_path):
-    kinds = (
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.int64,
-        torch.int32,
-        torch.uint8,
-        torch.bool,
-    )
-    state = {str(kind): (torch.arange(6).reshape(2, 3) % 2).to(kind) for kind in kinds}
-    state |= {"scalar": torch.tensor(3.0), "empty": torch.zeros(0, 4), "row": torch.arange(12.0).reshape(3, 4)[1:, 2]}
-    torch.save(state, tmp_path / "file.bin")
-    found = torch_file.read(tmp_path / "file.bin")
-    assert found.keys() == state.keys()
-    for name, tensor in state.items():
-        assert str(tensor.dtype).removeprefix("torch.") == found[name].dtype.name
-        np.testing.assert_array_equal(found[name].astype(np.float64), tensor.double().numpy())
-
-
-def tokenizer_json(folder, change=lambda tree: None):
-    """Leaves a folder with the vocabulary in its tokenizer.json alone."""
-    found, content = words.read(folder)
-    words.write(folder, found, content, 16)
-    (folder / "vocab.txt").unlink()
-    tree = json.loads((folder / "tokenizer.json").read_text())
-    change(tree)
-    (folder / "tokenizer.json").write_text(json.dumps(tree))
-
-
-def test_vocabulary_of_a_tokenizer_json_alone_is_the_same(tmp_path):
-    write_vocab(tmp_path, do_lower_case=False, strip_accents=True)
-    before, content = words.read(tmp_path)
-    tokenizer_json(tmp_path)
-    (tmp_path / "tokenizer_config.json").unlink()
-    after, again = words.read(tmp_path)
-    assert after == before
-    assert again == content
-    assert (after.cased, after.strip_accents) == (True, True)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda tree: tree["model"].update(type="BPE"), "model.type is 'BPE'"),
-        (lambda tree: tree["model"].update(continuing_subword_prefix="@@"), "continuing_subword_prefix"),
-        (lambda tree: tree.update(normalizer=None), "normalizer.type is None"),
-        (lambda tree: tree["normalizer"].update(handle_chinese_chars=False), "handle_chinese_chars is False"),
-        (lambda tree: tree["model"]["vocab"].update({"new": 500}), "gaps"),
-        (lambda tree: tree["added_tokens"].append({"content": "<new>", "id": 900}), "added tokens <new>"),
-    ],
-)
-def test_another_tokenizer_is_refused_by_name(change, message, tmp_path):
-    write_vocab(tmp_path)
-    tokenizer_json(tmp_path, change)
-    with pytest.raises(BadInput, match=message):
-        words.read(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"tokenizer_class": "RobertaTokenizer"}, "RobertaTokenizer"),
-        ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars"),
-        ({"mask_token": "<mask>"}, "mask_token is '<mask>'"),
-    ],
-)
-def test_settings_of_another_tokenizer_are_refused(settings, message, tmp_path):
-    write_vocab(tmp_path, **settings)
-    with pytest.raises(BadInput, match=message):
-        words.read(tmp_path)
-
-
-def test_vocabulary_that_is_missing_or_of_two_minds_is_refused(tmp_path):
-    with pytest.raises(BadInput, match=r"no vocab\.txt and no tokenizer\.json"):
-        words.read(tmp_path)
-    write_vocab(tmp_path)
-    tokenizer_json(tmp_path)
-    write_vocab(tmp_path, [*PIECES[:-1], "other"])
-    with pytest.raises(BadInput, match=r"differ in \['\.', 'other'\]"):
-        words.read(tmp_path)
-
-
 def test_padding_of_other_positions_is_refused(tmp_path):
     folder = roberta(tmp_path / "theirs")
     write_vocab(folder, [PIECES[1], PIECES[0], *PIECES[2:]])
@@ -472,10 +346,3 @@ def test_imported_model_is_evaluated_and_fills_masks(small_shards, tmp_path):
     assert len(masks[0]) == 3
     with pytest.raises(BadInput, match="holds a run of another config"):
         run(small_config(small_shards), tmp_path / "run")
-
-
-def test_vocabulary_of_special_tokens_elsewhere_is_read(tmp_path):
-    write_vocab(tmp_path, WORDS)
-    found, content = words.read(tmp_path)
-    assert found == vocab.load(tmp_path / "vocab.txt")
-    assert content == (tmp_path / "vocab.txt").read_bytes()

@@ -1,20 +1,17 @@
-"""Plans of runs: what is counted without a compiler, how the compiler's figures become hours, and bad input."""
+"""Plans of runs: what is counted without a compiler, and what is made of what the compiler said."""
 
 import dataclasses
-import importlib.metadata
 import pathlib
-from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_bill import V5E, made_plan
 from test_cli import bert_fast
 
 from bert_fast import BadInput, methods, settings
-from bert_fast.cost.accelerators import TPUS
 from bert_fast.cost.flops import step_flops
-from bert_fast.forecast import bill, planner, programs, tpu
+from bert_fast.forecast import planner, programs, tpu
 from bert_fast.method import Clock
 from bert_fast.train import compile, optim
 from bert_fast.train.sharding import global_batch, make_mesh
@@ -131,134 +128,7 @@ def test_layers_of_conditional_spans_are_counted_as_often_as_they_run():
     assert step_flops(draw.program, draw.on_L).executed < step_flops(draw.program).executed
 
 
-# --- hours and money --------------------------------------------------------------------------------------------------
-
-V5E = planner.Slice("v5e:2x4", TPUS["v5e"], [None] * 8)
-
-
-def made_plan(where=V5E, **changes):
-    stage = planner.StagePlan(
-        "one",
-        1000,
-        256,
-        128,
-        2e13,
-        2e13,
-        cycles=15e6,
-        not_counted={"gather": 819e5, "copy-start": 9e12},
-    )
-    return planner.Plan(where, [dataclasses.replace(stage, **changes)])
-
-
-def test_hours_are_cycles_over_the_clock_and_bytes_over_the_bandwidth():
-    # 15 M cycles at 1.503 GHz are 9.98 ms, 81.9 MB at 819 GB/s are 0.1 ms; copies beside other work are not waited for.
-    assert made_plan().hours() * 3600 == pytest.approx(1000 * (15e6 / (197e12 / 131_072) + 1e-4))
-    # 8 chips of 197 TFLOP/s do 2e13 FLOPs in 12.7 ms.
-    assert made_plan().hours_at(0.5) * 3600 == pytest.approx(1000 * 2e13 / (8 * 197e12 * 0.5))
-    assert made_plan().utilisation() == pytest.approx(2e13 / 8 / 197e12 / (made_plan().hours() * 3.6))
-
-
-def test_a_stated_utilisation_that_the_cycles_do_not_allow_is_marked():
-    # 2.5e12 FLOPs of a device are 12.7 ms at its peak, 30 M cycles 20 ms.
-    slow, above = made_plan(cycles=30e6), "which is more than those cycles allow"
-    assert above not in "\n".join(bill.totals(slow, 0.6))
-    assert f"at 70% of its peak, {above}" in "\n".join(bill.totals(slow, 0.7))
-
-
-def test_price_is_that_of_chips_not_of_devices():
-    assert "8 USD" in bill.price(made_plan(), 0.8)  # 8 chips x 1.20
-    pairs = planner.Slice("tpu7x:2x2x1", TPUS["tpu7x"], [None] * 8)  # 4 chips of two devices
-    assert made_plan(pairs).chips == 4
-    assert bill.price(made_plan(pairs), 1.0) == ""
-    priced = pairs._replace(chip=dataclasses.replace(TPUS["tpu7x"], dollars=3.0))
-    assert "12 USD" in bill.price(made_plan(priced), 1.0)
-
-
-def test_realised_fraction_is_time_saved_over_flops_saved():
-    half = made_plan(flops=1e13, cycles=9e6)
-    (line, _) = bill.comparison(half, made_plan())
-    assert "FLOPs 0.500, cycles 0.600, realised 0.80" in line
-    assert "realised" not in bill.comparison(made_plan(), made_plan())[0]
-
-
-def test_stage_that_does_not_fit_is_said_with_a_remedy_and_has_no_hours():
-    large = made_plan(problem="uses 20.1G of 15.75G, the largest: 2.0G f32[8] (forward dot_general)", cycles=None)
-    told = "\n".join([bill.stages(large), *bill.details(large), *bill.totals(large, 0.4)])
-    assert "does not fit: uses 20.1G" in told
-    assert "--config.micro_batches" in told
-    assert "USD" not in told
-    assert large.hours() is None
-
-
-def test_compilers_message_is_told_in_one_line():
-    message = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 27.21G of 15.75G hbm. Exceeded hbm capacity by 11.46G.
-
-  Largest program allocations in hbm:
-
-  1. Size: 2.25G
-     Operator: op_name="jit(train_step)/transpose(jvp(Block))/softmax"
-     Shape: f32[12,128,12,128,128]{4,3,2,1,0:T(8,128)}
-     Unpadded size: 2.25G
-"""  # noqa: E501
-    told = "uses 27.21G of 15.75G, the largest: 2.25G f32[12,128,12,128,128] (backward softmax)"
-    assert tpu.too_large(message, "") == told
-    assert tpu.too_large("RESOURCE_EXHAUSTED", "") == "out of memory"
-
-
-def test_largest_tensors_are_found_in_the_program_where_the_compiler_lists_none():
-    message = (
-        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (22.46G) exceeds "
-        "available HBM (15.75G)."
-    )
-
-    def loss(x):
-        return jnp.sum(jnp.tanh(x @ x.T)) + jnp.sum(x)
-
-    lowered = jax.jit(jax.grad(loss)).lower(jax.ShapeDtypeStruct((256, 16), jnp.float32))
-    told = tpu.too_large(message, lowered.as_text(debug_info=True))
-    assert told.startswith(
-        "uses 22.46G of 15.75G, the largest tensors, of all devices together: 0.00G f32[256,256] (forward"
-    )
-    assert told.count("f32[256,256]") == 1
-    assert "f32[256,16]" in told
-
-
-# --- the compiler's figures -------------------------------------------------------------------------------------------
-
-
-class Memory:
-    argument_size_in_bytes, temp_size_in_bytes, output_size_in_bytes, alias_size_in_bytes = 100, 10, 50, 45
-
-
-class Lowered:
-    """A program whose compiler is this test, which notes what it was asked to compile."""
-
-    compiled: ClassVar[list[str]] = []
-
-    def __init__(self, text):
-        self.text = text
-
-    def as_text(self):
-        return self.text
-
-    def compile(self):
-        self.compiled.append(self.text)
-        return self
-
-    def memory_analysis(self):
-        return Memory()
-
-
-def test_what_the_compiler_said_is_kept_and_a_program_compiled_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(Lowered, "compiled", [])
-    first = tpu.compile(Lowered("one"), "v5e:1x1", tmp_path)
-    assert (first.arguments, first.temporaries, first.peak, first.text) == (100, 10, 115, "one")
-    assert tpu.compile(Lowered("one"), "v5e:1x1", tmp_path) == first
-    tpu.compile(Lowered("other"), "v5e:1x1", tmp_path)
-    tpu.compile(Lowered("one"), "v5e:2x4", tmp_path)
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=1024")
-    tpu.compile(Lowered("one"), "v5e:1x1", tmp_path)
-    assert Lowered.compiled == ["one", "other", "one", "one"]
+# --- what is compiled ------------------------------------------------------------------------------------------------
 
 
 def test_means_over_programs_are_scaled_to_all_of_them_and_memory_is_that_of_the_largest():
@@ -292,38 +162,16 @@ def test_largest_batch_is_the_last_that_fits(monkeypatch):
         planner.largest_batch(settings_of(), V5E, pathlib.Path("unused"), SILENT)
 
 
+def test_mesh_is_of_no_matter_where_only_flops_are_counted():
+    assert plan(mesh__fsdp=4).flops == plan().flops
+
+
 def test_dense_training_is_that_of_the_model_before_it_is_pruned():
     pruned = plan(methods="early_bert")
     search, slim = pruned.stages
     assert search.dense == slim.dense == plan().stages[0].dense
     assert search.flops == pytest.approx(search.dense, rel=0.01)
     assert slim.flops < 0.9 * slim.dense
-
-
-# --- bad input --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("topology", ["v9:1x1", "v5e", "tpu"])
-def test_unknown_topology_is_refused_with_the_known(topology):
-    with pytest.raises(BadInput, match=rf"--topology={topology} is unknown: .*v5e:4x4.*or cpu, or gpu"):
-        planner.on(topology)
-
-
-def test_missing_or_other_libtpu_is_told_with_what_to_install(monkeypatch):
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(BadInput, match=r"needs libtpu, .*pip install -r requirements-tpu\.txt"):
-        planner.on("v5e:1x1")
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.99")
-    with pytest.raises(BadInput, match=r"libtpu 0\.0\.99 does not match jaxlib .*, which needs 0\.0\.42"):
-        planner.on("v5e:1x1")
-
-
-def test_libtpu_that_is_asked_for_is_the_one_that_is_installed():
-    lines = (pathlib.Path(__file__).parents[1] / "requirements-tpu.txt").read_text().splitlines()
-    assert f"libtpu=={tpu.LIBTPU}" in lines
 
 
 def test_command_prints_a_plan_beside_another():
@@ -363,14 +211,6 @@ def test_tpu_compiler_plans_a_run_of_two_stages(tmp_path):
     # A quarter of the batch four times, at less use of the chip; and the compiler does not say how often a loop runs.
     looped = planner.plan(dataclasses.replace(made, micro_batches=4), where, tmp_path, SILENT)
     assert looped.stages[0].cycles > 1.2 * low.cycles
-
-
-def test_profile_names_lines_and_shares():
-    stage = made_plan(lines=(("layers.py:10", "forward dot_general", 3_000_000), ("", "?", 1_000_000))).stages[0]
-    told = bill.profile(stage, 1)
-    assert "layers.py:10" in told
-    assert "75.0%" in told
-    assert len(told.splitlines()) == 3
 
 
 def test_steps_are_those_that_would_run():

@@ -26,6 +26,7 @@ def test_without_a_peak_or_before_the_first_second_there_is_none():
         ("NVIDIA H200", "H200", 989e12),
         ("NVIDIA H100 80GB HBM3", "H100", 989e12),
         ("NVIDIA H100 PCIe", "H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", "H100 NVL", 835e12),
         ("NVIDIA A100-SXM4-80GB", "A100", 312e12),
         ("Tesla T4", "T4 (fp16)", 65e12),
     ],

@@ -1,0 +1,103 @@
+"""Asking the TPU compiler: what it said is kept, what does not fit is told, and what cannot be asked is refused."""
+
+import importlib.metadata
+import pathlib
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bert_fast import BadInput
+from bert_fast.forecast import planner, tpu
+
+
+def test_compilers_message_is_told_in_one_line():
+    message = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 27.21G of 15.75G hbm. Exceeded hbm capacity by 11.46G.
+
+  Largest program allocations in hbm:
+
+  1. Size: 2.25G
+     Operator: op_name="jit(train_step)/transpose(jvp(Block))/softmax"
+     Shape: f32[12,128,12,128,128]{4,3,2,1,0:T(8,128)}
+     Unpadded size: 2.25G
+"""  # noqa: E501
+    told = "uses 27.21G of 15.75G, the largest: 2.25G f32[12,128,12,128,128] (backward softmax)"
+    assert tpu.too_large(message, "") == told
+    assert tpu.too_large("RESOURCE_EXHAUSTED", "") == "out of memory"
+
+
+def test_largest_tensors_are_found_in_the_program_where_the_compiler_lists_none():
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (22.46G) exceeds "
+        "available HBM (15.75G)."
+    )
+
+    def loss(x):
+        return jnp.sum(jnp.tanh(x @ x.T)) + jnp.sum(x)
+
+    lowered = jax.jit(jax.grad(loss)).lower(jax.ShapeDtypeStruct((256, 16), jnp.float32))
+    told = tpu.too_large(message, lowered.as_text(debug_info=True))
+    assert told.startswith(
+        "uses 22.46G of 15.75G, the largest tensors, of all devices together: 0.00G f32[256,256] (forward"
+    )
+    assert told.count("f32[256,256]") == 1
+    assert "f32[256,16]" in told
+
+
+class Memory:
+    argument_size_in_bytes, temp_size_in_bytes, output_size_in_bytes, alias_size_in_bytes = 100, 10, 50, 45
+
+
+class Lowered:
+    """A program whose compiler is this test, which notes what it was asked to compile."""
+
+    compiled: ClassVar[list[str]] = []
+
+    def __init__(self, text):
+        self.text = text
+
+    def as_text(self):
+        return self.text
+
+    def compile(self):
+        self.compiled.append(self.text)
+        return self
+
+    def memory_analysis(self):
+        return Memory()
+
+
+def test_what_the_compiler_said_is_kept_and_a_program_compiled_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(Lowered, "compiled", [])
+    first = tpu.compile(Lowered("one"), "v5e:1x1", tmp_path)
+    assert (first.arguments, first.temporaries, first.peak, first.text) == (100, 10, 115, "one")
+    assert tpu.compile(Lowered("one"), "v5e:1x1", tmp_path) == first
+    tpu.compile(Lowered("other"), "v5e:1x1", tmp_path)
+    tpu.compile(Lowered("one"), "v5e:2x4", tmp_path)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=1024")
+    tpu.compile(Lowered("one"), "v5e:1x1", tmp_path)
+    assert Lowered.compiled == ["one", "other", "one", "one"]
+
+
+@pytest.mark.parametrize("topology", ["v9:1x1", "v5e", "tpu"])
+def test_unknown_topology_is_refused_with_the_known(topology):
+    with pytest.raises(BadInput, match=rf"--topology={topology} is unknown: .*v5e:4x4.*or cpu, or gpu"):
+        planner.on(topology)
+
+
+def test_missing_or_other_libtpu_is_told_with_what_to_install(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(BadInput, match=r"needs libtpu, .*pip install -r requirements-tpu\.txt"):
+        planner.on("v5e:1x1")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.99")
+    with pytest.raises(BadInput, match=r"libtpu 0\.0\.99 does not match jaxlib .*, which needs 0\.0\.42"):
+        planner.on("v5e:1x1")
+
+
+def test_libtpu_that_is_asked_for_is_the_one_that_is_installed():
+    lines = (pathlib.Path(__file__).parents[1] / "requirements-tpu.txt").read_text().splitlines()
+    assert f"libtpu=={tpu.LIBTPU}" in lines
