@@ -15,10 +15,10 @@ import math
 import os
 import pathlib
 import platform
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # compiling takes no TPU
 
-import bert_fast
 from bert_fast import BadInput, methods, settings
 from bert_fast.cost.accelerators import GIB, TPUS
 from bert_fast.data.files import atomic_json
@@ -95,9 +95,9 @@ def file_of(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) 
 
 
 def code() -> str:
-    """A fingerprint of the package, by which plans of another state of it are known."""
-    sources = sorted(pathlib.Path(bert_fast.__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    """A fingerprint of the modules that plans are made with, by which those of another state of them are known."""
+    sources = [str(module.__file__) for name, module in sys.modules.items() if name.split(".")[0] == "bert_fast"]
+    return hashlib.sha256(b"".join(pathlib.Path(path).read_bytes() for path in sorted(sources))).hexdigest()[:16]
 
 
 def compile_all(folder: pathlib.Path, cache: pathlib.Path, only: str, arms: list[str]):
