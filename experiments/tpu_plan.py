@@ -96,7 +96,9 @@ def file_of(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) 
 
 def code() -> str:
     """A fingerprint of the modules that plans are made with, by which those of another state of them are known."""
-    sources = [str(module.__file__) for name, module in sys.modules.items() if name.split(".")[0] == "bert_fast"]
+    sources = [
+        module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "bert_fast" and module.__file__
+    ]
     return hashlib.sha256(b"".join(pathlib.Path(path).read_bytes() for path in sorted(sources))).hexdigest()[:16]
 
 
