@@ -4,7 +4,8 @@ Axes: B examples, S tokens of a row, Q tokens that are updated, X tokens that ar
 prediction slots, R layers that run in this step, D width, V rows of the embedding table.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,22 +61,37 @@ def narrow(layer: Params, heads: int, hidden: int) -> Params:
     }
 
 
-def cut(stack: Params, sizes: list[int]) -> list[Params]:
-    """A stack cut into stacks of so many layers.
-
-    By one split: the gradient of a slice pads and adds the whole stack, once for each slice.
-    """
+def layers_of(stack: Params, indices_R: Sequence) -> list[Params]:
+    """The layers of a stack at these indices, which are distinct and may be traced."""
     leaves, treedef = jax.tree.flatten(stack)
-    return [treedef.unflatten(piece) for piece in zip(*(jax.lax.split(leaf, sizes) for leaf in leaves), strict=True)]
+    taken = [_taken(len(leaf_L), leaf_L, list(indices_R)) for leaf_L in leaves]
+    return [treedef.unflatten(layer) for layer in zip(*taken, strict=True)]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _taken(depth: int, leaf_L, indices_R):
+    return [jax.lax.dynamic_index_in_dim(leaf_L, index, keepdims=False) for index in indices_R]
+
+
+def _taken_forward(depth, leaf_L, indices_R):
+    return _taken(depth, leaf_L, indices_R), indices_R
+
+
+def _taken_backward(depth, indices_R, gradients_R):
+    """Each gradient is written to its place, once: those of slices would pad and add the whole stack for each."""
+    gradient_L = jnp.zeros((depth, *gradients_R[0].shape), gradients_R[0].dtype)
+    for gradient, index in zip(gradients_R, indices_R, strict=True):
+        gradient_L = jax.lax.dynamic_update_index_in_dim(gradient_L, gradient, index, 0)
+    return gradient_L, None
+
+
+_taken.defvjp(_taken_forward, _taken_backward)
 
 
 def running(params: Params, frozen: Params, plan: Plan, route: Route) -> list[list[tuple]]:
     """For each span, (parameters, index, scale) of every layer that runs in it; scale is None without a route."""
-    below = [span.stop - span.start for span in plan if span.frozen]
-    above = [span.stop - span.start for span in plan if not span.frozen]
-    pieces = (cut(frozen["layers"], below) if below else []) + (cut(params["layers"], above) if above else [])
     runs, at = [], 0
-    for span, piece in zip(plan, pieces, strict=True):
+    for span in plan:
         count = span.stop - span.start
         indices, scales = range(span.start, span.stop), [None] * count
         if route.scale_R is not None:
@@ -83,12 +99,15 @@ def running(params: Params, frozen: Params, plan: Plan, route: Route) -> list[li
             scales, at = list(route.scale_R[listed]), listed.stop
             if len(scales) < count:
                 indices = list(route.layers_R[listed])
-                chosen_R = route.layers_R[listed] - span.start
-                piece = jax.tree.map(lambda leaf: leaf.at[chosen_R].get(unique_indices=True), piece)  # noqa: B023
-        singles = cut(piece, [1] * len(scales)) if scales else []
-        layers = [jax.tree.map(lambda leaf: leaf[0], single) for single in singles]
-        runs.append(list(zip(layers, indices, scales, strict=True)))
-    return runs
+        runs.append((indices, scales))
+    chosen = [index for indices, _ in runs for index in indices]
+    below = sum(len(indices) for span, (indices, _) in zip(plan, runs, strict=True) if span.frozen)
+    above = [index - frozen_depth(plan) for index in chosen[below:]]
+    layers = layers_of(frozen["layers"], chosen[:below]) if below else []
+    layers = iter(layers + (layers_of(params["layers"], above) if above else []))
+    return [
+        [(next(layers), index, scale) for index, scale in zip(indices, scales, strict=True)] for indices, scales in runs
+    ]
 
 
 def merge(params: Params, frozen: Params) -> Params:

@@ -207,7 +207,10 @@ class Linear(nn.Module):
         kernel = self.param("kernel", nn.initializers.truncated_normal(std), (*of, *self.to))
         bias = self.param("bias", nn.initializers.zeros_init(), self.to)
         axes = (tuple(range(x.ndim - self.contract, x.ndim)), tuple(range(self.contract)))
-        y = jax.lax.dot_general(x, kernel.astype(config.dtype), (axes, ((), ())))
+        if kernel.dtype != config.dtype:
+            # As an array of its own: else the TPU compiler casts in every product again.
+            kernel = jax.lax.optimization_barrier(kernel.astype(config.dtype))
+        y = jax.lax.dot_general(x, kernel, (axes, ((), ())))
         return y + bias.astype(config.dtype)
 
 
