@@ -137,10 +137,34 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> S
 
 def _check(settings: Settings):
     """Raises BadInput where numbers do not go together."""
-    least_one = {name: getattr(settings, name) for name in ("steps", "batch_size", "micro_batches", "log_every")}
-    for name, value in {**least_one, "checkpoint.keep": settings.checkpoint.keep}.items():
-        if value < 1:
-            raise BadInput(f"--config.{name}={value}: expected at least 1")
+    model = settings.model
+    least = {
+        **{name: (getattr(settings, name), 1) for name in ("steps", "batch_size", "micro_batches", "log_every")},
+        "model.depth": (model.depth, 1),
+        "model.width": (model.width, 1),
+        "model.head_size": (model.head_size, 1),
+        "model.heads": (min(model.heads_L, default=1), 1),
+        "model.hidden": (min(model.hidden_L, default=1), 1),
+        "model.type_count": (model.type_count, 2 if settings.data.objective == "mlm+nsp" else 1),
+        "learning_rate.warmup_steps": (settings.schedule.warmup_steps, 0),
+        "learning_rate.interval": (settings.schedule.interval, 1),
+        "optimizer.clip_norm": (settings.optimizer.clip_norm, 0),
+        "data.workers": (settings.data.workers, 0),
+        "eval.every": (settings.eval.every, 0),
+        "eval.seq_len": (settings.eval.seq_len, 8),
+        "eval.batch_size": (settings.eval.batch_size, 1),
+        "checkpoint.every": (settings.checkpoint.every, 0),
+        "checkpoint.keep": (settings.checkpoint.keep, 1),
+    }
+    for name, (value, low) in least.items():
+        if value < low:
+            raise BadInput(f"--config.{name}={value}: expected at least {low}")
+    for name in ("b1", "b2"):
+        if not 0 <= (decay := getattr(settings.optimizer, name)) < 1:
+            raise BadInput(f"--config.optimizer.{name}={decay}: expected a share from 0 up to, not including, 1")
+    names = [name for name, _ in settings.methods]
+    if len(set(names)) < len(names):
+        raise BadInput(f"--config.methods={','.join(names)}: expected each method once")
     if settings.batch_size % settings.micro_batches:
         raise BadInput(
             f"--config.batch_size={settings.batch_size} does not divide into "

@@ -18,6 +18,7 @@ def get_config(text=None):
     config.model.norm = args["norm"]
     if args["seq"]:
         config.phases = f"{args['seq']}:1"
+        config.eval.seq_len = min(config.eval.seq_len, args["seq"])  # longer rows have positions that nobody trained
     if args["debug"]:
         common.debug(config)
     return config

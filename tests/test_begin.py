@@ -17,7 +17,7 @@ from bert_fast.plan import edit, whole
 from bert_fast.schedule import Schedule
 from bert_fast.train import begin, checkpoint, optim
 from bert_fast.train.book import Book
-from bert_fast.train.sharding import make_mesh
+from bert_fast.train.sharding import AXES, make_mesh
 
 CONFIG = bert.Config(60, 2, 16, 2, 8, 32, 16, dropout=0.0, attention_dropout=0.0)
 PROGRAM = Program(CONFIG, whole(2), 8, 1, 16, 2, "mlm")
@@ -89,6 +89,8 @@ def test_argument_that_is_newer_than_a_run_was_at_its_default_there(small_shards
     older = {**config, "token_drop": {**config["token_drop"]}}
     del older["token_drop"]["beside"]
     (tmp_path / "config.json").write_text(json.dumps(older))
+    (tmp_path / "checkpoints/1").mkdir(parents=True)
+    (tmp_path / "checkpoints/1/checksums.json").write_text("{}")
     begin.refuse_other(tmp_path, config)
     with pytest.raises(BadInput, match=r"token_drop\.beside: 1 there, 2 now"):
         begin.refuse_other(tmp_path, {**config, "token_drop": {**config["token_drop"], "beside": 2}})
@@ -157,6 +159,20 @@ def test_argument_that_a_method_does_not_have_is_refused():
     methods.make([("token_drop", {"keep": 0.5})])
     with pytest.raises(BadInput, match=r"--config\.token_drop\.keeep is unknown: did you mean keep\?"):
         methods.make([("token_drop", {"keeep": 0.5})])
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    id: int
+    process_index: int = 0
+
+
+def test_stage_that_the_mesh_does_not_divide_is_refused_before_it_begins(small_shards):
+    settings = make_settings(small_config(small_shards, methods="early_bert", model__heads=4, model__head_size=8))
+    method = methods.make(settings.methods)
+    mesh = jax.sharding.Mesh(np.array([Device(0), Device(1)]).reshape(1, 1, 2), AXES)
+    with pytest.raises(BadInput, match=r"stage 16-tokens: layers/attention_output/kernel has an axis of 3.*tensor=2"):
+        begin.check_devices(settings, method.expect(begin.stages(settings, method)), mesh)
 
 
 def test_counts_of_another_version_are_refused():

@@ -121,6 +121,18 @@ def test_older_steps_go_when_a_new_one_is_complete(tmp_path):
     assert checkpoint.steps(tmp_path) == [0, 10, 15]
 
 
+def test_save_that_fails_for_another_reason_does_not_speak_of_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_arrays", lambda _: {"a": object()})
+    with pytest.raises(BadInput, match=r"could not be written.*when that is mended, give the same"):
+        save(tmp_path, 3, set())
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
+    (tmp_path / "2.part").mkdir()
+    save(tmp_path, 3, set())
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
 def test_disk_full_during_a_save_leaves_the_older_checkpoint_and_says_so(two, tmp_path, monkeypatch):
     root = shutil.copytree(two, tmp_path / "copy")
 
@@ -130,7 +142,7 @@ def test_disk_full_during_a_save_leaves_the_older_checkpoint_and_says_so(two, tm
     for name in ("write_text", "write_bytes"):
         with monkeypatch.context() as patch:
             patch.setattr(pathlib.Path, name, full)
-            with pytest.raises(BadInput, match=r"No space left.*1, 2"):
+            with pytest.raises(BadInput, match=r"No space left.*1, 2.*free some disk space"):
                 save(root, 3, {1, 2})
     assert checkpoint.newest(root).name == "2"
     assert not list(root.glob("*.part"))
@@ -154,5 +166,5 @@ def test_stage_survives_json():
     model = Config(100, depth=3, heads=(2, 1, 2), hidden=(8, 16, 8), norm="pre")
     plan = edit(edit(whole(3), 0, 1, frozen=True), 1, 2, rows=8)
     program = Program(model, plan, 8, 2, 16, 3, "mlm", frozen=("embed/",))
-    stage = Stage("s", program, 10, Schedule(1e-3, 10), "stage", 5, "restart")
+    stage = Stage("s", program, 10, Schedule(1e-3, 10), "stage", warm_again=2, skipped=3, ask_every=5, data="restart")
     assert checkpoint.stage_from_json(json.loads(json.dumps(checkpoint.stage_to_json(stage)))) == stage

@@ -50,6 +50,17 @@ def test_documents_do_not_depend_on_where_reads_end(tmp_path, monkeypatch):
         assert read(spec)[0] == DOCUMENTS * 20
 
 
+def test_one_long_line_is_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "_CHUNK", 64)
+    monkeypatch.setattr(corpora, "LONGEST", 100)
+    text = "wörter 中文 " * 400
+    spec, pending = write(tmp_path / "a.txt", text.encode()), []
+    decode = corpora.decode
+    monkeypatch.setattr(corpora, "decode", lambda data, *rest: pending.append(len(data)) or decode(data, *rest))
+    assert "".join("".join(read(spec)[0]).split()) == "".join(text.split())
+    assert max(pending) <= 64 + 3
+
+
 def test_long_document_is_read_in_bounded_pieces_that_lose_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "LONGEST", 40)
     text = "one two three four\n" * 10 + "x" * 100

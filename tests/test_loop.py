@@ -146,12 +146,27 @@ def test_warm_start_from_another_model_is_refused(finished, small_shards, tmp_pa
         run(config, tmp_path)
 
 
+def test_model_that_cannot_be_continued_is_told_from_one_that_can(finished, small_shards, tmp_path, monkeypatch):
+    about = checkpoint.about(checkpoint.find(finished[0]))
+    about["stage"]["program"]["model"]["hidden"] = [38, 39]
+    monkeypatch.setattr(checkpoint, "about", lambda _: about)
+    with pytest.raises(BadInput, match=r"hidden_L is \(38, 39\) there.*a new run cannot begin with that"):
+        run(small_config(small_shards, init=str(finished[0])), tmp_path)
+
+
 def test_loss_that_is_not_finite_ends_the_run_and_saves_nothing_of_it(small_shards, tmp_path):
     config = small_config(small_shards, learning_rate__peak=1e38, optimizer__clip_norm=0.0, checkpoint__every=1)
-    with pytest.raises(BadInput, match="not finite"):
+    with pytest.raises(BadInput, match=rf"not finite.*in another --workdir; .*--config.init={tmp_path}"):
         run(config, tmp_path)
     newest = checkpoint.newest(tmp_path / "checkpoints")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoint.restore_params(newest)))
+
+
+def test_failed_start_leaves_the_folder_to_a_corrected_config(small_shards, tmp_path):
+    config = small_config(small_shards, learning_rate__peak=1e38, optimizer__clip_norm=0.0, checkpoint__every=0)
+    with pytest.raises(BadInput, match=r"not finite.*float32$"):
+        run(config, tmp_path)
+    assert run(small_config(small_shards, steps=1, phases="16:1"), tmp_path)["steps"] == 1
 
 
 def test_so_many_checkpoints_are_kept(small_shards, tmp_path):
@@ -195,6 +210,15 @@ def test_refused_start_leaves_the_folder_free_for_the_corrected_one(small_shards
     ("changes", "message"),
     [
         ({"checkpoint__keep": 0}, "expected at least 1"),
+        ({"model__depth": 0}, "model.depth=0: expected at least 1"),
+        ({"model__heads": 0}, "model.heads=0: expected at least 1"),
+        ({"model__type_count": 1}, "model.type_count=1: expected at least 2"),
+        ({"learning_rate__interval": 0}, "learning_rate.interval=0: expected at least 1"),
+        ({"optimizer__clip_norm": -1.0}, "optimizer.clip_norm=-1.0: expected at least 0"),
+        ({"optimizer__b1": 1.5}, "optimizer.b1=1.5: expected a share"),
+        ({"data__workers": -1}, "data.workers=-1: expected at least 0"),
+        ({"eval__batch_size": 0}, "eval.batch_size=0: expected at least 1"),
+        ({"methods": "token_drop,token_drop"}, "methods=token_drop,token_drop: expected each method once"),
         ({"micro_batches": 3}, "does not divide into"),
         ({"phases": "128:1"}, "above the model's 64"),
         ({"eval__seq_len": 65}, "above the model's 64"),

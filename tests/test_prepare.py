@@ -221,6 +221,9 @@ def test_tiny_corpus_holds_one_document_out_and_a_single_document_is_refused(cor
     (tmp_path / "one.txt").write_text("The dog sleeps.\nThe cat runs.\n")
     with pytest.raises(BadInput, match=r"too few documents.*blank line"):
         prepare(f"files:{tmp_path}/one.txt", tmp_path / "one", vocab=corpus / "vocab.txt", processes=1)
+    with open(tmp_path / "one.txt", "a") as more:
+        more.write("\nThe cat runs.\n")
+    prepare(f"files:{tmp_path}/one.txt", tmp_path / "one", vocab=corpus / "vocab.txt", processes=1)
 
 
 def test_long_document_becomes_records_that_begin_at_sentences(corpus, finished, monkeypatch):

@@ -41,13 +41,24 @@ def finish(*processes):
         assert process.returncode == 0, said
 
 
+def with_port() -> list[str]:
+    """The flags of two processes that find each other at a free port of this machine."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return [f"--coordinator=localhost:{free.getsockname()[1]}", "--process_count=2"]
+
+
+@pytest.mark.slow
+def test_processes_of_one_device_save_what_they_begin_with(small_shards, tmp_path):
+    flags = [*with_port(), "--config.methods=early_bert", "--config.early_bert.search=2", "--config.steps=4"]
+    finish(*(start(small_shards, tmp_path, 1, *flags, f"--process_index={i}") for i in range(2)))
+    assert 6 in checkpoint.steps(tmp_path / "checkpoints")
+
+
 @pytest.mark.slow
 def test_two_processes_write_the_rows_of_one(small_shards, tmp_path):
     finish(start(small_shards, tmp_path / "one", 4))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    flags = [f"--coordinator=localhost:{port}", "--process_count=2"]
+    flags = with_port()
     finish(*(start(small_shards, tmp_path / "two", 2, *flags, f"--process_index={i}") for i in range(2)))
     one, two = rows_without_clock(tmp_path / "one"), rows_without_clock(tmp_path / "two")
     assert len(one) == len(two) == 6

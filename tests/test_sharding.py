@@ -1,5 +1,6 @@
 """Meshes of eight devices against one, and the table of rules."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -74,6 +75,26 @@ def test_matrices_of_the_table_lie_as_its_specs_say():
     mesh = one_device_mesh()
     assert sharding.spec_of("layers/query/kernel", (2, 32, 4, 8), mesh) == P(None, "fsdp", "tensor", None)
     assert sharding.spec_of("0/mu/layers/mlp_output/kernel", (2, 64, 32), mesh) == P(None, "tensor", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    id: int
+    process_index: int
+
+
+def test_tensor_axis_is_within_a_process_where_that_can_be(monkeypatch):
+    # As on a torus of 4 x 4 chips, where a host has 2 x 2 of them and neighbours are in rows of four.
+    devices = [Device(4 * y + x, 2 * (y // 2) + x // 2) for y in range(4) for x in range(4)]
+
+    def in_rows(sizes, names, *, devices, axis_types):
+        return jax.sharding.Mesh(np.array(devices).reshape(sizes), names, axis_types=axis_types)
+
+    monkeypatch.setattr(jax, "make_mesh", in_rows)
+    for tensor, crosses in ((1, False), (2, False), (4, False), (8, True)):
+        mesh = sharding.make_mesh(-1, 1, tensor, devices=devices)
+        assert sharding.tensor_crosses(mesh) == crosses
+        assert set(mesh.devices.flat) == set(devices)
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 1), (-1, 3, -1), (0, 1, 1), (-1, 2, 1)])

@@ -16,6 +16,7 @@ Keys of a batch, and their axes (B rows, S positions, P prediction slots):
 """
 
 import functools
+import signal
 from collections.abc import Generator, Iterator
 
 import grain
@@ -202,13 +203,20 @@ def _stream(
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads its own flags here, and fails outside absl's app.run
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch))
+        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_leave_signals)
     return _closing(dataset)
 
 
 def _make(rows: Rows | EvaluationRows, offset: int, part: int, batch_size: int, g: int) -> tuple[int, Batch]:
     made = [rows[g + offset + k] for k in range(part)]
     return g + batch_size, {key: np.stack([row[key] for row in made]) for key in made[0]}
+
+
+def _leave_signals(*_):
+    """A signal to stop reaches all processes of a terminal or a job; it is the run that ends its workers."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _closing(dataset: grain.IterDataset) -> Generator[tuple[int, Batch], None, None]:

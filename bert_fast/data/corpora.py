@@ -159,10 +159,12 @@ def _read_text(path: str, bad: Bad) -> Iterator[str]:
     offset, rest, text = 0, b"", ""
     with _open(path) as file:
         while chunk := file.read(_CHUNK):
-            head, newline, tail = (rest + chunk).rpartition(b"\n")
-            rest = tail
-            text += decode(head + newline, path, offset, bad)
-            offset += len(head) + len(newline)
+            data = rest + chunk
+            # Up to the last character, of which bytes may be missing; a whole corpus may be one line.
+            at = next((len(data) - back for back in range(1, min(4, len(data)) + 1) if data[-back] & 0xC0 != 0x80), 0)
+            head, rest = data[:at], data[at:]
+            text += decode(head, path, offset, bad)
+            offset += len(head)
             *whole, text = _BLANK.split(text)
             yield from whole
             while len(text) > LONGEST:

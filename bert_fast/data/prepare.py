@@ -230,6 +230,8 @@ def _finish(out: pathlib.Path, source: str, settings: dict, words: vocabulary.Vo
     total = {split: sum(entry[split]["documents"] for entry in entries) for split in shards.SPLITS}
     if not all(total.values()):
         unfinished.forget(out)
+        for name in ("vocab.txt", "tokenizer.json"):  # the same command is to find the folder as it was
+            (out / name).unlink(missing_ok=True)
         found = ", ".join(f"{count} for {split}" for split, count in total.items())
         raise BadInput(
             f"--source={source} has too few documents ({found}; {entries[-1]['skipped']} were skipped): expected at "

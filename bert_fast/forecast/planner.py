@@ -137,7 +137,7 @@ def plan(settings: Settings, where: Slice, cache: pathlib.Path, say: Callable[[s
     if where.chip is None:
         return Plan(where, found)
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, devices=where.devices)
-    begin.check_devices(settings, mesh)
+    begin.check_devices(settings, stages, mesh)
     chosen = [programs.to_compile(draws, MOST) for draws in drawn]
     count = sum(map(len, chosen))
     say(

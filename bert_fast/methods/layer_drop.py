@@ -124,7 +124,8 @@ def make(
     theta: how probably the topmost layer runs in the end; the paper uses 0.5 and recommends 0.5 to 0.9. With 1
         nothing is dropped.
     gamma: how fast that is reached: the drop is over after about 5 / gamma steps. 0 means the paper's 100 / T, T
-        being the steps of the training. DeepSpeed's default is 0.001, which suits T of 100,000 and more.
+        being the steps of the training, or of a search alone while there is one. DeepSpeed's default is 0.001, which
+        suits T of 100,000 and more.
     variant: "paper", or "deepspeed": the released code exactly, off by a layer and by a step (`keep_and_scale`,
         `theta_at`).
     sampling: "independent", as the paper, or "systematic": the number of layers that run varies by at most one a

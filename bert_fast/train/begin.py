@@ -1,6 +1,7 @@
 """The beginning of a run: its timeline of stages, and its state - resumed, warm-started, or fresh."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from bert_fast.train import checkpoint
 from bert_fast.train.compile import state_shardings
 from bert_fast.train.evaluate import row_settings
 from bert_fast.train.optim import change_moments
-from bert_fast.train.sharding import path_of, shard
+from bert_fast.train.sharding import path_of, shard, tensor_crosses
 from bert_fast.train.step import SURGERY, TrainState, join, partition
 
 
@@ -84,16 +85,16 @@ def with_plan(program: Program, plan: Plan) -> Program:
     return dataclasses.replace(program, plan=plan)
 
 
-def check_devices(settings: Settings, mesh: Mesh):
-    """Raises BadInput where a micro-batch or an evaluation batch does not divide over the devices that share it, or
-    where the tensor axis reaches over processes: each of them reads only its own examples.
+def check_devices(settings: Settings, expected: Sequence[Stage], mesh: Mesh):
+    """Raises BadInput where a micro-batch, an evaluation batch or a stage's parameter does not divide over the devices
+    that share it, or where the tensor axis reaches over processes: each of them reads only its own examples.
     """
-    sharing = mesh.shape["data"] * mesh.shape["fsdp"]
-    if sharing % jax.process_count():
+    if tensor_crosses(mesh):
         raise BadInput(
-            f"--config.mesh.data times --config.mesh.fsdp is {sharing}, which does not divide over "
-            f"{jax.process_count()} processes: the tensor axis must stay within one; make it smaller"
+            f"--config.mesh.tensor={mesh.shape['tensor']} reaches over several of {jax.process_count()} processes: "
+            "make it a divisor of the number of devices that each of them has"
         )
+    sharing = mesh.shape["data"] * mesh.shape["fsdp"]
     micro = settings.batch_size // settings.micro_batches
     for name, size in (("batch_size / micro_batches", micro), ("eval.batch_size", settings.eval.batch_size)):
         if size % sharing:
@@ -101,12 +102,17 @@ def check_devices(settings: Settings, mesh: Mesh):
                 f"--config.{name} is {size}, which does not divide over the {sharing} devices of the mesh's data and "
                 f"fsdp axes: make it a multiple of {sharing}"
             )
+    for stage in expected:
+        try:
+            shard(jax.eval_shape(functools.partial(bert.init, stage.program.model), jax.random.key(0)), mesh)
+        except BadInput as error:
+            raise BadInput(f"stage {stage.name}: {error}") from None
 
 
 def refuse_other(workdir: pathlib.Path, config: dict):
-    """Raises BadInput that shows the difference where the folder holds a run of another config."""
+    """Raises BadInput that shows the difference where the folder holds a run of another config, with checkpoints."""
     path = workdir / "config.json"
-    if not path.is_file():
+    if not path.is_file() or not checkpoint.steps(workdir / "checkpoints"):
         return
 
     def filled(tree: dict) -> dict:
@@ -158,11 +164,14 @@ def warm_params(settings: Settings, model: bert.Config, manifest: dict, mesh: Me
         )
     theirs = checkpoint.stage_from_json(about["stage"]).program.model
     shape = ("depth", "width", "heads_L", "head_size", "hidden_L", "max_len", "type_count", "norm", "embed_norm")
-    shape += ("activation", "norm_eps")
+    shape += ("activation", "norm_eps", "tied")
     differing = [name for name in shape if getattr(theirs, name) != getattr(model, name)]
     if differing:
         lines = "; ".join(f"{name} is {getattr(theirs, name)} there, {getattr(model, name)} here" for name in differing)
-        raise BadInput(f"--config.init={settings.init} holds another model ({lines}): set --config.model to match it")
+        remedy = "set --config.model to match it"
+        if len(set(theirs.widths_L)) > 1 or not theirs.tied:
+            remedy = "its layers differ in width, or its head has a table of its own: a new run cannot begin with that"
+        raise BadInput(f"--config.init={settings.init} holds another model ({lines}): {remedy}")
     # What a method added to the parameters is applied, so that this run begins with a plain model.
     params, _ = methods.make(about["methods"]).weights(checkpoint.restore_params(folder))
     params = {name: leaf for name, leaf in params.items() if name != "next" or model.pooler}
@@ -191,6 +200,11 @@ def enter_state(step, params: Params, program: Program, opt_state_of: Callable, 
     """A state whose whole tree of parameters is split and placed as a program wants it."""
     learns, frozen = partition(params, program)
     state = TrainState(step, learns, frozen, opt_state_of(learns), method_state)
+    if jax.process_count() > 1:
+        # device_put (jax 0.10.2) makes an unusable array of a process's own where each process has a single device.
+        state = jax.tree.map(
+            lambda leaf: np.asarray(leaf) if getattr(leaf, "is_fully_addressable", True) else leaf, state
+        )
     return jax.tree.map(jax.device_put, state, state_shardings(state, mesh))
 
 

@@ -85,7 +85,8 @@ def save(root: pathlib.Path, state: TrainState, about: dict, vocab: bytes, keep:
     final, part = root / str(step), root / f"{step}.part"
     try:
         if _main_process():
-            shutil.rmtree(part, ignore_errors=True)
+            for stale in root.glob("*.part"):  # of saves that were killed
+                shutil.rmtree(stale, ignore_errors=True)
             part.mkdir(parents=True)
         _barrier(f"begin {step}")
         with _checkpointer() as checkpointer:
@@ -102,10 +103,11 @@ def save(root: pathlib.Path, state: TrainState, about: dict, vocab: bytes, keep:
         shutil.rmtree(part, ignore_errors=True)
         reason = str(error).strip().splitlines()[0]
         reason = reason if len(reason) < 300 else f"{reason[:100]} ... {reason[-200:]}"
+        full = any(word in str(error) for word in ("No space left", "quota"))
         raise BadInput(
             f"the checkpoint of step {step} could not be written to {final}: {reason}. "
-            f"Older checkpoints are untouched ({', '.join(map(str, steps(root))) or 'there is none'}): free some "
-            "disk space and give the same command again"
+            f"Older checkpoints are untouched ({', '.join(map(str, steps(root))) or 'there is none'}): "
+            f"{'free some disk space, and' if full else 'when that is mended,'} give the same command again"
         ) from error
     _barrier(f"end {step}")
     if _main_process():

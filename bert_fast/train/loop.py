@@ -69,7 +69,7 @@ class Run:
         self.settings, self.workdir, self.root = settings, workdir, workdir / "checkpoints"
         self.manifest = shards.verify(settings.data.dir)
         self.vocab = (pathlib.Path(settings.data.dir) / "vocab.txt").read_bytes()
-        self.pieces = self.vocab.decode().splitlines()
+        self.pieces = self.vocab.decode().split("\n")
         self.method = methods.make(settings.methods)
         self.optimizer = optim.make(settings.optimizer)
         self.timeline = list(begin.stages(settings, self.method))
@@ -78,7 +78,7 @@ class Run:
         self.fingerprint = fingerprint(self.manifest, settings.data, settings.eval)
         held_out = eval_batches(settings.data, settings.eval)
         self.mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
-        begin.check_devices(settings, self.mesh)
+        begin.check_devices(settings, self.method.expect(tuple(self.timeline)), self.mesh)
         begin.refuse_other(workdir, config)
         self.peak = self.peak_of_all()
 

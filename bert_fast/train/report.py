@@ -15,6 +15,7 @@ from bert_fast.cost.utilisation import utilisation
 from bert_fast.layers import Config
 from bert_fast.method import Stage
 from bert_fast.settings import Settings
+from bert_fast.train import checkpoint
 from bert_fast.train.book import Book
 from bert_fast.train.log import clock
 from bert_fast.train.step import TrainState, join
@@ -66,11 +67,14 @@ def plan(
 
 
 def not_finite(step: int, sums: dict, root: pathlib.Path) -> str:
-    return (
+    advice = (
         f"loss {sums['loss']} and gradient norm {sums['gradient_norm']} at step {step}: not finite, so nothing of it "
         "is saved. Try a lower --config.learning_rate.peak, a longer --config.learning_rate.warmup_steps, or "
-        f"--config.model.dtype=float32; the same command goes on from the newest checkpoint in {root}"
+        "--config.model.dtype=float32"
     )
+    if saved := checkpoint.steps(root):  # the same command comes to the same step, and another config is refused there
+        advice += f", in another --workdir; from the weights of step {saved[-1]} with --config.init={root.parent}"
+    return advice
 
 
 def summary(settings: Settings, last: dict, book: Book, step: int, mesh: Mesh, peak: float | None) -> dict:

@@ -40,7 +40,7 @@ def path_of(path) -> str:
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
-    """A mesh of all devices; one of the sizes may be -1, "what is left".
+    """A mesh of all devices, its tensor axis within a process where that can be; one size may be -1, "what is left".
 
     Raises BadInput where the sizes do not multiply to the number of devices.
     """
@@ -54,7 +54,18 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
             f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {len(devices)} devices: the sizes must "
             "multiply to that number, and one may be -1 for what is left (--config.mesh.data=-1)"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+    types = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    if tensor_crosses(mesh):  # neighbours of the torus may belong to different hosts
+        by_process = sorted(devices, key=lambda device: (device.process_index, device.id))
+        mesh = Mesh(np.array(by_process).reshape(sizes), AXES, axis_types=types)
+    return mesh
+
+
+def tensor_crosses(mesh: Mesh) -> bool:
+    """Whether devices that share the same examples belong to several processes."""
+    groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    return any(len({device.process_index for device in group}) > 1 for group in groups)
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -67,7 +78,10 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
         devices = int(np.prod([mesh.shape[axis] for axis in axes]))
         if size % devices:
             asked = ", ".join(f"--config.mesh.{axis}={mesh.shape[axis]}" for axis in axes)
-            raise BadInput(f"{path} has an axis of {size}, which does not divide over {devices} devices ({asked})")
+            raise BadInput(
+                f"{path} has an axis of {size}, which does not divide over {devices} devices ({asked}): make that axis "
+                f"of the mesh smaller, or the model's a multiple of {devices}"
+            )
     return spec
 
 
@@ -87,4 +101,9 @@ def replicated(tree, mesh: Mesh):
 
 def global_batch(batch, mesh: Mesh):
     """The device arrays of a batch, of which each process holds its own examples (as NumPy arrays)."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH), x), batch)
+
+    def array(x):
+        whole = (len(x) * jax.process_count(), *x.shape[1:])
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH), x, whole)
+
+    return jax.tree.map(array, batch)
