@@ -89,8 +89,6 @@ def test_argument_that_is_newer_than_a_run_was_at_its_default_there(small_shards
     older = {**config, "token_drop": {**config["token_drop"]}}
     del older["token_drop"]["beside"]
     (tmp_path / "config.json").write_text(json.dumps(older))
-    (tmp_path / "checkpoints/1").mkdir(parents=True)
-    (tmp_path / "checkpoints/1/checksums.json").write_text("{}")
     begin.refuse_other(tmp_path, config)
     with pytest.raises(BadInput, match=r"token_drop\.beside: 1 there, 2 now"):
         begin.refuse_other(tmp_path, {**config, "token_drop": {**config["token_drop"], "beside": 2}})

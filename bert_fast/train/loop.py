@@ -79,7 +79,8 @@ class Run:
         held_out = eval_batches(settings.data, settings.eval)
         self.mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
         begin.check_devices(settings, self.method.expect(tuple(self.timeline)), self.mesh)
-        begin.refuse_other(workdir, config)
+        if checkpoint.steps(self.root):  # before, there is nothing that another config could not continue
+            begin.refuse_other(workdir, config)
         self.peak = self.peak_of_all()
 
         self.book, self.pending, self.loader = Book(), None, None

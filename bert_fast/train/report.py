@@ -9,10 +9,9 @@ import clu.parameter_overview
 import jax
 from jax.sharding import Mesh
 
-from bert_fast import __version__, python
+from bert_fast import __version__, bert, python
 from bert_fast.cost.flops import dense_equivalent, step_flops
 from bert_fast.cost.utilisation import utilisation
-from bert_fast.layers import Config
 from bert_fast.method import Stage
 from bert_fast.settings import Settings
 from bert_fast.train import checkpoint
@@ -34,7 +33,7 @@ def devices(mesh: Mesh) -> str:
 def plan(
     settings: Settings,
     timeline: list[Stage],
-    dense_model: Config,
+    dense_model: bert.Config,
     state: TrainState,
     mesh: Mesh,
     manifest: dict,
