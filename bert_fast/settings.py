@@ -74,6 +74,13 @@ class Settings:
     measure_peak: bool
 
 
+def at_least(least: Mapping[str, tuple[float, float]]):
+    """Raises BadInput for the first of the named values that is below the bound beside it."""
+    for name, (value, low) in least.items():
+        if value < low:
+            raise BadInput(f"--config.{name}={value}: expected at least {low}")
+
+
 def choice(name: str, value: str, known) -> str:
     """`value`, if it is known. Raises BadInput that names the near ones."""
     if value in known:
@@ -156,9 +163,7 @@ def _check(settings: Settings):
         "checkpoint.every": (settings.checkpoint.every, 0),
         "checkpoint.keep": (settings.checkpoint.keep, 1),
     }
-    for name, (value, low) in least.items():
-        if value < low:
-            raise BadInput(f"--config.{name}={value}: expected at least {low}")
+    at_least(least)
     for name in ("b1", "b2"):
         if not 0 <= (decay := getattr(settings.optimizer, name)) < 1:
             raise BadInput(f"--config.optimizer.{name}={decay}: expected a share from 0 up to, not including, 1")

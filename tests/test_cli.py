@@ -106,8 +106,9 @@ def test_stopped_run_continues_to_the_same_rows(prepared, tmp_path, signum, code
     process = subprocess.Popen(command(*args), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not read_rows(tmp_path / "run/metrics.jsonl") and process.poll() is None:
         time.sleep(0.02)
-    os.killpg(process.pid, signum)  # as a terminal or a job does
-    _, said = process.communicate()
+    stop = os.kill if signum == signal.SIGKILL else os.killpg  # a terminal or a job stops all processes
+    stop(process.pid, signum)
+    _, said = process.communicate(timeout=60)  # which ends when no worker is left
     assert process.returncode == code, said
     assert "Traceback" not in said
     if signum != signal.SIGKILL:

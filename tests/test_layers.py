@@ -45,3 +45,11 @@ def test_attention_and_its_gradient_are_those_of_the_formula(rate):
     if not rate:
         theirs = gradients(lambda *qkv: jax.nn.dot_product_attention(*qkv, mask=allowed_BQK[:, None]))
         jax.tree.map(close, ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_cast_as_arrays_of_their_own(dtype):
+    linear = layers.Linear(layers.Config(10, dtype=dtype), (4,))
+    x_BD = jnp.ones((2, 3), dtype)
+    program = jax.jit(linear.apply).lower(linear.init(jax.random.key(0), x_BD), x_BD).as_text()
+    assert ("optimization_barrier" in program) == (dtype == "bfloat16")

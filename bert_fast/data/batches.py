@@ -16,7 +16,6 @@ Keys of a batch, and their axes (B rows, S positions, P prediction slots):
 """
 
 import functools
-import signal
 from collections.abc import Generator, Iterator
 
 import grain
@@ -28,6 +27,7 @@ from bert_fast import BadInput
 from bert_fast.data.masking import Masking, VocabInfo
 from bert_fast.data.rows import OBJECTIVES, Settings
 from bert_fast.data.shards import Split
+from bert_fast.data.workers import belong
 
 Batch = dict[str, np.ndarray]
 
@@ -204,19 +204,13 @@ def _stream(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads its own flags here, and fails outside absl's app.run
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_leave_signals)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=belong)
     return _closing(dataset)
 
 
 def _make(rows: Rows | EvaluationRows, offset: int, part: int, batch_size: int, g: int) -> tuple[int, Batch]:
     made = [rows[g + offset + k] for k in range(part)]
     return g + batch_size, {key: np.stack([row[key] for row in made]) for key in made[0]}
-
-
-def _leave_signals(*_):
-    """A signal to stop reaches all processes of a terminal or a job; it is the run that ends its workers."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
 
 
 def _closing(dataset: grain.IterDataset) -> Generator[tuple[int, Batch], None, None]:

@@ -161,7 +161,9 @@ def _read_text(path: str, bad: Bad) -> Iterator[str]:
         while chunk := file.read(_CHUNK):
             data = rest + chunk
             # Up to the last character, of which bytes may be missing; a whole corpus may be one line.
-            at = next((len(data) - back for back in range(1, min(4, len(data)) + 1) if data[-back] & 0xC0 != 0x80), 0)
+            at = next(
+                (len(data) - back for back in range(1, min(4, len(data)) + 1) if data[-back] & 0xC0 != 0x80), len(data)
+            )
             head, rest = data[:at], data[at:]
             text += decode(head, path, offset, bad)
             offset += len(head)

@@ -34,10 +34,16 @@ def pool(processes: int, setup: Callable | None = None, *args) -> Iterator[concu
 
 
 def _start(setup: Callable | None, *args) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    belong()
     if setup:
         setup(*args)
+
+
+def belong(*_) -> None:
+    """Makes this process one that its parent ends, and that ends with it: what a worker calls first."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a signal to stop reaches all processes of a terminal or a job
+        signal.signal(signum, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
 
 
 def _follow_parent() -> None:

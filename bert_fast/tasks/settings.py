@@ -9,7 +9,7 @@ from bert_fast import BadInput, methods
 from bert_fast.layers import Config
 from bert_fast.method import Method
 from bert_fast.schedule import DECAYS, Schedule
-from bert_fast.settings import Mesh, choice
+from bert_fast.settings import Mesh, at_least, choice
 from bert_fast.tasks import glue
 from bert_fast.train import optim
 from bert_fast.train.optim import Optimizer
@@ -170,9 +170,7 @@ def make(config: Mapping[str, Any]) -> Settings:
         "data.held_out_examples": (settings.data.held_out_examples, 0),
         "data.seq_len": (settings.data.seq_len, 8),  # shorter rows hold nothing of a pair of texts
     }
-    for name, (value, low) in least.items():
-        if value < low:
-            raise BadInput(f"--config.{name}={value}: expected at least {low}")
+    at_least(least)
     if not 0 <= settings.rate.warmup <= 1:
         raise BadInput(f"--config.learning_rate.warmup={settings.rate.warmup}: expected a share from 0 to 1")
     own = [rate for name, rate in settings.learning_rates if name == settings.task]
