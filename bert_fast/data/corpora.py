@@ -161,10 +161,8 @@ def _read_text(path: str, bad: Bad) -> Iterator[str]:
         while chunk := file.read(_CHUNK):
             data = rest + chunk
             # Up to the last character, of which bytes may be missing; a whole corpus may be one line.
-            at = next(
-                (len(data) - back for back in range(1, min(4, len(data)) + 1) if data[-back] & 0xC0 != 0x80), len(data)
-            )
-            head, rest = data[:at], data[at:]
+            starts = [at for at in range(max(0, len(data) - 4), len(data)) if data[at] & 0xC0 != 0x80]
+            head, rest = (data[: starts[-1]], data[starts[-1] :]) if starts else (data, b"")
             text += decode(head, path, offset, bad)
             offset += len(head)
             *whole, text = _BLANK.split(text)
