@@ -34,6 +34,7 @@ BATCHES = {("v5p", "base"): 256, ("v6e", "base"): 256, ("v5e", "large"): 64}
 EXAMPLES = 256 * 1_000_000  # BERT's steps of 256 (Devlin et al. 2019, A.2), in as many steps as the batch makes of them
 SYSTEMATIC = {"layer_drop.sampling": "systematic"}
 ALIGNED = {"early_bert.align": 128}
+MSLT = {"stacking.variant": "mslt"}
 # Methods of each arm, and their arguments.
 ARMS = {
     "dense": ("", {}),
@@ -43,9 +44,10 @@ ARMS = {
     "token dropping, beside=2": ("token_drop", {"token_drop.beside": 2}),
     "EarlyBERT, align=128": ("early_bert", ALIGNED),
     "stacking": ("stacking", {}),
-    "MSLT": ("stacking", {"stacking.variant": "mslt"}),
-    "combined": (combined.get_config().methods, ALIGNED | SYSTEMATIC),
-    # Layers of one width are gathered; of different widths they stand behind conditionals.
+    "MSLT": ("stacking", MSLT),
+    # On v6e deciding dropout takes an eighth of a step, and all of it in layers that only run forward.
+    "MSLT, frozen_dropout=False": ("stacking", MSLT | {"stacking.frozen_dropout": False}),
+    # Without neurons=layer layers differ in width, and those that are dropped stand behind conditionals.
     "combined, neurons=layer": (combined.get_config().methods, ALIGNED | SYSTEMATIC | {"early_bert.neurons": "layer"}),
     "combined, neurons=layer, beside=2": (
         combined.get_config().methods,
@@ -56,11 +58,11 @@ METHODS = ("dense", "layer dropping", "token dropping", "EarlyBERT, align=128", 
 AT_128 = (*METHODS, "token dropping, beside=2", "combined, neurons=layer, beside=2")
 # (topology, size, tokens, which arms): what is not better on one chip is not compiled for others.
 WANTED = (
-    ("v5e:1x1", "base", 128, tuple(arm for arm in ARMS if arm != "combined, neurons=layer")),
+    ("v5e:1x1", "base", 128, (*AT_128, "layer dropping, cond")),
     ("v5e:1x1", "base", 512, (*METHODS, "combined, neurons=layer")),  # 256 tokens fill the lanes, without others beside
     ("v5e:4x4", "base", 128, AT_128),
     ("v5p:2x2x1", "base", 128, AT_128),
-    ("v6e:1x1", "base", 128, AT_128),
+    ("v6e:1x1", "base", 128, (*AT_128, "MSLT, frozen_dropout=False")),
     ("v5e:4x4", "large", 128, ("dense", "combined, neurons=layer, beside=2")),
     ("v5e:16x16", "base", 128, ("dense", "combined, neurons=layer, beside=2")),
 )
