@@ -3,6 +3,8 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# One thread and one set of instructions, so that losses are equal from run to run: see test_golden.py.
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=AVX2"
 
 import jax
 import pytest
@@ -13,6 +15,10 @@ from bert_fast.data.masking import read_vocab_info
 
 # Compiling is most of what these tests do, and models this small gain nothing from optimised code.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--accept_goldens", action="store_true", help="keep the losses of today's golden runs")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -265,9 +265,10 @@ def next_state(
         of_moments = surgery.moments
         if of_moments is None:
             return optimizer.init(learns)
-        zeros = jax.tree.map(jnp.zeros_like, state.frozen)
 
         def change(moment):
+            # Of each moment its own: the step is given both, and may not be given one buffer twice.
+            zeros = jax.tree.map(jnp.zeros_like, state.frozen)
             return partition(of_moments(join(moment, zeros)), new.program)[0]
 
         return change_moments(state.opt_state, state.params, change)

@@ -1,0 +1,69 @@
+"""Golden runs: losses of 50 steps at debug size, kept in golden/losses.json as float32 in hexadecimal.
+
+    python -m pytest tests/test_golden.py --accept_goldens      keeps today's losses instead of comparing
+
+conftest.py pins what the result depends on: one thread, AVX2 instructions. On a machine and version of JAX like those
+that wrote the file the losses must be equal; elsewhere the first step within 1e-6 and the others within 1e-3 of a
+nat, since a rounding grows from step to step.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from golden_cases import CASES, STEPS, losses_of, machine
+
+KEPT = pathlib.Path(__file__).parent / "golden" / "losses.json"
+FIRST, LATER = 1e-6, 1e-3  # relative, and in nats
+
+
+def read() -> dict:
+    return json.loads(KEPT.read_text()) if KEPT.is_file() else {"machine": machine(), "losses": {}}
+
+
+def difference(found: list[float], kept: list[float], exactly: bool) -> str:
+    """What is wrong with the losses found, "" if nothing is."""
+    if len(found) != len(kept):
+        return f"{len(found)} steps instead of {len(kept)}"
+    for step, (now, before) in enumerate(zip(found, kept, strict=True)):
+        allowed = 0.0 if exactly else FIRST * abs(before) if step == 0 else LATER
+        if not abs(now - before) <= allowed:
+            return f"the loss of step {step} is {now:.9g} ({now.hex()}), it was {before:.9g} ({before.hex()})"
+    return ""
+
+
+# Without dropout less is computed, and nothing else: those runs are among the slow tests.
+MARKED = [
+    pytest.param(*case, marks=[] if case[1] else [pytest.mark.slow], id="-".join(map(str, case))) for case in CASES
+]
+
+
+@pytest.mark.parametrize(("name", "dropout"), MARKED)
+def test_losses_of_every_step_are_those_that_were_kept(name, dropout, small_shards, tmp_path, request):
+    found = losses_of(name, dropout, small_shards, tmp_path)
+    assert len(found) >= STEPS  # a search that ends early adds its steps
+    assert all(float(np.float32(loss)) == loss for loss in found)
+    kept, case = read(), f"{name}, dropout {dropout}"
+    if request.config.getoption("--accept_goldens"):
+        assert kept["machine"] == machine() or name == CASES[0][0], "accept all cases on one machine"
+        kept["machine"] = machine()
+        kept["losses"][case] = [loss.hex() for loss in found]
+        KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+        return
+    before = [float.fromhex(loss) for loss in kept["losses"][case]]
+    problem = difference(found, before, exactly=kept["machine"] == machine())
+    assert not problem, (
+        f"{case}: {problem}. If a change was meant to move it, accept it with --accept_goldens and say why in the "
+        "commit; if none was, it is a bug"
+    )
+
+
+def test_a_difference_names_the_step():
+    kept = [2.0, 1.5, 1.25]
+    assert difference(kept, kept, True) == ""
+    assert "step 1" in difference([2.0, 1.5 + 1e-6, 1.25], kept, True)
+    assert difference([2.0 + 1e-6, 1.5 + 1e-4, 1.25], kept, False) == ""
+    assert "step 0" in difference([2.0 + 1e-5, 1.5, 1.25], kept, False)
+    assert "step 2" in difference([2.0, 1.5, float("nan")], kept, False)
+    assert "2 steps" in difference(kept[:2], kept, False)
