@@ -1,6 +1,6 @@
 """Makes tests/fixtures: run folders of an older version, which every later one must go on with or refuse by name.
 
-    python tests/make_fixtures.py tests/fixtures/format1
+    PYTHONPATH=. python tests/make_fixtures.py tests/fixtures/format1
 
 Each is a run that was stopped in the middle: config.json, metrics.jsonl and checkpoints as they stood then, and
 continued.jsonl, the rows that this version wrote when it went on. Never made again for a version that is out.
@@ -12,7 +12,6 @@ import shutil
 import sys
 import tempfile
 
-sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parent)]
 import conftest  # noqa: F401  pins threads and instructions
 from made_shards import make_small_folder
 from small_runs import rows_without_clock, run
