@@ -87,3 +87,11 @@ def test_config_of_fine_tuning_makes_settings(name, recipe):
     }[name, recipe]
     assert [method for method, _ in made.methods] == ([] if recipe == "bert" else ["early_bert"])
     assert finetune_settings.make({**config.to_dict(), "epochs": 1.0}).epochs == 1
+
+
+def test_layer_droppings_recipe_of_fine_tuning_decays_weights_as_its_code_does():
+    # BingBertGlue of DeepSpeedExamples: parameter groups of run_glue_classifier_bert_base.py, defaults of `FusedAdam`.
+    config = get_config(next(path for path in FILES if path.stem == "glue"))("recipe=layer_drop")
+    config.data.dir = "somewhere"
+    found = finetune_settings.make(config.to_dict()).optimizer
+    assert (found.weight_decay, found.eps, found.bias_correction) == (0.01, 1e-8, False)
