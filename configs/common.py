@@ -58,6 +58,7 @@ def optimizer() -> ConfigDict:
     config.weight_decay = 0.01
     config.bias_correction = False
     config.clip_norm = 1.0
+    config.eps_before_correction = False
     return config
 
 

@@ -72,7 +72,7 @@ def apply_recipe(config: ConfigDict, recipe: str):
         config.optimizer.eps = 1e-8  # default of DeepSpeed's `FusedAdam`
     elif recipe == "early_bert":
         # launch_earlybert_glue.sh of VITA-Group/EarlyBERT: the ticket is drawn after 0.2 of an epoch, and trained for
-        # 2 epochs instead of 3; Adam's defaults of transformers 2.11. Its batches of 32 on each of four GPUs are 128.
+        # 2 epochs instead of 3; `AdamW` of transformers 2.11. Its batches of 32 on each of four GPUs are 128.
         config.methods = "early_bert"
         config.epochs = 2.0
         config.early_bert.search = 0.1  # of the 2 epochs
@@ -80,7 +80,7 @@ def apply_recipe(config: ConfigDict, recipe: str):
         config.learning_rates = "4e-5"
         config.search.update(learning_rate=2e-5, epochs=3.0)
         config.learning_rate.update(warmup=0.0)
-        config.optimizer.update(weight_decay=0.0, eps=1e-8, bias_correction=True)
+        config.optimizer.update(weight_decay=0.0, eps=1e-8, bias_correction=True, eps_before_correction=True)
     elif recipe != "bert":
         raise BadInput(f"config argument recipe={recipe!r}: expected recipe=bert, layer_drop or early_bert")
 

@@ -24,7 +24,7 @@ def get_config(text=None):
     config.phases = f"{args['seq']}:1"
     config.model.norm = "pre"  # `encoder_normalize_before` of transformer_bert_base
     config.model.embed_norm = False
-    config.optimizer.bias_correction = True
+    config.optimizer.update(bias_correction=True, eps_before_correction=True)  # fairseq/optim/adam.py
     config.optimizer.clip_norm = 0.0
     config.learning_rate.update(peak=8e-4, warmup_steps=10_000, start=1e-7, decay_from="warmup")
     if args["debug"]:

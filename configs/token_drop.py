@@ -28,7 +28,7 @@ def get_config(text=None):
     config.model.activation = "gelu_tanh"  # `_approx_gelu` in encoder.py
     # `AdamWeightDecayConfig` of tensorflow/models, official/modeling/optimization/configs/optimizer_config.py.
     config.optimizer.eps = 1e-7
-    config.optimizer.bias_correction = True
+    config.optimizer.update(bias_correction=True, eps_before_correction=True)  # Adam of Keras
     if args["debug"]:
         common.debug(config)
     return config

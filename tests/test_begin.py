@@ -84,14 +84,17 @@ def test_stage_in_which_nothing_learns_is_refused(small_shards):
 # --- a folder that holds a run already --------------------------------------------------------------------------------
 
 
-def test_argument_that_is_newer_than_a_run_was_at_its_default_there(small_shards, tmp_path):
+def test_key_that_is_newer_than_a_run_was_at_its_default_there(small_shards, tmp_path):
     config = small_config(small_shards)
-    older = {**config, "token_drop": {**config["token_drop"]}}
+    older = {**config, "token_drop": {**config["token_drop"]}, "optimizer": {**config["optimizer"]}}
     del older["token_drop"]["beside"]
+    del older["optimizer"]["eps_before_correction"]
     (tmp_path / "config.json").write_text(json.dumps(older))
     begin.refuse_other(tmp_path, config)
     with pytest.raises(BadInput, match=r"token_drop\.beside: 1 there, 2 now"):
         begin.refuse_other(tmp_path, {**config, "token_drop": {**config["token_drop"], "beside": 2}})
+    with pytest.raises(BadInput, match=r"optimizer\.eps_before_correction: False there, True now"):
+        begin.refuse_other(tmp_path, {**config, "optimizer": {**config["optimizer"], "eps_before_correction": True}})
     with pytest.raises(BadInput, match=r"seed: 0 there, 7 now"):
         begin.refuse_other(tmp_path, {**config, "seed": 7})
 

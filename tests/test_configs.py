@@ -85,6 +85,7 @@ def test_config_of_fine_tuning_makes_settings(name, recipe):
         ("glue", "early_bert"): (128, 2),  # launch_earlybert_glue.sh
         ("squad", "early_bert"): (48, 3),
     }[name, recipe]
+    assert made.optimizer.eps_before_correction == (recipe == "early_bert")  # transformers 2.11, optimization.py
     assert [method for method, _ in made.methods] == ([] if recipe == "bert" else ["early_bert"])
     assert finetune_settings.make({**config.to_dict(), "epochs": 1.0}).epochs == 1
 

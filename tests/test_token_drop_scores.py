@@ -276,6 +276,7 @@ def test_config_is_the_released_recipe():
     optimizer = config.optimizer
     assert (optimizer.name, optimizer.b1, optimizer.b2, optimizer.eps) == ("adamw", 0.9, 0.999, 1e-7)
     assert (optimizer.weight_decay, optimizer.bias_correction, optimizer.clip_norm) == (0.01, True, 1.0)
+    assert optimizer.eps_before_correction
     model = config.model
     assert (model.depth, model.width, model.heads, model.hidden, model.max_len) == (12, 768, 12, 3072, 512)
     assert (model.norm, model.activation, model.pooler) == ("post", "gelu_tanh", False)

@@ -21,7 +21,7 @@ from bert_fast.settings import Settings
 from bert_fast.train import checkpoint
 from bert_fast.train.compile import state_shardings
 from bert_fast.train.evaluate import row_settings
-from bert_fast.train.optim import change_moments
+from bert_fast.train.optim import Optimizer, change_moments
 from bert_fast.train.sharding import path_of, shard, tensor_crosses
 from bert_fast.train.step import SURGERY, TrainState, join, partition
 
@@ -116,8 +116,11 @@ def refuse_other(workdir: pathlib.Path, config: dict):
         return
 
     def filled(tree: dict) -> dict:
-        """With the defaults of methods' arguments: one that is newer than that run was at its default there."""
-        return tree | {name: known | tree.get(name, {}) for name, known in methods.defaults().items()}
+        """With the defaults of keys that have one in the code: a key that is newer than that run was at it there."""
+        optimizer = {field.name: field.default for field in dataclasses.fields(Optimizer)}
+        optimizer = {name: default for name, default in optimizer.items() if default is not dataclasses.MISSING}
+        defaults = methods.defaults() | {"optimizer": optimizer}
+        return tree | {name: known | tree.get(name, {}) for name, known in defaults.items()}
 
     before, now = (_flat(filled(tree)) for tree in (json.loads(path.read_text()), json.loads(json.dumps(config))))
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
