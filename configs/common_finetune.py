@@ -75,7 +75,7 @@ def apply_recipe(config: ConfigDict, recipe: str):
         # 2 epochs instead of 3; `AdamW` of transformers 2.11. Its batches of 32 on each of four GPUs are 128.
         config.methods = "early_bert"
         config.epochs = 2.0
-        config.early_bert.search = 0.1  # of the 2 epochs
+        config.early_bert.update(search=0.1, draw_before_update=True)  # of the 2 epochs
         config.batch_size = 128
         config.learning_rates = "4e-5"
         config.search.update(learning_rate=2e-5, epochs=3.0)

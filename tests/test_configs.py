@@ -87,6 +87,8 @@ def test_config_of_fine_tuning_makes_settings(name, recipe):
     }[name, recipe]
     assert made.optimizer.eps_before_correction == (recipe == "early_bert")  # transformers 2.11, optimization.py
     assert [method for method, _ in made.methods] == ([] if recipe == "bert" else ["early_bert"])
+    for _, arguments in made.methods:  # where trainer.py and run_squad_earlybert_search.py record coefficients
+        assert arguments["draw_before_update"] == (name == "glue")
     assert finetune_settings.make({**config.to_dict(), "epochs": 1.0}).epochs == 1
 
 

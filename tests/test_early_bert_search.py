@@ -130,6 +130,23 @@ def test_search_is_the_beginning_of_the_training_run_alone():
     assert (searching.steps, searching.ask_every) == (60, 7)
 
 
+def test_draw_before_the_update_takes_what_the_released_code_for_glue_records():
+    """`slimming_coef_step` t takes record t - 1 of coefficients that are recorded in every step, before its update."""
+    updates = np.random.default_rng(0).normal(size=(40, 3, 20))
+    for t in (2, 20, 40):
+        c_LF, records = np.ones((3, 20)), []
+        for update in updates[:t]:
+            records.append(c_LF)
+            c_LF = c_LF + update
+        searching, training = make(search=float(t), draw_before_update=True).stages((FIRST,))
+        found = np.ones((3, 20))
+        for update in updates[: searching.steps]:
+            found = found + update
+        np.testing.assert_array_equal(found, records[t - 1])
+        assert training == dataclasses.replace(FIRST, data="restart")
+        assert searching.ask_every == make(search=float(t)).stages((FIRST,))[0].ask_every
+
+
 def test_stages_after_the_ticket_have_its_widths_unless_they_change_the_depth():
     method = make()
     plain = random_params(CONFIG)
@@ -171,6 +188,10 @@ def test_initial_weights_are_kept():
         ({"align": 0}, "align=0"),
         ({"head_penalty": -1.0}, "head_penalty=-1.0"),
         ({"neuron_penalty": float("nan")}, "neuron_penalty=nan"),
+        (
+            {"draw_before_update": True, "stop": "early_bird"},
+            "stop=early_bird draws at the newest mask: set it to False",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments, told):
@@ -187,6 +208,7 @@ FROZEN = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, plan=ed
         ({}, (FIRST, dataclasses.replace(FIRST, data="restart")), "one search and one training"),
         ({}, (FROZEN,), "stage first are frozen.*before the method that freezes"),
         ({"search": 300.0}, (FIRST,), "search=300 is more than the 200 steps"),
+        ({"search": 1.0, "draw_before_update": True}, (FIRST,), "no update in a search of 1 steps.*at least 2"),
         ({"search": 20.0, "stop": "early_bird", "mask_every": 5}, (FIRST,), "5 masks, 5 steps apart.*search of 20"),
         ({"search": 20.0, "stop": "early_bird", "min_steps": 30}, (FIRST,), "at least 30 steps.*lower"),
     ],

@@ -157,6 +157,7 @@ def make(
     ticket: str = "early_bird",
     head_penalty: float = 1e-4,  # for pre-training unverified
     neuron_penalty: float = 1e-4,  # for pre-training unverified
+    draw_before_update: bool = False,
 ) -> Method:
     """EarlyBERT, with ratios and penalties of finetune/launch_earlybert_glue.sh.
 
@@ -177,6 +178,9 @@ def make(
         tensor axis is not 1 can only split a multiple of it.
     ticket: "random" is the control: from the same search as many a layer, but any.
     head_penalty, neuron_penalty: factors of the sums of absolute coefficients in the loss.
+    draw_before_update: draws from the coefficients before the update of the search's last step. The released code for
+        GLUE records them there (finetune/trainer.py), that for SQuAD after it (run_squad_earlybert_search.py). That
+        update would change nothing else that lasts, so the search is one step shorter instead.
 
     Raises BadInput for values outside of these.
     """
@@ -187,6 +191,11 @@ def make(
     ):
         if value not in known:
             raise BadInput(f"--config.early_bert.{name}={value!r} is unknown: use {' or '.join(known)}")
+    if draw_before_update and stop != "steps":
+        raise BadInput(
+            f"--config.early_bert.draw_before_update needs a search of fixed steps, and stop={stop} draws at the "
+            "newest mask: set it to False, or set --config.early_bert.stop=steps"
+        )
     for name, value, good, expected in (
         ("search", search, 0 < search < 1 or (search >= 1 and search % 1 == 0), "steps, or a share of them below 1"),
         ("mask_every", mask_every, mask_every >= 0, "steps, or 0 for a twentieth of the search"),
@@ -236,11 +245,17 @@ def make(
         every = mask_every or max(1, round(steps / 20))
         if steps > total:
             raise BadInput(f"--config.early_bert.search={steps} is more than the {total} steps of the training")
+        if draw_before_update and steps < 2:
+            raise BadInput(
+                f"--config.early_bert.draw_before_update leaves no update in a search of {steps} steps: all "
+                "coefficients are equal at the draw. Search for at least 2 steps (--config.early_bert.search)"
+            )
         if stop == "early_bird" and max(window * every, min_steps) > steps:
             raise BadInput(
                 f"--config.early_bert.stop=early_bird: {window} masks, {every} steps apart, and at least {min_steps} "
                 f"steps do not go into a search of {steps}: raise search, or lower window, mask_every or min_steps"
             )
+        steps -= draw_before_update
         searching = dataclasses.replace(first, name="search", steps=steps, ask_every=every)
         return (searching, dataclasses.replace(first, data="restart"), *stages[1:])
 
