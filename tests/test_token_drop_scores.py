@@ -234,6 +234,7 @@ def test_ids_behind_the_vocabulary_never_matter():
         ({"repeats": "last_write", "scores": "random"}, r"token_drop\.scores=loss"),
         ({"full_tail": 1.0}, r"token_drop\.full_tail=1\.0"),
         ({"full_tail": -0.1}, "expected a share of the steps"),
+        ({"boundary": -2}, r"token_drop\.boundary=-2: expected a layer counted from 0, or -1"),
         ({"beside": 0}, r"token_drop\.beside=0: expected at least 1"),
         ({"kep": 0.5}, "did you mean keep"),
     ],
@@ -269,7 +270,7 @@ def test_config_is_the_released_recipe():
     assert (config.methods, config.phases, config.batch_size, config.steps) == ("token_drop", "512:1", 512, 1_000_000)
     assert config.token_drop.to_dict() == {
         "keep": 0.5, "beta": 0.995, "start": 10.0, "scores": "loss", "repeats": "mean", "full_tail": 0.0,
-        "beside": 1,
+        "beside": 1, "boundary": -1,
     }  # fmt: skip
     rate = config.learning_rate
     assert (rate.peak, rate.warmup_steps, rate.decay, rate.end) == (1e-4, 10_000, "linear", 0.0)
