@@ -174,6 +174,7 @@ def test_config_of_stacking_is_the_released_recipe():
     assert (optimizer.name, optimizer.b1, optimizer.b2, optimizer.eps) == ("adamw", 0.9, 0.999, 1e-6)
     assert (optimizer.weight_decay, optimizer.clip_norm, optimizer.bias_correction) == (0.01, 0, True)
     assert optimizer.eps_before_correction
+    assert config.model.norm_eps == 1e-5
     assert (config.model.norm, config.model.embed_norm, config.model.dropout) == ("pre", False, 0.1)
     assert config.data.objective == "mlm+nsp"
     assert timeline(config) == [("3-layers", 50_000), ("6-layers", 70_000), ("12-layers", 280_000)]

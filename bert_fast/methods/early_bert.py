@@ -176,7 +176,10 @@ def make(
     neurons: "global" compares those of all layers, which then differ in width, "layer" those of each.
     align: neurons of a layer are rounded to a multiple. A deviation: 128 fits the lanes of a TPU, and a mesh whose
         tensor axis is not 1 can only split a multiple of it.
-    ticket: "random" is the control: from the same search as many a layer, but any.
+    ticket: "random" is the control: from the same search as many a layer, but any. The released code's control has no
+        search (`slimming_coef_step` of 0 or less in finetune/run_glue_earlybert_draw_and_train.py): uniform numbers
+        take the place of the coefficients, so that layers lose nearly equal shares of their neurons. How the paper
+        drew its random tickets for pre-training is unverified.
     head_penalty, neuron_penalty: factors of the sums of absolute coefficients in the loss.
     draw_before_update: draws from the coefficients before the update of the search's last step. The released code for
         GLUE records them there (finetune/trainer.py), that for SQuAD after it (run_squad_earlybert_search.py). That

@@ -55,7 +55,8 @@ def make(
         one step to the weighted mean of the losses, special ids keep theirs, and unfilled slots count for
         nothing. "last_write" as released: a step to one of the losses (there whichever is written last,
         here the last in the order of the batch), special ids drift if they are ever a label, and
-        unfilled slots are losses of label 0.
+        unfilled slots are losses of label 0. The released table is per replica: `add_weight` in routing.py asks for
+        no aggregation, so each learns from its own examples. Here both have one table, of the whole batch.
     full_tail: share of the steps of the last training, at its end, in which nothing is dropped.
     beside: so many examples are laid side by side where only kept tokens are; from equal dropout the same is
         computed. For TPUs: half of 128 tokens fill half of the lanes of a register, two examples beside each other
