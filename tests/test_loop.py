@@ -102,6 +102,18 @@ def test_run_killed_between_checkpoints_writes_no_row_twice(finished, small_shar
     assert same_arrays(tmp_path / "run", finished[0])
 
 
+def test_damaged_row_is_told_before_a_run_continues(finished, small_shards, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/60")
+    lines = (finished[0] / "metrics.jsonl").read_text().splitlines()
+    damaged = "\n".join([lines[0], lines[1][:20], *lines[2:]]) + "\n"
+    (tmp_path / "run/metrics.jsonl").write_text(damaged)
+    with pytest.raises(BadInput, match=r"metrics\.jsonl, line 2: expected"):
+        run(small_config(small_shards), tmp_path / "run")
+    assert (tmp_path / "run/metrics.jsonl").read_text() == damaged
+    assert checkpoint.steps(tmp_path / "run/checkpoints")[-1] == 40
+
+
 def test_damaged_newest_checkpoint_is_passed_over(finished, small_shards, tmp_path, capsys):
     shutil.copytree(finished[0], tmp_path / "run")
     data = next(path for path in (tmp_path / "run/checkpoints/60/arrays").rglob("d/*") if path.stat().st_size > 1000)
