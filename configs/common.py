@@ -141,3 +141,4 @@ def debug(config: ConfigDict):
     config.learning_rate.warmup_steps = 2
     config.eval.update(every=10, examples=16, seq_len=32, batch_size=8)
     config.checkpoint.every = 10
+    config.early_bert.search = 0.5  # 10 steps: after one or two, coefficients are still equal

@@ -88,5 +88,7 @@ def debug(config: ConfigDict):
     """Shrinks a config, in place, to runs of seconds."""
     config.update(seeds="0,1", epochs=1.0, batch_size=8, widths=2)
     config.learning_rates = "1e-3"
+    config.search.learning_rate = 1e-3
     config.data.update(train_examples=64, held_out_examples=32)
     config.eval.batch_size = 8
+    config.early_bert.search = 0.5  # 4 steps: after one or two, coefficients are still equal

@@ -38,6 +38,7 @@ def config_of(data_dir, name: str, **changes) -> dict:
         log_every=10,
         eval__every=0,
         checkpoint__every=0,
+        early_bert__search=0.05,
         **arguments,
         **changes,
     )

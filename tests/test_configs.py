@@ -7,10 +7,12 @@ import pytest
 
 from bert_fast import BadInput, methods, settings
 from bert_fast.tasks import settings as finetune_settings
+from bert_fast.train import begin
 from configs import common
 
 FINETUNE = ("glue", "squad")
-FILES = sorted(path for path in (pathlib.Path(__file__).parents[1] / "configs").glob("[!_c]*.py"))
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+FILES = sorted(path for path in FOLDER.glob("[!_]*.py") if path.stem not in ("common", "common_finetune"))
 CONFIGS = [path for path in FILES if path.stem not in FINETUNE]  # of pre-training
 
 
@@ -40,6 +42,7 @@ def test_debug_shrinks_a_config(path):
     made = settings.make(get_config(path)("size=large,debug").to_dict(), VOCAB, tuple(methods.known()))
     assert made.steps <= 50
     assert made.model.width <= 64
+    assert begin.stages(made, methods.make(made.methods))  # what a method refuses is told here
 
 
 def test_baseline_is_berts_published_recipe():

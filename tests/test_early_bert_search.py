@@ -187,6 +187,7 @@ FROZEN = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, plan=ed
         ({}, (FIRST, dataclasses.replace(FIRST, data="restart")), "one search and one training"),
         ({}, (FROZEN,), "stage first are frozen.*before the method that freezes"),
         ({"search": 300.0}, (FIRST,), "search=300 is more than the 200 steps"),
+        ({"search": 1.0}, (FIRST,), "search=1.0: the learning rate is 0 in all 1 steps.*beyond the warm-up"),
         ({"search": 20.0, "stop": "early_bird", "mask_every": 5}, (FIRST,), "5 masks, 5 steps apart.*search of 20"),
         ({"search": 20.0, "stop": "early_bird", "min_steps": 30}, (FIRST,), "at least 30 steps.*lower"),
     ],

@@ -361,16 +361,17 @@ def test_eight_devices_give_what_one_gives():
     np.testing.assert_allclose([row["train_loss"] for row in one], [row["train_loss"] for row in eight], rtol=1e-4)
 
 
-def write_squad(folder: pathlib.Path, version: str):
-    """Ten questions of a context each, in the official layout; of 2.0 every other has no answer."""
+def write_squad(folder: pathlib.Path, version: str, count: int = 10):
+    """Questions of a context each, in the official layout; of 2.0 every other has no answer."""
     for kind in ("train", "dev"):
         paragraphs = []
-        for number in range(10):
-            context = " ".join(["w1"] * number + ["good"] + ["w2"] * (30 - number))
+        for number in range(count):
+            before = number % 30
+            context = " ".join(["w1"] * before + ["good"] + ["w2"] * (30 - before))
             found = {
                 "id": f"{kind}{number}",
                 "question": "w3 w4",
-                "answers": [{"text": "good", "answer_start": 3 * number}],
+                "answers": [{"text": "good", "answer_start": 3 * before}],
             }
             if version == "2.0":
                 found["is_impossible"] = number % 2 == 0

@@ -25,7 +25,7 @@ import numpy as np
 
 from bert_fast import BadInput
 from bert_fast.bert import Params
-from bert_fast.method import Method, Stage, Surgery
+from bert_fast.method import Clock, Method, Stage, Surgery
 from bert_fast.plan import frozen_depth
 
 NAMES = ("head_scale", "neuron_scale")  # of the coefficients, [L, H] and [L, F], beside the layers' other leaves
@@ -105,13 +105,16 @@ def draw_ticket(c_LU: np.ndarray, units: Units, name: str, align: int, rng=None)
     """
     real_L, counts_L = units.real_LU.sum(1), keep(c_LU, units).sum(1)
     for layer in np.flatnonzero(counts_L == 0):
-        c_U = c_LU[layer, : real_L[layer]]
-        layerwise = "" if len(units.pruned_G) > 1 else " or set --config.early_bert.neurons=layer"
-        raise BadInput(
-            f"the ticket leaves layer {layer} without {name}s: their coefficients are {c_U.min()} to {c_U.max()}, and "
-            f"none is above the threshold. Lower --config.early_bert.{name}_ratio{layerwise}; where all are equal, "
-            "search longer (--config.early_bert.search)"
-        )
+        c_U, ratio = c_LU[layer, : real_L[layer]], f"--config.early_bert.{name}_ratio"
+        why, remedy = f"its coefficients are {c_U.min()} to {c_U.max()}, none above the threshold", f"lower {ratio}"
+        if len(c_U) == 1:
+            why, remedy = "it has only one", f"set {ratio}=0"
+        elif c_U.min() == c_U.max():  # a choice among equals would be no ticket
+            why = f"all of its coefficients are {c_U[0]}, so the search was too short, or its learning rate too low"
+            remedy = "search longer (--config.early_bert.search), well beyond the warm-up"
+        elif len(units.pruned_G) < len(real_L):
+            remedy += f", or set --config.early_bert.{name}s=layer"
+        raise BadInput(f"the ticket leaves layer {layer} without {name}s: {why}. In another --workdir, {remedy}")
     counts_L = aligned(counts_L, real_L, align)
     score_LU = c_LU if rng is None else rng.random(c_LU.shape)
     ranked_L = [np.argsort(-score_U[:real], kind="stable") for score_U, real in zip(score_LU, real_L, strict=True)]
@@ -236,6 +239,11 @@ def make(
         every = mask_every or max(1, round(steps / 20))
         if steps > total:
             raise BadInput(f"--config.early_bert.search={steps} is more than the {total} steps of the training")
+        if not any(first.learning_rate(Clock(step, total), step) for step in range(steps)):
+            raise BadInput(
+                f"--config.early_bert.search={search}: the learning rate is 0 in all {steps} steps of the search, "
+                "and so all coefficients stay equal: search longer, well beyond the warm-up"
+            )
         if stop == "early_bird" and max(window * every, min_steps) > steps:
             raise BadInput(
                 f"--config.early_bert.stop=early_bird: {window} masks, {every} steps apart, and at least {min_steps} "
