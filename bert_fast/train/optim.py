@@ -52,8 +52,9 @@ def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> op
         count = state.count + 1
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
-        mu_scale = 1 / (1 - b1**count) if bias_correction else 1.0
-        nu_scale = 1 / (1 - b2**count) if bias_correction else 1.0
+        steps = count.astype(jnp.float32)
+        mu_scale = 1 / (1 - b1**steps) if bias_correction else 1.0
+        nu_scale = 1 / (1 - b2**steps) if bias_correction else 1.0
         direction = jax.tree.map(lambda m, v: m * mu_scale / (jnp.sqrt(v * nu_scale) + eps), mu, nu)
         return direction, Moments(count, mu, nu)
 
