@@ -84,19 +84,19 @@ def sums(losses: Losses, batch, mask_id: int) -> dict:
     text, and a model gains half a nat by copying them before it has learned anything of language.
     """
     ids_BP = jnp.take_along_axis(batch["ids"], batch["slots"], axis=1)
-    hidden_BP = batch["weights"] * (ids_BP == mask_id)
+    hidden_BP = batch["weights"] * (ids_BP == mask_id).astype(jnp.float32)
     result = {
         "mask_sum": jnp.sum(losses.mlm_BP * hidden_BP),
         "masks": jnp.sum(hidden_BP),
         "mlm_sum": jnp.sum(losses.mlm_BP * batch["weights"]),
-        "mlm_correct": jnp.sum(losses.correct_BP * batch["weights"]),
+        "mlm_correct": jnp.sum(losses.correct_BP.astype(jnp.float32) * batch["weights"]),
         "predictions": jnp.sum(batch["weights"]),
         "tokens_real": jnp.sum(batch["segments"] != 0),
     }
     if losses.next_B is not None:
         # Rows that only fill up a last batch have no real token and no label.
         real_B = (batch["segments"] != 0).any(1)
-        result["next_sum"] = jnp.sum(losses.next_B * real_B)
+        result["next_sum"] = jnp.sum(losses.next_B * real_B.astype(jnp.float32))
         result["next_correct"] = jnp.sum(losses.next_correct_B * real_B)
         result["rows"] = jnp.sum(real_B)
     return result
