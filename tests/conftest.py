@@ -16,6 +16,10 @@ from bert_fast.data.masking import read_vocab_info
 # Compiling is most of what these tests do, and models this small gain nothing from optimised code.
 jax.config.update("jax_disable_most_optimizations", True)
 
+# What is added or multiplied has equally many axes and one type: else a wrong shape can give a plausible number.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
 
 def pytest_addoption(parser):
     parser.addoption("--accept_goldens", action="store_true", help="keep the losses of today's golden runs")
