@@ -186,11 +186,9 @@ def keys_of(key, count: int):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Flax's LayerNorm. It subtracts float32 statistics from x, which may be bfloat16: JAX's strict mode forbids that."""
+    """Flax's LayerNorm, which subtracts float32 statistics from x of any type: it needs JAX's standard promotion."""
 
-    def __call__(self, x):
-        with jax.numpy_dtype_promotion("standard"):
-            return super().__call__(x)
+    __call__ = jax.numpy_dtype_promotion("standard")(nn.LayerNorm.__call__)
 
 
 def layer_norm(config: Config, name: str | None = None):
