@@ -96,7 +96,8 @@ def test_run_killed_between_checkpoints_writes_no_row_twice(finished, small_shar
     # What SIGKILL leaves at step 55: the checkpoint of step 40, and rows later than it.
     shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/60")
-    (tmp_path / "run/metrics.jsonl").open("a").write('{"step": 61, "spli')
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 61, "spli')
     run(small_config(small_shards), tmp_path / "run")
     assert rows_without_clock(tmp_path / "run") == rows_without_clock(finished[0])
     assert same_arrays(tmp_path / "run", finished[0])
