@@ -120,7 +120,7 @@ def drawn(shape: Sequence[int], rate: float, key):
     """
     if key is None or rate == 0:
         return None
-    keep, width = np.uint32(np.uint16(round((1 - rate) * 2**16))), shape[-1]
+    keep, width = np.uint32(np.uint16(round((1 - rate) * 2**16))), shape[-1]  # uint16 raises the OverflowError
     bits = jax.random.bits(key, (*shape[:-1], -(-width // 2)), jnp.uint32)
     return jnp.concatenate([(bits & 0xFFFF) < keep, (bits >> 16) < keep], axis=-1)[..., :width]
 
