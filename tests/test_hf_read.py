@@ -324,6 +324,7 @@ def test_imported_model_is_what_a_run_begins_with(small_shards, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:layer dropping on a post-LN model:UserWarning")
 @pytest.mark.parametrize("methods", ["", "layer_drop", "token_drop", "early_bert,token_drop"])
 def test_imported_model_is_pre_trained_further_with_any_method_and_exported(methods, small_shards, tmp_path):
     read.save(read.read(theirs_for(small_shards, tmp_path / "theirs")), tmp_path / "run")
