@@ -3,7 +3,9 @@
 import pathlib
 import signal
 import sys
+import time
 
+STARTED = time.monotonic()  # of this process, as near as the package knows
 __version__ = "0.1.0"
 
 

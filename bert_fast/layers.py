@@ -120,7 +120,7 @@ def drawn(shape: Sequence[int], rate: float, key):
     """
     if key is None or rate == 0:
         return None
-    keep, width = np.uint16(round((1 - rate) * 2**16)), shape[-1]
+    keep, width = np.uint32(np.uint16(round((1 - rate) * 2**16))), shape[-1]  # uint16 raises the OverflowError
     bits = jax.random.bits(key, (*shape[:-1], -(-width // 2)), jnp.uint32)
     return jnp.concatenate([(bits & 0xFFFF) < keep, (bits >> 16) < keep], axis=-1)[..., :width]
 
@@ -181,13 +181,19 @@ def apply(module: nn.Module, params: Mapping[str, Any], *args) -> Any:
 
 
 def keys_of(key, count: int):
-    """So many keys from one, or so many times None."""
+    """`count` keys derived from `key`; all None if `key` is None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Flax's LayerNorm, which subtracts float32 statistics from x of any type: it needs JAX's standard promotion."""
+
+    __call__ = jax.numpy_dtype_promotion("standard")(nn.LayerNorm.__call__)
 
 
 def layer_norm(config: Config, name: str | None = None):
     """LayerNorm over the width, statistics in float32."""
-    return nn.LayerNorm(epsilon=config.norm_eps, dtype=config.dtype, use_fast_variance=True, name=name)
+    return LayerNorm(epsilon=config.norm_eps, dtype=config.dtype, use_fast_variance=True, name=name)
 
 
 class Linear(nn.Module):
@@ -211,7 +217,7 @@ class Linear(nn.Module):
             # As an array of its own: else the TPU compiler casts in every product again.
             kernel = jax.lax.optimization_barrier(kernel.astype(config.dtype))
         y = jax.lax.dot_general(x, kernel, (axes, ((), ())))
-        return y + bias.astype(config.dtype)
+        return y + jnp.expand_dims(bias.astype(config.dtype), tuple(range(y.ndim - bias.ndim)))
 
 
 class Embed(nn.Module):
@@ -286,7 +292,7 @@ class MlmHead(nn.Module):
         bias_V = self.param("bias", nn.initializers.zeros_init(), (config.table_rows,))
         bias_V = jnp.where(np.arange(config.table_rows) < config.vocab_size, bias_V, -jnp.inf)
         logits_BPV = jnp.einsum("BPD,VD->BPV", x_BPD, word_VD.astype(config.dtype), preferred_element_type=jnp.float32)
-        return logits_BPV + bias_V
+        return logits_BPV + bias_V[None, None]
 
 
 class NextHead(nn.Module):

@@ -40,13 +40,15 @@ class Program:
 class Stage:
     """A stretch of steps with one program.
 
-    steps: how many at most; `Method.done` may end it earlier.
-    ask_every: after every so many steps (0: never) `Method.observe` and `Method.done` are called.
+    steps: at most; `Method.observe` may end it earlier.
+    ask_every: steps between calls of `Method.observe`; 0: never.
     schedule_from: the schedule counts from the start of the "run" or of this "stage"; a restart begins the run anew.
     warm_again: over so many steps the rate climbs once more, from 0 to what the schedule says.
     skipped: steps of a stage that is cut in two which lie in the parts before this one.
     data: "continue" in the shared order of this sequence length, or "restart": the training begins anew, with the
         data, the schedule and the methods' clock at 0.
+    guess: the widths of the program's model are a guess, and `Method.enter` settles them. A guess counts in plans of
+        a run's cost; it is never compiled for a run, nor stored.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Stage:
     skipped: int = 0
     ask_every: int = 0
     data: str = "continue"
+    guess: bool = False
 
     def learning_rate(self, clock: "Clock", since: int) -> float:
         """The rate of the step that comes `since` steps after the first of this stage."""
@@ -87,15 +90,13 @@ def cut(stages: Sequence[Stage], at: int) -> tuple[Stage, ...]:
     return tuple(result)
 
 
-class Surgery(NamedTuple):
-    """What happens to the parameters between two stages, and to each optimizer moment (None: a fresh optimizer)."""
-
-    params: Callable[[Params], Params] = lambda params: params
-    moments: Callable[[Params], Params] | None = lambda moments: moments
+def same(tree):
+    """The tree itself: what `Method.enter` returns for moments that stay as they are."""
+    return tree
 
 
 def _unchanged(params, state, old, new, initial, key):
-    return Surgery(), state, new
+    return params, same, state, new
 
 
 class Method(NamedTuple):
@@ -104,15 +105,14 @@ class Method(NamedTuple):
     name     stands before the method's keys in the metrics
     needs_initial  whether `enter` may call `initial()`: the checkpoint of step 0 is then kept
     init     (params, config) -> (params, state): once; may add leaves to the parameters
-    stages   (stages) -> stages: host, once; the timeline as far as it is known
-    expect   (stages) -> stages: host; what only the run will tell, such as widths that are drawn in it,
-             as it is likely to be: for plans of a run's cost
-    observe  (params, state, stage) -> state: host, every `stage.ask_every` steps: what is too rare or
-             too dear for `update`
-    done     (params, state, stage, step) -> bool: host, then; whether the stage ends here
-    enter    (params, state, old, new, initial, key) -> (Surgery, state, new): host, between stages:
-             grow, prune, rewind. May settle what was unknown in `new.program`; `initial()` gives the
-             parameters of step 0
+    stages   (stages) -> stages: host, once; the timeline. Widths that only the run will tell are guessed, and
+             their stages marked with `guess`
+    observe  (params, state, stage, step) -> (state, done): host, every `stage.ask_every` steps: what is too
+             rare or too dear for `update`, and whether the stage ends here
+    enter    (params, state, old, new, initial, key) -> (params, moments, state, new): host, between stages:
+             grow, prune, rewind. `moments` is applied to each optimizer moment, a tree like the
+             parameters; None: a fresh optimizer. Settles what was a guess in `new.program`;
+             `initial()` gives the parameters of step 0
     draw     (stage, clock, rng) -> scale_ML or None: host, each step, from a generator that is a
              function of the run's seed and the step: what the residual branches of each
              micro-batch's layers are multiplied by, 0 to skip; several methods' draws multiply
@@ -129,10 +129,11 @@ class Method(NamedTuple):
     needs_initial: bool = False
     init: Callable[[Params, Config], tuple[Params, State]] = lambda params, config: (params, ())
     stages: Callable[[tuple[Stage, ...]], tuple[Stage, ...]] = lambda stages: stages
-    expect: Callable[[tuple[Stage, ...]], tuple[Stage, ...]] = lambda stages: stages
-    observe: Callable[[Params, State, Stage], State] = lambda params, state, stage: state
-    done: Callable[[Params, State, Stage, int], bool] = lambda params, state, stage, step: False
-    enter: Callable[..., tuple[Surgery, State, Stage]] = _unchanged
+    observe: Callable[[Params, State, Stage, int], tuple[State, bool]] = lambda params, state, stage, step: (
+        state,
+        False,
+    )
+    enter: Callable[..., tuple[Params, Callable[[Params], Params] | None, State, Stage]] = _unchanged
     draw: Callable[[Stage, Clock, np.random.Generator], np.ndarray | None] = lambda stage, clock, rng: None
     order: Callable[[State, Any, Program, Any], Any] = lambda state, batch, program, key: batch
     weights: Callable[[Params], tuple[Params, Any]] = lambda params: (params, 0.0)
@@ -155,37 +156,23 @@ def chain(*methods: Method) -> Method:
             stages = method.stages(stages)
         return stages
 
-    def expect(stages):
-        for method in methods:
-            stages = method.expect(stages)
-        return stages
-
-    def observe(params, states, stage):
-        return tuple(m.observe(params, state, stage) for m, state in zip(methods, states, strict=True))
-
-    def done(params, states, stage, step):
-        return any(m.done(params, state, stage, step) for m, state in zip(methods, states, strict=True))
+    def observe(params, states, stage, step):
+        seen = [m.observe(params, state, stage, step) for m, state in zip(methods, states, strict=True)]
+        return tuple(state for state, _ in seen), any(done for _, done in seen)
 
     def enter(params, states, old, new, initial, key):
-        surgeries, entered = [], []
+        changes, entered = [], []
         for method, state in zip(methods, states, strict=True):
-            surgery, state, new = method.enter(params, state, old, new, initial, key)
-            params = surgery.params(params)
-            surgeries.append(surgery)
+            params, moments, state, new = method.enter(params, state, old, new, initial, key)
+            changes.append(moments)
             entered.append(state)
 
-        def all_params(params):
-            for surgery in surgeries:
-                params = surgery.params(params)
-            return params
-
         def all_moments(moments):
-            for surgery in surgeries:
-                moments = surgery.moments(moments)
+            for change in changes:
+                moments = change(moments)
             return moments
 
-        fresh = any(surgery.moments is None for surgery in surgeries)
-        return Surgery(all_params, None if fresh else all_moments), tuple(entered), new
+        return params, None if None in changes else all_moments, tuple(entered), new
 
     def draw(stage, clock, rng):
         rngs = rng.spawn(len(methods))
@@ -216,9 +203,7 @@ def chain(*methods: Method) -> Method:
         needs_initial=any(method.needs_initial for method in methods),
         init=init,
         stages=stages,
-        expect=expect,
         observe=observe,
-        done=done,
         enter=enter,
         draw=draw,
         order=order,

@@ -5,7 +5,7 @@ import pathlib
 import sys
 import time
 
-from bert_fast import BadInput, __main__, inference, python
+from bert_fast import BadInput, __main__, encoder, inference, python
 from bert_fast.data.prepare import prepare
 from bert_fast.train.log import clock
 
@@ -49,15 +49,15 @@ def main() -> int:
     )
 
     heading("4 of 4: words for the masks")
-    trained = inference.load(run)
+    trained = encoder.load(run)
     for text, masks in zip(SENTENCES, inference.fill_mask(trained, list(SENTENCES), top=4), strict=True):
         print(text)
         print("    " + "   ".join(f"{word} {share:.0%}" for word, share in masks[0]))
 
     heading(f"done in {clock(time.monotonic() - began)}")
-    tokens = trained.about["book"]["counts"]["tokens_real"]
+    tokens = trained.about.book.counts["tokens_real"]
     print(
-        f"A BERT of {trained.program.model.depth} layers, trained here on {tokens:,} tokens.\n"
+        f"A BERT of {trained.model.depth} layers, trained here on {tokens:,} tokens.\n"
         f"  shards       {shards}\n  run          {run} (metrics.jsonl, summary.json, checkpoints)\n\n"
         "Try next:\n"
         f'  {python()} -m bert_fast fill-mask --checkpoint={run} "Raise an [MASK] if the value is negative."\n'

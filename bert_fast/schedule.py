@@ -12,8 +12,9 @@ class Schedule:
 
     `linear` and `polynomial` decay from `peak` at step 0 (`decay_from="start"`: just after the
     warm-up the rate is a little below its peak, as in `optimization.py` of google-research/bert) or
-    from the end of the warm-up. `exponential` multiplies by `rate` every `interval` steps after the
-    warm-up (schedule "LE" of DeepSpeedExamples bing_bert).
+    from the end of the warm-up. The warm-up climbs to the peak in both. In Model Garden it climbs to the decayed
+    rate, and nothing jumps (`PolynomialWarmUp` of official/modeling/optimization/lr_schedule.py). `exponential`
+    multiplies by `rate` every `interval` steps after the warm-up (schedule "LE" of DeepSpeedExamples bing_bert).
     """
 
     peak: float

@@ -23,4 +23,5 @@ def get_config(text=None):
     config.methods = "stacking,early_bert,token_drop,layer_drop"
     if args["debug"]:
         common.debug(config)
+        config.phases = "32:1"  # each number of layers that run is a program to compile, at each length
     return config

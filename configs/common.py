@@ -58,6 +58,7 @@ def optimizer() -> ConfigDict:
     config.weight_decay = 0.01
     config.bias_correction = False
     config.clip_norm = 1.0
+    config.eps_before_correction = False
     return config
 
 
@@ -141,3 +142,4 @@ def debug(config: ConfigDict):
     config.learning_rate.warmup_steps = 2
     config.eval.update(every=10, examples=16, seq_len=32, batch_size=8)
     config.checkpoint.every = 10
+    config.early_bert.search = 0.5  # 10 steps: after one or two, coefficients are still equal

@@ -8,8 +8,9 @@ from configs import common
 # Batches of 32, 3 epochs, and the best on the held-out set of four learning rates: Devlin et al. (2019), section 4.1.
 RATES = "2e-5,3e-5,4e-5,5e-5"
 # Progressive layer dropping's fine-tuning, at a rate found for each task: table of DeepSpeed's tutorial "Progressive
-# Layer Dropping"; batch 32, Adam without bias correction, no weight decay: training/BingBertGlue of
-# DeepSpeedExamples. Its 3 to 5 epochs are 3 here (unverified), and WNLI, which it leaves out, has RTE's rate.
+# Layer Dropping"; batch 32, Adam without bias correction: training/BingBertGlue of DeepSpeedExamples. Weights decay by
+# 0.01: run_glue_classifier_bert_base.py:892-897 sets it in the parameter groups, over the 0.0 of glue_bert_base.json.
+# Its 3 to 5 epochs are 3 here (unverified), and WNLI, which it leaves out, has RTE's rate.
 RATES_OF_LAYER_DROP = "rte:7e-5,mrpc:9e-5,stsb:7e-5,cola:5e-5,sst2:7e-5,qnli:9e-5,qqp:2e-4,mnli:3e-5,wnli:7e-5"
 
 
@@ -21,6 +22,8 @@ def finetune(task: str) -> ConfigDict:
     config.learning_rates = RATES  # for all tasks, or task:rate
     config.epochs = 3.0
     config.batch_size = 32
+    config.micro_batches = 1
+    config.keep = "last"  # weights of each run: "best" of its evaluations, "last", or "none"
     config.widths = 5  # of batches: see bert_fast/tasks/batches.py
     config.random_weights = False  # the control: the same model from fresh weights
     config.predict_test = True  # write predictions for test files, where there are any
@@ -57,6 +60,8 @@ def finetune(task: str) -> ConfigDict:
     config.eval.every = 0  # steps; 0: after each epoch
     config.eval.batch_size = 32
 
+    config.checkpoint = ConfigDict({"every": 1_000})  # steps of a run; 0: on interruption alone
+
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
     for name, arguments in methods.defaults().items():
@@ -68,18 +73,18 @@ def apply_recipe(config: ConfigDict, recipe: str):
     """Changes a config, in place, to a paper's recipe. Raises BadInput for an unknown one."""
     if recipe == "layer_drop":
         config.learning_rates = RATES_OF_LAYER_DROP
-        config.optimizer.weight_decay = 0.0
+        config.optimizer.eps = 1e-8  # default of DeepSpeed's `FusedAdam`
     elif recipe == "early_bert":
         # launch_earlybert_glue.sh of VITA-Group/EarlyBERT: the ticket is drawn after 0.2 of an epoch, and trained for
-        # 2 epochs instead of 3; Adam's defaults of transformers 2.11. Its batches of 32 on each of four GPUs are 128.
+        # 2 epochs instead of 3; `AdamW` of transformers 2.11. Its batches of 32 on each of four GPUs are 128.
         config.methods = "early_bert"
         config.epochs = 2.0
-        config.early_bert.search = 0.1  # of the 2 epochs
+        config.early_bert.update(search=0.1, draw_before_update=True)  # of the 2 epochs
         config.batch_size = 128
         config.learning_rates = "4e-5"
         config.search.update(learning_rate=2e-5, epochs=3.0)
         config.learning_rate.update(warmup=0.0)
-        config.optimizer.update(weight_decay=0.0, eps=1e-8, bias_correction=True)
+        config.optimizer.update(weight_decay=0.0, eps=1e-8, bias_correction=True, eps_before_correction=True)
     elif recipe != "bert":
         raise BadInput(f"config argument recipe={recipe!r}: expected recipe=bert, layer_drop or early_bert")
 
@@ -88,5 +93,7 @@ def debug(config: ConfigDict):
     """Shrinks a config, in place, to runs of seconds."""
     config.update(seeds="0,1", epochs=1.0, batch_size=8, widths=2)
     config.learning_rates = "1e-3"
+    config.search.learning_rate = 1e-3
     config.data.update(train_examples=64, held_out_examples=32)
     config.eval.batch_size = 8
+    config.early_bert.search = 0.5  # 4 steps: after one or two, coefficients are still equal

@@ -39,5 +39,4 @@ def get_config(text=None):
     if args["debug"]:
         common.debug(config)
         config.micro_batches = 1
-        config.early_bert.search = 0.5
     return config

@@ -8,6 +8,10 @@ Pre-LN and the learning rate are part of the paper's headline, so it takes two c
 The paper's run: batches of 4,096 for 200,000 steps (186 epochs) on 64 V100 in float16; dropping takes 24 % of the time
 off a step. Numbers without another source: DeepSpeedExamples, bing_bert/bert_base_large_lr.json and
 bing_bert/deepspeed_bsz4k_progressive_layer_drop_config_seq128.json.
+Not as there: matrices and tables begin from a normal distribution cut at two deviations, as in Google's BERT, which
+leaves a deviation of 0.88 times what is set. `init_bert_weights` of bing_bert/nvidia/modelingpreln_layerdrop.py draws
+from a plain one, and passes over `LinearActivation` (the first matrix of each feed-forward network, the pooler and the
+head's dense layer), which begins from PyTorch's uniform distribution, biases too.
 """
 
 import math

@@ -26,7 +26,7 @@ def get_config(text=None):
     config.seeds = "0"
     if args["recipe"] == "early_bert":
         config.epochs = 3.0
-        config.early_bert.search = 0.2 / 3  # of an epoch
+        config.early_bert.update(search=0.2 / 3, draw_before_update=False)  # 0.2 of an epoch
         config.batch_size = 48  # 12 on each of four GPUs
         config.learning_rates = "3e-5"
         config.search.update(learning_rate=3e-5, epochs=2.0)

@@ -9,7 +9,9 @@ what 12 would in every step. Their vocabulary: `prepare --vocab_size=32768` (the
 Not as there: batches of about 102,000, 115,000 and 123,000 tokens, stage by stage, of examples of many lengths; here
 they are 312 rows of 384, 119,808 positions, near the mean over all updates. Positions are learned, there they are
 sinusoids; LayerNorms have gains and biases; word embeddings are not multiplied by the square root of the width; all
-matrices begin with BERT's deviation; the next-sentence head has a pooler.
+matrices begin with BERT's deviation; the next-sentence head has a pooler. There every parameter decays (fairseq's Adam
+has one group, with --weight-decay 0.01); here biases and LayerNorms do not: its encoder's LayerNorms have nothing that
+could decay (`no_normalize_affine` of transformer_bert_base), ours have gains that it would pull to 0.
 """
 
 from configs import common
@@ -24,7 +26,8 @@ def get_config(text=None):
     config.phases = f"{args['seq']}:1"
     config.model.norm = "pre"  # `encoder_normalize_before` of transformer_bert_base
     config.model.embed_norm = False
-    config.optimizer.bias_correction = True
+    config.model.norm_eps = 1e-5  # torch.nn.LayerNorm's default, which fairseq/models/transformer.py keeps
+    config.optimizer.update(bias_correction=True, eps_before_correction=True)  # fairseq/optim/adam.py
     config.optimizer.clip_norm = 0.0
     config.learning_rate.update(peak=8e-4, warmup_steps=10_000, start=1e-7, decay_from="warmup")
     if args["debug"]:

@@ -25,6 +25,7 @@ from bert_fast.methods import stacking
 from bert_fast.plan import Route, whole
 from bert_fast.schedule import Schedule
 from bert_fast.train import compile, optim
+from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import BATCH, NamedSharding, make_mesh
 from bert_fast.train.step import TrainState, make_step, partition
 from experiments.timing import make_batch
@@ -49,8 +50,8 @@ def measure(program: Program, mesh) -> tuple[int, int]:
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, BATCH)), make_batch(program)
     )
-    programs = compile.Programs(make_step(Method(), optimizer, 0), mesh)
-    text = programs.lower(program, state, batch, Route(), np.float32(0)).compile().as_text()
+    programs = compile.Programs(make_step(Method(), optimizer, PRETRAINING), mesh)
+    text = programs.lower(program, state, batch, Route(), np.float32(0), np.uint32(0)).compile().as_text()
     found = hlo.collectives(hlo.parse(text))
     return found["all-reduce"], sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes.params))
 

@@ -22,6 +22,7 @@ import sys
 import jax
 
 from bert_fast.tasks import settings, sweep
+from bert_fast.train.book import TIMES
 from configs import glue, squad
 from experiments.small_truth import ARMS, folder_of
 
@@ -29,7 +30,7 @@ HERE = pathlib.Path(__file__).parent
 RANDOM = "random weights"
 ARM_NAMES = ("dense", "layer dropping", "token dropping", "EarlyBERT", "stacking", "MSLT", "stacking + token dropping")
 # Config, seeds and what differs from it; one learning rate for all arms, higher than BERT-base's as the model is small.
-GLUE = {"predict_test": False, "learning_rates": "3e-4", "dropout": 0.0}
+GLUE = {"predict_test": False, "learning_rates": "3e-4", "dropout": 0.0, "keep": "none"}
 TASKS = {
     "cola": (glue.get_config("task=cola"), 3, GLUE),
     "mrpc": (glue.get_config("task=mrpc"), 3, GLUE),
@@ -91,7 +92,7 @@ def spent(folder: pathlib.Path) -> float:
         for task in json.loads(path.read_text())["tasks"].values()
         for run in task["runs"]
     ]
-    return sum(run["seconds"] + run["eval_seconds"] for run in runs)
+    return sum(run[key] for run in runs for key in TIMES)
 
 
 def last_of(folder: pathlib.Path, arm: str, task: str) -> dict[int, dict[str, float]]:
@@ -135,7 +136,7 @@ def page(truth: pathlib.Path, folder: pathlib.Path, arms: list[str]):
     text = f"""# Downstream: what pre-training gave, and what each method kept
 
 `python -m experiments.downstream --truth=runs/truth --folder=runs/downstream`, then with `--page`; {platform.machine()},
-processes of one core each, {spent(folder) / 3600:.1f} core-hours in steps and evaluation. The checkpoints of `small_truth.py` (12 layers of width 128, about 4 M tokens: far
+processes of one core each, {spent(folder) / 3600:.1f} core-hours in steps, compiling and evaluation. The checkpoints of `small_truth.py` (12 layers of width 128, about 4 M tokens: far
 from what BERT saw) and their model with random weights, fine-tuned as in `configs/glue.py` and `configs/squad.py`, but
 at a learning rate of {GLUE["learning_rates"]} and without dropout for all; the rate was not chosen per arm. In percent, on the held-out
 sets at the end of training: mean ± sample deviation over the seeds that every arm has finished: {finished}.
@@ -157,7 +158,9 @@ def main():
     parser.add_argument("--folder", required=True, help="where results are kept")
     parser.add_argument("--arms", default="", help="only these, separated by semicolons")
     parser.add_argument("--tasks", default=",".join(TASKS), help="only these, separated by commas")
-    parser.add_argument("--hours", type=float, default=4.0, help="of steps and evaluation in all, over every call")
+    parser.add_argument(
+        "--hours", type=float, default=4.0, help="of steps, compiling and evaluation in all, over every call"
+    )
     parser.add_argument("--page", action="store_true", help="write the page")
     args = parser.parse_args()
     truth, folder = pathlib.Path(args.truth), pathlib.Path(args.folder)

@@ -102,7 +102,7 @@ def compare(task: str, args, hf: str, exported: pathlib.Path) -> dict[str, dict[
     config = glue.get_config(f"task={task}")
     config.update_from_flattened_dict(
         {"data.dir": str(pathlib.Path(os.environ["BERT_FAST_DATA"], "glue")), "seeds": args.seeds}
-        | {"learning_rates": args.rate, "predict_test": False}
+        | {"learning_rates": args.rate, "predict_test": False, "keep": "none"}
     )
     made = settings.make(config.to_dict())
     (rate,) = made.rates_of(task)

@@ -19,9 +19,13 @@ import numpy as np
 
 from bert_fast import bert
 from bert_fast.data import vocab
+from bert_fast.encoder import Encoder
+from bert_fast.method import Program, Stage
+from bert_fast.plan import whole
+from bert_fast.schedule import Schedule
 from bert_fast.tasks import batches, data, settings
-from bert_fast.tasks.encoder import Encoder
 from bert_fast.tasks.trainer import Trainer
+from bert_fast.train.description import Description
 from configs import common, glue
 from experiments.timing import spread
 
@@ -30,21 +34,17 @@ class Epochs:
     """One trainer's steps, epoch by epoch."""
 
     def __init__(self, trainer: Trainer):
-        self.trainer, self.state = trainer, trainer.first_state(0)
-        self.batches = batches.train_batches(
-            trainer.task.train, trainer.widths, trainer.settings.batch_size, trainer.start.vocab.pad, 0
-        )
+        self.engine = trainer.engine(3e-5, 0)
+        self.engine.begin(trainer.first_params(0))
 
     def run(self, steps: int) -> float:
         """Examples a second over so many steps."""
-        (stage,) = self.trainer.timeline(3e-5)
-        began, examples = time.perf_counter(), 0
+        began, before = time.perf_counter(), self.engine.book.counts["examples"]
         for _ in range(steps):
-            batch = next(self.batches)
-            examples += int(batch["weights"].sum())
-            self.state, loss = self.trainer.train_step(self.state, batch, 0, 3e-5, stage.program)
-        jax.block_until_ready(loss)
-        return examples / (time.perf_counter() - began)
+            self.engine.train_step()
+        self.engine.settle()
+        jax.block_until_ready(self.engine.state)
+        return (self.engine.book.counts["examples"] - before) / (time.perf_counter() - began)
 
 
 def main():
@@ -58,10 +58,13 @@ def main():
     root = pathlib.Path(os.environ["BERT_FAST_DATA"])
     config = glue.get_config("task=mrpc")
     config.data.dir = str(root / "glue")
+    config.epochs = 1_000.0  # more than are timed
     made = settings.make(config.to_dict())
     words = vocab.load(root / "vocab/bert-base-uncased.txt")
     model = bert.Config(words.size, special_ids=tuple(words.special_ids.values()), **common.size(args.size))
-    start = Encoder(model, jax.tree.map(np.asarray, bert.init(model, jax.random.key(0))), words, {})
+    program = Program(model, whole(model.depth), made.batch_size, 1, made.data.seq_len, 0, "mlm")
+    about = Description(step=0, stage=Stage("fresh", program, 1, Schedule(1e-4, 1)), vocab=words)
+    start = Encoder(root, jax.tree.map(np.asarray, bert.init(model, jax.random.key(0))), about)
 
     compiles = []
     jax.monitoring.register_event_duration_secs_listener(

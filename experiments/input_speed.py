@@ -20,7 +20,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from bert_fast.data import batches, packing, rows, shards
-from bert_fast.data.masking import VocabInfo, prediction_slots, read_vocab_info
+from bert_fast.data.masking import prediction_slots, read_vocab
+from bert_fast.data.vocab import Vocab, parse
 
 WORDS = 30_522
 BATCH = 64
@@ -41,6 +42,13 @@ class Made(shards.Split):
             document = shards.Document(rng.integers(1000, WORDS, size), np.arange(0, size, 25))
             writer.write(shards.encode(document, self.dtype))
         writer.close()
+
+
+def made_vocab() -> Vocab:
+    """A vocabulary of BERT's size, its special tokens where BERT's are; each fifth piece goes on with a word."""
+    pieces = [f"{'##' if number % 5 == 0 else ''}word{number}" for number in range(WORDS)]
+    pieces[0], pieces[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return parse("\n".join(pieces).encode(), "vocab.txt", False, None)
 
 
 def rows_per_second(made: batches.Rows, workers: int, seconds: float = 1.5) -> float:
@@ -91,11 +99,11 @@ def main(data: str | None, consumed: dict[int, float | None]) -> str:
     settings = {"masked_share": 0.15, "whole_word": False, "short_seq_prob": 0.1}
     with tempfile.TemporaryDirectory() as temporary:
         if data:
-            split, vocab = shards.Split(data, "train"), read_vocab_info(data)
+            split, vocab = shards.Split(data, "train"), read_vocab(data)
             source = f"the train split of {pathlib.Path(data).name}"
             splits = {"": split}
         else:
-            vocab = VocabInfo(WORDS, 0, 100, 101, 102, 103, np.arange(WORDS) % 5 == 0)
+            vocab = made_vocab()
             short, long = pathlib.Path(temporary, "short"), pathlib.Path(temporary, "long")
             short.mkdir()
             long.mkdir()

@@ -15,7 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from bert_fast import inference
+from bert_fast import encoder, inference
 from bert_fast.train.log import clock, read_rows
 
 HERE = pathlib.Path(__file__).parent
@@ -35,7 +35,7 @@ def main():
     config = json.loads((workdir / "config.json").read_text())
     rows = read_rows(workdir / "metrics.jsonl")
     result = inference.evaluate(str(workdir), with_unigram=True)
-    trained = inference.load(workdir)
+    trained = encoder.load(workdir)
     filled = inference.fill_mask(trained, list(SENTENCES))
 
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")

@@ -27,16 +27,15 @@ import matplotlib.pyplot as plt
 
 from bert_fast import inference, methods
 from bert_fast.data import shards
-from bert_fast.data.masking import read_vocab_info
+from bert_fast.data.masking import read_vocab
 from bert_fast.data.unigram import unigram_loss
-from bert_fast.forecast.programs import draws, most_frequent
-from bert_fast.method import Clock
-from bert_fast.settings import Data, Evaluation, Optimizer
-from bert_fast.train import checkpoint, optim
+from bert_fast.forecast.programs import most_frequent
+from bert_fast.train import description, optim
 from bert_fast.train.evaluate import eval_batches
 from bert_fast.train.log import read_rows
+from bert_fast.train.settings import Data, Evaluation, Optimizer
 from bert_fast.train.sharding import make_mesh
-from experiments.timing import alternate, spread, stepper
+from experiments.timing import alternate, spread, steady, stepper
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = "configs/bert.py:size=tiny,seq=128,objective=mlm,norm=pre"
@@ -114,7 +113,7 @@ def train(root: pathlib.Path, data: pathlib.Path, only: str):
 
 def stages_of(workdir: pathlib.Path) -> list:
     """The stages as the run settled them."""
-    return [checkpoint.stage_from_json(tree) for tree in json.loads((workdir / "stages.json").read_text())["stages"]]
+    return [description.stage_from_json(tree) for tree in json.loads((workdir / "stages.json").read_text())["stages"]]
 
 
 def measure(root: pathlib.Path, arms: list[str], rounds: int) -> dict:
@@ -131,8 +130,7 @@ def measure(root: pathlib.Path, arms: list[str], rounds: int) -> dict:
         method = methods.make([(name, config[name]) for name in names])
         for index, stage in enumerate(stages_of(folder_of(root, arm))):
             steps = stepper(method, stage, index == 0, optimizer, mesh)
-            steady = [Clock(9 * config["steps"], 10 * config["steps"])] * 200
-            for number, draw in enumerate(most_frequent(draws(method, stage, steady), 3)):
+            for number, draw in enumerate(most_frequent(steady(method, stage, config["steps"]), 3)):
                 name = f"{arm}/{index}/{number}"
                 runs[name], parts[name] = steps.add(draw.program, draw.route), draw.share
     print(f"timing {len(runs)} programs, {rounds} rounds", flush=True)
@@ -189,7 +187,7 @@ def page(root: pathlib.Path, data: pathlib.Path, arms: list[str], clock: dict):
     settings = Evaluation(0, COMMON["eval.examples"], COMMON["eval.seq_len"], 32, 0)
     held_out = eval_batches(Data(str(data), "mlm", 0.15, False, 0.1, 0), settings)
     size = shards.read_manifest(data)["vocab"]["size"]
-    split, mask = shards.Split(data, "train"), read_vocab_info(data).mask
+    split, mask = shards.Split(data, "train"), read_vocab(data).mask
     hidden = [{**b, "weights": b["weights"] * (np.take_along_axis(b["ids"], b["slots"], 1) == mask)} for b in held_out]
     unigram, unigram_hidden = unigram_loss(split, size, held_out), unigram_loss(split, size, hidden)
     behind = {arm: inference.evaluate(str(folder_of(root, arm)), str(data))["mask_loss"] for arm in arms}

@@ -19,13 +19,13 @@ from absl import app, flags
 from bert_fast import bert, methods
 from bert_fast.cost.flops import step_flops
 from bert_fast.data.masking import prediction_slots
-from bert_fast.forecast.programs import draws, most_frequent
-from bert_fast.method import Clock, Program, Stage
+from bert_fast.forecast.programs import most_frequent
+from bert_fast.method import Program, Stage
 from bert_fast.plan import whole
 from bert_fast.schedule import Schedule
 from bert_fast.train import optim
 from bert_fast.train.sharding import make_mesh
-from experiments.timing import alternate, peak, spread, stepper
+from experiments.timing import alternate, peak, spread, steady, stepper
 
 SEQ = flags.DEFINE_list("seq", ["128", "512"], "Tokens of a row.")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each runs every program once.")
@@ -66,7 +66,7 @@ def dense_stage(seq_len: int) -> Stage:
 
 
 def timeline_of(method, dense: Stage) -> tuple[Stage, ...]:
-    return method.expect(method.stages((dense,)))
+    return method.stages((dense,))
 
 
 def measure(dense: Stage, optimizer, mesh) -> list[dict]:
@@ -83,7 +83,7 @@ def measure(dense: Stage, optimizer, mesh) -> list[dict]:
         for index in range(len(timeline)) if chosen[long] is None else chosen[long]:
             stage = timeline[index]
             steps = stepper(method, stage, index == 0, optimizer, mesh)
-            drawn = most_frequent(draws(method, stage, [Clock(9 * STEPS // 10, STEPS)] * 200), 3)
+            drawn = most_frequent(steady(method, stage, STEPS), 3)
             label = name + (f", stage {stage.name}" if len(timeline) > 1 else "")
             for number, draw in enumerate(drawn):
                 runs[f"{label}/{number}"] = steps.add(draw.program, draw.route)

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import psutil
 
-from bert_fast import methods, settings
+from bert_fast import methods
 from bert_fast.data import shards
 from bert_fast.data.prepare import prepare
-from bert_fast.train import loop
+from bert_fast.train import engine, loop, settings
 from configs import quickstart
 
 
@@ -32,14 +32,14 @@ def main():
     )
     resident, compiled_at = [], {}
     process = psutil.Process()
-    train_step = loop.Run.train_step
+    train_step = engine.Engine.train_step
 
-    def watched(run):
-        train_step(run)
+    def watched(training):
+        train_step(training)
         resident.append(process.memory_info().rss / 2**20)
-        compiled_at[run.step] = len(compiles)
+        compiled_at[training.step] = len(compiles)
 
-    loop.Run.train_step = watched
+    engine.Engine.train_step = watched
     with tempfile.TemporaryDirectory() as folder:
         data = pathlib.Path(folder, "shards")
         prepare("docs", str(data), vocab_size=8_000)

@@ -18,10 +18,13 @@ from absl import app, flags
 
 from bert_fast import bert
 from bert_fast.cost.flops import step_flops
-from bert_fast.method import Method, Program
+from bert_fast.method import Method, Program, Stage
 from bert_fast.plan import whole
+from bert_fast.schedule import Schedule
 from bert_fast.train import begin, compile, optim
+from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import make_mesh
+from bert_fast.train.state import first_state
 from bert_fast.train.step import make_step
 from experiments.timing import Stepper, alternate, make_batch, peak
 
@@ -39,9 +42,9 @@ def ours(program: Program):
     """A function that runs one step and waits for it."""
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 0.0))
-    stage = begin.Stage("speed", program, 1, None)  # pyright: ignore[reportArgumentType]
-    state = begin.first_state(begin.fresh_params(program.model, 0, mesh), Method(), stage, optimizer, mesh)
-    return Stepper(compile.Programs(make_step(Method(), optimizer, 0), mesh), state, mesh).add(program)
+    stage = Stage("speed", program, 1, Schedule(1e-4, 1))
+    state = first_state(begin.fresh_params(program.model, 0, mesh), Method(), stage, optimizer, mesh)
+    return Stepper(compile.Programs(make_step(Method(), optimizer, PRETRAINING), mesh), state, mesh).add(program)
 
 
 def theirs(batch, gathered: bool):

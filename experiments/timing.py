@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bert_fast.method import Method, Program, Stage
+from bert_fast.method import Clock, Method, Program, Stage
 from bert_fast.plan import Route
-from bert_fast.train import begin, compile
+from bert_fast.train import begin, compile, timeline
+from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import global_batch
+from bert_fast.train.state import enter_state
 from bert_fast.train.step import make_step
 
 
@@ -43,7 +45,7 @@ class Stepper:
     def add(self, program: Program, route: Route | None = None) -> Callable[[], float]:
         """A function that runs one step of a program (its plan packed) and returns its loss; compiles it."""
         batch = global_batch(make_batch(program), self.mesh)
-        arguments = (program, self.state, batch, route or Route(), 1e-4)
+        arguments = (program, self.state, batch, route or Route(), 1e-4, 0)
         if not self.programs.has(program, self.state, arguments[3]):
             self.programs.add(*arguments)
 
@@ -80,12 +82,17 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(values), float(low), float(high)
 
 
+def steady(method: Method, stage: Stage, steps: int) -> list[timeline.Draw]:
+    """What a stage draws when nine tenths of a training of `steps` steps are over, the most frequent first."""
+    return timeline.draws(method, stage, [Clock(9 * steps // 10, steps)] * timeline.TIMES)
+
+
 def stepper(method: Method, stage: Stage, first: bool, optimizer: optax.GradientTransformation, mesh) -> Stepper:
     """Steps of a stage on fresh parameters; `first`: the stage is the run's first, and has what the method added."""
     params, method_state = method.init(begin.fresh_params(stage.program.model, 0, mesh), stage.program.model)
     if not first:
         params, _ = method.weights(params)
-    state = begin.enter_state(
+    state = enter_state(
         jnp.zeros((), jnp.int32), params, stage.program, optimizer.init, jax.tree.map(jnp.array, method_state), mesh
     )
-    return Stepper(compile.Programs(make_step(method, optimizer, 0), mesh), state, mesh)
+    return Stepper(compile.Programs(make_step(method, optimizer, PRETRAINING), mesh), state, mesh)

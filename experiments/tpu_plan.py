@@ -19,11 +19,12 @@ import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # compiling takes no TPU
 
-from bert_fast import BadInput, methods, settings
+from bert_fast import BadInput, methods
 from bert_fast.cost.accelerators import GIB, TPUS
 from bert_fast.data.files import atomic_json
 from bert_fast.forecast import planner, tpu
 from bert_fast.forecast.planner import Plan, Slice, StagePlan
+from bert_fast.train import settings
 from configs import bert, combined
 
 HERE = pathlib.Path(__file__).parent

@@ -6,15 +6,21 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # One thread and one set of instructions, so that losses are equal from run to run: see test_golden.py.
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=AVX2"
 
+
 import jax
 import pytest
 from made_shards import make_folder, make_small_folder
 
 from bert_fast.data import shards
-from bert_fast.data.masking import read_vocab_info
+from bert_fast.data.masking import read_vocab
+from bert_fast.train import cache
 
 # Compiling is most of what these tests do, and models this small gain nothing from optimised code.
 jax.config.update("jax_disable_most_optimizations", True)
+
+# What is added or multiplied has equally many axes and one type: else a wrong shape can give a plausible number.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_addoption(parser):
@@ -22,10 +28,11 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory):
-    """Programs that several tests need are compiled by the first."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+def compile_once(tmp_path_factory, worker_id):
+    """Programs that several tests need are compiled by the first, in whichever process it runs."""
+    root = tmp_path_factory.getbasetemp()
+    os.environ["BERT_FAST_CACHE"] = str((root if worker_id == "master" else root.parent) / "compiled")
+    cache.keep_programs()
 
 
 @pytest.fixture(scope="session")
@@ -47,4 +54,4 @@ def split(folder):
 
 @pytest.fixture(scope="session")
 def vocab(folder):
-    return read_vocab_info(folder)
+    return read_vocab(folder)

@@ -34,9 +34,10 @@ def leave_search(method, params, state, model=CONFIG, initial=None, key=None):
     old = dataclasses.replace(stage, name="search")
     new = dataclasses.replace(stage, data="restart")
     key = jax.random.key(0) if key is None else key
-    surgery, state, new = method.enter(params, state, old, new, lambda: params if initial is None else initial, key)
-    assert surgery.moments is None
-    return surgery.params(params), new, state
+    first = params if initial is None else initial
+    params, moments, state, new = method.enter(params, state, old, new, lambda: first, key)
+    assert moments is None
+    return params, new, state
 
 
 def quantile_rule(c_LU, ratio, together):

@@ -19,7 +19,9 @@ from bert_fast.method import Method, Program, Stage
 from bert_fast.plan import Route, whole
 from bert_fast.schedule import Schedule
 from bert_fast.train import begin, compile, optim
+from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import global_batch, make_mesh
+from bert_fast.train.state import first_state
 from bert_fast.train.step import make_step
 
 jax.config.update("jax_disable_most_optimizations", True)
@@ -49,11 +51,11 @@ def run(sizes: tuple[int, int, int], micro_batches: int, dropout: float):
     mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
     optimizer = optim.make(optim.Optimizer("lamb", 0.9, 0.999, 1e-6, 0.01, True, 1.0))
     params = begin.fresh_params(config, 0, mesh)
-    state = begin.first_state(params, Method(), Stage("five", program, 5, Schedule(1e-3, 5)), optimizer, mesh)
-    programs = compile.Programs(make_step(Method(), optimizer, 0), mesh)
+    state = first_state(params, Method(), Stage("five", program, 5, Schedule(1e-3, 5)), optimizer, mesh)
+    programs = compile.Programs(make_step(Method(), optimizer, PRETRAINING), mesh)
     seen = []
     for step in range(5):
-        arguments = (state, global_batch(batch_of(step), mesh), Route(), 1e-3)
+        arguments = (state, global_batch(batch_of(step), mesh), Route(), 1e-3, 0)
         if not programs.has(program, state, Route()):
             programs.add(program, *arguments)
         state, metrics = programs(program, *arguments)

@@ -24,10 +24,11 @@ jax.config.update("jax_disable_most_optimizations", True)
 with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     made, _ = make_settings(write_glue(folder, ("mrpc",)), epochs=1.0, widths=1)
-    start = make_encoder(folder, made)
+    start = make_encoder(folder)
     task, found = data.make("mrpc", data.read("mrpc", made), start.vocab, made), []
     for sizes in ((1, 1, 1), (4, 2, 1)):
         trainer = Trainer(task, start, made)
         trainer.mesh = make_mesh(*sizes, devices=jax.devices()[: sizes[0] * sizes[1]])
-        found.append(finetune.train_and_score(trainer, 3e-3, 0, Stop(), lambda numbers: None).result["curve"])
+        run = finetune.train_and_score(trainer, 3e-3, 0, folder / f"{sizes}", Stop(), lambda step, numbers: None)
+        found.append(run.result["curve"])
     print(json.dumps(found))

@@ -20,7 +20,9 @@ from bert_fast.methods import stacking
 from bert_fast.plan import Route, whole
 from bert_fast.schedule import Schedule
 from bert_fast.train import begin, compile, optim
+from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import global_batch, make_mesh
+from bert_fast.train.state import first_state
 from bert_fast.train.step import make_step
 
 jax.config.update("jax_disable_most_optimizations", True)
@@ -32,12 +34,12 @@ def measure(program: Program) -> dict:
     mesh = make_mesh(8, 1, 1)
     optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 1.0))
     params = begin.fresh_params(program.model, 0, mesh)
-    state = begin.first_state(params, Method(), Stage("one", program, 1, Schedule(1e-3, 1)), optimizer, mesh)
+    state = first_state(params, Method(), Stage("one", program, 1, Schedule(1e-3, 1)), optimizer, mesh)
     batch = {name: np.ones((B, S), np.int32) for name in ("ids", "types", "positions", "segments")}
     batch |= {name: np.ones((B, P), np.int32) for name in ("slots", "labels")}
     batch |= {"weights": np.ones((B, P), np.float32), "cls": np.zeros(B, np.int32), "next": np.zeros(B, np.int32)}
-    programs = compile.Programs(make_step(Method(), optimizer, 0), mesh)
-    placed = programs.placed(state, global_batch(batch, mesh), Route(), 1e-3)
+    programs = compile.Programs(make_step(Method(), optimizer, PRETRAINING), mesh)
+    placed = programs.placed(state, global_batch(batch, mesh), Route(), 1e-3, 0)
     text = programs.lower(program, *placed).compile().as_text()
     embeddings, layers = (sum(leaf.nbytes for leaf in jax.tree.leaves(params[name])) for name in ("embed", "layers"))
     found = hlo.collectives(hlo.parse(text))

@@ -14,7 +14,7 @@ from bert_fast.hf import read
 from bert_fast.method import Stage
 from bert_fast.schedule import Schedule
 from bert_fast.train import checkpoint
-from bert_fast.train.book import Book
+from bert_fast.train.description import Description
 from bert_fast.train.step import TrainState
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -62,18 +62,15 @@ def save_checkpoint(folder, config: bert.Config, params, pieces=WORDS, **about):
     words = vocab.parse(content, "vocab.txt", False, None)
     program, data, evaluation = read.program_of(config, False)
     stage = Stage("made", program, 7, Schedule(peak=1e-3, steps=7))
-    described = {
-        "version": "0",
-        "stage": checkpoint.stage_to_json(stage),
-        "earlier_stages": [],
-        "vocab": {"cased": words.cased, "strip_accents": words.strip_accents},
-        "data": {**dataclasses.asdict(data), "dir": "shards"},
-        "eval": dataclasses.asdict(evaluation),
-        "fingerprint": "f00",
-        "methods": [],
-        "book": Book().to_json(),
-        **about,
-    }
+    described = Description(
+        step=7,
+        stage=stage,
+        vocab=words,
+        data=dataclasses.replace(data, dir="shards"),
+        eval=evaluation,
+        fingerprint="f00",
+        version="0",
+    )
     state = TrainState(np.array(7, np.int32), params, {}, (), ())
-    checkpoint.save(folder / "checkpoints", state, described, content, set())
+    checkpoint.save(folder / "checkpoints", state, dataclasses.replace(described, **about), set())
     return folder

@@ -9,12 +9,13 @@ import numpy as np
 
 from bert_fast import bert, methods
 from bert_fast.data import vocab
+from bert_fast.encoder import Encoder
 from bert_fast.method import Program, Stage
 from bert_fast.plan import whole
 from bert_fast.schedule import Schedule
 from bert_fast.tasks import settings
-from bert_fast.tasks.encoder import Encoder
 from bert_fast.train import checkpoint, optim
+from bert_fast.train.description import Description
 from bert_fast.train.step import TrainState
 from configs import glue
 
@@ -111,11 +112,12 @@ def small_model(**changes) -> bert.Config:
     return bert.Config(**{"vocab_size": len(WORDS), "special_ids": ids, **sizes, **changes})
 
 
-def make_encoder(folder: pathlib.Path, made: settings.Settings, **changes) -> Encoder:
+def make_encoder(folder: pathlib.Path, **changes) -> Encoder:
     model = small_model(**changes)
     params = jax.tree.map(np.asarray, bert.init(model, jax.random.key(0)))
-    about = {"checkpoint": "made", "random_weights": False}
-    return Encoder(made.model(model), params, make_vocab(folder), about)
+    program = Program(model, whole(model.depth), 8, 1, 32, 4, "mlm")
+    about = Description(step=0, stage=Stage("made", program, 1, Schedule(1e-3, 1)), vocab=make_vocab(folder))
+    return Encoder(folder, params, about)
 
 
 def write_checkpoint(root: pathlib.Path, names=(), **changes) -> pathlib.Path:
@@ -128,15 +130,8 @@ def write_checkpoint(root: pathlib.Path, names=(), **changes) -> pathlib.Path:
     stage = Stage("32-tokens", program, 1, Schedule(1e-3, 1))
     optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, False, 1.0))
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), ())
-    special = {word: WORDS.index(word) for word in WORDS if word.startswith("[")}
-    about = {
-        "stage": checkpoint.stage_to_json(stage),
-        "vocab": {"size": len(WORDS), "sha256": words.fingerprint, "cased": False, "strip_accents": None}
-        | {"special_ids": special},
-        "methods": [(name, {}) for name in names],
-    }
-    about = dict.fromkeys(checkpoint.DESCRIBED, "") | about
-    checkpoint.save(root / "checkpoints", state, about, (root / "vocab.txt").read_bytes(), set())
+    about = Description(step=0, stage=stage, vocab=words, methods=tuple((name, {}) for name in names))
+    checkpoint.save(root / "checkpoints", state, about, set())
     return root
 
 

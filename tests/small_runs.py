@@ -2,9 +2,9 @@
 
 import pathlib
 
-from bert_fast import methods, settings
+from bert_fast import methods
 from bert_fast.data import shards
-from bert_fast.train import loop
+from bert_fast.train import loop, settings
 from bert_fast.train.log import read_rows
 from configs import bert
 

@@ -15,7 +15,7 @@ from made_shards import ORDINARY, WORDS, bert, unmasked, write_folder
 
 from bert_fast import BadInput
 from bert_fast.data import batches, rows, shards
-from bert_fast.data.masking import read_vocab_info
+from bert_fast.data.masking import read_vocab
 
 
 def take(made, count):
@@ -134,7 +134,7 @@ def test_an_abandoned_iterator_does_not_hang_the_exit(folder):
 from bert_fast.data import batches, rows, shards, masking
 if __name__ == "__main__":
     settings = rows.Settings(32, "mlm", 0.15, False, 0.1)
-    vocab = masking.read_vocab_info({str(folder)!r})
+    vocab = masking.read_vocab({str(folder)!r})
     made = batches.make_rows(shards.Split({str(folder)!r}, "train"), vocab, settings, 0)
     stream = batches.batches(made, 4, 0)
     next(stream)
@@ -228,15 +228,16 @@ def test_an_id_beyond_the_vocabulary_names_its_document(vocab, tmp_path, workers
 
 def test_a_vocabulary_other_than_the_shards_is_refused(vocab, tmp_path):
     write_folder(tmp_path, {"train": [[[5]]]})
-    assert [WORDS[i] for i in vocab[1:6]] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert [WORDS[i] for i in vocab.special] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert (vocab.pad, vocab.unk, vocab.cls, vocab.sep, vocab.mask) == vocab.special
     assert set(np.flatnonzero(vocab.continues_W)) == {i for i, word in enumerate(WORDS) if word.startswith("##")}
     path = tmp_path / "vocab.txt"
     path.write_text("".join(word + "\n" for word in [*WORDS, "extra"]))
-    with pytest.raises(BadInput, match="not the vocabulary that the shards were made with"):
-        read_vocab_info(tmp_path)
+    with pytest.raises(BadInput, match="not the vocabulary that the files beside it were made with"):
+        read_vocab(tmp_path)
     path.unlink()
     with pytest.raises(BadInput, match=r"vocab\.txt"):
-        read_vocab_info(tmp_path)
+        read_vocab(tmp_path)
     write_folder(tmp_path, {"train": [[[5]]]}, words=[word for word in WORDS if word != "[SEP]"])
     with pytest.raises(BadInput, match=r"no \[SEP\]"):
-        read_vocab_info(tmp_path)
+        read_vocab(tmp_path)

@@ -12,12 +12,15 @@ from small_runs import make_settings, run, small_config
 
 from bert_fast import BadInput, bert, methods
 from bert_fast.data import shards
+from bert_fast.data.vocab import SPECIAL, parse
 from bert_fast.method import Clock, Method, Program, Stage, chain, cut
 from bert_fast.plan import edit, whole
 from bert_fast.schedule import Schedule
-from bert_fast.train import begin, checkpoint, optim
+from bert_fast.train import begin, checkpoint, optim, timeline
 from bert_fast.train.book import Book
+from bert_fast.train.description import Description
 from bert_fast.train.sharding import AXES, make_mesh
+from bert_fast.train.state import check_model, first_state, resumed
 
 CONFIG = bert.Config(60, 2, 16, 2, 8, 32, 16, dropout=0.0, attention_dropout=0.0)
 PROGRAM = Program(CONFIG, whole(2), 8, 1, 16, 2, "mlm")
@@ -55,12 +58,12 @@ def test_stage_that_is_cut_keeps_its_rates(changes):
 def test_clock_counts_the_steps_of_a_training_and_begins_anew_at_a_restart():
     restart = dataclasses.replace(STAGE, data="restart")
     steps = (10, 20, 30, 40)
-    timeline = [dataclasses.replace(s, steps=n) for s, n in zip((STAGE, STAGE, restart, STAGE), steps, strict=True)]
+    planned = [dataclasses.replace(s, steps=n) for s, n in zip((STAGE, STAGE, restart, STAGE), steps, strict=True)]
     # The search ended at step 25 instead of 30; what was planned of it still counts in its own clock.
-    assert begin.clock_of(timeline, 0, 5, 0) == Clock(5, 30)
-    assert begin.clock_of(timeline, 1, 24, 0) == Clock(24, 30)
-    assert begin.clock_of(timeline, 2, 25, 25) == Clock(0, 70)
-    assert begin.clock_of(timeline, 3, 60, 25) == Clock(35, 70)
+    assert timeline.clock_of(planned, 0, 5, 0) == Clock(5, 30)
+    assert timeline.clock_of(planned, 1, 24, 0) == Clock(24, 30)
+    assert timeline.clock_of(planned, 2, 25, 25) == Clock(0, 70)
+    assert timeline.clock_of(planned, 3, 60, 25) == Clock(35, 70)
 
 
 # --- the timeline -----------------------------------------------------------------------------------------------------
@@ -76,22 +79,25 @@ def frozen_below(depth):
 
 def test_stage_in_which_nothing_learns_is_refused(small_shards):
     settings = make_settings(small_config(small_shards))
-    assert len(begin.stages(settings, frozen_below(1))) == 2
+    assert len(timeline.stages(settings, frozen_below(1))) == 2
     with pytest.raises(BadInput, match=r"no layer learns in stage 16-tokens: leave the topmost"):
-        begin.stages(settings, frozen_below(2))
+        timeline.stages(settings, frozen_below(2))
 
 
 # --- a folder that holds a run already --------------------------------------------------------------------------------
 
 
-def test_argument_that_is_newer_than_a_run_was_at_its_default_there(small_shards, tmp_path):
+def test_key_that_is_newer_than_a_run_was_at_its_default_there(small_shards, tmp_path):
     config = small_config(small_shards)
-    older = {**config, "token_drop": {**config["token_drop"]}}
+    older = {**config, "token_drop": {**config["token_drop"]}, "optimizer": {**config["optimizer"]}}
     del older["token_drop"]["beside"]
+    del older["optimizer"]["eps_before_correction"]
     (tmp_path / "config.json").write_text(json.dumps(older))
     begin.refuse_other(tmp_path, config)
     with pytest.raises(BadInput, match=r"token_drop\.beside: 1 there, 2 now"):
         begin.refuse_other(tmp_path, {**config, "token_drop": {**config["token_drop"], "beside": 2}})
+    with pytest.raises(BadInput, match=r"optimizer\.eps_before_correction: False there, True now"):
+        begin.refuse_other(tmp_path, {**config, "optimizer": {**config["optimizer"], "eps_before_correction": True}})
     with pytest.raises(BadInput, match=r"seed: 0 there, 7 now"):
         begin.refuse_other(tmp_path, {**config, "seed": 7})
 
@@ -101,12 +107,12 @@ def test_argument_that_is_newer_than_a_run_was_at_its_default_there(small_shards
 
 def test_parameters_of_another_model_are_refused():
     params = random_params(CONFIG)
-    begin.check_model("grown", {**params, "layers": {**params["layers"], "gain": np.ones(2)}}, CONFIG)
+    check_model("grown", {**params, "layers": {**params["layers"], "gain": np.ones(2)}}, CONFIG)
     with pytest.raises(ValueError, match=r"stage grown: .* is \(2, .*, its model has \(3, "):
-        begin.check_model("grown", params, dataclasses.replace(CONFIG, depth=3))
+        check_model("grown", params, dataclasses.replace(CONFIG, depth=3))
     without = {name: leaf for name, leaf in params.items() if name != "mlm"}
     with pytest.raises(ValueError, match=r"stage grown: mlm/.* is None"):
-        begin.check_model("grown", without, CONFIG)
+        check_model("grown", without, CONFIG)
 
 
 def test_warm_start_applies_what_a_method_added_and_leaves_it_behind(small_shards, tmp_path):
@@ -128,7 +134,7 @@ def test_warm_start_applies_what_a_method_added_and_leaves_it_behind(small_shard
     settings = dataclasses.replace(make_settings(small_config(small_shards)), init=str(folder))
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     warm = begin.warm_params(settings, settings.model, shards.read_manifest(small_shards), mesh)
-    begin.check_model("warm", warm, settings.model)
+    check_model("warm", warm, settings.model)
     fresh = jax.eval_shape(lambda: bert.init(settings.model, jax.random.key(0)))
     assert jax.tree.structure(warm) == jax.tree.structure(fresh)
     scale_LF = theirs["neuron_scale"][:, :, None]
@@ -141,11 +147,11 @@ def test_warm_start_applies_what_a_method_added_and_leaves_it_behind(small_shard
 def test_state_of_a_method_comes_back_with_the_shape_that_it_was_saved_with(tmp_path):
     counting = Method(init=lambda params, config: (params, {"seen": jnp.zeros(3), "steps": jnp.zeros((), jnp.int32)}))
     method, mesh = chain(counting), make_mesh(1, 1, 1, jax.devices()[:1])
-    state = begin.first_state(begin.fresh_params(CONFIG, 0, mesh), method, STAGE, OPTIMIZER, mesh)
+    state = first_state(begin.fresh_params(CONFIG, 0, mesh), method, STAGE, OPTIMIZER, mesh)
     grown = ({"seen": jnp.arange(5.0), "steps": jnp.int32(7)},)
-    about = dict.fromkeys(checkpoint.DESCRIBED, "") | {"stage": checkpoint.stage_to_json(STAGE)}
-    folder = checkpoint.save(tmp_path, state._replace(method=grown), about, b"[PAD]\n", set())
-    back = begin.resumed(folder, method, OPTIMIZER, mesh)
+    about = Description(step=0, stage=STAGE, vocab=parse("\n".join(SPECIAL).encode(), "vocab.txt", False, None))
+    folder = checkpoint.save(tmp_path, state._replace(method=grown), about, set())
+    back = resumed(folder, method, OPTIMIZER, mesh)
     assert jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) == np.asarray(b)).all(), back.method, grown))
     assert back.method[0]["seen"].shape == (5,)
 
@@ -170,7 +176,13 @@ def test_stage_that_the_mesh_does_not_divide_is_refused_before_it_begins(small_s
     method = methods.make(settings.methods)
     mesh = jax.sharding.Mesh(np.array([Device(0), Device(1)]).reshape(1, 1, 2), AXES)
     with pytest.raises(BadInput, match=r"stage 16-tokens: layers/attention_output/kernel has an axis of 3.*tensor=2"):
-        begin.check_devices(settings, method.expect(begin.stages(settings, method)), mesh)
+        begin.check_devices(
+            settings.batch_size,
+            settings.micro_batches,
+            settings.eval.batch_size,
+            timeline.stages(settings, method),
+            mesh,
+        )
 
 
 def test_counts_of_another_version_are_refused():

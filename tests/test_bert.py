@@ -226,7 +226,7 @@ def test_slim_layers_equal_the_whole_ones_with_the_rest_zeroed(config):
     close((loss, x_BSD), (whole_loss, whole_x_BSD))
     for name, mask in masks.items():
         of_slim, of_whole = grads["layers"][name]["kernel"], whole_grads["layers"][name]["kernel"]
-        close(of_slim, (of_whole.T * mask.T).T)  # and what is not read gets a gradient of zero
+        close(of_slim, (np.asarray(of_whole).T * mask.T).T)  # and what is not read gets a gradient of zero
         whole_grads["layers"][name]["kernel"] = of_slim
     close(grads, whole_grads)
 

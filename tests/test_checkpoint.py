@@ -1,7 +1,6 @@
 """Checkpoints: damage is found, whatever it is, and nothing half-written counts."""
 
 import errno
-import json
 import pathlib
 import shutil
 
@@ -13,24 +12,29 @@ from hypothesis import strategies as st
 
 from bert_fast import BadInput
 from bert_fast.bert import Config
+from bert_fast.data import vocab
 from bert_fast.method import Program, Stage
-from bert_fast.plan import edit, whole
+from bert_fast.plan import whole
 from bert_fast.schedule import Schedule
 from bert_fast.train import checkpoint
+from bert_fast.train.description import Description
 from bert_fast.train.step import TrainState
+
+WORDS = vocab.parse("\n".join(vocab.SPECIAL).encode(), "vocab.txt", False, None)
+STAGE = Stage("s", Program(Config(100, depth=3), whole(3), 8, 2, 16, 3, "mlm"), 10, Schedule(1e-3, 10))
 
 
 def state_of(step: int) -> TrainState:
     params = {"layers": {"kernel": jnp.arange(12.0).reshape(3, 4) + step}, "embed": {"word": jnp.ones((4, 2))}}
-    return TrainState(jnp.int32(step), params, {}, (jnp.int32(step), params), ())
+    return TrainState(jnp.int32(step), params, {}, {"count": jnp.int32(step), "mu": params}, ())
 
 
-def described(step: int) -> dict:
-    return dict.fromkeys(checkpoint.DESCRIBED, step)
+def described(step: int) -> Description:
+    return Description(step=step, stage=STAGE, vocab=WORDS)
 
 
 def save(root: pathlib.Path, step: int, keep=frozenset()):
-    checkpoint.save(root, state_of(step), described(step), b"[PAD]\n", set(keep))
+    checkpoint.save(root, state_of(step), described(step), set(keep))
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +50,13 @@ def test_what_was_saved_is_restored(two):
     folder = checkpoint.newest(two)
     assert folder.name == "2"
     restored = checkpoint.restore(folder, state_of(0))
-    assert int(restored.step) == int(restored.opt_state[0]) == 2
+    assert int(restored.step) == int(restored.opt_state["count"]) == 2
     np.testing.assert_array_equal(restored.params["layers"]["kernel"], state_of(2).params["layers"]["kernel"])
-    np.testing.assert_array_equal(restored.opt_state[1]["embed"]["word"], np.ones((4, 2)))
+    np.testing.assert_array_equal(restored.opt_state["mu"]["embed"]["word"], np.ones((4, 2)))
     np.testing.assert_array_equal(
         checkpoint.restore_params(folder)["layers"]["kernel"], state_of(2).params["layers"]["kernel"]
     )
-    assert checkpoint.about(folder) == described(2) | {"step": 2}
+    assert checkpoint.about(folder) == described(2)
 
 
 @settings(max_examples=60, deadline=None)
@@ -148,23 +152,3 @@ def test_disk_full_during_a_save_leaves_the_older_checkpoint_and_says_so(two, tm
     assert not list(root.glob("*.part"))
     save(root, 3, {1, 2})
     assert checkpoint.newest(root).name == "3"
-
-
-def test_description_of_a_version_that_described_less_is_refused_by_name(tmp_path):
-    described = dict.fromkeys(checkpoint.DESCRIBED, 0)
-    (tmp_path / "about.json").write_text(json.dumps(described))
-    assert checkpoint.about(tmp_path) == described
-    del described["earlier_stages"]
-    (tmp_path / "about.json").write_text(json.dumps(described | {"version": "0.0.1"}))
-    with pytest.raises(
-        BadInput, match=r"another version of bert_fast \(0\.0\.1\): its description lacks earlier_stages"
-    ):
-        checkpoint.about(tmp_path)
-
-
-def test_stage_survives_json():
-    model = Config(100, depth=3, heads=(2, 1, 2), hidden=(8, 16, 8), norm="pre")
-    plan = edit(edit(whole(3), 0, 1, frozen=True), 1, 2, rows=8)
-    program = Program(model, plan, 8, 2, 16, 3, "mlm", frozen=("embed/",))
-    stage = Stage("s", program, 10, Schedule(1e-3, 10), "stage", warm_again=2, skipped=3, ask_every=5, data="restart")
-    assert checkpoint.stage_from_json(json.loads(json.dumps(checkpoint.stage_to_json(stage)))) == stage

@@ -169,6 +169,7 @@ def test_text_without_a_mask_and_text_that_is_too_long_are_refused(trained):
     assert (done.returncode, "shorten it" in done.stderr) == (2, True)
 
 
+@pytest.mark.filterwarnings("default:layers are dropped from a post-LN model:UserWarning")
 def test_warning_is_one_line_without_the_code_that_gave_it(monkeypatch):
     def run(args, texts):
         warnings.warn("layers are dropped from a post-LN model", stacklevel=1)

@@ -6,8 +6,8 @@ import pytest
 from small_runs import rows_without_clock, run, small_config
 from test_loop import interrupted
 
-from bert_fast import BadInput, inference
-from bert_fast.train import loop
+from bert_fast import BadInput, encoder, inference
+from bert_fast.train.compile import Programs
 from bert_fast.train.log import read_rows
 
 MSLT = {"stacking.variant": "mslt"}
@@ -38,6 +38,7 @@ def config_of(data_dir, name: str, **changes) -> dict:
         log_every=10,
         eval__every=0,
         checkpoint__every=0,
+        early_bert__search=0.05,
         **arguments,
         **changes,
     )
@@ -52,14 +53,14 @@ def finished(small_shards, tmp_path_factory):
         if name not in done:
             workdir = tmp_path_factory.mktemp("run")
             compiled = []
-            lower = loop.Programs.lower
+            lower = Programs.lower
 
             def counting(self, program, *arguments):
                 compiled.append(program)
                 return lower(self, program, *arguments)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(loop.Programs, "lower", counting)
+                patch.setattr(Programs, "lower", counting)
                 summary = run(config_of(small_shards, name), workdir)
             assert len(compiled) == len(set(compiled)), "a program was compiled twice"
             done[name] = workdir, summary, len(compiled)
@@ -74,7 +75,7 @@ def test_combination_trains_ends_full_grown_and_costs_less_than_dense(finished, 
     assert summary["flops"] < summary["flops_dense"]
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "train"]
     assert rows[-1]["mlm_loss"] < rows[0]["mlm_loss"]
-    trained = inference.load(workdir)
+    trained = encoder.load(workdir)
     assert trained.program.model.depth == 4
     result = inference.evaluate(str(workdir))
     assert result["mlm_loss"] == pytest.approx(summary["valid"]["mlm_loss"], abs=1e-5)

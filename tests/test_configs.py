@@ -5,12 +5,14 @@ import pathlib
 
 import pytest
 
-from bert_fast import BadInput, methods, settings
+from bert_fast import BadInput, methods
 from bert_fast.tasks import settings as finetune_settings
+from bert_fast.train import settings, timeline
 from configs import common
 
 FINETUNE = ("glue", "squad")
-FILES = sorted(path for path in (pathlib.Path(__file__).parents[1] / "configs").glob("[!_c]*.py"))
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+FILES = sorted(path for path in FOLDER.glob("[!_]*.py") if path.stem not in ("common", "common_finetune"))
 CONFIGS = [path for path in FILES if path.stem not in FINETUNE]  # of pre-training
 
 
@@ -40,6 +42,7 @@ def test_debug_shrinks_a_config(path):
     made = settings.make(get_config(path)("size=large,debug").to_dict(), VOCAB, tuple(methods.known()))
     assert made.steps <= 50
     assert made.model.width <= 64
+    assert timeline.stages(made, methods.make(made.methods))  # what a method refuses is told here
 
 
 def test_baseline_is_berts_published_recipe():
@@ -85,5 +88,16 @@ def test_config_of_fine_tuning_makes_settings(name, recipe):
         ("glue", "early_bert"): (128, 2),  # launch_earlybert_glue.sh
         ("squad", "early_bert"): (48, 3),
     }[name, recipe]
+    assert made.optimizer.eps_before_correction == (recipe == "early_bert")  # transformers 2.11, optimization.py
     assert [method for method, _ in made.methods] == ([] if recipe == "bert" else ["early_bert"])
+    for _, arguments in made.methods:  # where trainer.py and run_squad_earlybert_search.py record coefficients
+        assert arguments["draw_before_update"] == (name == "glue")
     assert finetune_settings.make({**config.to_dict(), "epochs": 1.0}).epochs == 1
+
+
+def test_layer_droppings_recipe_of_fine_tuning_decays_weights_as_its_code_does():
+    # BingBertGlue of DeepSpeedExamples: parameter groups of run_glue_classifier_bert_base.py, defaults of `FusedAdam`.
+    config = get_config(next(path for path in FILES if path.stem == "glue"))("recipe=layer_drop")
+    config.data.dir = "somewhere"
+    found = finetune_settings.make(config.to_dict()).optimizer
+    assert (found.weight_decay, found.eps, found.bias_correction) == (0.01, 1e-8, False)

@@ -9,11 +9,12 @@ import pytest
 from small_runs import make_settings, rows_without_clock, run, small_config
 from test_loop import interrupted
 
-from bert_fast import inference, methods
+from bert_fast import encoder, inference, methods
 from bert_fast.cost.flops import dense_equivalent, step_flops
-from bert_fast.train import begin, checkpoint, optim
+from bert_fast.train import checkpoint, description, optim
 from bert_fast.train.log import read_rows
 from bert_fast.train.sharding import make_mesh
+from bert_fast.train.state import resumed
 
 SEARCH = {"search": 10.0, "mask_every": 2, "window": 3, "neuron_penalty": 1e-3}
 EARLY = {**SEARCH, "stop": "early_bird", "window": 2, "threshold": 1.0, "min_steps": 5}
@@ -66,7 +67,7 @@ def same_arrays(one, other, step):
 
 
 def stages_of(workdir):
-    return [checkpoint.stage_from_json(s) for s in json.loads((workdir / "stages.json").read_text())["stages"]]
+    return [description.stage_from_json(s) for s in json.loads((workdir / "stages.json").read_text())["stages"]]
 
 
 def coefficients_of(params):
@@ -145,15 +146,45 @@ def test_slim_model_begins_with_the_initial_weights_and_a_fresh_optimizer(small_
     settings = make_settings(two_phases(small_shards))
     mesh, optimizer = make_mesh(-1, 1, 1), optim.make(settings.optimizer)
     method = methods.make(settings.methods)
-    state = begin.resumed(at_11 / "checkpoints/11", method, optimizer, mesh)
+    state = resumed(at_11 / "checkpoints/11", method, optimizer, mesh)
     (moments,) = [part for part in state.opt_state if isinstance(part, optim.Moments)]
     assert int(moments.count) == 1
     assert jax.tree.structure(moments.mu) == jax.tree.structure(slim)
 
 
+def test_guessed_widths_are_written_nowhere_before_the_search_has_told_them(stopped):
+    at_10, at_11, end = stopped
+    for folder, settled in ((at_10, 1), (at_11, 2), (end, 3)):
+        stages = json.loads((folder / "stages.json").read_text())["stages"]
+        assert [stage["name"] for stage in stages] == ["search", "16-tokens", "32-tokens"]
+        assert [stage["program"] is None for stage in stages] == [False] * settled + [True] * (3 - settled)
+        assert [stage["guess"] for stage in stages] == [False] * settled + [True] * (3 - settled)
+    # A checkpoint knows the stages up to its own, and no other.
+    for folder, names in (
+        (at_10 / "checkpoints/0", ["search"]),
+        (at_10 / "checkpoints/10", ["search"]),
+        (at_11 / "checkpoints/11", ["search", "16-tokens"]),
+        (end / "checkpoints/30", ["search", "16-tokens", "32-tokens"]),
+    ):
+        about = checkpoint.about(folder)
+        known = [*about.earlier_stages, about.stage]
+        assert [stage.name for stage in known] == names
+        assert not any(stage.guess for stage in known)
+        for name in {"search", "16-tokens", "32-tokens"} - {*names}:
+            assert name not in (folder / "about.json").read_text()
+    widths = checkpoint.about(at_11 / "checkpoints/11").model.hidden_L
+    assert widths == tuple(stage_widths(at_11, 1)) == tuple(stage_widths(end, 2))
+
+
+def stage_widths(workdir, index):
+    """Neurons of each layer as stages.json tells them."""
+    stage = json.loads((workdir / "stages.json").read_text())["stages"][index]
+    return description.stage_from_json(stage).program.model.hidden_L
+
+
 def test_data_and_schedule_begin_anew_after_the_ticket(finished, stopped):
     _, at_11, _ = stopped
-    assert checkpoint.about(at_11 / "checkpoints/11")["book"]["data"] == {"mlm+nsp/16": 8}
+    assert checkpoint.about(at_11 / "checkpoints/11").book.data == {"mlm+nsp/16": 8}
     rates = [row["learning_rate"] for row in read_rows(finished[0] / "metrics.jsonl") if row["split"] == "train"]
     # Of steps 4 and 9 of the whole training's schedule, in the search as after it: 20 steps, 2 of them warm-up.
     np.testing.assert_allclose(rates, [8e-3, 5.5e-3, 8e-3, 5.5e-3, 3e-3, 5e-4])
@@ -190,7 +221,7 @@ def test_search_that_ends_early_resumes_exactly(small_shards, tmp_path, monkeypa
 def test_slim_checkpoint_is_used_without_its_config(finished, tmp_path):
     workdir, summary = finished
     shutil.copytree(workdir / "checkpoints/30", tmp_path / "alone")
-    trained = inference.load(tmp_path / "alone")
+    trained = encoder.load(tmp_path / "alone")
     model = trained.program.model
     assert len(set(model.hidden_L)) == 2
     assert trained.params["layers"]["mlp_hidden"]["kernel"].shape == (2, 32, max(model.hidden_L))
@@ -204,7 +235,7 @@ def test_slim_checkpoint_is_used_without_its_config(finished, tmp_path):
 def test_checkpoint_of_the_search_is_used_with_its_coefficients_applied(stopped):
     folder = stopped[0] / "checkpoints/10"
     raw = checkpoint.restore_params(folder)
-    trained = inference.load(folder)
+    trained = encoder.load(folder)
     assert set(raw["layers"]) - set(trained.params["layers"]) == {"head_scale", "neuron_scale"}
     c_LF = raw["layers"]["neuron_scale"]
     expected = raw["layers"]["mlp_output"]["kernel"] * c_LF[:, :, None]

@@ -16,8 +16,11 @@ from made_tasks import make_encoder, make_settings, write_checkpoint, write_glue
 from test_cli import bert_fast
 
 from bert_fast import BadInput, Interrupted
+from bert_fast.plan import Route
 from bert_fast.tasks import batches, data, encoder, finetune, glue, model, sweep
 from bert_fast.tasks.trainer import Trainer
+from bert_fast.train import checkpoint
+from bert_fast.train.step import make_step
 from bert_fast.train.stop import Stop
 
 SMALL = {
@@ -103,38 +106,39 @@ def test_finished_runs_are_kept_and_another_config_is_refused(finished, folder, 
 def trainer(folder, tmp_path_factory):
     """Of MRPC, one width after another, some dropout."""
     made, _ = make_settings(folder, dropout=0.1)
-    start = make_encoder(tmp_path_factory.mktemp("encoder"), made)
+    start = make_encoder(tmp_path_factory.mktemp("encoder"))
     return Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
 
 
-def train(trainer, rate=3e-3, seed=0, stop=None, seen=None):
-    return finetune.train_and_score(trainer, rate, seed, stop or Stop(), seen or (lambda numbers: None))
+def train(trainer, folder, rate=3e-3, seed=0, stop=None, seen=None):
+    return finetune.train_and_score(trainer, rate, seed, folder, stop or Stop(), seen or (lambda step, numbers: None))
 
 
 def compiled(trainer) -> int:
-    return sum(step._cache_size() for step in trainer.compiled.values()) + trainer.predict._cache_size()
+    return len(trainer.programs.compiled) + trainer.predict._cache_size()
 
 
-def test_everything_is_compiled_in_the_first_epoch_for_all_seeds_and_learning_rates(trainer):
+def test_everything_is_compiled_in_the_first_epoch_for_all_seeds_and_learning_rates(trainer, tmp_path):
     counts = []
-    first = train(trainer, seen=lambda numbers: counts.append(compiled(trainer)))
+    first = train(trainer, tmp_path / "first", seen=lambda step, numbers: counts.append(compiled(trainer)))
     lengths = trainer.task.train.lengths_N
     used = {batch.width for batch in batches.epoch(lengths, trainer.widths, 8, None)}
     assert len(used) == len(trainer.widths) == 2
     assert counts[trainer.per_epoch - 1] == counts[-1] == len(used) + 2  # and of the held-out rows' widths
     after_tests = compiled(trainer)  # the test rows' last
-    again = train(trainer)
-    other = train(trainer, rate=1e-3, seed=1)
+    again = train(trainer, tmp_path / "again")
+    other = train(trainer, tmp_path / "other", rate=1e-3, seed=1)
     assert compiled(trainer) == after_tests
+    assert not trainer.programs.coming
     assert again.result["curve"] == first.result["curve"]
     np.testing.assert_array_equal(again.logits["dev"], first.logits["dev"])
     assert other.result["curve"] != first.result["curve"]
 
 
-def test_interrupted_run_leaves_nothing_and_the_call_goes_on(trainer, folder, run_folder, tmp_path, monkeypatch):
+def test_interrupted_call_keeps_what_is_finished_and_goes_on(trainer, folder, run_folder, tmp_path, monkeypatch):
     calls = []
 
-    def one(trainer, rate, seed, stop, progress):
+    def one(trainer, rate, seed, folder, stop, progress):
         calls.append(seed)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGINT)
@@ -142,7 +146,7 @@ def test_interrupted_run_leaves_nothing_and_the_call_goes_on(trainer, folder, ru
         row = {"score": 50.0 + seed, "step": 1, "epoch": 1.0}
         rows = trainer.task.held_out | trainer.task.test
         result = {"task": "mrpc", "learning_rate": rate, "seed": seed, "diverged_at": None, "last": row, "best": row}
-        return finetune.Run(result, {split: np.zeros((len(r.ids_N), 2)) for split, r in rows.items()})
+        return finetune.Finished(result, {split: np.zeros((len(r.ids_N), 2)) for split, r in rows.items()})
 
     monkeypatch.setattr(sweep, "train_and_score", one)
     made, config = make_settings(folder, seeds="0,1,2")
@@ -155,17 +159,18 @@ def test_interrupted_run_leaves_nothing_and_the_call_goes_on(trainer, folder, ru
     assert score == {"mean": 51.0, "deviation": 1.0, "median": 51.0}
 
 
-def test_signal_ends_a_run_after_its_step(trainer):
+def test_signal_ends_a_run_after_its_step_which_is_saved(trainer, tmp_path):
     steps = []
 
-    def seen(numbers):
-        steps.append(numbers)
-        if len(steps) == 2:
+    def seen(step, numbers):
+        steps.append(step)
+        if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with Stop() as stop, pytest.raises(Interrupted, match="the runs that are finished are kept"):
-        train(trainer, stop=stop, seen=seen)
-    assert len(steps) == 2
+    with Stop() as stop, pytest.raises(Interrupted, match="step 3 of this run is saved, finished runs are kept"):
+        train(trainer, tmp_path, stop=stop, seen=seen)
+    assert steps == [1, 2]
+    assert checkpoint.steps(tmp_path / finetune.UNDER_WAY / "checkpoints") == [3]
 
 
 def test_all_tasks_of_a_folder_are_done_in_one_call(tmp_path):
@@ -208,17 +213,22 @@ def test_losses_are_cross_entropy_squared_error_and_the_mean_of_both_ends():
 def test_padding_rows_weigh_nothing(trainer):
     """A batch of 2 rows and 6 that fill it up is a step of 2 rows."""
     rows = trainer.task.train
-    state, program = trainer.first_state(0), trainer.timeline(1.0)[0].program
-    step = jax.jit(model.make_step(trainer.method, trainer.optimizer, trainer.task.head), static_argnames="program")
+    engine = trainer.engine(1.0, 0)
+    engine.begin(trainer.first_params(0))
+    state, program, objective = engine.state, engine.stage.program, model.objective(trainer.task.head)
+    step = jax.jit(make_step(trainer.method, trainer.optimizer, objective), static_argnames="program")
     results = []
     for size in (2, 8):
         batch = batches.fill(rows, batches.Batch(trainer.widths[-1], np.array([3, 4])), size, trainer.start.vocab.pad)
         # Without dropout, whose draws depend on the size of the batch.
         still = dataclasses.replace(program.model, dropout=0.0, attention_dropout=0.0)
         of = dataclasses.replace(program, model=still)
-        results.append(step(state, batch, np.uint32(0), np.float32(1e-3), program=of))
+        results.append(step(state, batch, Route(), np.float32(1e-3), np.uint32(0), program=of))
     for a, b in zip(jax.tree.leaves(results[0][0].params), jax.tree.leaves(results[1][0].params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    for name in ("examples", "tokens_real"):
+        assert results[0][1][name] == results[1][1][name]
+    assert results[1][1]["examples"] == 2
 
 
 @pytest.mark.parametrize(
@@ -228,7 +238,7 @@ def test_padding_rows_weigh_nothing(trainer):
 )
 def test_every_model_is_fine_tuned_whole(folder, tmp_path, changes):
     made, _ = make_settings(folder, "stsb")
-    start = make_encoder(tmp_path, made, **changes)
+    start = make_encoder(tmp_path, **changes)
     trainer = Trainer(data.make("stsb", data.read("stsb", made), start.vocab, made), start, made)
     program = trainer.timeline(1.0)[0].program
     assert all(span.rows is span.keys is None and not span.frozen for span in program.plan)
@@ -239,9 +249,8 @@ def test_every_model_is_fine_tuned_whole(folder, tmp_path, changes):
     assert found.shape == (8, 1)
 
 
-def test_pooler_of_pre_training_is_taken_and_otherwise_fresh(folder, tmp_path):
-    made, _ = make_settings(folder)
-    with_pooler, without = (make_encoder(tmp_path, made, pooler=pooler) for pooler in (True, False))
+def test_pooler_of_pre_training_is_taken_and_otherwise_fresh(tmp_path):
+    with_pooler, without = (make_encoder(tmp_path, pooler=pooler) for pooler in (True, False))
     head = model.Head("classes", 2)
     taken = model.init(with_pooler.model, head, with_pooler.params, jax.random.key(0))
     np.testing.assert_array_equal(taken["task"]["pooler"]["kernel"], with_pooler.params["next"]["pooler"]["kernel"])
@@ -260,14 +269,18 @@ def test_pooler_of_pre_training_is_taken_and_otherwise_fresh(folder, tmp_path):
         ("mlm+nsp", {"imported": {"initialised": ["pooler", "next-sentence head"]}}, False),
     ],
 )
-def test_pooler_that_nothing_trained_is_none(objective, about, learned):
-    assert encoder.has_learned_pooler(objective, about) == learned
+def test_pooler_that_nothing_trained_is_none(tmp_path, objective, about, learned):
+    made = make_encoder(tmp_path)
+    stage = dataclasses.replace(made.about.stage, program=dataclasses.replace(made.program, objective=objective))
+    made = dataclasses.replace(made, about=dataclasses.replace(made.about, stage=stage, **about))
+    assert encoder.has_learned_pooler(made) == learned
 
 
 def test_random_weights_are_those_of_no_checkpoint_and_the_seeds_own(folder, tmp_path):
     made, _ = make_settings(folder, random_weights=True)
-    start = make_encoder(tmp_path, made)
-    one, two = (encoder.weights(start, made, jax.random.key(seed)) for seed in (1, 2))  # the encoder's is 0
+    start = make_encoder(tmp_path)
+    keys = (jax.random.key(seed) for seed in (1, 2))  # the encoder's is 0
+    one, two = (encoder.weights(start, start.model, made, key) for key in keys)
     word = lambda params: np.asarray(params["embed"]["word"])  # noqa: E731
     assert (word(one) != word(two)).any()
     assert (word(one) != start.params["embed"]["word"]).any()
@@ -278,40 +291,67 @@ def test_random_weights_are_those_of_no_checkpoint_and_the_seeds_own(folder, tmp
 def test_ticket_is_drawn_from_a_short_search_and_trained_from_the_beginning(folder, tmp_path):
     changes = {"batch_size": 8, "widths": 1, "learning_rates": "4e-3", "early_bert__head_ratio": 0.5}
     made, _ = make_settings(folder, recipe="early_bert", early_bert__search=0.2, **changes)
-    start = make_encoder(tmp_path, made)
+    start = make_encoder(tmp_path)
     trainer = Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
     search, training = trainer.timeline(4e-3)
-    assert search.steps == round(0.2 * training.steps)
+    assert search.steps == round(0.2 * training.steps) - 1  # trainer.py records coefficients before an update
     # The search has a schedule of its own: 2e-5, over 3 epochs. The training begins at its rate, not where that ended.
     assert (search.schedule.peak, search.schedule.steps) == (2e-5, 3 * trainer.per_epoch)
     assert (training.schedule.peak, training.schedule.steps) == (4e-3, training.steps)
-    live = finetune.Live(trainer, 4e-3, 0)
-    before = jax.tree.map(np.asarray, live.state.params)
-    while not live.stage_is_over():
-        live.train_step()
-        live.observe()
-    live.enter_stage(1)
-    assert live.losses == []  # of the search none is told as the training's
-    slim = live.stage.program.model
+    assert (search.guess, training.guess) == (False, True)
+    run = finetune.Run(trainer, 4e-3, 0, tmp_path / "live")
+    engine = run.engine
+    before = jax.tree.map(np.asarray, engine.whole_params())
+    while not engine.stage_is_over():
+        assert run.advance()
+        assert not run.is_due()
+    assert engine.step == search.steps
+    learned = np.asarray(engine.whole_params()["task"]["output"]["kernel"])
+    assert (learned != before["task"]["output"]["kernel"]).any()
+    engine.enter_next_stage()
+    slim = engine.stage.program.model
+    assert not engine.stage.guess
     assert slim.heads_L == (1, 1)
     assert sum(slim.hidden_L) < 64
     # Rewound: what is left are the weights, head included, from before the search; nothing else learns.
-    np.testing.assert_array_equal(live.state.params["task"]["output"]["kernel"], before["task"]["output"]["kernel"])
-    np.testing.assert_array_equal(live.state.params["embed"]["word"], before["embed"]["word"])
-    kept = np.asarray(live.state.params["layers"]["query"]["kernel"])[0, :, 0]
+    state = engine.state
+    assert state.frozen == {}
+    assert "head_scale" not in state.params["layers"]
+    np.testing.assert_array_equal(state.params["task"]["output"]["kernel"], before["task"]["output"]["kernel"])
+    np.testing.assert_array_equal(state.params["embed"]["word"], before["embed"]["word"])
+    kept = np.asarray(state.params["layers"]["query"]["kernel"])[0, :, 0]
     assert any((kept == before["layers"]["query"]["kernel"][0, :, head]).all() for head in range(2))
-    assert live.began == search.steps
-    result = train(trainer, 4e-3).result
+    assert engine.book.training_began == search.steps
+    result = train(trainer, tmp_path / "whole", 4e-3).result
+    assert result["steps"] == search.steps + training.steps
     assert [stage["steps"] for stage in result["stages"]] == [search.steps, training.steps]
     assert result["stages"][1]["heads"] == [1, 1]
     assert [row["epoch"] for row in result["curve"]] == [1, 2]
+    assert result["flops"] < result["flops_dense"]
+
+
+def test_no_loss_of_the_search_is_told_as_the_trainings(folder, tmp_path):
+    made, _ = make_settings(folder, recipe="early_bert", early_bert__search=0.2, widths=1)
+    start = make_encoder(tmp_path)
+    trainer = Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
+    run = finetune.Run(trainer, 4e-3, 0, tmp_path / "live")
+    search, _ = trainer.timeline(4e-3)
+    for _ in range(search.steps):
+        run.advance()
+    run.engine.settle()
+    assert run.engine.book.since["steps"] == search.steps
+    run.advance()
+    assert run.engine.step == search.steps + 1
+    assert run.engine.book.since == {}
+    run.engine.settle()
+    assert run.engine.book.since["steps"] == 1
 
 
 @pytest.mark.parametrize("method", ["layer_drop", "token_drop", "stacking"])
 def test_methods_that_leave_something_out_are_refused(folder, tmp_path, method):
     def trainer():
         made, _ = make_settings(folder, methods=method)
-        start = make_encoder(tmp_path, made)
+        start = make_encoder(tmp_path)
         return Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
 
     with pytest.raises(BadInput, match=f"--config.methods={method}"):
@@ -343,11 +383,31 @@ def test_a_row_that_is_wrong_leaves_no_folder(folder, run_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_diverges_is_scored_and_marked(trainer):
-    result = train(trainer, rate=1e30).result
-    assert result["diverged_at"] is not None
-    assert np.isfinite(result["last"]["score"])
+def test_a_run_that_diverges_is_marked_and_scored_as_one_that_predicts_nothing(trainer, tmp_path):
+    done = train(trainer, tmp_path, rate=1e30)
+    result, rows = done.result, trainer.task.held_out | trainer.task.test
+    assert 0 < result["diverged_at"] == result["steps"] < trainer.steps
+    assert done.logits.keys() == rows.keys()
+    for split, logits in done.logits.items():
+        np.testing.assert_array_equal(logits, np.zeros((len(rows[split].ids_N), 2)))
+    nothing = trainer.task.score({split: done.logits[split] for split in trainer.task.held_out})
+    assert {key: result["last"][key] for key in nothing} == nothing
+    assert result["last"]["train_loss"] is None
+    assert result["curve"][-1] == result["last"]
+    assert not (tmp_path / "checkpoints").exists()
     json.dumps(result, allow_nan=False)
+
+
+def test_a_run_whose_last_step_breaks_the_weights_has_diverged(folder, tmp_path):
+    # No later loss shows it: the weights themselves are looked at.
+    made, _ = make_settings(folder, epochs=1 / 19, learning_rate__warmup=0.0, optimizer__clip_norm=0.0)
+    start = make_encoder(tmp_path)
+    trainer = Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
+    assert trainer.steps == 1
+    done = train(trainer, tmp_path / "run", rate=3e38)
+    assert done.result["diverged_at"] == 1
+    assert not any(logits.any() for logits in done.logits.values())
+    assert not (tmp_path / "run/checkpoints").exists()
 
 
 @pytest.mark.slow
@@ -361,16 +421,17 @@ def test_eight_devices_give_what_one_gives():
     np.testing.assert_allclose([row["train_loss"] for row in one], [row["train_loss"] for row in eight], rtol=1e-4)
 
 
-def write_squad(folder: pathlib.Path, version: str):
-    """Ten questions of a context each, in the official layout; of 2.0 every other has no answer."""
+def write_squad(folder: pathlib.Path, version: str, count: int = 10):
+    """Questions of a context each, in the official layout; of 2.0 every other has no answer."""
     for kind in ("train", "dev"):
         paragraphs = []
-        for number in range(10):
-            context = " ".join(["w1"] * number + ["good"] + ["w2"] * (30 - number))
+        for number in range(count):
+            before = number % 30
+            context = " ".join(["w1"] * before + ["good"] + ["w2"] * (30 - before))
             found = {
                 "id": f"{kind}{number}",
                 "question": "w3 w4",
-                "answers": [{"text": "good", "answer_start": 3 * number}],
+                "answers": [{"text": "good", "answer_start": 3 * before}],
             }
             if version == "2.0":
                 found["is_impossible"] = number % 2 == 0

@@ -13,7 +13,7 @@ from bert_fast.tasks import batches, data
 from bert_fast.tasks.trainer import Trainer
 from experiments.finetune_parity import Adam, inputs
 
-STEPS = 6
+STEPS = 7  # at the first the rate is still 0
 LAYOUTS = {
     "bert": (transformers.BertConfig, transformers.BertForSequenceClassification, {}),
     "megatron-bert": (
@@ -29,7 +29,7 @@ def both(request, tmp_path):
     """A trainer, and the model of transformers with the encoder's weights."""
     made, _ = make_settings(write_glue(tmp_path, ("rte",)), "rte", widths=1)
     config_class, model_class, changes = LAYOUTS[request.param]
-    start = make_encoder(tmp_path, made, pooler=True, **changes)
+    start = make_encoder(tmp_path, pooler=True, **changes)
     trainer = Trainer(data.make("rte", data.read("rte", made), start.vocab, made), start, made)
     model = start.model
     theirs = model_class(
@@ -47,7 +47,7 @@ def both(request, tmp_path):
     ).eval()
 
     found = tensors.to_hf(start.params, dataclasses.replace(model, pooler=True), start.vocab.pad)
-    task = trainer.first_state(0).params["task"]
+    task = trainer.first_params(0)["task"]
     found["classifier.weight"] = np.asarray(task["output"]["kernel"]).T
     found["classifier.bias"] = np.asarray(task["output"]["bias"])
     state = {name: torch.tensor(np.array(array)) for name, array in found.items()}
@@ -58,20 +58,22 @@ def both(request, tmp_path):
 
 def test_losses_of_every_step_are_those_of_torch(both):
     trainer, theirs = both
-    (stage,) = trainer.timeline(1e-2)
-    optimizer, state = Adam(theirs, trainer.settings.optimizer), trainer.first_state(0)
+    engine, optimizer = trainer.engine(1e-2, 0), Adam(theirs, trainer.settings.optimizer)
+    engine.begin(trainer.first_params(0))
     found = batches.train_batches(trainer.task.train, trainer.widths, 8, trainer.start.vocab.pad, 0)
     for step in range(STEPS):
-        batch, rate = next(found), stage.schedule(step + 1)
-        state, loss = trainer.train_step(state, batch, 0, rate, stage.program)
+        batch, rate = next(found), engine.learning_rate(step)
+        assert (rate > 0) == (step > 0)
+        engine.train_step()
+        engine.settle()
         loss_of = torch.nn.functional.cross_entropy(
             theirs(**inputs(batch)).logits, torch.tensor(batch["labels"]).long()
         )
         loss_of.backward()
         optimizer.step(rate)
-        assert float(loss) == pytest.approx(loss_of.item(), abs=1e-4), step
+        assert engine.book.take_sums()["loss"] == pytest.approx(loss_of.item(), abs=1e-4), step
     rows = trainer.task.held_out["dev"]
-    ours = trainer.logits(state.params, rows, stage.program)
+    ours = trainer.logits(engine.state.params, rows, engine.stage.program)
     batch = batches.fill(rows, batches.Batch(trainer.widths[-1], np.arange(16)), 16, trainer.start.vocab.pad)
     with torch.no_grad():
         np.testing.assert_allclose(ours[:16], theirs(**inputs(batch)).logits.numpy(), atol=1e-3)

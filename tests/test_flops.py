@@ -11,9 +11,12 @@ from reference import random_batch
 from bert_fast import bert
 from bert_fast.cost.flops import dense_equivalent, forward_flops, step_flops
 from bert_fast.method import Program, chain
-from bert_fast.plan import Span, edit, pack, whole
+from bert_fast.plan import Route, Span, edit, pack, whole
+from bert_fast.tasks import model as tasks
+from bert_fast.tasks.model import Head
 from bert_fast.train import optim
-from bert_fast.train.step import TrainState, make_eval_step, make_step, partition
+from bert_fast.train.objective import PRETRAINING, make_eval_step
+from bert_fast.train.step import TrainState, make_step, partition
 
 POST = bert.Config(
     vocab_size=150, depth=4, width=24, heads=3, head_size=8, hidden=40, max_len=16, dropout=0.0, attention_dropout=0.0
@@ -89,8 +92,25 @@ def lowered_step(program, scale_ML=None, evaluate=False):
         evaluation = jax.jit(make_eval_step(chain()), static_argnums=4)
         full = dataclasses.replace(program, plan=whole(model.depth))
         return program, evaluation.lower(state.params, state.frozen, (), batch, full)
-    step = jax.jit(make_step(chain(), LAMB, seed=0), static_argnums=4)
-    return program, step.lower(state, batch, route, np.float32(0), program)
+    step = jax.jit(make_step(chain(), LAMB, PRETRAINING), static_argnums=5)
+    return program, step.lower(state, batch, route, np.float32(0), np.uint32(0), program)
+
+
+def lowered_finetuning(program):
+    """The fine-tuning step of a program, whose objective says which head there is, lowered on shapes alone."""
+    kind, outputs = program.objective.split(":")
+    head, B, S = Head(kind, int(outputs)), program.batch_size, program.seq_len
+    batch = {name: np.ones((B, S), np.int32) for name in ("ids", "types", "segments", "positions")}
+    labels = {"classes": np.zeros(B, np.int32), "score": np.zeros(B, np.float32), "span": np.zeros((B, 2), np.int32)}
+    batch |= {"weights": np.ones(B, np.float32), "labels": labels[kind]}
+
+    def fresh():
+        encoder = bert.init(program.model, jax.random.key(0))
+        params = tasks.init(program.model, head, encoder, jax.random.key(1))
+        return TrainState(np.int32(0), params, {}, LAMB.init(params), ())
+
+    step = jax.jit(make_step(chain(), LAMB, tasks.objective(head)), static_argnums=5)
+    return step.lower(jax.eval_shape(fresh), batch, Route(), np.float32(0), np.uint32(0), program)
 
 
 def hlo_flops(lowered) -> int:
@@ -146,6 +166,25 @@ def test_analytic_count_equals_products_of_hlo(case):
     flops = step_flops(program)
     assert flops.recomputed == 0
     assert flops.executed == hlo_flops(lowered)
+
+
+@pytest.mark.parametrize("objective", ["classes:2", "classes:3", "score:1", "span:2"])
+@pytest.mark.parametrize(
+    ("model", "micro_batches"),
+    [
+        (POST, 1),
+        (PRE, 1),
+        (dataclasses.replace(POST, **UNEVEN), 1),
+        (dataclasses.replace(POST, dropout=0.1, attention_dropout=0.1), 1),
+        (PRE, 2),
+    ],
+    ids=["post", "pre", "widths", "dropout", "micro-batches"],
+)
+def test_analytic_count_of_fine_tuning_equals_products_of_hlo(model, micro_batches, objective):
+    program = program_of(model, slots=0, objective=objective, micro_batches=micro_batches)
+    flops = step_flops(program)
+    assert flops.recomputed == 0
+    assert flops.executed == hlo_flops(lowered_finetuning(program))
 
 
 @pytest.mark.parametrize("model", [POST, PRE, dataclasses.replace(POST, **UNEVEN)])

@@ -13,8 +13,7 @@ from bert_fast.hf import words
 
 def tokenizer_json(folder, change=lambda tree: None):
     """Leaves a folder with the vocabulary in its tokenizer.json alone."""
-    found, content = words.read(folder)
-    words.write(folder, found, content, 16)
+    words.write(folder, words.read(folder), 16)
     (folder / "vocab.txt").unlink()
     tree = json.loads((folder / "tokenizer.json").read_text())
     change(tree)
@@ -23,12 +22,12 @@ def tokenizer_json(folder, change=lambda tree: None):
 
 def test_vocabulary_of_a_tokenizer_json_alone_is_the_same(tmp_path):
     write_vocab(tmp_path, do_lower_case=False, strip_accents=True)
-    before, content = words.read(tmp_path)
+    before = words.read(tmp_path)
     tokenizer_json(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
-    after, again = words.read(tmp_path)
+    after = words.read(tmp_path)
     assert after == before
-    assert again == content
+    assert after.content == before.content
     assert (after.cased, after.strip_accents) == (True, True)
 
 
@@ -76,6 +75,6 @@ def test_vocabulary_that_is_missing_or_of_two_minds_is_refused(tmp_path):
 
 def test_vocabulary_of_special_tokens_elsewhere_is_read(tmp_path):
     write_vocab(tmp_path, WORDS)
-    found, content = words.read(tmp_path)
+    found = words.read(tmp_path)
     assert found == vocab.load(tmp_path / "vocab.txt")
-    assert content == (tmp_path / "vocab.txt").read_bytes()
+    assert found.content == (tmp_path / "vocab.txt").read_bytes()

@@ -18,12 +18,13 @@ from reference import random_params
 from small_runs import run, small_config
 from test_cli import bert_fast
 
-from bert_fast import BadInput, bert, inference
+from bert_fast import BadInput, bert, encoder
 from bert_fast.data import vocab
 from bert_fast.hf import read, tensors, verify, weights, words, write
 from bert_fast.method import Stage
 from bert_fast.schedule import Schedule
 from bert_fast.train import checkpoint
+from bert_fast.train.book import Book
 
 BASE = bert.Config(
     len(WORDS), depth=2, width=24, heads=3, head_size=8, hidden=40, max_len=20, type_count=2,
@@ -90,19 +91,19 @@ def test_tokenizer_keeps_case_and_accents_as_the_vocabulary_does(cased, strip_ac
     pieces = [*vocab.SPECIAL, "É", "é", "E", "e", "##a", "##A", "##á"]
     content = "".join(f"{piece}\n" for piece in pieces).encode()
     ours = vocab.parse(content, "vocab.txt", cased, strip_accents)
-    words.write(tmp_path, ours, content, 20)
+    words.write(tmp_path, ours, 20)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in ("É é E e", "Éa éÁ ea", *verify.TEXTS):
         expected = ours.tokenizer.encode(text, add_special_tokens=False).ids
         assert theirs(text, add_special_tokens=False)["input_ids"] == expected
-    assert words.read(tmp_path) == (ours, content)
+    assert words.read(tmp_path) == ours
 
 
 @pytest.mark.skipif("BERT_FAST_DATA" not in os.environ, reason="needs the real text and vocabulary of $BERT_FAST_DATA")
 def test_tokens_of_real_text_are_those_of_transformers(tmp_path):
     data = pathlib.Path(os.environ["BERT_FAST_DATA"])
     ours = vocab.load(data / "vocab/bert-base-uncased.txt")
-    words.write(tmp_path, ours, (data / "vocab/bert-base-uncased.txt").read_bytes(), 512)
+    words.write(tmp_path, ours, 512)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     texts = (data / "glue/CoLA/dev.tsv").read_text().splitlines()[:500]
     for text, made in zip(texts, theirs(texts, add_special_tokens=False)["input_ids"], strict=True):
@@ -208,16 +209,12 @@ RESULTS = {
 
 
 def test_model_card_tells_the_run(tmp_path, capsys):
-    book = {
-        **read.Book().to_json(),
-        "counts": {"examples": 448, "tokens_real": 12_345, "tokens_padded": 13_000, "flops": 6e12, "flops_dense": 8e12},
-        "ends": [3],
-        "times": {"seconds": 125.0},
-    }
-    early = checkpoint.stage_to_json(Stage("search", read.program_of(BASE, False)[0], 5_000, Schedule(1e-3, 5_000)))
-    more = {"earlier_stages": [early], "init": "runs/bert-base"}
+    counts = {"examples": 448, "tokens_real": 12_345, "tokens_padded": 13_000, "flops": 6e12, "flops_dense": 8e12}
+    book = Book(counts=counts, ends=[3], end_seconds=[50.0], times={"seconds": 125.0})
+    early = Stage("search", read.program_of(BASE, False)[0], 5_000, Schedule(1e-3, 5_000))
+    more = {"earlier_stages": (early,), "init": "runs/bert-base"}
     data = read_data(tmp_path / "text")
-    made(tmp_path / "run", BASE, book=book, methods=[["layer_drop", {"theta": 0.5}]], data=data, **more)
+    made(tmp_path / "run", BASE, book=book, methods=(("layer_drop", {"theta": 0.5}),), data=data, **more)
     (tmp_path / "text").mkdir()
     split = {"documents": 1_200, "tokens": 345_678}
     (tmp_path / "text/manifest.json").write_text(
@@ -230,7 +227,7 @@ def test_model_card_tells_the_run(tmp_path, capsys):
     ]
     (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "run/config.json").write_text(json.dumps({"optimizer": {"name": "lamb"}}))
-    encoder = ENCODER | {"vocab": inference.load(tmp_path / "run").vocab.fingerprint}
+    about = ENCODER | {"vocab": encoder.load(tmp_path / "run").vocab.fingerprint}
     others = {
         "control": {"random_weights": True},
         "another": {"checkpoint": "other/checkpoints/7"},
@@ -238,7 +235,7 @@ def test_model_card_tells_the_run(tmp_path, capsys):
     }
     for name, changes in ({"mrpc": {}} | others).items():
         (tmp_path / "scores" / name).mkdir(parents=True)
-        result = RESULTS | {"encoder": encoder | changes}
+        result = RESULTS | {"encoder": about | changes}
         (tmp_path / "scores" / name / "results.json").write_text(json.dumps(result))
     write.export(tmp_path / "run", tmp_path / "out", results=tmp_path / "scores")
     card = (tmp_path / "out/README.md").read_text()
@@ -260,7 +257,7 @@ def test_model_card_tells_the_run(tmp_path, capsys):
 
 def read_data(folder):
     _, data, _ = read.program_of(BASE, False)
-    return {**dataclasses.asdict(data), "dir": str(folder)}
+    return dataclasses.replace(data, dir=str(folder))
 
 
 def test_commands_export_and_import(tmp_path):
@@ -269,8 +266,8 @@ def test_commands_export_and_import(tmp_path):
     assert (done.returncode, "BertForPreTraining" in done.stdout) == (0, True), done.stderr
     done = bert_fast("import", f"--hf={tmp_path}/out", f"--out={tmp_path}/in")
     assert (done.returncode, "--config.init=" in done.stdout) == (0, True), done.stderr
-    before, after = (inference.load(tmp_path / name) for name in ("run", "in"))
-    assert after.about["step"] == 0
+    before, after = (encoder.load(tmp_path / name) for name in ("run", "in"))
+    assert after.about.step == 0
     assert dataclasses.replace(after.program.model, residual_init_std=0.02) == before.program.model
     ours, theirs = (jax.tree.map(np.asarray, trained.params) for trained in (before, after))
     rows = BASE.vocab_size

@@ -13,12 +13,12 @@ import pytest
 from test_bert import close, equal
 from test_configs import CONFIGS, VOCAB, get_config
 
-from bert_fast import BadInput, bert, methods, settings
+from bert_fast import BadInput, bert, methods
 from bert_fast.method import Clock, Program, Stage, chain
 from bert_fast.methods.layer_drop import independent, keep_and_scale, make, systematic, theta_at
 from bert_fast.plan import Span, edit, pack, whole
 from bert_fast.schedule import Schedule
-from bert_fast.train import optim
+from bert_fast.train import optim, settings
 
 TOKENS = (Span(0, 5), Span(5, 6, rows=64), Span(6, 11, rows=64, keys=64), Span(11, 12))  # of token dropping
 LATE = 10**6  # a step long after the ramp
@@ -89,6 +89,54 @@ def test_released_code_scales_by_the_next_layers_probability():
     np.testing.assert_allclose((keep_L * scale_L)[[0, -1]], [1.0435, 1.0833], atol=5e-5)
     for depth, theta in ((12, 0.5), (3, 0.7), (24, 1.0)):
         close(keep_and_scale(depth, theta, "deepspeed"), reference_draw(depth, theta))
+
+
+def drawn_at(step, **arguments):
+    """How often each of 12 layers runs in step `step` of 1000, and the largest of what it is multiplied by."""
+    method, stage = make(gamma=0.0, theta=0.5, sampling="independent", **arguments), stage_of()
+    scale_NL = np.stack([
+        method.draw(stage, Clock(step, stage.steps), np.random.default_rng((step, n)))[0] for n in range(2000)
+    ])  # fmt: skip
+    assert all(len(np.unique(scale_L)) <= 2 for scale_L in scale_NL.T)
+    return (scale_NL != 0).mean(0), scale_NL.max(0)
+
+
+DEPTH_L = np.arange(1, 13) / 12
+SEEN = 5 * np.sqrt(0.25 / 2000)  # five deviations of a share of 2000 draws
+
+
+@both_variants
+@pytest.mark.parametrize("step", [0, 5, 900])
+def test_time_schedule_alone_gives_every_layer_theta_of_the_step(step, variant):
+    theta = theta_at(step, 1000, 0.5, 0.0, variant)
+    equal(keep_and_scale(12, theta, variant, depth_schedule=False), (np.full(12, theta), np.full(12, 1 / theta)))
+    ran_L, scale_L = drawn_at(step, depth_schedule=False, variant=variant)
+    assert np.all(np.abs(ran_L - theta) <= SEEN)
+    close(scale_L, np.full(12, 1 / theta))
+
+
+@pytest.mark.parametrize("step", [0, 900])
+def test_depth_schedule_alone_holds_theta_in_every_step(step):
+    keep_L = 1 - DEPTH_L * 0.5
+    ran_L, scale_L = drawn_at(step, time_schedule=False)
+    assert np.all(np.abs(ran_L - keep_L) <= SEEN)
+    close(scale_L, 1 / keep_L)
+    assert make(time_schedule=False).report(None, stage_of(), Clock(step, 1000), ()) == {"theta": 0.5}
+
+
+@pytest.mark.parametrize("step", [0, 900])
+def test_neither_schedule_is_a_constant_theta_for_every_layer(step):
+    ran_L, scale_L = drawn_at(step, time_schedule=False, depth_schedule=False)
+    assert np.all(np.abs(ran_L - 0.5) <= SEEN)
+    close(scale_L, np.full(12, 2.0))
+
+
+@both_variants
+def test_without_the_rescale_a_layer_that_runs_is_left_as_it_is(variant):
+    keep_L, scale_L = keep_and_scale(12, 0.5, variant, rescale=False)
+    equal((keep_L, scale_L), (keep_and_scale(12, 0.5, variant)[0], np.ones(12)))
+    scale_L = drawn_at(900, rescale=False, variant=variant)[1]
+    equal(scale_L, np.ones(12))
 
 
 @both_samplings
@@ -250,6 +298,7 @@ def test_few_programs_serve_all_steps():
         ({"variant": "deep"}, r"layer_drop\.variant='deep' is unknown: use paper or deepspeed"),
         ({"sampling": "bernoulli"}, "use auto or independent or systematic"),
         ({"execution": "where"}, "use gather or cond"),
+        ({"gamma": 1e-3, "time_schedule": False}, r"gamma=0\.001 is the pace .*time_schedule=False.*drop one"),
         ({"thete": 0.5}, r"layer_drop\.thete is unknown: did you mean theta"),
     ],
 )
@@ -274,7 +323,8 @@ def test_config_is_the_published_recipe():
     config, made = config_of("")
     assert [name for name, _ in made.methods] == ["layer_drop"]
     assert dict(config.layer_drop) == {
-        "theta": 0.5, "gamma": 0.0, "variant": "paper", "sampling": "auto", "execution": "gather"
+        "theta": 0.5, "gamma": 0.0, "variant": "paper", "sampling": "auto", "execution": "gather",
+        "time_schedule": True, "depth_schedule": True, "rescale": True,
     }  # fmt: skip
     assert (made.model.depth, made.model.width, made.model.norm, made.model.embed_norm) == (12, 768, "pre", True)
     assert made.model.residual_init_std == pytest.approx(0.02 / math.sqrt(24))

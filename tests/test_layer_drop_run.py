@@ -12,12 +12,12 @@ from bert_fast.cost.flops import step_flops
 from bert_fast.method import Clock, chain
 from bert_fast.methods.layer_drop import make, theta_at
 from bert_fast.plan import Span, whole
-from bert_fast.train import begin, checkpoint, compile
+from bert_fast.train import checkpoint, compile, timeline
+from bert_fast.train.engine import DRAW
 from bert_fast.train.evaluate import Evaluator, eval_batches
 from bert_fast.train.log import read_rows
-from bert_fast.train.loop import DRAW
+from bert_fast.train.objective import make_eval_step
 from bert_fast.train.sharding import make_mesh
-from bert_fast.train.step import make_eval_step
 
 STEPS, EVERY, DEPTH = 20, 5, 2
 EXECUTIONS = ("gather", "cond")
@@ -59,7 +59,7 @@ def runs(small_shards, tmp_path_factory):
 def layers_run(small_shards):
     """How many layers run in each step, drawn here anew."""
     settings = make_settings(config_of(small_shards, "gather"))
-    (stage,) = begin.stages(settings, chain())
+    (stage,) = timeline.stages(settings, chain())
     method = chain(make())
     draws = [method.draw(stage, Clock(t, STEPS), np.random.default_rng((0, DRAW, t))) for t in range(STEPS)]
     return [int((scale_ML != 0).sum(1)[0]) for scale_ML in draws]
@@ -82,7 +82,7 @@ def test_rows_tell_theta_and_the_layers_that_ran(runs, execution, layers_run):
 @both_executions
 def test_logged_flops_are_those_of_the_layers_that_ran(runs, execution, layers_run):
     config, workdir, _ = runs[execution]
-    (stage,) = begin.stages(make_settings(config), chain())
+    (stage,) = timeline.stages(make_settings(config), chain())
 
     def flops(depth):
         model = dataclasses.replace(stage.program.model, depth=depth)
@@ -105,7 +105,7 @@ def test_one_program_a_number_of_layers_or_one_with_conditionals(runs, layers_ru
 def test_evaluation_drops_and_scales_nothing(runs, execution):
     config, workdir, _ = runs[execution]
     settings = make_settings(config)
-    (stage,) = begin.stages(settings, chain())
+    (stage,) = timeline.stages(settings, chain())
     params = checkpoint.restore_params(workdir / f"checkpoints/{STEPS}")
     plain = Evaluator(make_eval_step(chain()), eval_batches(settings.data, settings.eval), make_mesh(-1, 1, 1))
     means = plain.full(params, {}, (), stage.program)

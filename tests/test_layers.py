@@ -34,7 +34,7 @@ def test_attention_and_its_gradient_are_those_of_the_formula(rate):
         logits_BHQK = jnp.einsum("BQHE,BKHE->BHQK", q, k) / np.sqrt(8)
         probs_BHQK = jax.nn.softmax(jnp.where(allowed_BQK[:, None], logits_BHQK, -1e30))
         if rate:
-            probs_BHQK = probs_BHQK * layers.drawn(probs_BHQK.shape, rate, key) / (1 - rate)
+            probs_BHQK = jnp.where(layers.drawn(probs_BHQK.shape, rate, key), probs_BHQK / (1 - rate), 0)
         return jnp.einsum("BHQK,BKHE->BQHE", probs_BHQK, v)
 
     def gradients(attend):

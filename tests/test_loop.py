@@ -1,5 +1,6 @@
 """The train loop: a run learns, resumes bit for bit, and refuses what does not belong to it."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from small_runs import make_settings, rows_without_clock, run, small_config
 
-from bert_fast import BadInput, Interrupted
+from bert_fast import BadInput, Interrupted, encoder, inference
 from bert_fast.data import files
-from bert_fast.train import checkpoint, compile, loop
+from bert_fast.train import checkpoint, compile, engine, loop
 from bert_fast.train.log import read_rows
 
 
@@ -62,7 +63,7 @@ def test_without_a_known_peak_no_utilisation_is_claimed(finished):
 
 def interrupted(config, workdir, at_step, monkeypatch):
     """The run, stopped by SIGTERM while a step is under way."""
-    train_step = loop.Run.train_step
+    train_step = engine.Engine.train_step
 
     def stopping(self):
         if self.step == at_step - 1:
@@ -70,7 +71,7 @@ def interrupted(config, workdir, at_step, monkeypatch):
         train_step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "train_step", stopping)
+        patch.setattr(engine.Engine, "train_step", stopping)
         with pytest.raises(Interrupted) as stopped:
             run(config, workdir)
     assert stopped.value.exit_code == 143
@@ -96,10 +97,23 @@ def test_run_killed_between_checkpoints_writes_no_row_twice(finished, small_shar
     # What SIGKILL leaves at step 55: the checkpoint of step 40, and rows later than it.
     shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/60")
-    (tmp_path / "run/metrics.jsonl").open("a").write('{"step": 61, "spli')
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 61, "spli')
     run(small_config(small_shards), tmp_path / "run")
     assert rows_without_clock(tmp_path / "run") == rows_without_clock(finished[0])
     assert same_arrays(tmp_path / "run", finished[0])
+
+
+def test_damaged_row_is_told_before_a_run_continues(finished, small_shards, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/60")
+    lines = (finished[0] / "metrics.jsonl").read_text().splitlines()
+    damaged = "\n".join([lines[0], lines[1][:20], *lines[2:]]) + "\n"
+    (tmp_path / "run/metrics.jsonl").write_text(damaged)
+    with pytest.raises(BadInput, match=r"metrics\.jsonl, line 2: expected"):
+        run(small_config(small_shards), tmp_path / "run")
+    assert (tmp_path / "run/metrics.jsonl").read_text() == damaged
+    assert checkpoint.steps(tmp_path / "run/checkpoints")[-1] == 40
 
 
 def test_damaged_newest_checkpoint_is_passed_over(finished, small_shards, tmp_path, capsys):
@@ -148,7 +162,8 @@ def test_warm_start_from_another_model_is_refused(finished, small_shards, tmp_pa
 
 def test_model_that_cannot_be_continued_is_told_from_one_that_can(finished, small_shards, tmp_path, monkeypatch):
     about = checkpoint.about(checkpoint.find(finished[0]))
-    about["stage"]["program"]["model"]["hidden"] = [38, 39]
+    slim = dataclasses.replace(about.program, model=about.model.with_widths(about.model.heads_L, [38, 39]))
+    about = dataclasses.replace(about, stage=dataclasses.replace(about.stage, program=slim))
     monkeypatch.setattr(checkpoint, "about", lambda _: about)
     with pytest.raises(BadInput, match=r"hidden_L is \(38, 39\) there.*a new run cannot begin with that"):
         run(small_config(small_shards, init=str(finished[0])), tmp_path)
@@ -167,6 +182,82 @@ def test_failed_start_leaves_the_folder_to_a_corrected_config(small_shards, tmp_
     with pytest.raises(BadInput, match=r"not finite.*float32$"):
         run(config, tmp_path)
     assert run(small_config(small_shards, steps=1, phases="16:1"), tmp_path)["steps"] == 1
+
+
+LAST_STEP_OVERFLOWS = {
+    "steps": 1,
+    "phases": "16:1",
+    "learning_rate__peak": 3e38,
+    "learning_rate__warmup_steps": 0,
+    "learning_rate__decay": "constant",
+    "optimizer__clip_norm": 0.0,
+    "optimizer__bias_correction": False,  # so that the first update is 3 where a gradient is not 0
+}
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_weights_that_are_not_finite_after_the_last_step_end_the_run(small_shards, tmp_path, every):
+    # The loss of the last step is that of the weights before it; no later step would show what it did to them.
+    config = small_config(small_shards, eval__every=every, checkpoint__every=every, **LAST_STEP_OVERFLOWS)
+    with pytest.raises(BadInput, match=r"params/.* is not finite .*nothing of it is saved\. Try a lower"):
+        run(config, tmp_path)
+    assert checkpoint.steps(tmp_path / "checkpoints") == []
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["split"] for row in rows] == ["train"]
+    assert np.isfinite(rows[0]["loss"])
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_checkpoint_with_a_weight_that_is_not_finite_is_used_nowhere(small_shards, tmp_path, monkeypatch):
+    small = {"steps": 4, "phases": "16:1", "eval__every": 0, "checkpoint__every": 2, "learning_rate__peak": 1e-3}
+    config = small_config(small_shards, **small)
+    save = checkpoint.save
+
+    def poisoned(root, state, about, keep):
+        """Writes a NaN into the weights of one leaf, as if no one had looked."""
+        params = {**state.params, "mlm": {**state.params["mlm"], "bias": state.params["mlm"]["bias"].at[3].set(np.nan)}}
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "refuse_not_finite", lambda tree, consequence: None)
+            return save(root, state._replace(params=params), about, keep)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", poisoned)
+        interrupted(config, tmp_path / "run", 2, monkeypatch)
+    assert checkpoint.steps(tmp_path / "run/checkpoints") == [2]
+    assert checkpoint.damage(tmp_path / "run/checkpoints/2") is None
+    told = r"mlm/bias is not finite \(NaN or infinity\), so .*checkpoints/2 cannot be used"
+    for use in (
+        lambda: encoder.load(tmp_path / "run"),
+        lambda: inference.evaluate(str(tmp_path / "run")),
+        lambda: run(config, tmp_path / "run"),
+        lambda: run(small_config(small_shards, init=str(tmp_path / "run"), **small), tmp_path / "other"),
+    ):
+        with pytest.raises(BadInput, match=told):
+            use()
+    assert [path.name for path in (tmp_path / "other").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(("branch", "name"), [("opt_state", "opt_state/.*mu/.*"), ("method", "method/0")])
+def test_moment_or_method_state_that_is_not_finite_is_refused_by_its_name(
+    small_shards, tmp_path, monkeypatch, branch, name
+):
+    config = small_config(
+        small_shards, steps=4, phases="16:1", eval__every=0, checkpoint__every=2, methods="token_drop"
+    )
+    save = checkpoint.save
+
+    def poisoned(root, state, about, keep):
+        broken = jax.tree.map(
+            lambda leaf: leaf.at[(0,) * leaf.ndim].set(np.inf) if leaf.dtype == np.float32 else leaf,
+            getattr(state, branch),
+        )
+        return save(root, state._replace(**{branch: broken}), about, keep)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", poisoned)
+        with pytest.raises(BadInput, match=rf"^{name} is not finite"):
+            run(config, tmp_path)
+    assert checkpoint.steps(tmp_path / "checkpoints") == []
 
 
 def test_so_many_checkpoints_are_kept(small_shards, tmp_path):

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from made_shards import ORDINARY, SPECIAL_IDS, bert, unmasked, write_folder
 
 from bert_fast.data import batches, rows, shards
-from bert_fast.data.masking import Masking, VocabInfo, prediction_slots
+from bert_fast.data import vocab as vocabularies
+from bert_fast.data.masking import Masking, prediction_slots
+
+# Ids 5..9 begin a word, 10..14 go on with it.
+PIECES = [*vocabularies.SPECIAL, *(f"w{i}" for i in range(5)), *(f"##w{i}" for i in range(5))]
+WORDS_OF_15 = vocabularies.parse("\n".join(PIECES).encode(), "vocab.txt", False, None)
 
 
 @pytest.mark.parametrize("objective", rows.OBJECTIVES)
@@ -52,8 +57,7 @@ def test_random_words_cover_the_ordinary_vocabulary_and_nothing_else(vocab):
 @given(data=st.data(), seed=st.integers(0, 2**32))
 @hypothesis_settings(max_examples=200, deadline=None)
 def test_whole_word_masking_never_splits_a_word(data, seed):
-    # Ids 5..9 begin a word, 10..14 go on with it.
-    vocab = VocabInfo(15, 0, 1, 2, 3, 4, np.arange(15) >= 10)
+    vocab = WORDS_OF_15
     body = data.draw(st.lists(st.integers(5, 14) | st.sampled_from([1, 3]), min_size=1, max_size=60))
     ids_S = np.array([2, *body, 3, 0, 0], np.int32)
     masking = Masking(vocab, 0.5, 20, whole_word=True)
@@ -68,7 +72,7 @@ def test_whole_word_masking_never_splits_a_word(data, seed):
 
 
 def test_a_row_that_begins_within_a_word_has_its_rest_predicted():
-    vocab = VocabInfo(15, 0, 1, 2, 3, 4, np.arange(15) >= 10)
+    vocab = WORDS_OF_15
     ids_S = np.array([2, 10, 11, 3, 12, 5, 3], np.int32)
     row = Masking(vocab, 1.0, 7, whole_word=True)(ids_S, np.ones(7, int), np.random.default_rng(0))
     np.testing.assert_array_equal(row["slots"][row["weights"] > 0], [1, 2, 4, 5])

@@ -1,6 +1,7 @@
 """The hooks: a method that uses every one of them runs through the loop, and `chain` composes them."""
 
 import dataclasses
+import functools
 import sys
 import types
 
@@ -12,7 +13,7 @@ from small_runs import rows_without_clock, run, small_config
 from test_loop import interrupted
 
 from bert_fast import methods
-from bert_fast.method import Method, Surgery, chain
+from bert_fast.method import Method, chain, same
 from bert_fast.plan import edit, whole
 from bert_fast.train import checkpoint
 from bert_fast.train.log import read_rows
@@ -56,15 +57,11 @@ def make(begin=1, rewind=False, fresh=False):
             ),
         )
 
-    def done(params, state, stage, step):
-        assert jax.tree.leaves(params["layers"])[0].shape[0] == stage.program.model.depth
-        return int(state["count"]) >= 10
-
     def enter(params, state, old, new, initial, key):
         if new.name == "joint":
-            return Surgery(moments=None if fresh else (lambda moments: moments)), state, new
+            return params, None if fresh else same, state, new
         source = initial() if rewind else params
-        return Surgery(lambda params: grow({**params, "layers": source["layers"]}), grow), state, new
+        return grow({**params, "layers": source["layers"]}), grow, state, new
 
     def draw(stage, clock, rng):
         if stage.program.model.depth == begin:
@@ -98,8 +95,10 @@ def make(begin=1, rewind=False, fresh=False):
             "pieces": len(pieces),
         }
 
-    def observe(params, state, stage):
-        return {**state, "seen": state["seen"] + 1}
+    def observe(params, state, stage, step):
+        assert jax.tree.leaves(params["layers"])[0].shape[0] == stage.program.model.depth
+        assert step == int(state["count"])
+        return {**state, "seen": state["seen"] + 1}, int(state["count"]) >= 10
 
     return Method(
         name="dummy",
@@ -107,7 +106,6 @@ def make(begin=1, rewind=False, fresh=False):
         init=init,
         stages=stages,
         observe=observe,
-        done=done,
         enter=enter,
         draw=draw,
         order=order,
@@ -153,7 +151,7 @@ def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, sm
     assert summary["flops"] < summary["flops_dense"]
     assert (tmp_path / "whole/checkpoints/0").is_dir()
     # "restart" reads the rows of the first steps again, "continue" goes on behind them.
-    assert checkpoint.about(tmp_path / "whole/checkpoints/30")["book"]["data"] == {"mlm+nsp/16": 10 * 8}
+    assert checkpoint.about(tmp_path / "whole/checkpoints/30").book.data == {"mlm+nsp/16": 10 * 8}
     # Killed inside the stage in which a layer is frozen, and at the boundary before it.
     for at_step in (13, 10):
         workdir = tmp_path / f"stopped-{at_step}"
@@ -164,12 +162,36 @@ def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, sm
         assert jax.tree.all(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes(), a, b))
 
 
+# In one piece; stopped between two times at which it is asked, and at both of them.
+@pytest.mark.parametrize("stops", [(), (7,), (5, 10)])
+def test_method_is_asked_once_at_each_step_that_it_asked_for(dummy, small_shards, tmp_path, monkeypatch, stops):
+    asked, known = [], methods.known
+
+    @functools.wraps(make)
+    def asking(**arguments):
+        method = make(**arguments)
+
+        def observe(params, state, stage, step):
+            asked.append((stage.name, step))
+            return method.observe(params, state, stage, step)
+
+        return method._replace(observe=observe)
+
+    monkeypatch.setattr(methods, "known", lambda: {**known(), "dummy": asking})
+    config = dummy_config(small_shards, eval__every=0)
+    for at_step in stops:
+        interrupted(config, tmp_path, at_step, monkeypatch)
+    run(config, tmp_path)
+    assert asked == [("low", 5), ("low", 10)]
+
+
 def test_frozen_layers_are_byte_identical_and_have_no_optimizer_state(dummy, small_shards, tmp_path, monkeypatch):
     config = dummy_config(small_shards, eval__every=0)
     interrupted(config, tmp_path, 10, monkeypatch)
     before = checkpoint.restore_params(tmp_path / "checkpoints/10")["layers"]
     interrupted(config, tmp_path, 19, monkeypatch)
-    learns, frozen, _ = checkpoint.shapes(tmp_path / "checkpoints/19")
+    kept = checkpoint.shapes(tmp_path / "checkpoints/19")
+    learns, frozen = kept["params"], kept["frozen"]
     after = checkpoint.restore_params(tmp_path / "checkpoints/19")["layers"]
     assert jax.tree.all(jax.tree.map(lambda a, b: a[0].tobytes() == b[0].tobytes(), before, after))
     assert any((a[0] != b[1]).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
@@ -191,11 +213,10 @@ def test_chain_composes_in_order():
             name=f"m{value}",
             init=lambda params, config: ({**params, value: value}, value),
             stages=lambda stages: (*stages, value),
-            expect=lambda stages: (*stages, -value),
-            observe=lambda params, state, stage: state + value,
-            done=lambda params, state, stage, step: state == 2 and step == 3,
+            observe=lambda params, state, stage, step: (state + value, state == 2 and step == 3),
             enter=lambda params, state, old, new, initial, key: (
-                Surgery(lambda p: p + [value], (lambda m: m + [value])),
+                params + [value],
+                lambda m: m + [value],
                 state + 10,
                 new + [len(params)],
             ),
@@ -209,12 +230,10 @@ def test_chain_composes_in_order():
     both = chain(adds(2), adds(3), Method())
     assert both.init({}, None) == ({2: 2, 3: 3}, (2, 3, ()))
     assert both.stages(()) == (2, 3)
-    assert both.expect(()) == (-2, -3)
-    assert both.done(None, (2, 3, ()), None, 3)
-    assert not both.done(None, (2, 3, ()), None, 4)
-    assert both.observe(None, (2, 3, ()), None) == (4, 6, ())
-    surgery, states, new = both.enter([], (2, 3, ()), None, [], None, None)
-    assert (surgery.params([]), surgery.moments([]), states, new) == ([2, 3], [2, 3], (12, 13, ()), [0, 1])
+    assert both.observe(None, (2, 3, ()), None, 3) == ((4, 6, ()), True)
+    assert both.observe(None, (2, 3, ()), None, 4) == ((4, 6, ()), False)
+    params, moments, states, new = both.enter([], (2, 3, ()), None, [], None, None)
+    assert (params, moments([]), states, new) == ([2, 3], [2, 3], (12, 13, ()), [0, 1])
     np.testing.assert_array_equal(both.draw(None, None, np.random.default_rng(0)), np.full((1, 2), 6.0))
     assert both.order((2, 3, ()), [], None, jax.random.key(0)) == [2, 3]
     assert both.weights(1) == (6, 2.5)
@@ -223,9 +242,10 @@ def test_chain_composes_in_order():
 
 
 def test_one_fresh_optimizer_in_a_chain_makes_it_fresh():
-    fresh = Method(enter=lambda params, state, old, new, initial, key: (Surgery(moments=None), state, new))
-    surgery, _, _ = chain(Method(), fresh).enter({}, ((), ()), None, None, None, None)
-    assert surgery.moments is None
+    fresh = Method(enter=lambda params, state, old, new, initial, key: (params, None, state, new))
+    for both in (chain(Method(), fresh), chain(fresh, Method())):
+        _, moments, _, _ = both.enter({}, ((), ()), None, None, None, None)
+        assert moments is None
 
 
 def test_empty_chain_changes_nothing():
@@ -233,4 +253,7 @@ def test_empty_chain_changes_nothing():
     assert nothing.draw(None, None, np.random.default_rng(0)) is None
     assert nothing.weights("p") == ("p", 0.0)
     assert nothing.stages(("s",)) == ("s",)
+    assert nothing.observe("p", (), "s", 1) == ((), False)
+    params, moments, state, new = nothing.enter("p", (), "old", "new", None, None)
+    assert (params, moments("m"), state, new) == ("p", "m", (), "new")
     assert not nothing.needs_initial

@@ -51,7 +51,8 @@ def test_adamw_with_bias_correction_equals_optax(trees):
     reference = optax.adamw(0.01, eps=1e-6, weight_decay=0.01, mask=optim.decayed)
     state, expected = reference.init(params), params
     for grad in grads:
-        updates, state = reference.update(grad, state, expected)
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises its decay to an integer power
+            updates, state = reference.update(grad, state, expected)
         expected = optax.apply_updates(expected, updates)
     close(after(ADAMW, params, grads), expected)
 
@@ -71,6 +72,49 @@ def test_adamw_without_bias_correction_equals_the_released_bert_optimizer(trees)
         return w
 
     close(got, jax.tree_util.tree_map_with_path(expected, params, *grads))
+
+
+EPS_FIRST = dataclasses.replace(ADAMW, eps_before_correction=True, weight_decay=0.0)
+
+
+def test_epsilon_before_the_correction_equals_the_update_of_keras_fairseq_and_transformers(trees):
+    params, grads = trees
+    settings = dataclasses.replace(EPS_FIRST, eps=0.1)  # as large as the gradients, so that its place matters
+
+    def expected(w, *gs):
+        w, m, v = np.array(w, np.float64), 0.0, 0.0
+        for t, g in enumerate(map(np.array, gs), 1):
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            alpha = 0.01 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+            w = w - alpha * m / (np.sqrt(v) + 0.1)
+        return w
+
+    wanted = jax.tree.map(expected, params, *grads)
+    close(after(settings, params, grads), wanted, rtol=1e-5, atol=1e-6)
+    other = after(dataclasses.replace(settings, eps_before_correction=False), params, grads)
+    assert max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), other, wanted))) > 1e-3
+
+
+@pytest.mark.parametrize(("step", "times"), [(1, 32), (100, 3)])
+def test_epsilon_before_the_correction_counts_32_times_at_first_and_3_times_in_step_100(step, times):
+    """From a constant gradient of 1 the direction is 1 / (1 + what epsilon counts)."""
+    params = {"layer": {"kernel": jnp.zeros(1)}}
+
+    def counts(settings):
+        optimizer = optim.make(dataclasses.replace(settings, eps=1e-2, weight_decay=0.0))
+        state, direction = optimizer.init(params), params
+        for _ in range(step):
+            direction, state = optimizer.update({"layer": {"kernel": jnp.ones(1)}}, state, params)
+        return 1 / float(direction["layer"]["kernel"][0]) - 1
+
+    assert round(counts(EPS_FIRST) / counts(ADAMW)) == times
+
+
+def test_epsilon_has_one_place_where_nothing_is_corrected(trees):
+    params, grads = trees
+    plain = dataclasses.replace(ADAMW, bias_correction=False, eps=0.1)
+    first = dataclasses.replace(plain, eps_before_correction=True)
+    close(after(first, params, grads), after(plain, params, grads), rtol=0, atol=0)
 
 
 def test_lamb_takes_its_trust_ratio_a_layer_and_leaves_biases_norms_and_coefficients_alone(trees):

@@ -9,11 +9,12 @@ import pytest
 from test_bill import V5E, made_plan
 from test_cli import bert_fast
 
-from bert_fast import BadInput, methods, settings
+from bert_fast import BadInput, methods
 from bert_fast.cost.flops import step_flops
 from bert_fast.forecast import planner, programs, tpu
 from bert_fast.method import Clock
-from bert_fast.train import compile, optim
+from bert_fast.train import compile, optim, settings, timeline
+from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import global_batch, make_mesh
 from bert_fast.train.step import make_step
 from configs import bert
@@ -65,22 +66,23 @@ def test_layers_that_are_dropped_are_counted_over_the_whole_ramp():
 def test_expected_ticket_has_the_widths_that_its_ratios_leave():
     made = settings_of(methods="early_bert", early_bert__align=1)
     method = methods.make(made.methods)
-    search, slim = programs.timeline(made, method)
+    search, slim = timeline.stages(made, method)
     assert search.program.model == made.model
+    assert (search.guess, slim.guess) == (False, True)
     # A third of two heads is one, and two fifths of all neurons fall, here more and there fewer of them.
     assert slim.program.model.heads == 1
     hidden_L = slim.program.model.hidden_L
     assert sum(hidden_L) == pytest.approx(0.6 * 4 * 512, abs=1)
     assert len(set(hidden_L)) > 1
     aligned = settings_of(methods="early_bert", early_bert__align=128)
-    assert set(programs.timeline(aligned, methods.make(aligned.methods))[1].program.model.hidden_L) <= {256, 384}
+    assert set(timeline.stages(aligned, methods.make(aligned.methods))[1].program.model.hidden_L) <= {256, 384}
 
 
 def test_shares_of_draws_sum_to_one_and_the_most_frequent_come_first():
     made = settings_of(methods="layer_drop", layer_drop__sampling="independent")
     method = methods.make(made.methods)
-    (stage,) = programs.timeline(made, method)
-    drawn = programs.draws(method, stage, [Clock(900, 1000)] * 300)
+    (stage,) = timeline.stages(made, method)
+    drawn = timeline.draws(method, stage, [Clock(900, 1000)] * 300)
     shares = [draw.share for draw in drawn]
     assert sum(shares) == pytest.approx(1)
     assert shares == sorted(shares, reverse=True)
@@ -97,16 +99,16 @@ def test_shares_of_draws_sum_to_one_and_the_most_frequent_come_first():
 
 def test_clocks_begin_anew_where_the_training_does():
     made = settings_of(methods="early_bert", early_bert__search=100.0)
-    stages = programs.timeline(made, methods.make(made.methods))
-    assert [clock.step for clock in programs.clocks(stages, 0, 3)] == [0, 49, 99]
-    assert programs.clocks(stages, 1, 3) == [Clock(0, 1000), Clock(499, 1000), Clock(999, 1000)]
+    stages = timeline.stages(made, methods.make(made.methods))
+    assert [clock.step for clock in timeline.clocks(stages, 0, 3)] == [0, 49, 99]
+    assert timeline.clocks(stages, 1, 3) == [Clock(0, 1000), Clock(499, 1000), Clock(999, 1000)]
 
 
 def test_shapes_are_those_that_a_step_is_given():
     made = settings_of(methods="early_bert", model__width=32, model__head_size=16)
     method, mesh = methods.make(made.methods), make_mesh(1, 1, 1, jax.devices()[:1])
     optimizer = optim.make(made.optimizer)
-    for index, stage in enumerate(programs.timeline(made, method)):
+    for index, stage in enumerate(timeline.stages(made, method)):
         real = stepper(method, stage, index == 0, optimizer, mesh)
         shapes = programs.state_shapes(method, stage, index == 0, optimizer, mesh)
         told = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), shapes)
@@ -118,8 +120,8 @@ def test_shapes_are_those_that_a_step_is_given():
 def test_layers_of_conditional_spans_are_counted_as_often_as_they_run():
     made = settings_of(methods="layer_drop", layer_drop__execution="cond", micro_batches=4)
     method = methods.make(made.methods)
-    (stage,) = programs.timeline(made, method)
-    (draw,) = programs.draws(method, stage, [Clock(900, 1000)] * 500)
+    (stage,) = timeline.stages(made, method)
+    (draw,) = timeline.draws(method, stage, [Clock(900, 1000)] * 500)
     # Theta is a half: layer i of 4 runs with probability 1 - i/4 * 1/2.
     np.testing.assert_allclose(draw.on_L, [0.875, 0.75, 0.625, 0.5], atol=0.04)
     assert (
@@ -217,14 +219,14 @@ def test_steps_are_those_that_would_run():
     made = settings_of()
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     method, optimizer = methods.make(made.methods), optim.make(made.optimizer)
-    (stage,) = programs.timeline(made, method)
-    (draw,) = programs.draws(method, stage, [Clock(0, 1)])
-    steps = compile.Programs(make_step(method, optimizer, made.seed), mesh)
+    (stage,) = timeline.stages(made, method)
+    (draw,) = timeline.draws(method, stage, [Clock(0, 1)])
+    steps = compile.Programs(make_step(method, optimizer, PRETRAINING), mesh)
     state = programs.state_shapes(method, stage, True, optimizer, mesh)
     planned = steps.lower(
         draw.program, state, programs.batch_shapes(draw.program, mesh), *programs.other_shapes(draw.route, mesh)
     )
     real = stepper(method, stage, True, optimizer, mesh)
     batch = global_batch(make_batch(stage.program), mesh)
-    run = steps.lower(draw.program, *steps.placed(real.state, batch, draw.route, 1e-4))
+    run = steps.lower(draw.program, *steps.placed(real.state, batch, draw.route, 1e-4, 0))
     assert planned.as_text() == run.as_text()

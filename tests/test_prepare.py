@@ -4,6 +4,7 @@ import errno
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from bert_fast import BadInput
-from bert_fast.data import files, records, shards, unfinished, vocab
+from bert_fast.data import files, records, shards, unfinished, vocab, workers
 from bert_fast.data.prepare import prepare
 
 UNIT = 4000
@@ -140,15 +141,15 @@ def test_killed_run_leaves_no_process_and_continues_to_the_same_bytes(corpus, fi
     while len(list((out / ".unfinished").glob("unit-*.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    workers = [int(child) for child in children.read_text().split()] if children.exists() else []
+    pids = [int(child) for child in children.read_text().split()] if children.exists() else []
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "manifest.json").exists()
     assert len(list((out / ".unfinished").glob("unit-*.json"))) >= 2
     written = {path: path.stat().st_mtime_ns for path in (out / ".unfinished").glob("unit-0000[01].json")}
-    while any(pathlib.Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(pathlib.Path(f"/proc/{worker}").exists() for worker in workers)
+    assert not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids)
 
     begun = []
     original = unfinished.Unit.write
@@ -161,6 +162,90 @@ def test_killed_run_leaves_no_process_and_continues_to_the_same_bytes(corpus, fi
         run(corpus, out)
     assert min(begun) == len(written)
     assert contents(out) == contents(finished[0])
+
+
+def workers_of(process):
+    """Ids of a process's spawned workers."""
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def written_by(pid):
+    """Bytes that a process has written so far."""
+    return int(re.search(r"wchar: (\d+)", pathlib.Path(f"/proc/{pid}/io").read_text())[1])
+
+
+def wait_until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def large_corpus(corpus, tmp_path_factory):
+    """Text for a few seconds of work, more than what waits for two workers at once."""
+    folder = tmp_path_factory.mktemp("large")
+    (folder / "a.txt").write_text("\n\n".join([(corpus / "a.txt").read_text().replace("\n\n", "\n")] * 900))
+    return folder
+
+
+def start_large(corpus, large_corpus, out):
+    """`prepare` with two workers, both of which have given back a part of their work."""
+    args = [f"--source=files:{large_corpus}/a.txt", f"--out={out}", f"--vocab={corpus}/vocab.txt", "--processes=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bert_fast", "prepare", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_until(lambda: len(workers_of(process)) == 2)
+    pids = workers_of(process)
+    wait_until(lambda: min(map(written_by, pids)) > 50_000)
+    return process, pids
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/io").exists(), reason="looks at processes in /proc")
+@pytest.mark.parametrize("in_a_write", [False, True])
+def test_killed_worker_ends_prepare_and_the_same_command_continues(corpus, large_corpus, tmp_path, in_a_write):
+    process, pids = start_large(corpus, large_corpus, tmp_path / "out")
+    if in_a_write:  # a parent that does not read blocks its workers in the middle of a result
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1)
+    os.kill(pids[0], signal.SIGKILL)
+    process.send_signal(signal.SIGCONT)
+    try:
+        said, _ = process.communicate(timeout=20)
+    except subprocess.TimeoutExpired:
+        for pid in (process.pid, *pids[1:]):
+            os.kill(pid, signal.SIGKILL)
+        pytest.fail("prepare hangs")
+    assert process.returncode == 2
+    assert re.search(r"error: a worker process was killed by SIGKILL, perhaps by .* out-of-memory killer", said)
+    assert re.search(r"same command again, with fewer processes .*--processes=2.*continues", said)
+    assert not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids)
+    manifest = prepare(f"files:{large_corpus}/a.txt", tmp_path / "out", vocab=corpus / "vocab.txt", processes=2)
+    assert sum(split["documents"] for split in manifest["splits"].values()) == 900
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/io").exists(), reason="looks at processes in /proc")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_signal_to_stop_ends_prepare_with_its_workers(corpus, large_corpus, tmp_path, signum, code):
+    process, pids = start_large(corpus, large_corpus, tmp_path / "out")
+    process.send_signal(signum)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert "Traceback" not in said
+    wait_until(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids), 10)
+
+
+def test_what_a_call_in_a_worker_raises_is_not_taken_for_the_workers_death():
+    with workers.Pool(1) as pool:
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            pool.submit(os.stat, "/nowhere").result()
+        assert list(pool.map(abs, [-1, -2])) == [1, 2]
+        with pytest.raises(BadInput, match="ended with exit code 3"):
+            pool.submit(os._exit, 3).result()
 
 
 def test_finished_folder_is_left_alone_and_other_settings_are_refused(corpus, finished, tmp_path, capsys):

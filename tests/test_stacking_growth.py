@@ -18,6 +18,8 @@ from bert_fast.method import Clock, Method
 from bert_fast.methods import stacking
 from bert_fast.plan import Route, Span, whole
 from bert_fast.train import begin, optim
+from bert_fast.train import state as states
+from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import make_mesh
 from bert_fast.train.step import TrainState, join, make_step, partition
 
@@ -28,10 +30,10 @@ ADAMW = optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 1.0)
 
 
 def entered(method, params, before, after, key=None):
-    """(new parameters, new stage, moments' surgery) as the loop gets them between two stages."""
+    """(new parameters, new stage, moments' surgery) as the engine gets them between two stages."""
     key = jax.random.key(1) if key is None else key
-    surgery, _, new = method.enter(params, (), before, after, None, key)
-    return surgery.params(params), new, surgery.moments
+    params, moments, _, new = method.enter(params, (), before, after, None, key)
+    return params, new, moments
 
 
 def layers_of(params, *indices):
@@ -67,7 +69,7 @@ def test_growth_copies_every_leaf_and_keeps_the_old_layers(variant, depths):
     params = random_params(of_depth(low))
     params["layers"]["gain"] = np.arange(low, dtype=np.float32)  # of another method
     grown, new, _ = entered(method, params, before, after)
-    begin.check_model("grown", grown, new.program.model)
+    states.check_model("grown", grown, new.program.model)
     added = high - low
     copied = range(low - added, low) if added <= low else [i % low for i in range(added)]
     assert same(layers_of(grown, *range(low)), params["layers"])
@@ -82,7 +84,7 @@ def test_layers_of_uneven_width_are_copied_with_their_widths():
     before = dataclasses.replace(before, program=dataclasses.replace(before.program, model=slim))
     grown, new, _ = entered(method, random_params(slim), before, after)
     assert (new.program.model.heads, new.program.model.hidden) == ((2, 1, 1, 1, 1), (32, 16, 24, 16, 24))
-    begin.check_model("grown", grown, new.program.model)
+    states.check_model("grown", grown, new.program.model)
     _, joint, _ = entered(method, grown, new, joint)
     assert joint.program.model.heads == (2, 1, 1, 1, 1)
     even = dataclasses.replace(slim, heads=(1, 1, 1), hidden=16)
@@ -151,12 +153,12 @@ def test_fresh_optimizer_only_where_the_model_grows_or_more_of_it_learns():
     fresh = []
     for before, after in itertools.pairwise(stages):
         tree = params[before.program.model.depth]
-        surgery, _, new = method.enter(tree, (), before, after, None, jax.random.key(0))
-        fresh.append(surgery.moments is None)
+        params_after, moments, _, new = method.enter(tree, (), before, after, None, jax.random.key(0))
+        fresh.append(moments is None)
         assert new == after
         if not fresh[-1]:
-            assert surgery.params(tree) is tree
-            assert surgery.moments(tree) is tree
+            assert params_after is tree
+            assert moments(tree) is tree
     assert fresh == [False, True, True, False]
 
 
@@ -197,7 +199,13 @@ def of_stage(variant="mslt", index=1, model=TINY, **arguments):
     optimizer = optim.make(ADAMW)
     learns, frozen = partition(random_params(program.model), program)
     state = TrainState(jnp.zeros((), jnp.int32), learns, frozen, optimizer.init(learns), ())
-    return lambda state, batch: make_step(Method(), optimizer, 0)(state, batch, Route(), 0.1, program), state, program
+    return (
+        lambda state, batch: make_step(Method(), optimizer, PRETRAINING)(
+            state, batch, Route(), 0.1, np.uint32(0), program
+        ),
+        state,
+        program,
+    )
 
 
 def paths(tree):
@@ -294,23 +302,23 @@ def test_untied_table_starts_from_the_embeddings_and_is_given_up_in_the_joint_st
         method = stacking.make("mslt", depths="1,3", embedding="C", optimizer=carry)
         first, grown, joint = method.stages(plain())
         assert [stage.program.model.tied for stage in (first, grown, joint)] == [True, False, True]
-        state = begin.first_state(random_params(first.program.model), method, first, optimizer, mesh)
+        state = states.first_state(random_params(first.program.model), method, first, optimizer, mesh)
         noisy = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim else leaf, state.opt_state)
         state = state._replace(opt_state=noisy)
         word_VD = np.asarray(state.params["embed"]["word"])
-        state, _ = begin.next_state(state, method, first, grown, None, optimizer, 0, mesh)
+        state, _ = states.next_state(state, method, first, grown, None, optimizer, 0, mesh)
         np.testing.assert_array_equal(state.params["mlm"]["word"], word_VD)
         mu = next(node.mu for node in state.opt_state if hasattr(node, "mu"))
-        assert mu["mlm"]["word"].max() == mu["mlm"]["dense"]["kernel"].max() == (carry == "carry")
+        assert mu["mlm"]["word"].max() == mu["mlm"]["dense"]["kernel"].max() == float(carry == "carry")
         assert mu["layers"]["query"]["kernel"].max() == 0
         learned = {**state.params, "mlm": {**state.params["mlm"], "word": state.params["mlm"]["word"] + 1}}
-        state, _ = begin.next_state(state._replace(params=learned), method, grown, joint, None, optimizer, 0, mesh)
+        state, _ = states.next_state(state._replace(params=learned), method, grown, joint, None, optimizer, 0, mesh)
         assert "word" not in state.params["mlm"]
         np.testing.assert_array_equal(state.params["embed"]["word"], word_VD)
         assert state.frozen == {}
         mu = next(node.mu for node in state.opt_state if hasattr(node, "mu"))
         assert mu["embed"]["word"].max() == 0
-        assert mu["mlm"]["dense"]["kernel"].max() == (carry == "carry")
+        assert mu["mlm"]["dense"]["kernel"].max() == float(carry == "carry")
 
 
 def test_report_says_depth_and_what_learns():

@@ -9,13 +9,16 @@ import sys
 import jax
 import numpy as np
 import pytest
-from small_runs import rows_without_clock, run, small_config
+from small_runs import make_settings, rows_without_clock, run, small_config
 from test_configs import CONFIGS, VOCAB, get_config
 from test_loop import interrupted
 
-from bert_fast import BadInput, inference, methods, settings
-from bert_fast.train import checkpoint
+from bert_fast import BadInput, encoder, inference, methods
+from bert_fast.train import checkpoint, optim, settings
 from bert_fast.train.log import read_rows
+from bert_fast.train.sharding import make_mesh
+from bert_fast.train.state import resumed
+from bert_fast.train.timeline import stages
 
 
 def grown_config(small_shards, **arguments):
@@ -71,7 +74,8 @@ def test_frozen_parameters_are_byte_identical_until_the_joint_stage(mslt):
     assert "word" not in later["mlm"]
     # In the joint stage everything moves.
     assert not any(jax.tree.leaves(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes(), later, end)))
-    learns, frozen, _ = checkpoint.shapes(workdir / "checkpoints/20")
+    kept = checkpoint.shapes(workdir / "checkpoints/20")
+    learns, frozen = kept["params"], kept["frozen"]
     assert {leaf.shape[0] for leaf in jax.tree.leaves(frozen["layers"])} == {1}
     assert {leaf.shape[0] for leaf in jax.tree.leaves(learns["layers"])} == {1}
     assert set(learns) == {"layers", "mlm", "final_norm"}
@@ -90,10 +94,10 @@ def test_killed_run_ends_like_an_uninterrupted_one(mslt, tmp_path, monkeypatch, 
 def test_half_grown_checkpoint_restores_without_its_config(mslt, small_shards, tmp_path):
     _, whole, _ = mslt
     shallow, untied = (shutil.copytree(whole / f"checkpoints/{step}", tmp_path / str(step)) for step in (5, 20))
-    trained = inference.load(shallow)
+    trained = encoder.load(shallow)
     assert (trained.program.model.depth, trained.program.model.tied) == (1, True)
     assert len(inference.fill_mask(trained, ["w1 [MASK] w2"])[0][0]) == 5
-    trained = inference.load(untied)
+    trained = encoder.load(untied)
     assert (trained.program.model.depth, trained.program.model.tied) == (2, False)
     assert inference.evaluate(str(untied), str(small_shards))["mlm_loss"] < np.log(83)
 
@@ -106,6 +110,29 @@ def test_stacking_with_carried_moments_resumes_at_its_boundary(small_shards, tmp
     run(config, tmp_path / "stopped")
     assert rows_without_clock(tmp_path / "stopped") == rows_without_clock(tmp_path / "whole")
     assert same(params_at(tmp_path / "stopped", 30), params_at(tmp_path / "whole", 30))
+
+
+# Moments of the table that learned and then is frozen, of the copies, and of what learns again in the joint stage.
+@pytest.mark.parametrize("embedding", ["A", "B", "C"])
+def test_mslt_with_carried_moments_runs_to_its_end(small_shards, tmp_path, embedding):
+    arguments = {"variant": "mslt", "depths": "1,2", "shares": "0.5,0.3,0.2", "warm_again": 0.1}
+    config = grown_config(small_shards, embedding=embedding, optimizer="carry", **arguments)
+    summary = run(config, tmp_path)
+    assert summary["steps"] == 30
+    rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train"]
+    assert [row["stage"] for row in rows] == ["1-layers"] * 3 + ["2-layers"] * 2 + ["joint"] * 2
+    assert rows[-1]["mlm_loss"] < rows[0]["mlm_loss"]
+    counts = [counted(tmp_path / f"checkpoints/{step}", config) for step in (10, 15, 20, 30)]
+    assert counts == [10, 15, 20, 30]
+
+
+def counted(folder, config):
+    """Steps that the moments of a checkpoint have seen."""
+    made = make_settings(config)
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    state = resumed(folder, methods.make(made.methods), optim.make(made.optimizer), mesh)
+    (moments,) = [part for part in state.opt_state if isinstance(part, optim.Moments)]
+    return int(moments.count)
 
 
 def test_bad_stages_are_refused_before_anything_is_written(small_shards, tmp_path):
@@ -173,16 +200,16 @@ def test_config_of_stacking_is_the_released_recipe():
     optimizer = config.optimizer
     assert (optimizer.name, optimizer.b1, optimizer.b2, optimizer.eps) == ("adamw", 0.9, 0.999, 1e-6)
     assert (optimizer.weight_decay, optimizer.clip_norm, optimizer.bias_correction) == (0.01, 0, True)
+    assert optimizer.eps_before_correction
+    assert config.model.norm_eps == 1e-5
     assert (config.model.norm, config.model.embed_norm, config.model.dropout) == ("pre", False, 0.1)
     assert config.data.objective == "mlm+nsp"
     assert timeline(config) == [("3-layers", 50_000), ("6-layers", 70_000), ("12-layers", 280_000)]
 
 
 def timeline(config):
-    from bert_fast.train import begin
-
     made = settings.make(config.to_dict(), VOCAB, tuple(methods.known()))
-    return [(stage.name, stage.steps) for stage in begin.stages(made, methods.make(made.methods))]
+    return [(stage.name, stage.steps) for stage in stages(made, methods.make(made.methods))]
 
 
 def test_config_of_mslt_is_berts_recipe_in_five_stages():

@@ -13,6 +13,7 @@ from bert_fast import bert
 from bert_fast.method import Method, Program
 from bert_fast.plan import Route, edit, pack, whole
 from bert_fast.train import optim
+from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.step import TrainState, join, make_step, micro_batches, partition, whole_batch
 
 CONFIG = bert.Config(100, 3, 16, 2, 8, 32, 16, dropout=0.0, attention_dropout=0.0)
@@ -25,6 +26,7 @@ def params():
 
 
 MASK = (0, 1, 2, 3, 4)  # special ids
+SEED = np.uint32(0)
 
 
 def batch_of(seed=0, batch_size=4):
@@ -45,7 +47,7 @@ def step_and_state(program, params, name="adamw"):
     optimizer = optim.make(optim.Optimizer(name, 0.9, 0.999, 1e-6, 0.01, True, 1.0))
     learns, frozen = partition(params, program)
     state = TrainState(jnp.zeros((), jnp.int32), learns, frozen, optimizer.init(learns), ())
-    return functools.partial(make_step(Method(), optimizer, 0), program=program), state
+    return functools.partial(make_step(Method(), optimizer, PRETRAINING), program=program), state
 
 
 def dots(jaxpr) -> int:
@@ -63,7 +65,7 @@ def test_frozen_layers_have_no_backward_pass(params):
     def count(frozen):
         program = dataclasses.replace(PROGRAM, plan=edit(whole(3), 0, frozen, frozen=True) if frozen else whole(3))
         step, state = step_and_state(program, params)
-        return dots(jax.make_jaxpr(step)(state, batch_of(), Route(), 0.1).jaxpr)
+        return dots(jax.make_jaxpr(step)(state, batch_of(), Route(), 0.1, SEED).jaxpr)
 
     # A layer has 8 products (query, key, value, scores, values, output, two of the feed-forward
     # network), each with two in its backward pass; the lowest layer that learns after a frozen one
@@ -78,7 +80,7 @@ def test_what_does_not_learn_is_byte_identical_after_steps(params):
     step, state = step_and_state(program, params)
     step = jax.jit(step)
     for seed in range(3):
-        state, _ = step(state, batch_of(seed), Route(), 0.1)
+        state, _ = step(state, batch_of(seed), Route(), 0.1, SEED)
     after = join(state.params, state.frozen)
     same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), params, after)
     assert jax.tree.all(same["embed"])
@@ -112,7 +114,7 @@ def test_micro_batches_draw_their_own_layers(params):
     plan, route = pack(program.plan, scale_ML)
     step, state = step_and_state(dataclasses.replace(program, plan=plan), params)
     batch = batch_of() | {"weights": np.ones((4, 2), np.float32)}
-    _, metrics = jax.jit(step)(state, batch, route, 0.1)
+    _, metrics = jax.jit(step)(state, batch, route, 0.1, SEED)
     losses = []
     for m in range(2):
         one, one_route = pack(whole(3), scale_ML[m : m + 1])
@@ -126,7 +128,7 @@ def test_dropped_layers_get_a_gradient_of_zero_and_still_decay(params):
     # As in the reference of progressive layer dropping: no gradient, but weight decay at every step.
     plan, route = pack(whole(3), np.array([[1, 0, 1]], np.float32))
     step, state = step_and_state(dataclasses.replace(PROGRAM, plan=plan), params)
-    state, _ = jax.jit(step)(state, batch_of(), route, 0.1)
+    state, _ = jax.jit(step)(state, batch_of(), route, 0.1, SEED)
     kernel, before = state.params["layers"]["query"]["kernel"], params["layers"]["query"]["kernel"]
     np.testing.assert_allclose(kernel[1], before[1] * (1 - 0.1 * 0.01), rtol=1e-6)
     assert np.abs(kernel[0] - before[0]).max() > 0.01
@@ -135,7 +137,7 @@ def test_dropped_layers_get_a_gradient_of_zero_and_still_decay(params):
 def test_means_weigh_every_prediction_once(params):
     step, state = step_and_state(PROGRAM, params)
     batch = batch_of()
-    _, metrics = jax.jit(step)(state, batch, Route(), 0.1)
+    _, metrics = jax.jit(step)(state, batch, Route(), 0.1, SEED)
     x_BSD = bert.encode(CONFIG, params, {}, batch, whole(3), Route(), None)
     ce_BP = bert.losses(CONFIG, params, {}, x_BSD, batch).mlm_BP
     expected = float((ce_BP * batch["weights"]).sum() / batch["weights"].sum())
@@ -150,7 +152,7 @@ def test_words_behind_a_mask_are_summed_once_more(params):
     batch = batch_of()
     batch["ids"][0, 2] = batch["ids"][1, 5] = batch["ids"][2, 3] = MASK[-1]  # the last is not predicted
     batch["weights"] = np.float32([[0.5, 1], [1, 2], [1, 1], [0, 0]])
-    _, metrics = jax.jit(step)(state, batch, Route(), 0.1)
+    _, metrics = jax.jit(step)(state, batch, Route(), 0.1, SEED)
     x_BSD = bert.encode(CONFIG, params, {}, batch, whole(3), Route(), None)
     ce_BP = bert.losses(CONFIG, params, {}, x_BSD, batch).mlm_BP
     assert float(metrics["masks"]) == 2.5
@@ -160,7 +162,7 @@ def test_words_behind_a_mask_are_summed_once_more(params):
 def test_batch_without_predictions_gives_a_finite_loss(params):
     step, state = step_and_state(PROGRAM, params)
     batch = batch_of() | {"weights": np.zeros((4, 2), np.float32)}
-    state, metrics = jax.jit(step)(state, batch, Route(), 0.1)
+    state, metrics = jax.jit(step)(state, batch, Route(), 0.1, SEED)
     assert float(metrics["loss"]) == 0
     assert jax.tree.all(jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), state.params))
 
@@ -169,7 +171,7 @@ def test_randomness_is_a_function_of_seed_and_step(params):
     program = dataclasses.replace(PROGRAM, model=dataclasses.replace(CONFIG, dropout=0.5))
     step, state = step_and_state(program, params)
     step = jax.jit(step)
-    loss = lambda state: float(step(state, batch_of(), Route(), 0.0)[1]["loss"])  # noqa: E731
+    loss = lambda state: float(step(state, batch_of(), Route(), 0.0, SEED)[1]["loss"])  # noqa: E731
     assert loss(state) == loss(state)
     assert loss(state) != loss(state._replace(step=state.step + 1))
 
@@ -181,7 +183,7 @@ def test_gradient_of_the_residual_stream_is_summed_once():
         model = dataclasses.replace(CONFIG, norm="pre", depth=depth)
         program = dataclasses.replace(PROGRAM, model=model, plan=whole(depth))
         step, state = step_and_state(program, bert.init(model, jax.random.key(0)))
-        text = jax.jit(step).lower(state, batch_of(), Route(), 0.1).compile().as_text()
+        text = jax.jit(step).lower(state, batch_of(), Route(), 0.1, SEED).compile().as_text()
         return len(re.findall(r" = f32\[4,8,\d+\]\S* add\(", text))
 
     assert sums(9) - sums(6) == sums(6) - sums(3) > 0

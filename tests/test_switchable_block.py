@@ -20,6 +20,7 @@ from bert_fast.method import Method
 from bert_fast.methods.layer_drop import make
 from bert_fast.plan import Span, edit, pack, whole
 from bert_fast.train import optim
+from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.step import TrainState, make_step, partition
 
 
@@ -128,8 +129,8 @@ def test_gather_and_cond_agree_over_micro_batches():
         packed, route = pack(plan, scale_ML)
         program = dataclasses.replace(PROGRAM, model=model, plan=packed, micro_batches=2)
         state = TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), ())
-        step = jax.jit(make_step(Method(), optimizer, 0), static_argnames="program")
-        after, metrics = step(state, batch_of(), route, 1.0, program=program)
+        step = jax.jit(make_step(Method(), optimizer, PRETRAINING), static_argnames="program")
+        after, metrics = step(state, batch_of(), route, 1.0, np.uint32(0), program=program)
         return jax.tree.map(lambda a, b: a - b, params, after.params), metrics
 
     close(step(edit(whole(2), 0, 2, cond=True)), step(whole(2)))

@@ -71,7 +71,8 @@ def first_mask(method, config, c_LH, c_LF):
     """The row of the log after one mask of these coefficients."""
     stage = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, model=config))
     params, state = method.init({"layers": {}}, config)
-    return method.report(method.observe(scaled(params, c_LH, c_LF), state, stage), stage, None, ())
+    state, _ = method.observe(scaled(params, c_LH, c_LF), state, stage, 1)
+    return method.report(state, stage, None, ())
 
 
 def test_four_of_twelve_heads_fall_in_every_layer_and_two_fifths_of_all_neurons():
@@ -186,11 +187,13 @@ def test_random_ticket_chooses_every_unit_equally_often():
 @pytest.mark.parametrize(
     ("name", "counts_L", "ratio", "together", "c_LU", "told"),
     [
-        ("neuron", [3, 3], 0.4, True, np.ones((2, 3)), "layer 0 without neurons.*1.0 to 1.0.*search longer"),
-        ("head", [1, 1], 0.333333, False, np.ones((2, 1)), "layer 0 without heads.*early_bert.head_ratio"),
-        ("neuron", [3, 3], 0.4, True, [[2, 3, 4], [0, 0.5, 1]], "layer 1 without.*neuron_ratio or.*neurons=layer"),
+        ("neuron", [3, 3], 0.4, True, np.ones((2, 3)), "layer 0 without neurons: all of .* are 1.0,.*search longer"),
+        ("head", [2, 2], 0.333333, False, [[2, 1], [3, 3]], "layer 1 without heads: all of .* are 3.0,.*search longer"),
+        ("head", [1, 1], 0.333333, False, np.ones((2, 1)), "only one.*early_bert.head_ratio=0$"),
+        ("head", [3], 0.5, False, [[1, 2, 2]], "are 1.0 to 2.0, none above.*lower --config.early_bert.head_ratio$"),
+        ("neuron", [3, 3], 0.4, True, [[2, 3, 4], [0, 0.5, 1]], "layer 1 without.*neuron_ratio, or.*neurons=layer"),
     ],
-    ids=["equal", "single", "global"],
+    ids=["equal", "equal in a layer", "single", "highest equal", "global"],
 )
 def test_ticket_that_empties_a_layer_is_refused(name, counts_L, ratio, together, c_LU, told):
     for align in (1, 128):
@@ -201,7 +204,7 @@ def test_ticket_that_empties_a_layer_is_refused(name, counts_L, ratio, together,
 def test_nothing_is_drawn_at_step_0():
     method = make()
     params, state = method.init(random_params(CONFIG), CONFIG)
-    with pytest.raises(BadInput, match="where all are equal, search longer"):
+    with pytest.raises(BadInput, match=r"all of its coefficients are 1\.0.*search longer"):
         leave_search(method, params, state)
 
 

@@ -64,6 +64,31 @@ def test_plan_is_full_then_boundary_then_kept_then_full(depth, expected):
     assert covered(planned(dataclasses.replace(POST, depth=depth))) == expected
 
 
+@pytest.mark.parametrize(
+    ("boundary", "expected"),
+    [
+        (0, [(0, 1, 6, None), (1, 11, 6, 6), (11, 12, None, None)]),
+        (2, [(0, 2, None, None), (2, 3, 6, None), (3, 11, 6, 6), (11, 12, None, None)]),
+        (10, [(0, 10, None, None), (10, 11, 6, None), (11, 12, None, None)]),
+    ],
+)
+def test_boundary_is_the_layer_that_is_given(boundary, expected):
+    assert covered(planned(dataclasses.replace(POST, depth=12), boundary=boundary)) == expected
+
+
+def test_boundary_of_half_the_layers_less_1_is_the_released_one():
+    for depth in (2, 3, 12, 24):
+        model = dataclasses.replace(POST, depth=depth)
+        assert planned(model, boundary=depth // 2 - 1) == planned(model)
+
+
+@pytest.mark.parametrize(("depth", "boundary", "most"), [(12, 11, 10), (3, 5, 1), (1, 0, -1)])
+def test_boundary_that_leaves_no_last_layer_is_refused_with_the_highest(depth, boundary, most):
+    told = rf"token_drop\.boundary={boundary}: stage only has {depth} layers.* set at most {most}, or -1"
+    with pytest.raises(BadInput, match=told):
+        planned(dataclasses.replace(POST, depth=depth), boundary=boundary)
+
+
 def test_kept_tokens_are_a_share_of_each_stages_length():
     stages = tuple(stage_of(dataclasses.replace(POST, max_len=512), length, 10) for length in (128, 512))
     both = token_drop.make().stages(stages)
@@ -187,11 +212,12 @@ def restored(x_BSD, order_BS):
 
 
 @both_norms
-def test_forward_pass_is_that_of_the_released_code(config):
+@pytest.mark.parametrize("boundary", [0, 1, 2])
+def test_forward_pass_is_that_of_the_released_code(config, boundary):
     params, batch = reference.random_params(config), ordered()
-    x_BSD = bert.encode(config, params, {}, batch, planned(config), Route(), None)
+    x_BSD = bert.encode(config, params, {}, batch, planned(config, boundary=boundary), Route(), None)
     losses = bert.losses(config, params, {}, x_BSD, batch)
-    hidden_BSD, mlm_BP, next_B = reference_dropped(config, params, BATCH, SCORE_V, KEPT)
+    hidden_BSD, mlm_BP, next_B = reference_dropped(config, params, BATCH, SCORE_V, KEPT, boundary)
     close(np.asarray(restored(x_BSD, reference_order(SCORE_V, BATCH)))[REAL_BS], hidden_BSD[REAL_BS])
     close((losses.mlm_BP, losses.next_B), (mlm_BP, next_B))
 
@@ -264,9 +290,10 @@ def test_examples_are_laid_beside_each_other_where_only_kept_tokens_are():
 
 
 @both_norms
-def test_keeping_every_token_equals_the_baseline(config):
-    params, plan = reference.random_params(config), planned(config, keep=1.0)
-    assert plan[1].rows == 12
+@pytest.mark.parametrize("boundary", [-1, 0, 2])
+def test_keeping_every_token_equals_the_baseline(config, boundary):
+    params, plan = reference.random_params(config), planned(config, keep=1.0, boundary=boundary)
+    assert plan[-2].rows == 12
     x_BSD = bert.encode(config, params, {}, ordered(plan=plan), plan, Route(), None)
     plain_BSD = bert.encode(config, params, {}, BATCH, whole(4), Route(), None)
     close(np.asarray(restored(x_BSD, reference_order(SCORE_V, BATCH)))[REAL_BS], np.asarray(plain_BSD)[REAL_BS])

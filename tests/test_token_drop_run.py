@@ -15,7 +15,7 @@ from test_loop import interrupted
 from bert_fast import BadInput, inference, methods
 from bert_fast.methods import token_drop
 from bert_fast.plan import whole
-from bert_fast.train import begin, checkpoint, compile, optim, sharding
+from bert_fast.train import begin, checkpoint, compile, optim, sharding, state
 from bert_fast.train.log import read_rows
 
 TAIL = 12  # of 20 steps
@@ -56,7 +56,7 @@ def state_of(folder, config):
     """The whole state of a checkpoint."""
     settings = make_settings(config)
     method, mesh = methods.make(settings.methods), sharding.make_mesh(1, 1, 1)
-    return begin.resumed(folder, method, optim.make(settings.optimizer), mesh)
+    return state.resumed(folder, method, optim.make(settings.optimizer), mesh)
 
 
 def test_rows_say_what_is_kept_and_which_words_matter(finished):

@@ -31,6 +31,7 @@ from bert_fast.method import Clock, Method, Program, chain
 from bert_fast.methods import token_drop
 from bert_fast.plan import Route, edit, whole
 from bert_fast.train import optim
+from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.step import TrainState, make_step
 from configs import token_drop as token_drop_config
 
@@ -153,9 +154,9 @@ def test_scores_begin_anew_with_a_training():
     method = token_drop.make()
     _, first_V = method.init({}, POST)
     for data, expected_V in (("continue", SCORE_V), ("restart", first_V)):
-        surgery, score_V, new = method.enter({}, SCORE_V, stage_of(), stage_of(data=data), None, None)
+        params, moments, score_V, new = method.enter("p", SCORE_V, stage_of(), stage_of(data=data), None, None)
         np.testing.assert_array_equal(score_V, expected_V)
-        assert (surgery.params("p"), surgery.moments("m"), new) == ("p", "m", stage_of(data=data))
+        assert (params, moments("m"), new) == ("p", "m", stage_of(data=data))
 
 
 @pytest.fixture(scope="module")
@@ -163,14 +164,14 @@ def train_step():
     """(micro_batches) -> a batch, and the state after one train step on it."""
     method = chain(token_drop.make(), Method())
     optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.5, True, 1.0))
-    step = jax.jit(make_step(method, optimizer, 0), static_argnums=4)
+    step = jax.jit(make_step(method, optimizer, PRETRAINING), static_argnums=5)
     params = reference.random_params(POST)
 
     def after(micro_batches):
         program = Program(POST, planned(), 6, micro_batches, 12, 3, "mlm+nsp")
         batch = jax.tree.map(lambda *two: np.concatenate(two), packed_batch(0), packed_batch(1))
         state = TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), (SCORE_V, ()))
-        return batch, step(state, batch, Route(), 0.1, program)[0]
+        return batch, step(state, batch, Route(), 0.1, np.uint32(0), program)[0]
 
     return functools.cache(after)
 
@@ -234,6 +235,7 @@ def test_ids_behind_the_vocabulary_never_matter():
         ({"repeats": "last_write", "scores": "random"}, r"token_drop\.scores=loss"),
         ({"full_tail": 1.0}, r"token_drop\.full_tail=1\.0"),
         ({"full_tail": -0.1}, "expected a share of the steps"),
+        ({"boundary": -2}, r"token_drop\.boundary=-2: expected a layer counted from 0, or -1"),
         ({"beside": 0}, r"token_drop\.beside=0: expected at least 1"),
         ({"kep": 0.5}, "did you mean keep"),
     ],
@@ -269,13 +271,14 @@ def test_config_is_the_released_recipe():
     assert (config.methods, config.phases, config.batch_size, config.steps) == ("token_drop", "512:1", 512, 1_000_000)
     assert config.token_drop.to_dict() == {
         "keep": 0.5, "beta": 0.995, "start": 10.0, "scores": "loss", "repeats": "mean", "full_tail": 0.0,
-        "beside": 1,
+        "beside": 1, "boundary": -1,
     }  # fmt: skip
     rate = config.learning_rate
     assert (rate.peak, rate.warmup_steps, rate.decay, rate.end) == (1e-4, 10_000, "linear", 0.0)
     optimizer = config.optimizer
     assert (optimizer.name, optimizer.b1, optimizer.b2, optimizer.eps) == ("adamw", 0.9, 0.999, 1e-7)
     assert (optimizer.weight_decay, optimizer.bias_correction, optimizer.clip_norm) == (0.01, True, 1.0)
+    assert optimizer.eps_before_correction
     model = config.model
     assert (model.depth, model.width, model.heads, model.hidden, model.max_len) == (12, 768, 12, 3072, 512)
     assert (model.norm, model.activation, model.pooler) == ("post", "gelu_tanh", False)

@@ -96,7 +96,7 @@ def reference_layer(config, params, x_QD, y_KD, allowed_QK):
     return second(x_QD + mlp(x_QD))
 
 
-def reference_dropped(config, params, batch, score_V, kept):
+def reference_dropped(config, params, batch, score_V, kept, boundary=1):
     """Hidden states in the order of the input, MLM losses and next-sentence losses, of TokenDropBertEncoder:
     gathered before the boundary, restored before the last layer, one example at a time. NumPy, float64.
     """
@@ -111,15 +111,15 @@ def reference_dropped(config, params, batch, score_V, kept):
         full_SS = segments_S[:, None] == segments_S
         position = np.argsort(-np.asarray(score_V)[one["ids"]], kind="stable")
         selected, unselected = position[:kept], position[kept:]
-        for i in range(depth // 2 - 1):
+        for i in range(boundary):
             x_SD = reference_layer(config, at(i), x_SD, x_SD, full_SS)
         x_selected, x_unselected = x_SD[selected], x_SD[unselected]
         of_all = np.concatenate([segments_S[selected], segments_S[unselected]])
         y_SD = np.concatenate([x_selected, x_unselected])
         allowed = segments_S[selected][:, None] == of_all
-        x_selected = reference_layer(config, at(depth // 2 - 1), x_selected, y_SD, allowed)
+        x_selected = reference_layer(config, at(boundary), x_selected, y_SD, allowed)
         allowed = segments_S[selected][:, None] == segments_S[selected]
-        for i in range(depth // 2, depth - 1):
+        for i in range(boundary + 1, depth - 1):
             x_selected = reference_layer(config, at(i), x_selected, x_selected, allowed)
         inverse = np.argsort(np.concatenate([selected, unselected]))
         x_SD = np.concatenate([x_selected, x_unselected])[inverse]

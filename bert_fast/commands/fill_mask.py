@@ -3,7 +3,7 @@
 from absl import flags
 
 from bert_fast import BadInput
-from bert_fast.commands import checkpoint_flag, needs
+from bert_fast.commands import checkpoint_flag, keep_programs, needs
 
 WHAT = "the most probable words for each [MASK]"
 EXAMPLE = '--checkpoint=runs/mini "The capital of France is [MASK]."'
@@ -15,12 +15,14 @@ def define(args, argv: list[str]):
 
 
 def run(args, texts: list[str]) -> int:
-    from bert_fast.inference import fill_mask, load
+    from bert_fast import encoder
+    from bert_fast.inference import fill_mask
 
+    keep_programs()
     needs(args, "checkpoint")
     if not texts:
         raise BadInput('no text: give one or more, as "The capital of France is [MASK]."')
-    for text, masks in zip(texts, fill_mask(load(args.checkpoint), texts, args.top), strict=True):
+    for text, masks in zip(texts, fill_mask(encoder.load(args.checkpoint), texts, args.top), strict=True):
         print(text)
         for number, words in enumerate(masks, 1):
             label = f"  [MASK] {number}: " if len(masks) > 1 else "  "

@@ -4,7 +4,7 @@ import pathlib
 
 from absl import flags
 
-from bert_fast.commands import REQUIRED, needs, nothing
+from bert_fast.commands import REQUIRED, join_processes, keep_programs, needs, nothing, process_flags
 
 WHAT = "a checkpoint's scores on GLUE or SQuAD; the same command continues an interrupted call"
 EXAMPLE = "--config=configs/glue.py:task=mrpc --checkpoint=runs/mini --workdir=runs/mrpc --config.data.dir=GLUE"
@@ -29,15 +29,18 @@ def define(args, argv: list[str]):
     )
     flags.DEFINE_string("checkpoint", None, "The encoder: a run folder or one checkpoints/STEP.", flag_values=args)
     flags.DEFINE_string("hf", None, "Or a Hugging Face folder, such as one of BERT.", flag_values=args)
+    process_flags(args)
 
 
 def run(args, texts: list[str]) -> int:
     from bert_fast.tasks import settings, sweep
 
     nothing(texts)
+    keep_programs()
     needs(args, "config", "workdir")
     config = args.config.to_dict()
+    join_processes(args)
     made = settings.make(config)
-    results = sweep.finetune(made, config, pathlib.Path(args.workdir), args.checkpoint or "", args.hf or "")
-    print(sweep.table(results))
+    if results := sweep.finetune(made, config, pathlib.Path(args.workdir), args.checkpoint or "", args.hf or ""):
+        print(sweep.table(results))
     return 0

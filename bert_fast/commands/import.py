@@ -24,6 +24,7 @@ def run(args, texts: list[str]) -> int:
     needs(args, "hf", "out")
     imported = read.read(args.hf)
     folder = read.save(imported, args.out)
-    print(f"{folder}: {len(imported.tensors)} tensors of {imported.about['imported']['folder']}")
+    came = imported.about.imported or {}
+    print(f"{folder}: {len(came['tensors'])} tensors of {came['folder']}")
     print(read.to_go_on(imported, args.out))
     return 0

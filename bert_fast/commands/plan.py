@@ -37,9 +37,10 @@ def define(args, argv: list[str]):
 
 
 def run(args, texts: list[str]) -> int:
-    from bert_fast import BadInput, methods, settings
+    from bert_fast import BadInput, methods
     from bert_fast.data import shards
     from bert_fast.forecast import bill, planner
+    from bert_fast.train import settings
     from bert_fast.train.report import say
 
     nothing(texts)

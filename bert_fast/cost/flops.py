@@ -87,11 +87,17 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
 
     if config.norm == "pre":
         tangent = tangent or norm("final_norm")
-    D, slots = config.width, program.batch_size * program.slots
+    D, slots = config.width, program.batch_size * program.slots  # of which fine-tuning has none
     yield dense("mlm/dense", 2 * slots * D * D, tangent)
     hidden_tangent = tangent or learns("mlm/dense/kernel", "mlm/dense/bias") or norm("mlm/norm")
     table = "embed/word" if config.tied else "mlm/word"
     yield Product(2 * slots * D * config.table_rows, learns(table) + hidden_tangent)
+    kind, _, outputs = program.objective.partition(":")
+    if kind in ("classes", "score"):  # a fine-tuning head on the [CLS] vector
+        yield dense("task/pooler", 2 * program.batch_size * D * D, tangent)
+        yield dense("task/output", 2 * program.batch_size * D * int(outputs), True)
+    if kind == "span":  # on every token
+        yield dense("task/output", 2 * program.batch_size * program.seq_len * D * int(outputs), tangent)
     if "nsp" in program.objective:
         yield dense("next/pooler", 2 * program.batch_size * D * D, tangent)
         pooled_tangent = tangent or learns("next/pooler/kernel", "next/pooler/bias")

@@ -24,9 +24,10 @@ from absl import flags
 from grain.experimental import index_shuffle
 
 from bert_fast import BadInput
-from bert_fast.data.masking import Masking, VocabInfo
+from bert_fast.data.masking import Masking
 from bert_fast.data.rows import OBJECTIVES, Settings
 from bert_fast.data.shards import Split
+from bert_fast.data.vocab import Vocab
 from bert_fast.data.workers import belong
 
 Batch = dict[str, np.ndarray]
@@ -38,7 +39,7 @@ ORDER, TRAINING, EVALUATION = range(3)
 class Rows:
     """Rows of a split: `rows(epoch, i)` is one, `len(rows)` how many an epoch has, `rows[g]` the training order."""
 
-    def __init__(self, split: Split, vocab: VocabInfo, settings: Settings, seed: int, use: int):
+    def __init__(self, split: Split, vocab: Vocab, settings: Settings, seed: int, use: int):
         if seed < 0:
             raise BadInput(f"the data seed is {seed}: expected 0 or more")
         if len(split) == 0 or split.ends_D[-1] == 0:
@@ -85,7 +86,7 @@ class EvaluationRows:
         return self.rows(0, g) if g < len(self) else self.rows.absent()
 
 
-def make_rows(split: Split, vocab: VocabInfo, settings: Settings, seed: int) -> Rows:
+def make_rows(split: Split, vocab: Vocab, settings: Settings, seed: int) -> Rows:
     """The training rows of a split.
 
     Raises BadInput for a split that does not fill one row.
@@ -99,7 +100,7 @@ def make_rows(split: Split, vocab: VocabInfo, settings: Settings, seed: int) -> 
     return rows
 
 
-def evaluation_rows(split: Split, vocab: VocabInfo, settings: Settings, seed: int, limit: int) -> EvaluationRows:
+def evaluation_rows(split: Split, vocab: Vocab, settings: Settings, seed: int, limit: int) -> EvaluationRows:
     """The first `limit` rows of a split (fewer where it has fewer), the same for whatever training seed.
 
     Raises BadInput for an empty split, or a limit below 1.

@@ -63,8 +63,8 @@ def cached(processes: int, folder: pathlib.Path | None = None) -> pathlib.Path:
 def collect(processes: int) -> list[str]:
     """All documents of the corpus, each with a paragraph a line."""
     paths = [str(path) for path in _paths()]
-    with workers.pool(processes) as pool:
-        return list(_unique(document for found in pool.map(_documents, paths, chunksize=32) for document in found))
+    with workers.Pool(processes) as pool:
+        return list(_unique(document for found in pool.map(_documents, paths) for document in found))
 
 
 def _unique(documents: Iterable[list[str]]) -> Iterator[str]:

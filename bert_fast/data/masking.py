@@ -6,50 +6,28 @@ them filled), W words of the vocabulary.
 
 import math
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
 
 from bert_fast import BadInput
 from bert_fast.data import shards, vocab
+from bert_fast.data.vocab import Vocab
 
 # Of the predicted positions 80 % become [MASK], 10 % stay, 10 % become a random word (BERT, arXiv
 # 1810.04805, section 3.1; create_pretraining_data.py draws each position on its own, as here).
 MASKED, UNCHANGED = 0.8, 0.1
 
 
-class VocabInfo(NamedTuple):
-    """What rows need to know of a vocabulary; `continues_W` is True for the pieces written '##...'."""
-
-    size: int
-    pad: int
-    unk: int
-    cls: int
-    sep: int
-    mask: int
-    continues_W: np.ndarray
-
-    @property
-    def special_ids(self) -> tuple[int, ...]:
-        return (self.pad, self.unk, self.cls, self.sep, self.mask)
-
-
-def read_vocab_info(folder: str | pathlib.Path) -> VocabInfo:
+def read_vocab(folder: str | pathlib.Path) -> Vocab:
     """The vocabulary of a shards folder.
 
     Raises BadInput where `vocab.txt` cannot be used, or is not the one that the shards were made with.
     """
     path = pathlib.Path(folder) / "vocab.txt"
-    entry = shards.read_manifest(folder)["vocab"]
-    found = vocab.load(path)
-    if found.fingerprint != entry["sha256"] or found.size != entry["size"]:
-        raise BadInput(
-            f"{path} ({found.size} words, sha256 {found.fingerprint[:12]}...) is not the vocabulary that the shards "
-            f"were made with ({entry['size']} words, sha256 {entry['sha256'][:12]}...): put it back, or prepare again"
-        )
-    if found.size == len(found.special_ids):
+    found = vocab.from_json(shards.read_manifest(folder)["vocab"], path)
+    if found.size == len(found.special):
         raise BadInput(f"{path} holds special tokens only: masking needs words; prepare again with a vocabulary")
-    return VocabInfo(found.size, found.pad, found.unk, found.cls, found.sep, found.mask, found.continues_W)
+    return found
 
 
 def prediction_slots(seq_len: int, masked_share: float = 0.15) -> int:
@@ -65,10 +43,10 @@ class Masking:
     replacement; BERT draws from the whole vocabulary, its special tokens included.
     """
 
-    def __init__(self, vocab: VocabInfo, masked_share: float, slots: int, whole_word: bool):
+    def __init__(self, vocab: Vocab, masked_share: float, slots: int, whole_word: bool):
         self.vocab, self.masked_share, self.slots, self.whole_word = vocab, masked_share, slots, whole_word
         self.maskable_W = np.ones(vocab.size, bool)
-        self.maskable_W[list(vocab.special_ids)] = False
+        self.maskable_W[list(vocab.special)] = False
         self.ordinary = np.flatnonzero(self.maskable_W).astype(np.int32)
 
     def __call__(self, ids_S: np.ndarray, segments_S: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -190,7 +190,7 @@ def _encoded(blocks: Iterator[Block], words: vocabulary.Vocab, path: pathlib.Pat
             for block in blocks:
                 yield block, encoder(block.texts)
         return
-    with workers.pool(processes, records.start_worker, str(path), words.cased, words.strip_accents) as pool:
+    with workers.Pool(processes, records.start_worker, str(path), words.cased, words.strip_accents) as pool:
         waiting: collections.deque[tuple[Block, concurrent.futures.Future]] = collections.deque()
         for block in blocks:
             waiting.append((block, pool.submit(records.encode, block.texts)))
@@ -211,8 +211,11 @@ def _write_units(corpus, folder, words, valid_fraction, skip_bad, processes, uni
     blocks = _blocks(corpus, after, bad, unit)
     done = sum(entry[split]["raw_bytes"] for entry in entries for split in shards.SPLITS)
     current = unfinished.Unit(valid_fraction)
-    with _progress(sum(part.bytes for part in corpus.parts), done) as advance:
-        for block, documents in _encoded(blocks, words, folder.parent / "vocab.txt", processes):
+    with (
+        _progress(sum(part.bytes for part in corpus.parts), done) as advance,
+        contextlib.closing(_encoded(blocks, words, folder.parent / "vocab.txt", processes)) as encoded,  # ends workers
+    ):
+        for block, documents in encoded:
             for document in documents:
                 current.add(document)
                 advance(document.raw_bytes)
@@ -244,13 +247,7 @@ def _finish(out: pathlib.Path, source: str, settings: dict, words: vocabulary.Vo
         "version": bert_fast.__version__,
         "source": source,
         "settings": settings,
-        "vocab": {
-            "size": words.size,
-            "sha256": words.fingerprint,
-            "cased": words.cased,
-            "strip_accents": words.strip_accents,
-            "special_ids": words.special_ids,
-        },
+        "vocab": words.to_json(),
         "token_dtype": shards.token_dtype(words.size),
         "splits": splits,
         "skipped_documents": entries[-1]["skipped"],

@@ -17,8 +17,9 @@ import numpy as np
 
 from bert_fast import BadInput
 from bert_fast.data import packing
-from bert_fast.data.masking import VocabInfo, prediction_slots
+from bert_fast.data.masking import prediction_slots
 from bert_fast.data.shards import Document, Split
+from bert_fast.data.vocab import Vocab
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Content(NamedTuple):
     next: int | None = None  # 0: the second segment follows the first, 1: it is random (as in BERT)
 
 
-def fill(blocks: list[np.ndarray], seq_len: int, vocab: VocabInfo) -> Content:
+def fill(blocks: list[np.ndarray], seq_len: int, vocab: Vocab) -> Content:
     """A row of blocks, each as [CLS] block [SEP] with positions from 0; type 0 throughout. The rest is padding."""
     ids_S = np.full(seq_len, vocab.pad, np.int32)
     types_S, positions_S, segments_S = np.zeros((3, seq_len), np.int32)
@@ -76,7 +77,7 @@ def fill(blocks: list[np.ndarray], seq_len: int, vocab: VocabInfo) -> Content:
     return Content(ids_S, types_S, positions_S, segments_S)
 
 
-def read(split: Split, document: int, vocab: VocabInfo) -> Document:
+def read(split: Split, document: int, vocab: Vocab) -> Document:
     """Document number `document`. Raises BadInput where it has an id that the vocabulary has not."""
     found = split[document]
     # Unsigned, so that one comparison finds ids below zero too.
@@ -97,7 +98,7 @@ class FullSentences:
 
     least_seq_len = 3  # one token between [CLS] and [SEP]
 
-    def __init__(self, split: Split, vocab: VocabInfo, settings: Settings):
+    def __init__(self, split: Split, vocab: Vocab, settings: Settings):
         self.split, self.vocab, self.seq_len = split, vocab, settings.seq_len
         self.tokens = int(split.ends_D[-1])
 
@@ -129,7 +130,7 @@ class PackedPieces:
 
     least_seq_len = 3  # one token between [CLS] and [SEP]
 
-    def __init__(self, split: Split, vocab: VocabInfo, settings: Settings):
+    def __init__(self, split: Split, vocab: Vocab, settings: Settings):
         self.split, self.vocab, self.seq_len = split, vocab, settings.seq_len
         size = self.seq_len - 2
         lengths_D = np.asarray(split.lengths_D, np.int64)
@@ -170,7 +171,7 @@ class SegmentPairs:
 
     least_seq_len = 5  # [CLS] [SEP] [SEP], and one token in each segment
 
-    def __init__(self, split: Split, vocab: VocabInfo, settings: Settings):
+    def __init__(self, split: Split, vocab: Vocab, settings: Settings):
         self.split, self.vocab = split, vocab
         self.seq_len, self.short_seq_prob = settings.seq_len, settings.short_seq_prob
         if (documents := np.count_nonzero(split.lengths_D)) < 2:

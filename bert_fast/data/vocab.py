@@ -27,18 +27,34 @@ _ALPHABET_SAMPLE = 10_000_000  # characters that are counted for it
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """A vocabulary and how text is normalised before it is looked up.
+    """A vocabulary, and how text is normalised before it is looked up.
 
-    `fingerprint` is the sha256 of the bytes of vocab.txt. `strip_accents` None does what BERT does:
-    strip them where letters are lower-cased.
+    content: the bytes of its vocab.txt; `fingerprint` is their sha256.
+    strip_accents: None does what BERT does: strip them where letters are lower-cased.
     """
 
+    content: bytes = dataclasses.field(compare=False, repr=False)
     fingerprint: str
     size: int
     cased: bool
     strip_accents: bool | None
     special_ids: dict[str, int]
     tokenizer: Tokenizer = dataclasses.field(compare=False, repr=False)
+
+    def to_json(self) -> dict:
+        """The entry of a manifest or a checkpoint. With vocab.txt beside it, `from_json` reads it back."""
+        return {
+            "size": self.size,
+            "sha256": self.fingerprint,
+            "cased": self.cased,
+            "strip_accents": self.strip_accents,
+            "special_ids": self.special_ids,
+        }
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        """Ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
+        return tuple(self.special_ids[token] for token in SPECIAL)
 
     def for_text(self) -> Tokenizer:
         """A tokenizer for which a special token that stands in a text is a word like any other."""
@@ -87,6 +103,20 @@ def load(path: str | pathlib.Path, cased: bool = False, strip_accents: bool | No
     return parse(path.read_bytes(), path, cased, strip_accents)
 
 
+def from_json(entry: dict, path: str | pathlib.Path) -> Vocab:
+    """The vocabulary of an entry that `to_json` made, whose vocab.txt is at `path`.
+
+    Raises BadInput where the file cannot be used, or is another than the entry's.
+    """
+    found, sha256, size = load(path, entry["cased"], entry["strip_accents"]), entry["sha256"], entry["size"]
+    if (found.fingerprint, found.size) != (sha256, size):
+        raise BadInput(
+            f"{path} ({found.size} words, sha256 {found.fingerprint[:12]}...) is not the vocabulary that the files "
+            f"beside it were made with ({size} words, sha256 {sha256[:12]}...): put that back, or make them again"
+        )
+    return found
+
+
 def parse(content: bytes, path: str | pathlib.Path, cased: bool, strip_accents: bool | None) -> Vocab:
     """The vocabulary of the bytes of a vocab.txt, which stand at `path`. Raises BadInput as `load` does."""
     try:
@@ -105,6 +135,7 @@ def parse(content: bytes, path: str | pathlib.Path, cased: bool, strip_accents: 
     if missing := [token for token in SPECIAL if token not in ids]:
         raise BadInput(f"{path}: no {', '.join(missing)}: BERT needs {' '.join(SPECIAL)}, each on a line of its own")
     return Vocab(
+        content=content,
         fingerprint=hashlib.sha256(content).hexdigest(),
         size=len(ids),
         cased=cased,

@@ -1,42 +1,113 @@
-"""Worker processes that end with their parent, however it ends."""
+"""Worker processes that end with their parent, however it ends, and whose own death is told at once."""
 
 import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
 
 from bert_fast import BadInput
 
+_SPAWN = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of the parent hold
 
-@contextlib.contextmanager
-def pool(processes: int, setup: Callable | None = None, *args) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """Processes that each called `setup(*args)`. What waits is dropped when the block is left by an error.
 
-    They are spawned: a fork would copy locks that threads of the parent hold. Raises BadInput where
-    one dies, which is mostly for want of memory.
+class _Worker(NamedTuple):
+    process: BaseProcess
+    pipe: Connection
+
+
+class _Raised(NamedTuple):
+    error: Exception
+
+
+class Pool(concurrent.futures.Executor):
+    """Processes that each called `setup(*args)`, with one thread and one pipe for each.
+
+    `concurrent.futures.ProcessPoolExecutor` has one pipe for all results. A worker that is killed in the middle of one
+    leaves that pipe locked, and the parent waits for the rest of the result forever.
     """
-    executor = concurrent.futures.ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_start, initargs=(setup, *args)
-    )
-    try:
-        yield executor
-    except BrokenProcessPool as error:
-        raise BadInput(
-            "a worker process died, perhaps for want of memory: what is finished is kept; "
-            f"run the same command again with fewer than --processes={processes}"
-        ) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
+
+    def __init__(self, processes: int, setup: Callable | None = None, *args):
+        self._threads = concurrent.futures.ThreadPoolExecutor(processes)
+        self._workers: list[_Worker] = []
+        self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        try:
+            for _ in range(processes):
+                self._workers.append(_start(setup, args))
+                self._free.put(self._workers[-1])
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def submit(self, fn: Callable, /, *args, **kwargs) -> concurrent.futures.Future:
+        """The result of `fn(*args, **kwargs)` in a worker; asking for it raises BadInput where that worker died."""
+        return self._threads.submit(self._call, fn, args, kwargs)
+
+    def _call(self, fn: Callable, args: tuple, kwargs: dict) -> Any:
+        worker = self._free.get()
+        try:
+            worker.pipe.send((fn, args, kwargs))
+            result = worker.pipe.recv()
+        except (EOFError, OSError) as error:
+            raise BadInput(
+                f"a worker process {_end_of(worker.process)}: what is finished is kept. Run the same command again, "
+                f"with fewer processes if memory was short (--processes={len(self._workers)}); it continues"
+            ) from error
+        finally:
+            self._free.put(worker)
+        if isinstance(result, _Raised):
+            raise result.error
+        return result
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
+        """Ends the workers at once, and drops what they have not finished."""
+        for worker in self._workers:
+            worker.process.kill()
+        self._threads.shutdown(wait, cancel_futures=cancel_futures)
+        for worker in self._workers:
+            worker.process.join()
+            worker.pipe.close()
 
 
-def _start(setup: Callable | None, *args) -> None:
+def _start(setup: Callable | None, args: tuple) -> _Worker:
+    ours, theirs = _SPAWN.Pipe()
+    with theirs:  # the parent keeps no copy of that end, so the pipe ends when the worker does
+        process = _SPAWN.Process(target=_serve, args=(theirs, setup, args))
+        process.start()
+    return _Worker(process, ours)
+
+
+def _end_of(process: BaseProcess) -> str:
+    """How a process ended, for people."""
+    process.join()
+    code = process.exitcode or 0
+    if code >= 0:
+        return f"ended with exit code {code}"
+    memory = ", perhaps by the system's out-of-memory killer" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{memory}"
+
+
+def _serve(pipe: Connection, setup: Callable | None, args: tuple) -> None:
+    """Answers calls until the pipe ends."""
     belong()
     if setup:
         setup(*args)
+    with contextlib.suppress(EOFError, OSError):  # of the pipe: the parent is gone
+        while True:
+            fn, args, kwargs = pipe.recv()
+            try:
+                result = fn(*args, **kwargs)
+            except Exception as error:
+                error.add_note(f"In the worker:\n{traceback.format_exc()}")
+                result = _Raised(error)
+            pipe.send(result)
 
 
 def belong(*_) -> None:
@@ -47,7 +118,7 @@ def belong(*_) -> None:
 
 
 def _follow_parent() -> None:
-    """A worker of a killed parent would wait for work for ever: the queue has no end that it could see."""
+    """A worker of a killed parent would wait for work forever: Grain's queues have no end that it could see."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

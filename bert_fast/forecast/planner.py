@@ -10,18 +10,18 @@ import jax
 
 from bert_fast import BadInput, methods
 from bert_fast.cost.accelerators import Accelerator
-from bert_fast.cost.flops import dense_equivalent, step_flops
+from bert_fast.cost.flops import dense_equivalent
 from bert_fast.forecast import programs, tpu
 from bert_fast.method import Method, Stage
-from bert_fast.settings import Settings
-from bert_fast.train import begin, optim
+from bert_fast.train import begin, optim, timeline
 from bert_fast.train.compile import Programs
+from bert_fast.train.objective import PRETRAINING
+from bert_fast.train.settings import Settings
 from bert_fast.train.sharding import make_mesh
 from bert_fast.train.step import make_step
 
 # The vocabulary that is planned for where no shards folder is given: BERT's, uncased.
 BERT = {"size": 30_522, "special_ids": {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}}
-TIMES = 200  # of a stage at which its methods are asked what they draw
 MOST = 2  # programs of a stage that are compiled: of those that it draws the most frequent
 
 
@@ -130,14 +130,14 @@ def plan(settings: Settings, where: Slice, cache: pathlib.Path, say: Callable[[s
     Raises BadInput where the run's batches do not divide over the slice.
     """
     method = methods.make(settings.methods)
-    stages = programs.timeline(settings, method)
-    dense_model = begin.stages(settings, method)[-1].program.model  # before a method changes it
-    drawn = [programs.draws(method, stage, programs.clocks(stages, i, TIMES)) for i, stage in enumerate(stages)]
+    stages, dense_model = timeline.stages(settings, method), settings.model
+    drawn = [timeline.draws(method, stage, timeline.clocks(stages, index)) for index, stage in enumerate(stages)]
     found = [analytic(stage, draws, dense_model) for stage, draws in zip(stages, drawn, strict=True)]
     if where.chip is None:
         return Plan(where, found)
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, devices=where.devices)
-    begin.check_devices(settings, stages, mesh)
+    sizes = (settings.batch_size, settings.micro_batches, settings.eval.batch_size)
+    begin.check_devices(*sizes, stages, mesh)
     chosen = [programs.to_compile(draws, MOST) for draws in drawn]
     count = sum(map(len, chosen))
     say(
@@ -146,7 +146,7 @@ def plan(settings: Settings, where: Slice, cache: pathlib.Path, say: Callable[[s
     )
     if dense_model.dtype == "float32":
         say("activations are float32, at half of a TPU's pace or less: --config.model.dtype=bfloat16")
-    steps = Programs(make_step(method, optim.make(settings.optimizer), settings.seed), mesh)
+    steps = Programs(make_step(method, optim.make(settings.optimizer), PRETRAINING), mesh)
     done = 0
     for index, stage in enumerate(stages):
         added = not any(earlier.data == "restart" for earlier in stages[: index + 1])
@@ -155,7 +155,9 @@ def plan(settings: Settings, where: Slice, cache: pathlib.Path, say: Callable[[s
             done += 1
             say(f"[{done}/{count}] stage {stage.name}: {describe(draw.program)}")
             parts.append((draw.share, one(steps, method, stage, draw, added, settings, where, cache)))
-        found[index] = merged(found[index], parts, flops_of(chosen[index]), sum(d.share for d in drawn[index][:MOST]))
+        found[index] = merged(
+            found[index], parts, timeline.flops_of(chosen[index]), sum(d.share for d in drawn[index][:MOST])
+        )
     return Plan(where, found)
 
 
@@ -164,16 +166,11 @@ def describe(program) -> str:
     return f"{sum(layers)} layers, {program.batch_size} x {program.seq_len} tokens"
 
 
-def flops_of(drawn: list[programs.Draw]) -> float:
-    """FLOPs of a step in the mean over what was drawn."""
-    return sum(draw.share * step_flops(draw.program, draw.on_L).executed for draw in drawn)
-
-
-def analytic(stage: Stage, drawn: list[programs.Draw], dense_model) -> StagePlan:
+def analytic(stage: Stage, drawn: list[timeline.Draw], dense_model) -> StagePlan:
     """What is known without a compiler."""
     program = stage.program
     dense = dense_equivalent(program, dense_model)
-    return StagePlan(stage.name, stage.steps, program.batch_size, program.seq_len, flops_of(drawn), dense)
+    return StagePlan(stage.name, stage.steps, program.batch_size, program.seq_len, timeline.flops_of(drawn), dense)
 
 
 def one(steps: Programs, method: Method, stage: Stage, draw, added: bool, settings: Settings, where: Slice, cache):

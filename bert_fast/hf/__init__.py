@@ -10,5 +10,5 @@ tensors.py     their tensors' names and ours: one table, read in both directions
 words.py       their tokenizer's files in both directions
 weights.py     the files that hold tensors: safetensors, whole or in parts, and PyTorch's
 torch_file.py  a `pytorch_model.bin` without executing its pickle
-card.py        the model card
+card.py        the model card; task_card.py: that of a fine-tuned model
 """

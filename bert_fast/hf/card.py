@@ -10,10 +10,9 @@ from typing import Any
 
 from bert_fast import BadInput
 from bert_fast.bert import Config
+from bert_fast.encoder import Encoder
 from bert_fast.hf.words import read_json
-from bert_fast.inference import Trained
-from bert_fast.method import Stage
-from bert_fast.train import checkpoint
+from bert_fast.train.description import Description
 from bert_fast.train.log import clock, read_rows
 from bert_fast.train.report import say
 
@@ -29,6 +28,15 @@ AUTO = {
     "ForPreTraining": "AutoModelForMaskedLM",
     "ForMaskedLM": "AutoModelForMaskedLM",
     "ForNextSentencePrediction": "AutoModelForNextSentencePrediction",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+}
+# What the Hub calls their use; of others "feature-extraction".
+PIPELINES = {
+    "ForPreTraining": "fill-mask",
+    "ForMaskedLM": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForQuestionAnswering": "question-answering",
 }
 OBJECTIVES = {
     "mlm+nsp": "masked words and the next sentence (BERT)",
@@ -50,7 +58,7 @@ def results_in(folder: pathlib.Path) -> dict[str, dict]:
 
 
 def card(
-    trained: Trained,
+    trained: Encoder,
     class_name: str,
     notes: Sequence[str],
     results: Mapping[str, dict],
@@ -60,19 +68,19 @@ def card(
     `differences` those from transformers, where they were looked for.
     """
     about, run = trained.about, run_of(trained.folder)
-    came = about.get("imported")
+    came = about.imported
     origin = (
         f"It was imported from the Hugging Face folder {came['folder']} and not trained since; how it was trained is "
         "not known here."
         if came
-        else f"It was pre-trained with bert_fast {about['version']}, in JAX."
+        else f"It was pre-trained with bert_fast {about.version}, in JAX."
     )
-    if about.get("init"):
-        origin += f" It began from the weights of `{about['init']}`, whose training is not told here."
+    if about.init:
+        origin += f" It began from the weights of `{about.init}`, whose training is not told here."
     sections = [
         front(about, class_name),
         f"# {run.absolute().name}",
-        f"A BERT encoder, {shape_of(trained.program.model)}, in the layout of `{class_name}`. {origin}",
+        f"A BERT encoder, {shape_of(trained.model)}, in the layout of `{class_name}`. {origin}",
         use(class_name, differences),
         "## What to know\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "",
         "" if came else training(trained, run),
@@ -82,13 +90,18 @@ def card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def front(about: Mapping[str, Any], class_name: str) -> str:
+def front(about: Description, class_name: str) -> str:
     """The YAML between the two lines of dashes."""
-    tags = ["bert", "bert_fast", *(name for name, _ in about["methods"])]
-    task = "fill-mask" if class_name.endswith(("ForMaskedLM", "ForPreTraining")) else "feature-extraction"
+    tags = ["bert", "bert_fast", *(name for name, _ in about.methods)]
+    task = PIPELINES.get(heads_of(class_name), "feature-extraction")
     return "\n".join(
         ["---", "library_name: transformers", f"pipeline_tag: {task}", "tags:", *(f"- {tag}" for tag in tags), "---"]
     )
+
+
+def heads_of(class_name: str) -> str:
+    """The end of a class's name, such as ForMaskedLM."""
+    return re.sub(r".*(?=For)", "", class_name)
 
 
 def shape_of(model: Config) -> str:
@@ -105,7 +118,7 @@ def ranged(counts_L: tuple[int, ...]) -> str:
 
 
 def use(class_name: str, differences: Mapping[str, float] | None) -> str:
-    auto = AUTO.get(re.sub(r".*(?=For)", "", class_name), "AutoModel")
+    auto = AUTO.get(heads_of(class_name), "AutoModel")
     compared = ""
     if differences:
         told = ", ".join(f"{value:.1e} ({name.replace('_', ' ')})" for name, value in differences.items())
@@ -128,23 +141,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def training(trained: Trained, run: pathlib.Path) -> str:
+def training(trained: Encoder, run: pathlib.Path) -> str:
     """Data, stages, methods and what they cost, up to this step."""
-    about, words, book = trained.about, trained.vocab, trained.about["book"]
-    counts, times, data = book["counts"], book["times"], about["data"]
-    stages = [checkpoint.stage_from_json(stage) for stage in (*about["earlier_stages"], about["stage"])]
+    about, words, book = trained.about, trained.vocab, trained.about.book
+    assert about.data is not None
+    counts, times, data = book.counts, book.times, about.data
+    stages = [*about.earlier_stages, about.stage]
     optimizer = read_json(run / "config.json").get("optimizer", {}).get("name")
     casing = "cased" if words.cased else "lower-cased"
-    methods = [
-        f"{name} ({', '.join(f'{key}={value}' for key, value in arguments.items() if value != '')})"
-        for name, arguments in about["methods"]
-    ]
     facts = [
-        ("data", source_of(data["dir"])),
+        ("data", source_of(data.dir)),
         ("vocabulary", f"{words.size:,} word pieces, {casing}, sha256 {words.fingerprint[:12]}"),
-        ("objective", f"{OBJECTIVES[data['objective']]}; {data['masked_share']:.0%} of the tokens are predicted"),
-        ("methods", "; ".join(methods) or "none: every layer and token worked in every step"),
-        ("steps", f"{about['step']:,}" + (f", {optimizer}" if optimizer else "")),
+        ("objective", f"{OBJECTIVES[data.objective]}; {data.masked_share:.0%} of the tokens are predicted"),
+        ("methods", methods_of(about) or "none: every layer and token worked in every step"),
+        ("steps", f"{about.step:,}" + (f", {optimizer}" if optimizer else "")),
         ("rows", f"{counts['examples']:,}, with {counts['tokens_real']:,} tokens that are no padding"),
         ("FLOPs", f"{counts['flops']:.3g} (forward and backward matrix products of what ran)"),
     ]
@@ -163,18 +173,23 @@ def training(trained: Trained, run: pathlib.Path) -> str:
             ranged(stage.program.model.hidden_L),
             f"{stage.schedule.peak:g}",
         )
-        for stage, steps in zip(stages, steps_of(about, stages), strict=True)
+        for stage, steps in zip(stages, steps_of(about), strict=True)
     ]
     head = ("stage", "steps", "tokens a row", "rows a step", "layers", "heads", "neurons", "peak learning rate")
     return "\n\n".join(["## Training", table(("", ""), facts), table(head, rows)])
 
 
-def steps_of(about: Mapping[str, Any], stages: Sequence[Stage]) -> list[int]:
-    """How many steps each stage took: some end before those that they were given."""
-    ends = about["book"].get("ends", [])
-    if len(ends) != len(stages) - 1:  # of an older checkpoint, which does not say so: as they were planned
-        ends = list(itertools.accumulate(stage.steps for stage in stages[:-1]))
-    return [end - began for began, end in itertools.pairwise([0, *ends, about["step"]])]
+def methods_of(about: Description) -> str:
+    """Every method with its arguments."""
+    return "; ".join(
+        f"{name} ({', '.join(f'{key}={value}' for key, value in arguments.items() if value != '')})"
+        for name, arguments in about.methods
+    )
+
+
+def steps_of(about: Description) -> list[int]:
+    """Steps that each stage took: a stage may end before the steps that it was given."""
+    return [end - began for began, end in itertools.pairwise([0, *about.book.ends, about.step])]
 
 
 def source_of(folder: str) -> str:
@@ -186,9 +201,9 @@ def source_of(folder: str) -> str:
     return f"`{manifest['source']}`: {split['documents']:,} documents, {split['tokens']:,} tokens"
 
 
-def losses(about: Mapping[str, Any], run: pathlib.Path) -> str:
+def losses(about: Description, run: pathlib.Path) -> str:
     """The newest losses of each split up to the step of the checkpoint."""
-    last = {row["split"]: row for row in read_rows(run / "metrics.jsonl") if row["step"] <= about["step"]}
+    last = {row["split"]: row for row in read_rows(run / "metrics.jsonl") if row["step"] <= about.step}
     columns = [(name, last[split]) for name, split in (("held-out", "valid"), ("training", "train")) if split in last]
     if not columns:
         return ""
@@ -198,24 +213,24 @@ def losses(about: Mapping[str, Any], run: pathlib.Path) -> str:
         if any(key in row for _, row in columns)
     ]
     head = ["", *(f"{name}, step {row['step']:,}" for name, row in columns)]
-    seq_len = about["eval"]["seq_len"]
+    seq_len = about.eval.seq_len if about.eval else 0
     return (
         f"## Losses\n\n{table(head, rows)}\n\n"
         f"Held out: rows of {seq_len} tokens with every layer and token taking part, fingerprint "
-        f"{about['fingerprint']}: losses compare only where it is equal."
+        f"{about.fingerprint}: losses compare only where it is equal."
     )
 
 
-def is_of(trained: Trained, encoder: Mapping[str, Any]) -> bool:
+def is_of(trained: Encoder, encoder: Mapping[str, Any]) -> bool:
     """Whether what was fine-tuned is this model: a checkpoint of a run of this name, vocabulary and shape."""
     if encoder.get("random_weights", False) or "checkpoint" not in encoder:
         return False
     run = run_of(pathlib.Path(encoder["checkpoint"]).absolute())
-    same = json.loads(json.dumps(dataclasses.asdict(trained.program.model))) == encoder["model"]
+    same = json.loads(json.dumps(dataclasses.asdict(trained.model))) == encoder["model"]
     return same and encoder["vocab"] == trained.vocab.fingerprint and run.name == run_of(trained.folder.absolute()).name
 
 
-def scores(trained: Trained, results: Mapping[str, dict]) -> str:
+def scores(trained: Encoder, results: Mapping[str, dict]) -> str:
     """Scores of this model's fine-tuning, at the end of training, over seeds; of other models' nothing, which is said.
 
     Raises BadInput where a file is none of `finetune`.

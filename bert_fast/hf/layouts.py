@@ -6,6 +6,9 @@ Three of them hold what we train, and give the same logits and gradients:
     bert                  post        yes                   yes                  BertForPreTraining
     megatron-bert         pre         no                    yes                  MegatronBertForPreTraining
     roberta-prelayernorm  pre         yes                   no                   RobertaPreLayerNormForMaskedLM
+
+Fine-tuned models are their ...ForSequenceClassification and ...ForQuestionAnswering, which compute what our heads do
+in all three.
 """
 
 from collections.abc import Mapping
@@ -13,6 +16,7 @@ from typing import Any
 
 from bert_fast import BadInput
 from bert_fast.bert import Config
+from bert_fast.train.description import TaskHead
 
 # By (norm, embed_norm).
 ARRANGEMENTS = {("post", True): "bert", ("pre", False): "megatron-bert", ("pre", True): "roberta-prelayernorm"}
@@ -55,10 +59,10 @@ def layout_of(config: Config) -> str:
     return ARRANGEMENTS[config.norm, config.embed_norm]
 
 
-def check(config: Config):
-    """Raises BadInput where no layout holds a model."""
+def check(config: Config, task: TaskHead | None = None):
+    """Raises BadInput where no layout holds a model, or one that was fine-tuned for `task`."""
     layout_of(config)
-    if not config.tied:
+    if not config.tied and task is None:
         raise BadInput(
             "the MLM head of this model has a table of its own: export a step of the last stage, which has not"
         )
@@ -148,6 +152,22 @@ def architecture(layout: str, mlm: bool, next_: bool) -> str:
         (False, False): "Model",
     }
     return CLASSES[layout] + heads[mlm, next_]
+
+
+def task_architecture(layout: str, task: TaskHead) -> str:
+    """The class of transformers that has the head of a task."""
+    return CLASSES[layout] + ("ForQuestionAnswering" if task.kind == "span" else "ForSequenceClassification")
+
+
+def task_to_hf(task: TaskHead) -> dict[str, Any]:
+    """What the head of a task adds to their `config.json`; they count the labels for the size of the head."""
+    labels = {"classes": task.labels, "score": ("score",), "span": ("start", "end")}[task.kind]
+    problem = {"classes": "single_label_classification", "score": "regression", "span": None}[task.kind]
+    names = {
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    return names | ({"problem_type": problem} if problem else {})
 
 
 def config_to_hf(config: Config, class_name: str, dtype: str) -> dict[str, Any]:

@@ -3,26 +3,26 @@
 import base64
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
-from bert_fast import BadInput, __version__, bert, python
+from bert_fast import BadInput, bert, python
 from bert_fast.bert import Config, Params
 from bert_fast.data.files import atomic_json, new_folder
 from bert_fast.data.masking import prediction_slots
-from bert_fast.data.vocab import Vocab
+from bert_fast.encoder import Encoder
 from bert_fast.hf import layouts, tensors, weights, words
 from bert_fast.hf.words import read_json
 from bert_fast.method import Program, Stage
 from bert_fast.plan import whole
 from bert_fast.schedule import Schedule
-from bert_fast.settings import Data, Evaluation
 from bert_fast.train import checkpoint
-from bert_fast.train.book import Book
+from bert_fast.train.description import Description
 from bert_fast.train.report import say
+from bert_fast.train.settings import Data, Evaluation
 from bert_fast.train.step import TrainState
 
 # Of which weights may be, and still be the same in float32 and back.
@@ -36,34 +36,7 @@ MASKED_SHARE, SHORT_SEQ_PROB = 0.15, 0.1
 EVALUATION = Evaluation(every=0, examples=2_000, seq_len=128, batch_size=32, seed=0)
 
 
-class Imported(NamedTuple):
-    """A model from a Hugging Face folder: to begin with, what `inference.Trained` has.
-
-    params: NumPy arrays in float32, whatever type they had.
-    about: as in a checkpoint; `about["imported"]` tells of the file (see `description`).
-    initialised: names of the heads that were not in the folder.
-    vocab_txt: bytes of the vocabulary's file.
-    """
-
-    folder: pathlib.Path
-    program: Program
-    params: Params
-    vocab: Vocab
-    about: dict
-    initialised: tuple[str, ...]
-    vocab_txt: bytes
-
-    @property
-    def model(self) -> Config:
-        return self.program.model
-
-    @property
-    def tensors(self) -> dict[str, str]:
-        """Types of the tensors that came in, by today's names."""
-        return self.about["imported"]["tensors"]
-
-
-def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Imported:
+def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Encoder:
     """The model and the vocabulary of a folder; heads that are missing are initialised, and `warn` is told.
 
     Raises BadInput, naming it, for whatever is missing, left over, of another shape, type or kind, or
@@ -75,7 +48,7 @@ def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Imported
     theirs = read_json(folder / "config.json")
     config, pad_id = layouts.config_from_hf(theirs), layouts.pad_id_of(theirs)
     layout = layouts.layout_of(config)
-    vocab, vocab_txt = words.read(folder)
+    vocab = words.read(folder)
     if vocab.size > config.vocab_size:
         raise BadInput(f"{folder}: the vocabulary has {vocab.size} words, the model a table of {config.vocab_size}")
     if layouts.position_shift(layout, pad_id) and pad_id != vocab.pad:
@@ -83,7 +56,7 @@ def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Imported
             f"{folder}: pad_token_id is {pad_id} in config.json, from which positions count, and [PAD] is {vocab.pad} "
             "in the vocabulary: they must agree"
         )
-    config = dataclasses.replace(config, special_ids=tuple(vocab.special_ids.values()))
+    config = dataclasses.replace(config, special_ids=vocab.special)
     if config.vocab_size - vocab.size >= LANES:
         warn(
             f"{folder}: the vocabulary has {vocab.size} words and the model a table of {config.vocab_size}: do they "
@@ -97,25 +70,15 @@ def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Imported
         warn(f"{folder} holds no {', no '.join(initialised)}: initialised at random")
     program, data, evaluation = program_of(config, "next-sentence head" in initialised)
     stage = Stage("imported", program, steps=0, schedule=Schedule(peak=0.0, steps=0))
-    about = {
-        "version": __version__,
-        "stage": checkpoint.stage_to_json(stage),
-        "earlier_stages": [],
-        "vocab": {
-            "size": vocab.size,
-            "sha256": vocab.fingerprint,
-            "cased": vocab.cased,
-            "strip_accents": vocab.strip_accents,
-            "special_ids": vocab.special_ids,
-        },
-        "data": dataclasses.asdict(data),
-        "eval": dataclasses.asdict(evaluation),
-        "fingerprint": "",
-        "methods": [],
-        "book": Book().to_json(),
-        "imported": description(folder, found, config, pad_id, initialised),
-    }
-    return Imported(folder, program, params, vocab, about, initialised, vocab_txt)
+    about = Description(
+        step=0,
+        stage=stage,
+        vocab=vocab,
+        data=data,
+        eval=evaluation,
+        imported=description(folder, found, config, pad_id, initialised),
+    )
+    return Encoder(folder, params, about)
 
 
 def check_types(folder: pathlib.Path, found: dict[str, np.ndarray], config: Config, pad_id: int):
@@ -196,7 +159,7 @@ def description(folder: pathlib.Path, found: dict, config: Config, pad_id: int, 
 
 
 def as_they_came(
-    arrays: dict[str, np.ndarray], config: Config, pad_id: int, description: dict
+    arrays: dict[str, np.ndarray], config: Config, pad_id: int, description: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     """Of all tensors of a model those that came in, by their names and in their types."""
     layout = layouts.layout_of(config)
@@ -213,20 +176,20 @@ def as_they_came(
     return result
 
 
-def save(imported: Imported, out: str | pathlib.Path) -> pathlib.Path:
+def save(imported: Encoder, out: str | pathlib.Path) -> pathlib.Path:
     """Writes a run folder with the model as `checkpoints/0`; returns the folder of that step.
 
     Raises BadInput where `out` holds something, or cannot be written.
     """
     with new_folder(pathlib.Path(out)) as part:
         state = TrainState(np.zeros((), np.int32), imported.params, {}, (), ())
-        checkpoint.save(part / "checkpoints", state, imported.about, imported.vocab_txt, set())
+        checkpoint.save(part / "checkpoints", state, imported.about, set())
         # A run that is told to continue here finds another config than its own, and says so.
         atomic_json(part / "config.json", {"imported": str(imported.folder)})
     return pathlib.Path(out) / "checkpoints" / "0"
 
 
-def to_go_on(imported: Imported, out: str | pathlib.Path) -> str:
+def to_go_on(imported: Encoder, out: str | pathlib.Path) -> str:
     """The commands that evaluate a model and pre-train it further, as one would type them."""
     model, command = imported.model, f"{python()} -m bert_fast"
     same = ("depth", "width", "heads", "head_size", "hidden", "max_len", "type_count", "norm", "embed_norm")

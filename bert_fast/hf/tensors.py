@@ -72,6 +72,15 @@ LAYOUTS: dict[str, tuple[Row, ...]] = {
     ),
 }
 
+# The head of a fine-tuned model, in place of those of pre-training. It is written alone: `from_hf` refuses it.
+POOLED = (*linear("bert.pooler.dense", "task/pooler"), *linear("classifier", "task/output"))
+SENTENCE_HEADS: dict[str, tuple[Row, ...]] = {
+    "bert": POOLED,
+    "megatron-bert": POOLED,
+    "roberta-prelayernorm": (*linear("classifier.dense", "task/pooler"), *linear("classifier.out_proj", "task/output")),
+}
+SPAN_HEAD = linear("qa_outputs", "task/output")
+
 ROOTS = {"bert": "bert", "megatron-bert": "bert", "roberta-prelayernorm": "roberta_prelayernorm"}
 BELOW = ("embeddings.", "encoder.", "pooler.", "LayerNorm.")  # what a name begins with in a file of the encoder alone
 
@@ -103,9 +112,15 @@ def constants(config: Config, pad_id: int) -> dict[str, np.ndarray]:
     return {f"{embeddings}.position_ids": positions, f"{embeddings}.token_type_ids": np.zeros_like(positions)}
 
 
-def rows_of(config: Config) -> tuple[Row, ...]:
-    """The rows of the table that a model has; a next-sentence head is left out where the layout has none."""
+def rows_of(config: Config, task: str | None = None) -> tuple[Row, ...]:
+    """The rows of the table that a model has; a next-sentence head is left out where the layout has none.
+
+    task: of a fine-tuned model, the kind of its head, as in `TaskHead`.
+    """
     layout = layout_of(config)
+    if task is not None:
+        trunk = tuple(row for row in LAYOUTS[layout] if not row[1].startswith("mlm/"))
+        return trunk + (SPAN_HEAD if task == "span" else SENTENCE_HEADS[layout])
     return LAYOUTS[layout] + (NEXT if config.pooler and layout in WITH_NEXT else ())
 
 
@@ -245,8 +260,8 @@ def widen(params: Params, config: Config) -> tuple[Params, Config]:
     return {**params, "layers": layers}, dataclasses.replace(config, heads=heads, hidden=hidden)
 
 
-def to_hf(params: Params, config: Config, pad_id: int) -> dict[str, np.ndarray]:
-    """Our parameters as their tensors, without tied copies. Inverse of `from_hf`.
+def to_hf(params: Params, config: Config, pad_id: int, task: str | None = None) -> dict[str, np.ndarray]:
+    """Our parameters as their tensors, without tied copies. Inverse of `from_hf`, but for the head of a `task`.
 
     A next-sentence head is left out where the layout has none. Raises BadInput where layers differ
     in width, or have other heads than fill it: their layouts have no place for that (see `widen`).
@@ -254,7 +269,7 @@ def to_hf(params: Params, config: Config, pad_id: int) -> dict[str, np.ndarray]:
     if len({config.width // config.head_size, *config.heads_L}) > 1 or len(set(config.hidden_L)) > 1:
         raise BadInput(f"layers differ in width (heads {config.heads_L}, hidden {config.hidden_L}): widen them first")
     tensors = {}
-    for theirs, path, change in rows_of(config):
+    for theirs, path, change in rows_of(config, task):
         leaf = np.asarray(leaf_at(params, path))
         names = names_of(theirs, path, config)
         for name, array in zip(names, leaf if path.startswith("layers/") else [leaf], strict=True):

@@ -15,12 +15,15 @@ import numpy as np
 from bert_fast import BadInput, bert
 from bert_fast.bert import Config
 from bert_fast.data.vocab import Vocab
-from bert_fast.inference import Trained
+from bert_fast.encoder import Encoder
 from bert_fast.layers import NextHead, apply
 from bert_fast.plan import Route, whole
+from bert_fast.tasks.model import Head, logits
+from bert_fast.train.description import TaskHead
 
 LIMIT = 1e-4  # the largest difference of any logit or hidden state, in float32
 ROWS = 4
+OF_ROWS = ("next_logits", "class_logits")  # of a row, not of each of its tokens
 PIECES = 200  # of the vocabulary, beside these texts
 # Accents, Chinese characters, a control character, a word that is no word, and the mask beside a full stop.
 TEXTS = (
@@ -40,23 +43,23 @@ def needs_torch():
         )
 
 
-def verify(folder: pathlib.Path, trained: Trained, class_name: str) -> dict[str, float]:
+def verify(folder: pathlib.Path, trained: Encoder, class_name: str) -> dict[str, float]:
     """The largest differences of the last hidden states and of the logits of each head, over rows with padding and
     token types at the model's full length, in float32; and of tokens, which must be equal.
 
     Raises BadInput where one is above LIMIT, and where tensors are missing or left over.
     """
     needs_torch()
-    model = dataclasses.replace(trained.program.model, dtype="float32")
+    model = dataclasses.replace(trained.model, dtype="float32")
     batch = random_batch(model, trained.vocab)
     theirs = of_transformers(folder, class_name, batch, trained.vocab)
     with jax.default_matmul_precision("highest"):  # or a TPU would multiply in bfloat16
-        ours = of_ours(model, trained.params, batch)
+        ours = of_ours(model, trained.params, batch, trained.about.task)
     real_BS = batch["segments"] != 0
     differences = {}
     for name, array in theirs.items():
         apart = np.abs(np.asarray(ours[name], np.float64) - array)
-        differences[name] = float((apart if name == "next_logits" else apart[real_BS]).max())
+        differences[name] = float((apart if name in OF_ROWS else apart[real_BS]).max())
     told = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
     if not max(differences.values()) <= LIMIT:  # NaN is no agreement
         raise BadInput(f"the export differs from the checkpoint by more than {LIMIT:g} ({told}): nothing is kept of it")
@@ -66,7 +69,7 @@ def verify(folder: pathlib.Path, trained: Trained, class_name: str) -> dict[str,
 def random_batch(model: Config, words: Vocab) -> dict[str, np.ndarray]:
     """Rows of ordinary words of both types; the first as long as the model takes, the others shorter."""
     rng, length = np.random.default_rng(0), model.max_len
-    ordinary = np.setdiff1d(np.arange(words.size), list(words.special_ids.values()))
+    ordinary = np.setdiff1d(np.arange(words.size), list(words.special))
     real_B = np.linspace(length, 1, ROWS).astype(int)
     segments_BS = (np.arange(length) < real_B[:, None]).astype(np.int32)
     ids_BS = np.where(segments_BS, rng.choice(ordinary, (ROWS, length)), words.pad).astype(np.int32)
@@ -79,12 +82,18 @@ def random_batch(model: Config, words: Vocab) -> dict[str, np.ndarray]:
     }
 
 
-def of_ours(model: Config, params, batch) -> dict[str, np.ndarray]:
-    """`hidden` [B, S, D], `mlm_logits` [B, S, V] and, with a next-sentence head, `next_logits` [B, 2]."""
+def of_ours(model: Config, params, batch, task: TaskHead | None) -> dict[str, np.ndarray]:
+    """`hidden` [B, S, D], `mlm_logits` [B, S, V] and, with a next-sentence head, `next_logits` [B, 2].
+
+    Of a fine-tuned model `hidden` and `class_logits` [B, C], or `span_logits` [B, S, 2].
+    """
 
     @jax.jit
     def outputs(params, batch):
         x_BSD = bert.encode(model, params, {}, batch, whole(model.depth), Route(), None)
+        if task is not None:
+            found = logits(model, Head(task.kind, task.outputs), params, batch, whole(model.depth), None)
+            return {"hidden": x_BSD, "span_logits" if task.kind == "span" else "class_logits": found}
         logits_BSV = bert.predict(model, params, {}, x_BSD, batch["positions"])[..., : model.vocab_size]
         found = {"hidden": x_BSD, "mlm_logits": logits_BSV}
         if model.pooler:
@@ -111,10 +120,11 @@ def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) 
         texts = (*TEXTS, own := " ".join(some_pieces(words)), own.title())
         tokens = [tokenizer(text)["input_ids"] for text in texts]
     # The pooler of an encoder alone has no other class to be left out of.
+    of_task = class_name.endswith(("ForSequenceClassification", "ForQuestionAnswering"))
     strange = {
         kind: sorted(map(str, names))
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if (names := [name for name in found[kind] if "pooler" not in str(name)])
+        if (names := [name for name in found[kind] if of_task or "pooler" not in str(name)])
     }
     if strange:
         raise BadInput(f"transformers {transformers.__version__} does not load all of {folder}: {strange}")
@@ -132,16 +142,22 @@ def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) 
             attention_mask=tensor_of["segments"],
             output_hidden_states=True,
         )
+    hidden = {"hidden": output.hidden_states[-1].numpy()}
+    if class_name.endswith("ForQuestionAnswering"):
+        ends = [output[key].numpy() for key in ("start_logits", "end_logits")]
+        return {**hidden, "span_logits": np.stack(ends, axis=-1)}
     heads = {"mlm_logits": ("prediction_logits", "logits"), "next_logits": ("seq_relationship_logits",)}
     if class_name.endswith("ForNextSentencePrediction"):
         heads = {"next_logits": ("logits",)}
-    logits = {name: output[key].numpy() for name, keys in heads.items() for key in keys if output.get(key) is not None}
-    return {"hidden": output.hidden_states[-1].numpy(), **logits}
+    if class_name.endswith("ForSequenceClassification"):
+        heads = {"class_logits": ("logits",)}
+    found = {name: output[key].numpy() for name, keys in heads.items() for key in keys if output.get(key) is not None}
+    return {**hidden, **found}
 
 
 def some_pieces(words: Vocab) -> list[str]:
     """Some of a vocabulary's word pieces that begin a word, from its first to its last."""
-    begin = np.setdiff1d(np.flatnonzero(~words.continues_W), list(words.special_ids.values()))
+    begin = np.setdiff1d(np.flatnonzero(~words.continues_W), list(words.special))
     some = np.unique(np.linspace(0, len(begin) - 1, PIECES).astype(int))
     return [str(words.tokenizer.id_to_token(i)) for i in begin[some].tolist()]
 

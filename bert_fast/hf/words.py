@@ -39,8 +39,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def read(folder: pathlib.Path) -> tuple[Vocab, bytes]:
-    """The vocabulary of a folder and its vocab.txt, which is made where only a tokenizer.json is there.
+def read(folder: pathlib.Path) -> Vocab:
+    """The vocabulary of a folder; its vocab.txt is made where only a tokenizer.json is there.
 
     `tokenizer_config.json` says whether case and accents are kept; where it does not, `tokenizer.json`;
     where neither does they are dropped, as transformers' BertTokenizer does. Raises BadInput for
@@ -85,7 +85,7 @@ def read(folder: pathlib.Path) -> tuple[Vocab, bytes]:
         name = name.get("content") if isinstance(name, dict) else name
         if name not in (token, None):
             raise BadInput(f"{folder}: the {role} is {name!r}, expected {token}, which BERT's vocabularies have")
-    return words, content
+    return words
 
 
 def check(path: pathlib.Path, whole: dict[str, Any]):
@@ -108,7 +108,7 @@ def vocab_txt(path: pathlib.Path, ids: dict[str, int]) -> bytes:
     return "".join(f"{token}\n" for token in tokens).encode()
 
 
-def write(folder: pathlib.Path, words: Vocab, content: bytes, max_len: int):
+def write(folder: pathlib.Path, words: Vocab, max_len: int):
     """Writes the tokenizer's files: those that transformers reads today, and vocab.txt and the special tokens' map
     for older programs.
     """
@@ -119,7 +119,7 @@ def write(folder: pathlib.Path, words: Vocab, content: bytes, max_len: int):
         special_tokens=[("[CLS]", words.cls), ("[SEP]", words.sep)],
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "vocab.txt").write_bytes(content)
+    (folder / "vocab.txt").write_bytes(words.content)
     special = {role: token for token, role in ROLES.items()}
     settings = {
         "tokenizer_class": "BertTokenizer",

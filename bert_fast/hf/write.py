@@ -8,8 +8,8 @@ import numpy as np
 
 from bert_fast.bert import Config, Params
 from bert_fast.data.files import new_folder
-from bert_fast.hf import card, layouts, read, tensors, verify, weights, words
-from bert_fast.inference import Trained, load
+from bert_fast.encoder import Encoder, load
+from bert_fast.hf import card, layouts, read, task_card, tensors, verify, weights, words
 from bert_fast.train import checkpoint
 
 
@@ -35,7 +35,8 @@ def export(
 
     compare: load what was written with transformers, and compare; where it differs nothing is kept.
     initialised_heads: of an imported model, also write the heads that its folder did not have.
-    results: a folder whose `results.json` files are told in the model card; by default the run's own.
+    results: a folder whose `results.json` files are told in the model card; by default the run's own, or that of the
+        call of `finetune`.
 
     Raises BadInput where no layout holds the model, `out` holds something, or transformers computes
     something else.
@@ -43,32 +44,44 @@ def export(
     if compare:
         verify.needs_torch()
     folder = checkpoint.find(path)
-    layouts.check(checkpoint.stage_from_json(checkpoint.about(folder)["stage"]).program.model)
-    found = card.results_in(pathlib.Path(results) if results else card.run_of(folder))
+    about = checkpoint.about(folder)
+    layouts.check(about.model, about.task)
+    if results or about.task is None:
+        found = card.results_in(pathlib.Path(results) if results else card.run_of(folder))
+    else:
+        found = task_card.results_of(folder)
     trained = load(folder)
     with new_folder(pathlib.Path(out)) as part:
         arrays, config = tensors_of(trained, initialised_heads)
-        layout, model = layouts.layout_of(config), trained.program.model
-        there = {tensors.full_name(name, layout) for name in arrays}
-        has_mlm, has_next = (bool(tensors.names_at(at, config) & there) for at in ("mlm/", "next/next/"))
-        class_name = layouts.architecture(layout, has_mlm, has_next)
+        layout, model = layouts.layout_of(config), trained.model
+        has_next = False
+        if about.task:
+            class_name = layouts.task_architecture(layout, about.task)
+        else:
+            there = {tensors.full_name(name, layout) for name in arrays}
+            has_mlm, has_next = (bool(tensors.names_at(at, config) & there) for at in ("mlm/", "next/next/"))
+            class_name = layouts.architecture(layout, has_mlm, has_next)
         notes = notes_of(model, config, has_next)
         dtype = next(array.dtype.name for name, array in arrays.items() if "word_embeddings" in name)
         weights.write(part / "model.safetensors", arrays)
-        words.write_json(part / "config.json", layouts.config_to_hf(config, class_name, dtype))
-        words.write(part, trained.vocab, (folder / "vocab.txt").read_bytes(), config.max_len)
+        theirs = layouts.config_to_hf(config, class_name, dtype)
+        theirs |= layouts.task_to_hf(about.task) if about.task else {}
+        words.write_json(part / "config.json", theirs)
+        words.write(part, trained.vocab, about.task.seq_len if about.task else config.max_len)
         differences = verify.verify(part, trained, class_name) if compare else None
-        (part / "README.md").write_text(card.card(trained, class_name, notes, found, differences), encoding="utf-8")
+        page = task_card.card if about.task else card.card
+        (part / "README.md").write_text(page(trained, class_name, notes, found, differences), encoding="utf-8")
     return Export(pathlib.Path(out), class_name, notes, differences)
 
 
-def tensors_of(trained: Trained, initialised_heads: bool) -> tuple[dict[str, np.ndarray], Config]:
+def tensors_of(trained: Encoder, initialised_heads: bool) -> tuple[dict[str, np.ndarray], Config]:
     """What is written, and the model that it is: layers made alike; of a model that was imported what came in."""
     params: Params = jax.tree.map(np.asarray, trained.params)
-    wide, config = tensors.widen(params, trained.program.model)
+    wide, config = tensors.widen(params, trained.model)
     pad_id = trained.vocab.pad
-    arrays = tensors.to_hf(wide, config, pad_id)
-    came = trained.about.get("imported")
+    task = trained.about.task
+    arrays = tensors.to_hf(wide, config, pad_id, task.kind if task else None)
+    came = trained.about.imported
     if came is None:
         return arrays, config
     back = read.as_they_came(arrays, config, pad_id, came)

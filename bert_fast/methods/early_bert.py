@@ -25,7 +25,7 @@ import numpy as np
 
 from bert_fast import BadInput
 from bert_fast.bert import Params
-from bert_fast.method import Method, Stage, Surgery
+from bert_fast.method import Clock, Method, Stage, same
 from bert_fast.plan import frozen_depth
 
 NAMES = ("head_scale", "neuron_scale")  # of the coefficients, [L, H] and [L, F], beside the layers' other leaves
@@ -105,13 +105,16 @@ def draw_ticket(c_LU: np.ndarray, units: Units, name: str, align: int, rng=None)
     """
     real_L, counts_L = units.real_LU.sum(1), keep(c_LU, units).sum(1)
     for layer in np.flatnonzero(counts_L == 0):
-        c_U = c_LU[layer, : real_L[layer]]
-        layerwise = "" if len(units.pruned_G) > 1 else " or set --config.early_bert.neurons=layer"
-        raise BadInput(
-            f"the ticket leaves layer {layer} without {name}s: their coefficients are {c_U.min()} to {c_U.max()}, and "
-            f"none is above the threshold. Lower --config.early_bert.{name}_ratio{layerwise}; where all are equal, "
-            "search longer (--config.early_bert.search)"
-        )
+        c_U, ratio = c_LU[layer, : real_L[layer]], f"--config.early_bert.{name}_ratio"
+        why, remedy = f"its coefficients are {c_U.min()} to {c_U.max()}, none above the threshold", f"lower {ratio}"
+        if len(c_U) == 1:
+            why, remedy = "it has only one", f"set {ratio}=0"
+        elif c_U.min() == c_U.max():  # a choice among equals would be no ticket
+            why = f"all of its coefficients are {c_U[0]}, so the search was too short, or its learning rate too low"
+            remedy = "search longer (--config.early_bert.search), well beyond the warm-up"
+        elif len(units.pruned_G) < len(real_L):
+            remedy += f", or set --config.early_bert.{name}s=layer"
+        raise BadInput(f"the ticket leaves layer {layer} without {name}s: {why}. In another --workdir, {remedy}")
     counts_L = aligned(counts_L, real_L, align)
     score_LU = c_LU if rng is None else rng.random(c_LU.shape)
     ranked_L = [np.argsort(-score_U[:real], kind="stable") for score_U, real in zip(score_LU, real_L, strict=True)]
@@ -157,6 +160,7 @@ def make(
     ticket: str = "early_bird",
     head_penalty: float = 1e-4,  # for pre-training unverified
     neuron_penalty: float = 1e-4,  # for pre-training unverified
+    draw_before_update: bool = False,
 ) -> Method:
     """EarlyBERT, with ratios and penalties of finetune/launch_earlybert_glue.sh.
 
@@ -175,8 +179,14 @@ def make(
     neurons: "global" compares those of all layers, which then differ in width, "layer" those of each.
     align: neurons of a layer are rounded to a multiple. A deviation: 128 fits the lanes of a TPU, and a mesh whose
         tensor axis is not 1 can only split a multiple of it.
-    ticket: "random" is the control: from the same search as many a layer, but any.
+    ticket: "random" is the control: from the same search as many a layer, but any. The released code's control has no
+        search (`slimming_coef_step` of 0 or less in finetune/run_glue_earlybert_draw_and_train.py): uniform numbers
+        take the place of the coefficients, so that layers lose nearly equal shares of their neurons. How the paper
+        drew its random tickets for pre-training is unverified.
     head_penalty, neuron_penalty: factors of the sums of absolute coefficients in the loss.
+    draw_before_update: draws from the coefficients before the update of the search's last step. The released code for
+        GLUE records them there (finetune/trainer.py), that for SQuAD after it (run_squad_earlybert_search.py). That
+        update would change nothing else that lasts, so the search is one step shorter instead.
 
     Raises BadInput for values outside of these.
     """
@@ -187,6 +197,11 @@ def make(
     ):
         if value not in known:
             raise BadInput(f"--config.early_bert.{name}={value!r} is unknown: use {' or '.join(known)}")
+    if draw_before_update and stop != "steps":
+        raise BadInput(
+            f"--config.early_bert.draw_before_update needs a search of fixed steps, and stop={stop} draws at the "
+            "newest mask: set it to False, or set --config.early_bert.stop=steps"
+        )
     for name, value, good, expected in (
         ("search", search, 0 < search < 1 or (search >= 1 and search % 1 == 0), "steps, or a share of them below 1"),
         ("mask_every", mask_every, mask_every >= 0, "steps, or 0 for a twentieth of the search"),
@@ -236,27 +251,27 @@ def make(
         every = mask_every or max(1, round(steps / 20))
         if steps > total:
             raise BadInput(f"--config.early_bert.search={steps} is more than the {total} steps of the training")
+        if not any(first.learning_rate(Clock(step, total), step) for step in range(steps - draw_before_update)):
+            raise BadInput(
+                f"--config.early_bert.search={search}: the learning rate is 0 in all {steps - draw_before_update} "
+                "steps before the draw, so all coefficients stay equal: search longer, well beyond the warm-up"
+            )
         if stop == "early_bird" and max(window * every, min_steps) > steps:
             raise BadInput(
                 f"--config.early_bert.stop=early_bird: {window} masks, {every} steps apart, and at least {min_steps} "
                 f"steps do not go into a search of {steps}: raise search, or lower window, mask_every or min_steps"
             )
+        steps -= draw_before_update
         searching = dataclasses.replace(first, name="search", steps=steps, ask_every=every)
-        return (searching, dataclasses.replace(first, data="restart"), *stages[1:])
+        return (searching, *map(guessed, (dataclasses.replace(first, data="restart"), *stages[1:])))
 
-    def expect(stages):
-        """With the widths that coefficients drawn at random leave, layer by layer."""
-        result, drawn = [], False
-        for stage in stages:
-            drawn = drawn or stage.data == "restart"
-            if drawn:
-                units_of_both, rng = units_of(stage.program.model), np.random.default_rng(0)
-                left = [keep(rng.random(units.real_LU.shape), units).sum(1) for units in units_of_both]
-                stage = with_widths(
-                    stage, left[0].tolist(), aligned(left[1], np.array(stage.program.model.hidden_L), align).tolist()
-                )
-            result.append(stage)
-        return tuple(result)
+    def guessed(stage):
+        """The stage with the widths that coefficients drawn at random leave, layer by layer."""
+        model, rng = stage.program.model, np.random.default_rng(0)
+        heads_L, neurons_L = (keep(rng.random(units.real_LU.shape), units).sum(1) for units in units_of(model))
+        neurons_L = aligned(neurons_L, np.array(model.hidden_L), align)
+        stage = with_widths(stage, heads_L.tolist(), neurons_L.tolist())
+        return dataclasses.replace(stage, guess=True)
 
     def weights(params):
         layers = dict(params.get("layers", {}))
@@ -275,38 +290,34 @@ def make(
         layers = params["layers"]
         return [np.asarray(layers[name]) for name in NAMES] if NAMES[0] in layers else None
 
-    def observe(params, state, stage):
+    def observe(params, state, stage, step):
         found, state = coefficients(params), jax.tree.map(np.asarray, state)
         if found is None:
-            return state
+            return state, False
         heads, of_neurons = units_of(stage.program.model)
-        return State(
+        state = State(
             state.count + np.int32(1),
             with_mask(state.heads, found[0], heads, head_penalty),
             with_mask(state.neurons, found[1], of_neurons, neuron_penalty),
         )
-
-    def done(params, state, stage, step):
         least = min_steps or (stage.skipped + stage.steps) // 2
         if stop == "steps" or state.count < window or step < least:
-            return False
-        _, of_neurons = units_of(stage.program.model)
-        return bool(distances(np.asarray(state.neurons.kept_WLU), of_neurons).max() <= threshold)
+            return state, False
+        return state, bool(distances(state.neurons.kept_WLU, of_neurons).max() <= threshold)
 
     def enter(params, state, old, new, initial, key):
         found, before = coefficients(params), old.program.model
         if found is None:  # the ticket's widths stay, except where the depth changes
-            same = before.depth == new.program.model.depth
-            return Surgery(), state, with_widths(new, before.heads_L, before.hidden_L) if same else new
+            kept = before.depth == new.program.model.depth
+            return params, same, state, with_widths(new, before.heads_L, before.hidden_L) if kept else new
         if new.data != "restart":  # the search goes on
-            return Surgery(), state, new
+            return params, same, state, new
         heads, of_neurons = units_of(before)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key))) if ticket == "random" else None
         heads_L = draw_ticket(found[0], heads, "head", 1, rng)
         neurons_L = draw_ticket(found[1], of_neurons, "neuron", align, rng)
-        slimmed = slim(initial(), heads_L, neurons_L)
         new = with_widths(new, list(map(len, heads_L)), list(map(len, neurons_L)))
-        return Surgery(lambda params: slimmed, moments=None), state._replace(count=np.zeros((), np.int32)), new
+        return slim(initial(), heads_L, neurons_L), None, state._replace(count=np.zeros((), np.int32)), new
 
     def report(state, stage, clock, pieces):
         """For heads and neurons: how many of each layer the newest mask keeps, or after the ticket there are; at that
@@ -331,9 +342,7 @@ def make(
         needs_initial=True,
         init=init,
         stages=stages,
-        expect=expect,
         observe=observe,
-        done=done,
         enter=enter,
         weights=weights,
         report=report,

@@ -41,18 +41,24 @@ def theta_at(step: int, steps: int, theta: float, gamma: float, variant: str) ->
     return (1 - theta) * math.exp(-(gamma or 100 / steps) * step) + theta
 
 
-def keep_and_scale(depth: int, theta: float, variant: str) -> tuple[np.ndarray, np.ndarray]:
+def keep_and_scale(
+    depth: int, theta: float, variant: str, depth_schedule: bool = True, rescale: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """(how probably each layer runs, what its branches are multiplied by when it does), the lowest layer first.
 
     The paper prints (i / L) (1 - theta), for layer i of 1..L, as "p_l(t)": that is how probably the layer is
     dropped. `BertEncoder` of DeepSpeedExamples, bing_bert/nvidia/modelingpreln_layerdrop.py, draws with p, lowers
     it, and scales by the lowered one: there a layer runs as probably as the one below it should (the lowest always),
     and branches are 4 to 8 % too large in the mean (12 layers, theta 0.5).
+
+    Without the depth schedule every layer runs with probability theta, in both variants. Without the rescale the
+    branches of a layer that runs are multiplied by 1.
     """
     layers_L = np.arange(1, depth + 1)
-    keep_L = 1 - layers_L / depth * (1 - theta)
-    drawn_L = keep_L if variant == "paper" else 1 - (layers_L - 1) / depth * (1 - theta)
-    return drawn_L, 1 / keep_L
+    keep_L = 1 - layers_L / depth * (1 - theta) if depth_schedule else np.full(depth, theta)
+    shifted = depth_schedule and variant == "deepspeed"
+    drawn_L = 1 - (layers_L - 1) / depth * (1 - theta) if shifted else keep_L
+    return drawn_L, 1 / keep_L if rescale else np.ones(depth)
 
 
 def independent(keep_L: np.ndarray, plan: Plan, micro_batches: int, rng: np.random.Generator) -> np.ndarray:
@@ -118,6 +124,9 @@ def make(
     variant: str = "paper",
     sampling: str = "auto",
     execution: str = "gather",
+    time_schedule: bool = True,
+    depth_schedule: bool = True,
+    rescale: bool = True,
 ) -> Method:
     """Progressive layer dropping, with the paper's defaults.
 
@@ -136,6 +145,11 @@ def make(
         them all in one program, each behind a conditional with a checkpointed branch: less memory, less saved. From
         equal gates both compute the same.
 
+    Ablations; with all three False this is LayerDrop (Fan et al., arXiv 1909.11556; unverified):
+    time_schedule: False holds theta(t) at `theta` from the first step on.
+    depth_schedule: False gives every layer theta(t), the lowest too.
+    rescale: False leaves the branches of a layer that runs as they are.
+
     Raises BadInput for values outside of these.
     """
     if not 0 < theta <= 1:
@@ -145,6 +159,11 @@ def make(
         )
     if not 0 <= gamma < math.inf:
         raise BadInput(f"--config.layer_drop.gamma={gamma}: expected a rate a step, as 0.001, or 0 for 100 / steps")
+    if gamma and not time_schedule:
+        raise BadInput(
+            f"--config.layer_drop.gamma={gamma} is the pace of the time schedule, which "
+            "--config.layer_drop.time_schedule=False leaves out: drop one of the two"
+        )
     for name, value, known in (
         ("variant", variant, ("paper", "deepspeed")),
         ("sampling", sampling, ("auto", *SAMPLERS)),
@@ -159,11 +178,11 @@ def make(
         return tuple(conditional(stage) for stage in stages) if execution == "cond" else stages
 
     def theta_of(clock: Clock) -> float:
-        return theta_at(clock.step, clock.steps, theta, gamma, variant)
+        return theta_at(clock.step, clock.steps, theta, gamma, variant) if time_schedule else theta
 
     def draw(stage: Stage, clock: Clock, rng: np.random.Generator) -> np.ndarray:
         program = stage.program
-        keep_L, scale_L = keep_and_scale(program.model.depth, theta_of(clock), variant)
+        keep_L, scale_L = keep_and_scale(program.model.depth, theta_of(clock), variant, depth_schedule, rescale)
         automatic = "independent" if len(program.plan) == 1 else "systematic"
         sample = SAMPLERS[automatic if sampling == "auto" else sampling]
         return np.where(sample(keep_L, program.plan, program.micro_batches, rng), scale_L, 0)

@@ -21,7 +21,7 @@ import numpy as np
 
 from bert_fast import BadInput, bert
 from bert_fast.bert import Config
-from bert_fast.method import Method, Program, Stage, Surgery, cut
+from bert_fast.method import Method, Program, Stage, cut, same
 from bert_fast.plan import edit, frozen_depth, whole
 from bert_fast.schedule import Schedule
 
@@ -154,7 +154,7 @@ def make(
     def enter(params, state, old, new, initial, key):
         before, after = old.program, new.program
         if _what_learns(before) == _what_learns(after):
-            return Surgery(), state, new  # a phase of the data, or another method's stage
+            return params, same, state, new  # a phase of the data, or another method's stage
         source_L = sources(before.model.depth, after.model.depth)
         heads_L, hidden_L = (
             [n_L[source] for source in source_L] for n_L in (before.model.heads_L, before.model.hidden_L)
@@ -172,13 +172,12 @@ def make(
         def new_moments(copies):
             return copies if stacking and init == "copy" else jax.tree.map(jnp.zeros_like, copies)
 
-        surgery = Surgery(
-            lambda params: grow(params, source_L, before.model, after.model, new_layers),
-            None
-            if optimizer == "fresh"
-            else lambda moments: grow(moments, source_L, before.model, after.model, new_moments),
-        )
-        return surgery, state, dataclasses.replace(new, program=after)
+        def moments_of(moments):
+            return grow(moments, source_L, before.model, after.model, new_moments)
+
+        params = grow(params, source_L, before.model, after.model, new_layers)
+        moments = None if optimizer == "fresh" else moments_of
+        return params, moments, state, dataclasses.replace(new, program=after)
 
     def report(state, stage, clock, pieces):
         depth = stage.program.model.depth

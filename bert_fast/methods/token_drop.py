@@ -22,7 +22,7 @@ import numpy as np
 
 from bert_fast import BadInput
 from bert_fast.bert import Config
-from bert_fast.method import Method, Stage, Surgery, cut
+from bert_fast.method import Method, Stage, cut, same
 from bert_fast.plan import edit
 
 SCORES = ("loss", "random", "frequency")
@@ -41,6 +41,7 @@ def make(
     repeats: str = "mean",  # "update" would be out of reach of flags: ConfigDict has it
     full_tail: float = 0.0,  # the released code drops to the end; that the paper has a stage without is unverified
     beside: int = 1,
+    boundary: int = -1,
 ) -> Method:
     """Token dropping as released, but for one thing: see `repeats`.
 
@@ -54,12 +55,15 @@ def make(
         one step to the weighted mean of the losses, special ids keep theirs, and unfilled slots count for
         nothing. "last_write" as released: a step to one of the losses (there whichever is written last,
         here the last in the order of the batch), special ids drift if they are ever a label, and
-        unfilled slots are losses of label 0.
+        unfilled slots are losses of label 0. The released table is per replica: `add_weight` in routing.py asks for
+        no aggregation, so each learns from its own examples. Here both have one table, of the whole batch.
     full_tail: share of the steps of the last training, at its end, in which nothing is dropped.
     beside: so many examples are laid side by side where only kept tokens are; from equal dropout the same is
         computed. For TPUs: half of 128 tokens fill half of the lanes of a register, two examples beside each other
         all of them, and only attention computes more, of which half is thrown away (experiments/tpu_plan.md has what
         it gives). Elsewhere it only costs.
+    boundary: the layer, counted from 0, that updates only kept tokens and attends to all; the layers below it are
+        full. -1: L/2 - 1, as released. At most L - 2, as the last layer is full.
 
     Special tokens are always kept, padding never before a real token. Where more special and masked
     tokens stand in a row than are kept (several documents in one row), and among ids that were never
@@ -81,6 +85,10 @@ def make(
         raise BadInput(f"{flag}.repeats={repeats} is of losses: leave it out, or set {flag}.scores=loss")
     if not 0 <= full_tail < 1:
         raise BadInput(f"{flag}.full_tail={full_tail}: expected a share of the steps, from 0 up to, not including, 1")
+    if boundary < -1:
+        raise BadInput(
+            f"{flag}.boundary={boundary}: expected a layer counted from 0, or -1 for half of the layers less 1"
+        )
     if beside < 1:
         raise BadInput(f"{flag}.beside={beside}: expected at least 1, which is no example beside another")
     begin = start if scores == "loss" else 0.0
@@ -88,9 +96,14 @@ def make(
     def dropping(stage: Stage) -> Stage:
         """The stage with the layer plan of `TokenDropBertEncoder.call` in encoder.py."""
         program, depth = stage.program, stage.program.model.depth
-        boundary = depth // 2 - 1
-        if boundary < 0:
+        first = depth // 2 - 1 if boundary == -1 else boundary
+        if first < 0:
             return stage
+        if first > depth - 2:
+            raise BadInput(
+                f"{flag}.boundary={boundary}: stage {stage.name} has {depth} layers, and the last of them is full: set "
+                f"at most {depth - 2}, or -1 for half of the layers of each stage less 1"
+            )
         if restricts(program.plan):
             raise BadInput(
                 f"--config.methods: the plan of stage {stage.name} leaves out tokens already ({program.plan}), so "
@@ -104,14 +117,14 @@ def make(
                 f"{flag}.keep={math.ceil(1000 * needed / program.seq_len) / 1000}, or a smaller "
                 "--config.data.masked_share, or longer rows in --config.phases"
             )
-        plan = edit(program.plan, boundary, depth - 1, rows=kept)
+        plan = edit(program.plan, first, depth - 1, rows=kept)
         examples = program.batch_size // program.micro_batches
         if examples % beside:
             raise BadInput(
                 f"{flag}.beside={beside} does not divide the {examples} examples of a micro-batch: set "
                 "--config.batch_size to a multiple of it, or leave it out"
             )
-        plan = edit(plan, boundary + 1, depth - 1, keys=kept, beside=beside)
+        plan = edit(plan, first + 1, depth - 1, keys=kept, beside=beside)
         return dataclasses.replace(stage, program=dataclasses.replace(program, plan=plan))
 
     def stages(stages):
@@ -132,7 +145,7 @@ def make(
 
     def enter(params, score_V, old, new, initial, key):
         # A restart begins the training anew, and the losses of a model that is gone say nothing of the next.
-        return Surgery(), first_scores(new.program.model) if new.data == "restart" else score_V, new
+        return params, same, first_scores(new.program.model) if new.data == "restart" else score_V, new
 
     def order(score_V, batch, program, key):
         if not restricts(program.plan):

@@ -10,6 +10,8 @@
     trainer.py   what the runs of a task share: widths, stages, compiled programs
     finetune.py  one run: a task, a learning rate, a seed
     sweep.py     all of them: what is finished is kept, and summed up in results.json
+    inputs.py    the texts of a file that is to be predicted
+    predict.py   what a fine-tuned model says of them: the command `predict`
 
 No layer and no token is left out here; a method that changes widths (a ticket) is welcome.
 """

@@ -3,6 +3,7 @@
 Reading comes first and touches only the task's files; then rows are made with the encoder's vocabulary.
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from bert_fast.tasks import glue, spans, squad
 from bert_fast.tasks.batches import Rows, make_rows
 from bert_fast.tasks.model import Head
 from bert_fast.tasks.settings import SQUAD, Settings
+from bert_fast.train.description import TaskHead
 
 _SAMPLE = 12_345  # of the fixed samples; BERT's own seed (create_pretraining_data.py of google-research/bert)
 
@@ -26,6 +28,7 @@ class Task(NamedTuple):
     held_out: rows whose logits `score` turns into metrics in percent, `score` among them, by split.
     test: rows without labels, of which only predictions are written.
     write: (folder, split, logits) -> the files of a split's predictions, as the benchmark wants them.
+    about: what a checkpoint says of the task.
     """
 
     name: str
@@ -35,9 +38,10 @@ class Task(NamedTuple):
     test: Mapping[str, Rows]
     score: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
     write: Callable[[pathlib.Path, str, np.ndarray], list[pathlib.Path]]
+    about: TaskHead
 
     def lengths_N(self) -> np.ndarray:
-        """Of all rows."""
+        """Lengths of all rows, in tokens."""
         return np.concatenate([rows.lengths_N for rows in (self.train, *self.held_out.values(), *self.test.values())])
 
 
@@ -109,6 +113,9 @@ def _glue(name: str, examples: dict[str, glue.Examples], words: Vocab, settings:
         {split.file: rows[split.file] for split in task.test if split.file in rows and settings.predict_test},
         functools.partial(glue.score, task, examples),
         write,
+        TaskHead(
+            name, "classes" if task.labels else "score", task.outputs, task.labels, task.columns, settings.data.seq_len
+        ),
     )
 
 
@@ -141,7 +148,10 @@ def _squad(name: str, found: dict[bool, list], words: Vocab, settings: Settings)
     def write(folder, split, logits_NS2):
         return squad.write(folder, answers(logits_NS2))
 
-    return Task(name, Head("span", 2), squad_rows(train), {"dev": squad_rows(dev)}, {}, score, write)
+    options = {"version": version, "stride": data.stride, "max_question": data.max_question}
+    options |= dataclasses.asdict(settings.answers)
+    about = TaskHead(name, "span", 2, (), ("question", "context"), data.seq_len, options)
+    return Task(name, Head("span", 2), squad_rows(train), {"dev": squad_rows(dev)}, {}, score, write, about)
 
 
 def squad_rows(windows: spans.Windows) -> Rows:

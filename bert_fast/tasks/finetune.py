@@ -1,176 +1,213 @@
 """One run: a task, a learning rate, a seed."""
 
-import math
-import time
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from bert_fast import Interrupted
-from bert_fast.method import Clock, Stage
-from bert_fast.tasks import batches
+from bert_fast import BadInput, Interrupted
 from bert_fast.tasks.trainer import Trainer
+from bert_fast.train import checkpoint
+from bert_fast.train.book import TIMES
+from bert_fast.train.description import Description
+from bert_fast.train.engine import NotFinite
+from bert_fast.train.report import say
 from bert_fast.train.stop import Stop
 
+UNDER_WAY = "under_way"  # folder, inside a run's, with the checkpoints of an unfinished run
 
-class Run(NamedTuple):
-    """A finished run: what results.json says of it, and the last logits by split."""
+
+class Finished(NamedTuple):
+    """A finished run: its entry in results.json, and its last logits by split."""
 
     result: dict[str, Any]
     logits: dict[str, np.ndarray]
 
 
 def train_and_score(
-    trainer: Trainer, rate: float, seed: int, stop: Stop, progress: Callable[[dict[str, float]], None]
-) -> Run:
-    """Trains and scores; `progress` is called after each step with numbers to show.
+    trainer: Trainer,
+    rate: float,
+    seed: int,
+    folder: pathlib.Path,
+    stop: Stop,
+    progress: Callable[[int, dict[str, float]], None],
+) -> Finished:
+    """Trains and scores in `folder`, resuming where it holds a checkpoint; `progress` is called after each step with
+    its number and values to show.
 
-    A run whose loss is no longer finite ends there and is scored as it is: it belongs to its learning rate. Raises
-    Interrupted after a signal; nothing of this run is then kept.
+    A run whose loss or weights are not finite ends there, and is scored as one that predicts nothing: it belongs to
+    its learning rate. Raises Interrupted after a signal, once the step is saved.
     """
-    live = Live(trainer, rate, seed)
-    while not live.diverged:
-        if live.stage_is_over():
-            if live.index + 1 == len(live.stages):
-                break
-            live.enter_stage(live.index + 1)
-            continue
-        live.train_step()
-        live.observe()
-        if signum := stop.signum(live.step):
-            raise Interrupted(signum, "the runs that are finished are kept")
-        if live.is_due():
-            live.evaluate()
-        progress(live.numbers())
-    if not live.curve or live.curve[-1]["step"] != live.step - live.began:
-        live.evaluate()
-    return live.finish()
+    run = Run(trainer, rate, seed, folder)
+    try:
+        while run.advance():
+            signum = stop.signum(run.engine.step)
+            if run.is_due():  # before it is saved: a resumed run begins with the next step
+                run.evaluate()
+            if signum and run.save():
+                raise Interrupted(signum, f"step {run.engine.step} of this run is saved, finished runs are kept")
+            run.save_if_due()
+            progress(run.engine.step, run.numbers())
+        return run.finish()
+    finally:
+        run.engine.close()
 
 
-class Live:
+class Run:
     """A run in progress. A training is what lies between two restarts: only the last one is evaluated."""
 
-    def __init__(self, trainer: Trainer, rate: float, seed: int):
-        self.trainer, self.seed = trainer, seed
+    def __init__(self, trainer: Trainer, rate: float, seed: int, folder: pathlib.Path):
+        """Resumes from the newest checkpoint in `folder`, else begins."""
+        self.trainer, self.folder, self.root = trainer, folder, folder / UNDER_WAY / "checkpoints"
         self.about = {"task": trainer.task.name, "learning_rate": rate, "seed": seed}
-        self.stages: list[Stage] = trainer.timeline(rate)
-        self.state = trainer.first_state(seed)
-        self.initial = jax.tree.map(np.asarray, self.state.params) if trainer.method.needs_initial else {}
-        self.step, self.began, self.diverged, self.ended = 0, 0, False, False
-        self.clocks, self.mark = {"seconds": 0.0, "eval_seconds": 0.0}, time.monotonic()
-        self.examples, self.tokens = 0, 0
-        self.losses: list[Any] = []
+        self.engine = trainer.engine(rate, seed)
         self.curve: list[dict[str, Any]] = []
-        self.timed: list[dict[str, Any]] = []
         self.logits: dict[str, np.ndarray] = {}
-        self.enter_stage(0)
+        self.diverged = False
+        found = checkpoint.newest(self.root, say)
+        if found is None:
+            self.engine.begin(trainer.first_params(seed))
+        else:
+            about = checkpoint.about(found)
+            self.engine.resume(found, [*about.earlier_stages, about.stage], about.book)
+            self.curve = [dict(row) for row in about.scored]
+            if trainer.settings.keep == "best" and self.curve and not checkpoint.steps(folder / "checkpoints"):
+                raise BadInput(
+                    f"{folder} was begun with another --config.keep, and no longer has its best weights: continue it "
+                    "with --config.keep=last, or delete the folder"
+                )
+        self.engine.book.start_clock()
 
     @property
-    def stage(self) -> Stage:
-        return self.stages[self.index]
+    def at(self) -> int:
+        """Steps since the training began."""
+        return self.engine.step - self.engine.book.training_began
 
-    def enter_stage(self, index: int):
-        """The methods' surgery, and the stage as they settled it; a restart begins the training, and its data, anew."""
-        if index:
-            self.close_stage()
-            old, new = self.stages[index - 1 : index + 1]
-            self.state, self.stages[index] = self.trainer.next_state(self.state, old, new, self.initial, self.seed)
-        self.index, self.entered, self.ended = index, self.step, False
-        if not index or self.stage.data == "restart":
-            settings, start = self.trainer.settings, self.trainer.start
-            self.began, self.losses = self.step, []
-            self.batches = batches.train_batches(
-                self.trainer.task.train, self.trainer.widths, settings.batch_size, start.vocab.pad, self.seed
-            )
-            ends = [i for i in range(index + 1, len(self.stages)) if self.stages[i].data == "restart"]
-            self.training_steps = sum(stage.steps for stage in self.stages[index : min(ends, default=None)])
-
-    def close_stage(self):
-        """Notes what a stage took."""
-        self.lap("seconds")
-        model, since = self.stage.program.model, sum(stage["seconds"] for stage in self.timed)
-        self.timed.append(
-            {
-                "stage": self.stage.name,
-                "steps": self.step - self.entered,
-                "seconds": round(self.clocks["seconds"] - since, 3),
-                "heads": list(model.heads_L),
-                "neurons": list(model.hidden_L),
-            }
-        )
-
-    def stage_is_over(self) -> bool:
-        return self.ended or self.step - self.entered >= self.stage.steps
-
-    def train_step(self):
-        """Dispatches a step; looks at the loss of the one before, whose step it so waits for."""
-        batch = next(self.batches)
-        self.examples += int(batch["weights"].sum())
-        self.tokens += int(batch["segments"].sum())
-        clock = Clock(self.step - self.began, self.training_steps)
-        rate = self.stage.learning_rate(clock, self.step - self.entered)
-        self.state, loss = self.trainer.train_step(self.state, batch, self.seed, rate, self.stage.program)
-        if self.losses:
-            self.losses[-1] = float(self.losses[-1])
-            self.diverged = not math.isfinite(self.losses[-1])
-        self.losses.append(loss)
-        self.step += 1
-
-    def observe(self):
-        """Lets the methods look at the parameters where they have asked to, and end the stage."""
-        stage, since = self.stage, self.step - self.entered
-        if stage.ask_every and since % stage.ask_every == 0:
-            method = self.trainer.method
-            seen = method.observe(self.state.params, self.state.method, stage)
-            self.state = self.trainer.place(self.state._replace(method=seen))
-            self.ended = method.done(self.state.params, self.state.method, stage, self.step)
+    def advance(self) -> bool:
+        """Takes one step; False at the end, or where the loss is no longer finite."""
+        if self.diverged:
+            return False
+        engine, before = self.engine, self.engine.book.training_began
+        try:
+            going = engine.advance()
+        except NotFinite:
+            self.diverged = True
+            return False
+        if engine.book.training_began > before:  # the search is over, and counts for no row of the curve
+            engine.book.since = {}
+        return going
 
     def is_due(self) -> bool:
-        """After every so many steps, or each epoch, of the last training."""
-        every = self.trainer.settings.eval.every or self.trainer.per_epoch
-        last = all(stage.data != "restart" for stage in self.stages[self.index + 1 :])
-        return last and (self.step - self.began) % every == 0
+        """Whether an evaluation is due: in the last training, every `eval.every` steps or each epoch.
+
+        The one after the last step belongs to `finish`.
+        """
+        engine, every = self.engine, self.trainer.settings.eval.every or self.trainer.per_epoch
+        last = all(stage.data != "restart" for stage in engine.timeline[engine.book.stage + 1 :])
+        return last and self.at % every == 0 and not engine.is_over()
 
     def evaluate(self):
-        """Metrics on the held-out rows, and the mean loss since the last time."""
-        losses = [float(loss) for loss in self.losses]
-        self.losses, self.diverged = [], not math.isfinite(sum(losses))
-        self.lap("seconds")
-        task, trainer = self.trainer.task, self.trainer
-        found = {
-            split: trainer.logits(self.state.params, rows, self.stage.program) for split, rows in task.held_out.items()
-        }
-        self.logits = {split: np.nan_to_num(logits) for split, logits in found.items()}
-        at = self.step - self.began
-        row = {
-            "step": at,
-            "epoch": at / trainer.per_epoch,
-            "train_loss": None if self.diverged else float(np.mean(losses)),
-        }
-        self.curve.append(row | task.score(self.logits))
-        self.lap("eval_seconds")
+        """Adds a row to the curve: metrics on the held-out rows, and the mean loss since the last one.
+
+        Weights that are not finite are not run.
+        """
+        engine, task, trainer = self.engine, self.trainer.task, self.trainer
+        self.settle()
+        params = engine.whole_params()
+        self.logits = {split: self.logits_of(params, rows) for split, rows in task.held_out.items()}
+        since = engine.book.take_sums()
+        loss = None if self.diverged or not since else (since["loss"] - since["penalty"]) / since["steps"]
+        row = {"step": self.at, "epoch": self.at / trainer.per_epoch, "train_loss": loss, **task.score(self.logits)}
+        best = not self.curve or row["score"] > max(row["score"] for row in self.curve)
+        self.curve.append(row)
+        engine.book.lap("eval_seconds")
+        if best and trainer.settings.keep == "best" and not self.diverged:
+            self.keep_weights()
+
+    def settle(self):
+        """Waits for the step in flight, and sees whether the run has diverged."""
+        try:
+            self.engine.settle()
+        except NotFinite:
+            self.diverged = True
+        self.engine.book.lap("seconds")
+        self.diverged = self.diverged or bool(checkpoint.any_not_finite(self.engine.state))
+
+    def logits_of(self, params, rows) -> np.ndarray:
+        if self.diverged:
+            return self.trainer.no_logits(rows)
+        return self.trainer.logits(params, rows, self.engine.stage.program)
+
+    def description(self) -> Description:
+        engine, trainer = self.engine, self.trainer
+        return Description(
+            step=engine.step,
+            stage=engine.stage,
+            vocab=trainer.start.vocab,
+            earlier_stages=tuple(engine.timeline[: engine.book.stage]),
+            book=engine.book,
+            methods=trainer.settings.methods,
+            init="" if trainer.settings.random_weights else str(trainer.start.folder),
+            task=trainer.task.about,
+            scored=tuple(self.curve),
+        )
+
+    def save(self) -> bool:
+        """Writes the checkpoint that resumes the run; False where it has diverged, and nothing is written."""
+        self.settle()
+        if not self.diverged:
+            checkpoint.save(self.root, self.engine.state, self.description(), set())
+            self.engine.book.lap("save_seconds")
+        return not self.diverged
+
+    def save_if_due(self):
+        every = self.trainer.settings.checkpoint.every
+        if every and self.engine.step % every == 0 and not self.engine.is_over():
+            self.save()
+
+    def keep_weights(self):
+        """Writes the weights alone, without the optimizer's moments."""
+        self.engine.book.lap("seconds")
+        state = self.engine.state._replace(opt_state=(), method=())
+        checkpoint.save(self.folder / "checkpoints", state, self.description(), set())
+        self.engine.book.lap("save_seconds")
 
     def numbers(self) -> dict[str, float]:
-        """For the progress line."""
+        """Values for the progress line."""
         last = self.curve[-1] if self.curve else {}
         return {key: last[key] for key in ("train_loss", "score") if last.get(key) is not None}
 
-    def lap(self, name: str):
-        now = time.monotonic()
-        self.clocks[name] += now - self.mark
-        self.mark = now
+    def stages(self) -> list[dict[str, Any]]:
+        """What each stage took."""
+        engine, book = self.engine, self.engine.book
+        ends, seconds = [*book.ends, engine.step], [*book.end_seconds, book.times["seconds"]]
+        return [
+            {
+                "stage": stage.name,
+                "steps": end - began,
+                "seconds": round(until - since, 3),
+                "heads": list(stage.program.model.heads_L),
+                "neurons": list(stage.program.model.hidden_L),
+            }
+            for stage, began, end, since, until in zip(
+                engine.timeline, [0, *ends], ends, [0.0, *seconds], seconds, strict=False
+            )
+        ]
 
-    def finish(self) -> Run:
-        """Predictions for the test files, and all that is known."""
-        self.close_stage()
-        program, trainer = self.stage.program, self.trainer
+    def finish(self) -> Finished:
+        """The last evaluation, predictions for the test files, and all that is known."""
+        engine, trainer = self.engine, self.trainer
+        if self.curve and self.curve[-1]["step"] == self.at:
+            self.curve.pop()  # evaluated before it was seen that the run had diverged
+        self.evaluate()
         for split, rows in trainer.task.test.items():
-            self.logits[split] = np.nan_to_num(trainer.logits(self.state.params, rows, program))
-        self.lap("eval_seconds")
-        result = self.about | {"diverged_at": self.step if self.diverged else None}
-        result |= {"steps": self.step, "examples": self.examples, "tokens_real": self.tokens, "stages": self.timed}
-        result |= {key: round(value, 3) for key, value in self.clocks.items()}
+            self.logits[split] = self.logits_of(engine.whole_params(), rows)
+        engine.book.lap("eval_seconds")
+        if trainer.settings.keep == "last" and not self.diverged:
+            self.keep_weights()
+        book = engine.book
+        result = self.about | {"diverged_at": engine.step if self.diverged else None, "steps": engine.step}
+        result |= {**book.counts, **{key: round(book.times[key], 3) for key in TIMES}, "stages": self.stages()}
         best = max(self.curve, key=lambda row: row["score"])
-        return Run(result | {"last": self.curve[-1], "best": best, "curve": self.curve}, self.logits)
+        return Finished(result | {"last": self.curve[-1], "best": best, "curve": self.curve}, self.logits)

@@ -1,25 +1,26 @@
-"""The encoder with a head on it: parameters, logits, losses, and one step.
+"""The encoder with a head on it: parameters, logits, and losses.
 
 Parameters are those of the encoder, without its pre-training heads, and `task`: the head's.
-Axes: B examples, S positions, D width, C classes.
+Axes: N rows, B examples of a batch, S positions, D width, C classes.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 from bert_fast import bert
 from bert_fast.bert import Params
 from bert_fast.layers import Config, Linear, apply, dropout, keys_of
 from bert_fast.method import Method, Program
 from bert_fast.plan import Route
-from bert_fast.train.step import TrainState
+from bert_fast.tasks import batches
+from bert_fast.train.step import Objective
 
-DROPOUT, HEAD = 200, 201  # uses of the seed on the device
+HEAD = 201  # use of the seed on the device, for the head's first parameters
 NEVER = -1e30  # a logit of what cannot be chosen; finite, so that differences stay numbers
 
 
@@ -56,7 +57,7 @@ class SpanHead(nn.Module):
 
 def init(config: Config, head: Head, encoder: Params, key) -> Params:
     """The encoder's parameters with a fresh head, whose pooler is that of pre-training where there is one."""
-    params = {name: leaf for name, leaf in encoder.items() if name not in ("mlm", "next")}
+    params = {name: leaf for name, leaf in encoder.items() if name not in ("mlm", "next", "task")}
     if head.kind == "span":
         x_BSD = jnp.zeros((1, 1, config.width), config.dtype)
         return {**params, "task": SpanHead(config).init(key, x_BSD)["params"]}
@@ -89,31 +90,24 @@ def losses(head: Head, found, labels):
     return bert.cross_entropy(found, labels)[0]
 
 
-def make_step(method: Method, optimizer: optax.GradientTransformation, head: Head):
-    """The train step: (state, batch, seed, learning_rate, program) -> (state, loss). Only `program` is static, so that
-    seeds and learning rates share what is compiled.
+def objective(head: Head) -> Objective:
+    """The mean of the losses over the batch's examples; those that only fill up a batch have weight 0.
 
-    The loss is the mean over the batch's examples plus the methods' penalties. `Method.update` gets no
-    pre-training losses here (None).
+    Methods get no per-example losses here: `Method.update` sees None.
     """
 
-    def train_step(state: TrainState, batch, seed, learning_rate, program: Program):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), state.step)
+    def totals(program: Program, batch):
+        return batch["weights"].sum()
 
-        def loss_of(params):
-            seen, penalty = method.weights(params)
-            found = logits(program.model, head, seen, batch, program.plan, key)
-            loss_B = losses(head, found, batch["labels"]) * batch["weights"]
-            loss = loss_B.sum() / batch["weights"].sum()
-            return loss + penalty, loss
+    def loss(program: Program, params: Params, frozen: Params, micro, examples, route: Route, key):
+        params = {**frozen, **params}
+        found = logits(program.model, head, params, micro, program.plan, key)
+        return (losses(head, found, micro["labels"]) * micro["weights"]).sum() / examples, None
 
-        (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
-        method_state = method.update(state.method, params, batch, None)
-        return TrainState(state.step + 1, params, state.frozen, opt_state, method_state), loss
+    def sums(program: Program, losses, batch) -> dict:
+        return {"examples": batch["weights"].sum(), "tokens_real": (batch["segments"] != 0).sum()}
 
-    return train_step
+    return Objective(totals, loss, sums)
 
 
 def make_predict(method: Method, head: Head):
@@ -123,3 +117,37 @@ def make_predict(method: Method, head: Head):
         return logits(program.model, head, method.weights(params)[0], batch, program.plan, None)
 
     return predict
+
+
+def no_logits(head: Head, count: int, seq_len: int) -> np.ndarray:
+    """Logits that say nothing, for `count` rows: of equal classes [N, C], or of no answer [N, S, 2]."""
+    span = head.kind == "span"
+    return np.full((count, *((seq_len, 2) if span else (head.outputs,))), NEVER if span else 0, np.float32)
+
+
+def all_logits(
+    step: Callable[[dict[str, np.ndarray]], Any],
+    rows: batches.Rows,
+    widths: Sequence[int],
+    batch_size: int,
+    pad: int,
+    empty_N: np.ndarray,
+) -> np.ndarray:
+    """Logits of every row, in their order; `empty_N`, which is overwritten, has their shape (see `no_logits`).
+
+    step: logits of the arrays of a batch.
+    """
+    pending = None
+    for batch in [*batches.epoch(rows.lengths_N, widths, batch_size, None), None]:
+        coming = None
+        if batch is not None:
+            coming = (batch, step(batches.fill(rows._replace(labels=None), batch, batch_size, pad)))
+        if pending is not None:  # fetched when the next one is under way
+            done, logits = pending
+            logits = np.asarray(logits, np.float32)[: len(done.rows_B)]
+            if logits.ndim == 3:  # of spans, as wide as the batch
+                empty_N[done.rows_B, : logits.shape[1]] = logits
+            else:
+                empty_N[done.rows_B] = logits
+        pending = coming
+    return empty_N

@@ -9,13 +9,13 @@ from bert_fast import BadInput, methods
 from bert_fast.layers import Config
 from bert_fast.method import Method
 from bert_fast.schedule import DECAYS, Schedule
-from bert_fast.settings import Mesh, at_least, choice
 from bert_fast.tasks import glue
 from bert_fast.train import optim
 from bert_fast.train.optim import Optimizer
+from bert_fast.train.settings import Mesh, at_least, choice
 
 SQUAD = {"squad1.1": "1.1", "squad2.0": "2.0"}  # task: version
-SWEPT = ("task", "seeds", "learning_rates")  # keys of a config of which a folder may hold several
+SWEPT = ("task", "seeds", "learning_rates", "keep", "checkpoint")  # keys in which the calls of a folder may differ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +72,24 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """How often a run is saved, in steps; 0: on interruption alone."""
+
+    every: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
-    """One call. `learning_rates`: pairs (task or "" for all, rate)."""
+    """One call. `learning_rates`: pairs (task or "" for all, rate). keep: which weights of a run are kept."""
 
     task: str
     seeds: tuple[int, ...]
     learning_rates: tuple[tuple[str, float], ...]
     epochs: float
     batch_size: int
+    micro_batches: int
     widths: int
+    keep: str
     random_weights: bool
     dropout: float
     dtype: str
@@ -92,6 +101,7 @@ class Settings:
     search: Search
     optimizer: Optimizer
     eval: Evaluation
+    checkpoint: Checkpoints
     mesh: Mesh
 
     def rates_of(self, task: str) -> tuple[float, ...]:
@@ -145,7 +155,9 @@ def make(config: Mapping[str, Any]) -> Settings:
     for name in names:
         choice("methods", name, tuple(methods.known()))
     optim.make(optimizer := Optimizer(**config["optimizer"]))
-    plain = ("task", "epochs", "batch_size", "widths", "random_weights", "dropout", "dtype", "predict_test")
+    choice("keep", config["keep"], ("best", "last", "none"))
+    plain = ("task", "epochs", "batch_size", "micro_batches", "widths", "keep", "random_weights")
+    plain += ("dropout", "dtype", "predict_test")
     settings = Settings(
         **{key: config[key] for key in plain},
         seeds=_numbers("seeds", config["seeds"], int, "0,1,2"),
@@ -157,10 +169,13 @@ def make(config: Mapping[str, Any]) -> Settings:
         search=Search(**config["search"]),
         optimizer=optimizer,
         eval=Evaluation(**config["eval"]),
+        checkpoint=Checkpoints(**config["checkpoint"]),
         mesh=Mesh(**config["mesh"]),
     )
     least = {
         "batch_size": (settings.batch_size, 1),
+        "micro_batches": (settings.micro_batches, 1),
+        "checkpoint.every": (settings.checkpoint.every, 0),
         "widths": (settings.widths, 1),
         "eval.batch_size": (settings.eval.batch_size, 1),
         "eval.every": (settings.eval.every, 0),
@@ -171,6 +186,11 @@ def make(config: Mapping[str, Any]) -> Settings:
         "data.seq_len": (settings.data.seq_len, 8),  # shorter rows hold nothing of a pair of texts
     }
     at_least(least)
+    if settings.batch_size % settings.micro_batches:
+        raise BadInput(
+            f"--config.batch_size={settings.batch_size} does not divide into "
+            f"--config.micro_batches={settings.micro_batches}: make it a multiple"
+        )
     if not 0 <= settings.rate.warmup <= 1:
         raise BadInput(f"--config.learning_rate.warmup={settings.rate.warmup}: expected a share from 0 to 1")
     own = [rate for name, rate in settings.learning_rates if name == settings.task]

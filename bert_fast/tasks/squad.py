@@ -20,7 +20,7 @@ from bert_fast.data.tables import tfds_rows
 from bert_fast.tasks.spans import Answers, Question, Windows, answers, windows
 from bert_fast.train.report import say
 
-__all__ = ["VERSIONS", "Answers", "Question", "Windows", "answers", "read", "score", "windows", "write"]
+__all__ = ["VERSIONS", "Answers", "Question", "Windows", "answers", "asked", "read", "score", "windows", "write"]
 
 VERSIONS = ("1.1", "2.0")
 
@@ -52,7 +52,7 @@ def read(path: str, version: str, train: bool) -> list[Question]:
     seen: set[str] = set()
     astray: list[str] = []
     count = 0
-    for record in _from_tfds(path) if path.startswith("tfds:") else _from_json(pathlib.Path(path)):
+    for record in _from_tfds(path) if path.startswith("tfds:") else _from_json(path):
         _check(record, version)
         if record.id in seen:
             raise BadInput(f"{record.place}: its id occurs twice, and predictions are told apart by it: rename one")
@@ -100,12 +100,17 @@ def _check(record: _Record, version: str):
         )
 
 
-def _from_json(path: pathlib.Path) -> Iterator[_Record]:
-    if not path.is_file():
+def asked(path: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Each question of a JSON file in the official layout: its place, for messages, its object and its context.
+
+    Raises BadInput that names the file and the place.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
         raise BadInput(f"no file at {path}: expected SQuAD's JSON, such as train-v1.1.json or train-v1.1.json.gz")
     try:
-        content = path.read_bytes()
-        if path.name.endswith(".gz"):
+        content = file.read_bytes()
+        if file.name.endswith(".gz"):
             content = gzip.decompress(content)
         data = json.loads(content.decode("utf-8-sig"))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -114,22 +119,29 @@ def _from_json(path: pathlib.Path) -> Iterator[_Record]:
         raise BadInput(f"{path}: not UTF-8 at byte {error.start}: convert it (iconv -t UTF-8)") from error
     except json.JSONDecodeError as error:
         raise BadInput(f"{path}, line {error.lineno}: not JSON ({error.msg}): copy or download it again") from error
-    for a, article in enumerate(_field(data, "data", list, str(path))):
+    for a, article in enumerate(_field(data, "data", list, path)):
         for p, paragraph in enumerate(_field(article, "paragraphs", list, f"{path}, data[{a}]")):
             where = f"{path}, data[{a}].paragraphs[{p}]"
             context = _field(paragraph, "context", str, where)
-            for q, asked in enumerate(_field(paragraph, "qas", list, where)):
+            for q, question in enumerate(_field(paragraph, "qas", list, where)):
                 here = f"{where}.qas[{q}]"
-                given = _field(asked, "answers", list, here)
-                yield _Record(
-                    f"{path}, question {_field(asked, 'id', str, here)!r}",
-                    asked["id"],
-                    _field(asked, "question", str, here),
-                    context,
-                    tuple(_field(answer, "text", str, here) for answer in given),
-                    tuple(_field(answer, "answer_start", int, here) for answer in given),
-                    _field(asked, "is_impossible", bool, here) if "is_impossible" in asked else None,
-                )
+                for key in ("id", "question"):
+                    _field(question, key, str, here)
+                yield here, question, context
+
+
+def _from_json(path: str) -> Iterator[_Record]:
+    for place, question, context in asked(path):
+        given = _field(question, "answers", list, place)
+        yield _Record(
+            f"{path}, question {question['id']!r}",
+            question["id"],
+            question["question"],
+            context,
+            tuple(_field(answer, "text", str, place) for answer in given),
+            tuple(_field(answer, "answer_start", int, place) for answer in given),
+            _field(question, "is_impossible", bool, place) if "is_impossible" in question else None,
+        )
 
 
 def _field(value: Any, key: str, kind: type, place: str) -> Any:

@@ -1,26 +1,31 @@
 """Every task, learning rate and seed of a call: runs that are finished are kept, and summed up in results.json.
 
 WORKDIR/config.json                     what all runs of the folder have in common, and the encoder
-WORKDIR/mrpc/lr=3e-05,seed=0/           a finished run: result.json, and predictions in dev/ and test/
+WORKDIR/mrpc/lr=3e-05,seed=0/           a finished run: result.json, predictions in dev/ and test/, and its weights
+                                        in checkpoints/ (--config.keep)
+WORKDIR/mrpc/.lr=3e-05,seed=0.unfinished/   one that was interrupted, from which the same command goes on
 WORKDIR/submission/                     predictions of the test files by the best held-out score of each task
 WORKDIR/results.json                    all runs, and for each learning rate mean, deviation and median over seeds
 """
 
+import contextlib
 import json
 import pathlib
 import shutil
 import statistics
 from typing import Any
 
-from bert_fast.data.files import atomic_json, full_disk_told
+import jax
+
+from bert_fast.data.files import atomic_json, full_disk_told, hold
 from bert_fast.tasks import data, encoder, glue
 from bert_fast.tasks.batches import real_share
-from bert_fast.tasks.finetune import Run, train_and_score
+from bert_fast.tasks.finetune import UNDER_WAY, Finished, train_and_score
 from bert_fast.tasks.settings import SWEPT, Settings
 from bert_fast.tasks.trainer import Trainer
 from bert_fast.train import begin
 from bert_fast.train.log import Progress
-from bert_fast.train.report import devices, say
+from bert_fast.train.report import devices, first_step, say
 from bert_fast.train.stop import Stop
 
 NUMBERS = ("mean", "deviation", "median")
@@ -38,37 +43,47 @@ def finetune(settings: Settings, config: dict, workdir: pathlib.Path, checkpoint
     rates = {name: settings.rates_of(name) for name in names}
     texts = {name: data.read(name, settings) for name in names}
     start = encoder.load(checkpoint, hf, settings)
-    common = {key: value for key, value in config.items() if key not in SWEPT} | {"encoder": start.about}
-    begin.refuse_other(workdir, common)
+    about = encoder.source(start, hf, settings.random_weights)
+    common = {key: value for key, value in config.items() if key not in SWEPT} | {"encoder": about}
+    begin.refuse_other(workdir, common, newer={"micro_batches": 1})
     trainers = {name: Trainer(data.make(name, texts[name], start.vocab, settings), start, settings) for name in names}
     mesh = next(iter(trainers.values())).mesh
 
     todo = [(name, rate, seed) for name in names for rate in rates[name] for seed in settings.seeds]
     left = [run for run in todo if not (folder_of(workdir, *run) / "result.json").is_file()]
-    _plan(trainers, rates, settings, start.about, devices(mesh), len(todo), len(todo) - len(left), workdir)
-    with full_disk_told(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        atomic_json(workdir / "config.json", common)
-        progress = Progress(sum(trainers[name].steps for name, *_ in left), 0)
-        try:
-            with Stop("stopping after this step; the runs that are finished are kept") as stop:
-                for name, rate, seed in left:
-                    label = f"{name} lr={rate:g} seed={seed}"
-                    before = progress.done
+    is_main = jax.process_index() == 0
+    if is_main:
+        _plan(trainers, rates, settings, about, devices(mesh), len(todo), len(todo) - len(left), workdir)
+    with full_disk_told(workdir), contextlib.ExitStack() as stack:
+        if is_main:
+            workdir.mkdir(parents=True, exist_ok=True)
+            busy = f"another fine-tuning is writing to {workdir}: wait for it, or choose another --workdir"
+            stack.enter_context(hold(workdir / ".lock", busy))
+            atomic_json(workdir / "config.json", common)
+        progress = Progress(sum(trainers[name].steps for name, *_ in left), 0, is_main)
+        stack.callback(progress.close)
+        for trainer in trainers.values():
+            stack.callback(trainer.close)
+        stop = stack.enter_context(Stop("saving after this step; the runs that are finished are kept"))
+        for name, rate, seed in left:
+            before, folder = progress.done, folder_of(workdir, name, rate, seed)
 
-                    def advance(numbers: dict[str, float]):
-                        progress.update(progress.done + 1, numbers)
+            def advance(step: int, numbers: dict[str, float], before=before):
+                progress.update(before + step, numbers)
+                if before == 0 and step == 2:  # the second step waited for the first
+                    progress.say(first_step())
 
-                    finished = train_and_score(trainers[name], rate, seed, stop, advance)
-                    progress.update(before + trainers[name].steps, {})  # some stages end early
-                    _keep(finished, trainers[name], folder_of(workdir, name, rate, seed))
-                    atomic_json(workdir / "results.json", summary(workdir, start.about))
-                    diverged = ", diverged" if finished.result["diverged_at"] is not None else ""
-                    last, best = finished.result["last"]["score"], finished.result["best"]["score"]
-                    progress.say(f"{label}: score {last:.2f}, best {best:.2f}{diverged}")
-        finally:
-            progress.close()
-        results = summary(workdir, start.about)
+            finished = train_and_score(trainers[name], rate, seed, unfinished_of(folder), stop, advance)
+            progress.update(before + trainers[name].steps, {})  # some stages end early
+            if is_main:
+                _keep(finished, trainers[name], folder)
+                atomic_json(workdir / "results.json", summary(workdir, about))
+            diverged = ", diverged" if finished.result["diverged_at"] is not None else ""
+            last, best = finished.result["last"]["score"], finished.result["best"]["score"]
+            progress.say(f"{name} lr={rate:g} seed={seed}: score {last:.2f}, best {best:.2f}{diverged}")
+        if not is_main:
+            return {}
+        results = summary(workdir, about)
         atomic_json(workdir / "results.json", results)
         _submission(workdir, results)
     return results
@@ -83,15 +98,17 @@ def unfinished_of(folder: pathlib.Path) -> pathlib.Path:
     return folder.with_name(f".{folder.name}.unfinished")
 
 
-def _keep(run: Run, trainer: Trainer, folder: pathlib.Path):
+def _keep(run: Finished, trainer: Trainer, folder: pathlib.Path):
     """Writes the folder of a finished run; it is there as a whole, or not at all."""
     part = unfinished_of(folder)
-    shutil.rmtree(part, ignore_errors=True)
     for kind, splits in (("dev", trainer.task.held_out), ("test", trainer.task.test)):
         for split in splits:
             (part / kind).mkdir(parents=True, exist_ok=True)
             trainer.task.write(part / kind, split, run.logits[split])
     atomic_json(part / "result.json", run.result)
+    if trainer.settings.keep == "none":  # of a run that was begun with another setting
+        shutil.rmtree(part / "checkpoints", ignore_errors=True)
+    shutil.rmtree(part / UNDER_WAY, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 

@@ -1,4 +1,4 @@
-"""What a run has counted: where it is, totals since its beginning, sums since its last row. Saved with a checkpoint."""
+"""Where a run is and what it has counted, in total and since its last row. Saved with a checkpoint."""
 
 import dataclasses
 import time
@@ -11,39 +11,44 @@ COUNTS = ("examples", "tokens_real", "tokens_padded", "flops", "flops_dense")
 
 @dataclasses.dataclass
 class Book:
-    """Where the run is (the steps at which earlier stages ended, next example of each order of rows) and what it has
-    counted; `training_began` is the step at which the training did: 0, or that of a restart.
+    """Position and counts of a run.
+
+    ends, end_seconds: steps and "seconds" at which earlier stages ended. over: a method has ended the stage.
+    training_began: the step at which the training began: 0, or that of a restart.
+    data: the next example of each order of rows. times: seconds; "seconds" is train steps and waiting for input.
 
     All of it is JSON, and floats survive JSON exactly: a resumed run writes the same rows as one
-    that was never stopped. `times` are seconds; "seconds" is train steps and waiting for input.
+    that was never stopped.
     """
 
     ends: list[int] = dataclasses.field(default_factory=list)
+    end_seconds: list[float] = dataclasses.field(default_factory=list)
+    over: bool = False
     training_began: int = 0
     data: dict[str, int] = dataclasses.field(default_factory=dict)
     counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     times: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(TIMES, 0.0))
     since: dict[str, float] = dataclasses.field(default_factory=dict)
-    mark: float = dataclasses.field(default_factory=time.monotonic, repr=False)
+    mark: float = dataclasses.field(default_factory=time.monotonic, repr=False, compare=False)
 
     @property
     def stage(self) -> int:
-        """The number of the stage."""
+        """Index of the stage."""
         return len(self.ends)
 
     @property
     def stage_began(self) -> int:
-        """The step at which it did."""
+        """The step at which the stage began."""
         return self.ends[-1] if self.ends else 0
 
     @classmethod
     def from_json(cls, found: dict) -> "Book":
-        """What `to_json` gave. Raises BadInput for that of a version which kept something else."""
+        """The inverse of `to_json`. Raises BadInput where another version counted something else."""
         if found.keys() != cls().to_json().keys():
             strange = ", ".join(sorted(found.keys() ^ cls().to_json().keys()))
             raise BadInput(
                 f"the checkpoint is of another version of bert_fast, which kept other counts ({strange}): "
-                "go on with that version, or begin a run from its weights with --config.init"
+                "continue with that version, or export it there and import it here"
             )
         return cls(**found)
 
@@ -69,24 +74,15 @@ class Book:
         for key, value in counted.items():
             self.counts[key] += value
 
-    def take_means(self) -> dict[str, float]:
-        """Means since the last call: of the loss and of the layers that ran over steps, of each part of the loss over
-        its predictions (nats); the methods' penalty where there is one.
-        """
+    def end_stage(self, step: int, restart: bool):
+        """Notes that the stage ended at `step`. A restart begins the training, and its data, anew."""
+        self.ends.append(step)
+        self.end_seconds.append(self.times["seconds"])
+        self.over = False
+        if restart:
+            self.data, self.training_began = {}, step
+
+    def take_sums(self) -> dict[str, float]:
+        """Sums since the last call, and the number of "steps" in them."""
         since, self.since = self.since, {}
-        of_steps = ["loss", "layers_run", *(["penalty"] if since["penalty"] else [])]
-        return {**{key: since[key] / since["steps"] for key in of_steps}, **means(since)}
-
-
-def means(sums: dict[str, float]) -> dict[str, float]:
-    """Losses in nats and accuracies from the sums of `step.sums`; `mask_loss` is that of the words behind [MASK]."""
-    predictions = max(sums["predictions"], 1)
-    row = {
-        "mlm_loss": sums["mlm_sum"] / predictions,
-        "mask_loss": sums["mask_sum"] / max(sums["masks"], 1),
-        "mlm_accuracy": sums["mlm_correct"] / predictions,
-    }
-    if "next_sum" in sums:
-        rows = max(sums["rows"], 1)
-        row |= {"nsp_loss": sums["next_sum"] / rows, "nsp_accuracy": sums["next_correct"] / rows}
-    return row
+        return since

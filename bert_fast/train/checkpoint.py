@@ -9,10 +9,10 @@ A folder takes its final name only when it is complete. Orbax itself restores fl
 an error and takes an empty newest folder for a step; so neither its manager nor its listing is used.
 """
 
-import dataclasses
 import json
 import pathlib
 import shutil
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,45 +20,79 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bert_fast import BadInput
-from bert_fast.bert import Config, Params
+from bert_fast.bert import Params
 from bert_fast.data.shards import sha256
-from bert_fast.method import Program, Stage
-from bert_fast.plan import Span
-from bert_fast.schedule import Schedule
+from bert_fast.train import description
+from bert_fast.train.description import Description
 from bert_fast.train.step import TrainState, join
 
-DESCRIBED = ("step", "version", "stage", "earlier_stages", "vocab", "data", "eval", "fingerprint", "methods", "book")
+
+def optimizer_name(path) -> str:
+    """Name of a leaf of the optimizer's state: fields and keys, without its place in the chain.
+
+    So clipping, which has no state, may come and go.
+    """
+    return "/".join(str(getattr(key, "key", getattr(key, "name", ""))) for key in path if not hasattr(key, "idx"))
 
 
-def stage_to_json(stage: Stage) -> dict:
-    return dataclasses.asdict(stage)
+def method_name(path) -> str:
+    """Name of a leaf of the methods' state: the method's place in the chain, then fields and keys."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path) or "state"
 
 
-def stage_from_json(tree: dict) -> Stage:
-    """The stage of a checkpoint's `about.json`: all that is needed to rebuild its model."""
-    program = dict(tree["program"])
-    model: dict[str, Any] = program["model"]
-    model = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
-    program["model"] = Config(**model)
-    program["plan"] = tuple(Span(**span) for span in program["plan"])
-    program["frozen"] = tuple(program["frozen"])
-    return Stage(**{**tree, "program": Program(**program), "schedule": Schedule(**tree["schedule"])})
+NAMES: Mapping[str, Callable] = {"optimizer": optimizer_name, "method": method_name}
+
+
+def _named(tree, name_of: Callable) -> dict:
+    """A tree of any types as nested dicts: Orbax keeps named tuples by position, and empty nodes not at all."""
+    result: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        *parents, last = name_of(path).split("/")
+        branch = result
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        if last in branch:
+            raise ValueError(f"two leaves of the state are called {name_of(path)}: give them names of their own")
+        branch[last] = leaf
+    return result
+
+
+def _unnamed(named: Mapping[str, Any], like, name_of: Callable):
+    """The inverse of `_named`, with the structure of `like`."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    return jax.tree.unflatten(structure, [_at(named, name_of(path)) for path, _ in paths])
+
+
+def _at(tree: Any, name: str):
+    for part in name.split("/"):
+        tree = tree[part]
+    return tree
 
 
 def _numbered(tree) -> dict:
-    """A tree of any types as a dict, since Orbax would keep named tuples by position and empty nodes not at all."""
+    """A tree as format 1 kept it: its leaves by their position."""
     return {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
 
 
-def _arrays(state: TrainState) -> dict:
-    tree = {
-        "step": state.step,
-        "params": state.params,
-        "frozen": state.frozen,
-        "optimizer": _numbered(state.opt_state),
-        "method": _numbered(state.method),
-    }
+def _is_numbered(folder: pathlib.Path) -> bool:
+    return json.loads((folder / "about.json").read_text()).get("format", 1) == 1
+
+
+def _arrays(state: TrainState, numbered: bool = False) -> dict:
+    """What Orbax keeps; `numbered` as in format 1."""
+    kept = {"optimizer": state.opt_state, "method": state.method}
+    branches = {name: _numbered(tree) if numbered else _named(tree, NAMES[name]) for name, tree in kept.items()}
+    tree = {"step": state.step, "params": state.params, "frozen": state.frozen, **branches}
     return {name: branch for name, branch in tree.items() if jax.tree.leaves(branch)}
+
+
+def not_finite(tree) -> str:
+    """Name of the first leaf that holds NaN or infinity, "" if none does; of this process's part of the arrays."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        parts = [part.data for part in leaf.addressable_shards] if isinstance(leaf, jax.Array) else [leaf]
+        if jax.numpy.issubdtype(leaf.dtype, np.floating) and not all(np.isfinite(np.asarray(p)).all() for p in parts):
+            return method_name(path)
+    return ""
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -76,12 +110,14 @@ def _barrier(name: str):
         multihost_utils.sync_global_devices(name)
 
 
-def save(root: pathlib.Path, state: TrainState, about: dict, vocab: bytes, keep: set[int]) -> pathlib.Path:
-    """Writes `root/STEP` and then removes every other step that is not in `keep`. `vocab` is the vocab.txt.
+def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[int]) -> pathlib.Path:
+    """Writes `root/STEP`, then removes every other step that is not in `keep`.
 
-    Raises BadInput where it cannot be written (a full disk, say); the older ones are then untouched.
+    Raises BadInput where the state is not finite, or cannot be written (a full disk, say); older
+    checkpoints are then untouched.
     """
-    step = int(state.step)
+    step = about.step
+    refuse_not_finite(state, f"step {step} is not saved")
     final, part = root / str(step), root / f"{step}.part"
     try:
         if _main_process():
@@ -92,8 +128,8 @@ def save(root: pathlib.Path, state: TrainState, about: dict, vocab: bytes, keep:
         with _checkpointer() as checkpointer:
             checkpointer.save((part / "arrays").absolute(), args=ocp.args.PyTreeSave(_arrays(state)))
         if _main_process():
-            (part / "about.json").write_text(json.dumps({"step": step, **about}, indent=1))
-            (part / "vocab.txt").write_bytes(vocab)
+            (part / "about.json").write_text(json.dumps(about.to_json(), indent=1))
+            (part / "vocab.txt").write_bytes(about.vocab.content)
             files = sorted(path for path in part.rglob("*") if path.is_file())
             sums = {str(path.relative_to(part)): sha256(path) for path in files}
             (part / "checksums.json").write_text(json.dumps(sums, indent=1))
@@ -117,7 +153,7 @@ def save(root: pathlib.Path, state: TrainState, about: dict, vocab: bytes, keep:
 
 
 def steps(root: pathlib.Path) -> list[int]:
-    """The steps of which a folder lists a complete checkpoint, oldest first."""
+    """Steps with a complete checkpoint, oldest first."""
     if not root.is_dir():
         return []
     found = [path for path in root.iterdir() if path.name.isdigit() and (path / "checksums.json").is_file()]
@@ -169,62 +205,85 @@ def find(path: str | pathlib.Path, warn=print) -> pathlib.Path:
     found = newest(path / "checkpoints", warn)
     if found is None:
         raise BadInput(
-            f"no checkpoint in {path}: expected a run folder (--workdir of pretrain) or its checkpoints/STEP"
+            f"no checkpoint in {path}: expected a run folder (--workdir of pretrain, or WORKDIR/TASK/lr=R,seed=S of "
+            "finetune) or its checkpoints/STEP"
         )
     return found
 
 
-def about(folder: pathlib.Path) -> dict:
-    """The checkpoint's description. Raises BadInput for one of a version that described less."""
-    found = json.loads((folder / "about.json").read_text())
-    if missing := [name for name in DESCRIBED if name not in found]:
-        raise BadInput(
-            f"{folder} was written by another version of bert_fast ({found.get('version', 'unknown')}): its "
-            f"description lacks {', '.join(missing)}. Go on with that version, or export it there and import it here"
-        )
-    return found
+def about(folder: pathlib.Path) -> Description:
+    """The checkpoint's description. Raises BadInput for one that this version cannot read."""
+    return description.read(folder)
 
 
-def shapes(folder: pathlib.Path) -> tuple[Params, Params, list]:
-    """Shapes and types of the parameters that learn, of those that do not, and of the leaves of the methods' state."""
+def shapes(folder: pathlib.Path) -> dict[str, Any]:
+    """Shapes and types of the arrays that a checkpoint holds, by their names."""
     with _checkpointer() as checkpointer:
         tree = checkpointer.metadata((folder / "arrays").absolute()).item_metadata.tree
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(tree))
 
-    def of(name):
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree.get(name, {}))
 
-    return of("params"), of("frozen"), jax.tree.leaves(of("method"))
+def branch(folder: pathlib.Path, kept: Mapping[str, Any], name: str, like):
+    """The "optimizer" or "method" of a checkpoint's arrays, or of their shapes, with the structure of `like`."""
+    found = kept.get(name, {})
+    if _is_numbered(folder):
+        return jax.tree.unflatten(jax.tree.structure(like), [found[key] for key in sorted(found)])
+    return _unnamed(found, like, NAMES[name])
 
 
 def restore(folder: pathlib.Path, target: TrainState) -> TrainState:
-    """The state of a checkpoint, with the structure and shardings of `target` (arrays, or shapes with shardings)."""
-    arrays = _arrays(target)
+    """The state of a checkpoint, with the structure and shardings of `target` (arrays, or shapes with shardings).
+
+    Raises BadInput where it is not finite.
+    """
+    arrays = _arrays(target, _is_numbered(folder))
     args = ocp.checkpoint_utils.construct_restore_args(arrays)
     with _checkpointer() as checkpointer:
         restored = checkpointer.restore(
             (folder / "arrays").absolute(), args=ocp.args.PyTreeRestore(item=arrays, restore_args=args)
         )
-
-    def branch(name, like):
-        return jax.tree.unflatten(jax.tree.structure(like), list(restored.get(name, {}).values()))
-
-    return TrainState(
+    state = TrainState(
         restored["step"],
         restored["params"],
         restored.get("frozen", {}),
-        branch("optimizer", target.opt_state),
-        branch("method", target.method),
+        branch(folder, restored, "optimizer", target.opt_state),
+        branch(folder, restored, "method", target.method),
     )
+    refuse_not_finite(state, f"{folder} cannot be used")
+    return state
+
+
+def any_not_finite(tree) -> str:
+    """`not_finite`, asked of every process: each of them gets an answer that is empty everywhere, or nowhere."""
+    found = not_finite(tree)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        everywhere = np.atleast_1d(multihost_utils.process_allgather(np.array(bool(found))))
+        return found or ("an array of another process" if everywhere.any() else "")
+    return found
+
+
+def refuse_not_finite(tree, consequence: str):
+    """Raises BadInput, on every process, where an array of the tree holds NaN or infinity."""
+    if found := any_not_finite(tree):
+        raise BadInput(
+            f"{found} is not finite (NaN or infinity), so {consequence}. Try a lower learning rate or a longer warm-up"
+        )
 
 
 def restore_params(folder: pathlib.Path) -> Params:
-    """The whole parameter tree of a checkpoint, what learned and what did not, as NumPy arrays."""
-    learns, frozen, _ = shapes(folder)
-    wanted = {"params": learns, **({"frozen": frozen} if frozen else {})}
+    """The whole parameter tree of a checkpoint, what learned and what did not, as NumPy arrays.
+
+    Raises BadInput where it is not finite.
+    """
+    wanted = {name: tree for name, tree in shapes(folder).items() if name in ("params", "frozen")}
     args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     with _checkpointer() as checkpointer:
         restored = checkpointer.restore(
             (folder / "arrays").absolute(),
             args=ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True),
         )
-    return jax.tree.map(np.asarray, join(restored["params"], restored.get("frozen", {})))
+    params = jax.tree.map(np.asarray, join(restored["params"], restored.get("frozen", {})))
+    refuse_not_finite(params, f"{folder} cannot be used")
+    return params

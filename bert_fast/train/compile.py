@@ -50,7 +50,7 @@ class Programs:
         leaves, structure = jax.tree.flatten(state)
         return program, route.layers_R is not None, structure, tuple(leaf.shape for leaf in leaves)
 
-    def lower(self, program: Program, state, batch, route, learning_rate):
+    def lower(self, program: Program, state, batch, route, learning_rate, seed):
         """The train step of a program, lowered for arrays (or shapes with shardings) like these."""
         shardings = jax.tree.map(lambda x: x.sharding, state)
         jitted = jax.jit(
@@ -58,13 +58,13 @@ class Programs:
             donate_argnums=0,
             out_shardings=(shardings, NamedSharding(self.mesh, P())),
         )
-        return jitted.lower(state, batch, route, learning_rate)
+        return jitted.lower(state, batch, route, learning_rate, seed)
 
     def has(self, program: Program, state: TrainState, route: Route) -> bool:
         return self.key_of(program, state, route) in self.compiled
 
     def begin(self, program: Program, *arguments):
-        """Begins to compile a program for (state, batch, route, learning_rate) in the background."""
+        """Begins to compile a program in the background, for the arguments of `__call__`."""
         key = self.key_of(program, arguments[0], arguments[2])
         if key in self.compiled or key in self.coming:
             return
@@ -75,18 +75,22 @@ class Programs:
         self.coming[key] = self.background.submit(lambda: self.lower(program, *shapes).compile())
 
     def add(self, program: Program, *arguments):
-        """Compiles a program for (state, batch, route, learning_rate), or waits for it."""
+        """Compiles a program for these arguments, or waits for it."""
         self.begin(program, *arguments)
         key = self.key_of(program, arguments[0], arguments[2])
         self.compiled[key] = self.coming.pop(key).result()
 
     def close(self):
-        """Nothing more is compiled."""
+        """Compiles nothing more."""
         self.background.shutdown(wait=False, cancel_futures=True)
 
-    def placed(self, state: TrainState, batch, route: Route, learning_rate: float):
-        return state, batch, place(route, self.mesh), place(np.float32(learning_rate), self.mesh)
+    def placed(self, state: TrainState, batch, route: Route, learning_rate: float, seed: int):
+        scalars = (np.float32(learning_rate), np.uint32(seed))
+        return state, batch, *(place(tree, self.mesh) for tree in (route, *scalars))
 
     def __call__(self, program: Program, *arguments):
-        """(state, metrics) after one step of a program that was added; its plan is packed and the route fits it."""
+        """(state, metrics) after one step, for (state, batch, route, learning_rate, seed).
+
+        The program was added, its plan is packed, and the route fits it.
+        """
         return self.compiled[self.key_of(program, arguments[0], arguments[2])](*self.placed(*arguments))

@@ -12,8 +12,8 @@ from bert_fast.bert import Params
 from bert_fast.data import batches, masking, shards
 from bert_fast.method import Program
 from bert_fast.plan import at_length, whole
-from bert_fast.settings import Data, Evaluation
-from bert_fast.train.book import means
+from bert_fast.train.objective import means
+from bert_fast.train.settings import Data, Evaluation
 from bert_fast.train.sharding import global_batch
 
 
@@ -29,7 +29,7 @@ def eval_batches(data: Data, settings: Evaluation) -> list[batches.Batch]:
     """This process's part of every evaluation batch. Raises BadInput."""
     rows = batches.evaluation_rows(
         shards.Split(data.dir, "valid"),
-        masking.read_vocab_info(data.dir),
+        masking.read_vocab(data.dir),
         row_settings(data, settings.seq_len),
         settings.seed,
         settings.examples,

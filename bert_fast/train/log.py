@@ -1,13 +1,14 @@
 """What a run says: rows in `metrics.jsonl` (the truth), TensorBoard beside it, and progress for people."""
 
+import functools
 import json
 import pathlib
 import sys
 import time
 
-import tensorboardX
 import tqdm
 
+from bert_fast import BadInput
 from bert_fast.data.files import atomic_write
 
 
@@ -15,12 +16,22 @@ class Rows:
     """`metrics.jsonl`: one JSON object a line, written at once. TensorBoard shows the same numbers."""
 
     def __init__(self, workdir: pathlib.Path, after_step: int):
-        """Opens the files and drops rows later than `after_step`, which a resumed run will write again."""
+        """Opens the files and drops rows later than `after_step`, which a resumed run will write again.
+
+        Raises BadInput where a row is damaged, and leaves the file as it was.
+        """
         self.path = workdir / "metrics.jsonl"
         kept = [row for row in read_rows(self.path) if row["step"] <= after_step]
         atomic_write(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.file = self.path.open("a", buffering=1)
-        self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=after_step + 1)
+        self.workdir, self.after_step = workdir, after_step
+
+    @functools.cached_property
+    def board(self):
+        """TensorBoard's writer, made with the first row: its package imports torch where that is installed."""
+        import tensorboardX
+
+        return tensorboardX.SummaryWriter(str(self.workdir / "tensorboard"), purge_step=self.after_step + 1)
 
     def write(self, row: dict):
         self.file.write(json.dumps(row) + "\n")
@@ -30,20 +41,36 @@ class Rows:
 
     def close(self):
         self.file.close()
-        self.board.close()
+        if "board" in self.__dict__:
+            self.board.close()
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`; a last line that was cut short by a kill is left out."""
+    """The rows of a `metrics.jsonl`, without a last line that a kill cut short: one with no newline at its end.
+
+    Raises BadInput where any other line is not a row.
+    """
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    *lines, unended = path.read_bytes().split(b"\n")
+    rows = [_row(line) for line in lines]
+    if None in rows:
+        number = rows.index(None) + 1
+        raise BadInput(
+            f'{path}, line {number}: expected a JSON object with "step" and "split", got {lines[number - 1][:60]!r}. '
+            "Restore the file, or delete that line: nothing but that row is lost"
+        )
+    return [row for row in (*rows, _row(unended)) if row is not None]
+
+
+def _row(line: bytes) -> dict | None:
+    """The row of a line; None if it is damaged."""
+    try:
+        row = json.loads(line.decode())
+    except ValueError:  # JSONDecodeError and UnicodeDecodeError
+        return None
+    whole = isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("split"), str)
+    return row if whole else None
 
 
 class Progress:

@@ -22,6 +22,11 @@ class Optimizer:
 
     bias_correction: off in google-research/bert and in DeepSpeed's progressive layer dropping.
     clip_norm: the gradient is scaled down to this global norm (0: never).
+    eps_before_correction: epsilon is added to the root of v before v's bias is corrected, as in Keras, fairseq and
+        transformers 2.11 (`epsilon hat` in section 2 of Kingma & Ba, arXiv 1412.6980); otherwise after, as in their
+        algorithm 1 and in optax. Before, it counts 32 times as much in step 1 and 3 times in step 100 (b2 0.999).
+
+    A field with a default came later than the first runs: its default is what they did.
     """
 
     name: str
@@ -31,6 +36,7 @@ class Optimizer:
     weight_decay: float
     bias_correction: bool
     clip_norm: float
+    eps_before_correction: bool = False
 
 
 class Moments(NamedTuple):
@@ -41,8 +47,9 @@ class Moments(NamedTuple):
     nu: Params
 
 
-def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> optax.GradientTransformation:
-    """Adam's direction; `optax.scale_by_adam` has no switch for its bias correction."""
+def scale_by_adam(settings: Optimizer) -> optax.GradientTransformation:
+    """Adam's direction; `optax.scale_by_adam` has no switches for its bias correction and its epsilon."""
+    b1, b2 = settings.b1, settings.b2
 
     def init(params):
         return Moments(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
@@ -52,8 +59,10 @@ def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> op
         count = state.count + 1
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
-        mu_scale = 1 / (1 - b1**count) if bias_correction else 1.0
-        nu_scale = 1 / (1 - b2**count) if bias_correction else 1.0
+        steps = count.astype(jnp.float32)
+        mu_scale = 1 / (1 - b1**steps) if settings.bias_correction else 1.0
+        nu_scale = 1 / (1 - b2**steps) if settings.bias_correction else 1.0
+        eps = settings.eps * jnp.sqrt(nu_scale) if settings.eps_before_correction else settings.eps
         direction = jax.tree.map(lambda m, v: m * mu_scale / (jnp.sqrt(v * nu_scale) + eps), mu, nu)
         return direction, Moments(count, mu, nu)
 
@@ -95,7 +104,7 @@ def make(settings: Optimizer) -> optax.GradientTransformation:
         near = difflib.get_close_matches(settings.name, names) or names
         raise BadInput(f"unknown optimizer {settings.name!r}: use {' or '.join(near)} (--config.optimizer.name)")
     parts = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
-    parts.append(scale_by_adam(settings.b1, settings.b2, settings.eps, settings.bias_correction))
+    parts.append(scale_by_adam(settings))
     if settings.weight_decay:
         parts.append(optax.add_decayed_weights(settings.weight_decay, decayed))
     if settings.name == "lamb":

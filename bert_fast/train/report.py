@@ -4,20 +4,22 @@ import dataclasses
 import pathlib
 import platform
 import sys
+import time
 
 import clu.parameter_overview
 import jax
 from jax.sharding import Mesh
 
-from bert_fast import __version__, bert, python
-from bert_fast.cost.flops import dense_equivalent, step_flops
+from bert_fast import STARTED, __version__, python
+from bert_fast.cost.flops import dense_equivalent
 from bert_fast.cost.utilisation import utilisation
-from bert_fast.method import Stage
-from bert_fast.settings import Settings
-from bert_fast.train import checkpoint
+from bert_fast.method import Method
+from bert_fast.train import checkpoint, timeline
 from bert_fast.train.book import Book
+from bert_fast.train.engine import Engine
 from bert_fast.train.log import clock
-from bert_fast.train.step import TrainState, join
+from bert_fast.train.settings import Settings
+from bert_fast.train.step import join
 
 
 def say(line: str):
@@ -25,23 +27,20 @@ def say(line: str):
     print(line, file=sys.stderr, flush=True)
 
 
+def first_step() -> str:
+    """How long it took from the start of the process."""
+    return f"first step after {time.monotonic() - STARTED:.1f} s"
+
+
 def devices(mesh: Mesh) -> str:
     kind = mesh.devices.flat[0].device_kind
     return f"{mesh.size} x {kind} (" + " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()) + ")"
 
 
-def plan(
-    settings: Settings,
-    timeline: list[Stage],
-    dense_model: bert.Config,
-    state: TrainState,
-    mesh: Mesh,
-    manifest: dict,
-    step: int,
-    workdir,
-):
-    """Says what will be run, on what, and what it will take as far as that is known before a step was timed."""
-    model = timeline[-1].program.model
+def plan(settings: Settings, method: Method, engine: Engine, manifest: dict, workdir):
+    """Says what will be run, on what, and its FLOPs. Widths that only the run will tell are guessed, as in `plan`."""
+    state, stages = engine.state, engine.timeline
+    model = settings.model
     shapes = jax.eval_shape(join, state.params, state.frozen)
     say(clu.parameter_overview.get_parameter_overview(shapes, include_stats=False))
     tokens = manifest["splits"]["train"]["tokens"]
@@ -50,26 +49,28 @@ def plan(
         f"{settings.data.objective}, batches of {settings.batch_size}"
         + (f" in {settings.micro_batches} micro-batches" if settings.micro_batches > 1 else "")
         + (f", methods {', '.join(name for name, _ in settings.methods)}" if settings.methods else "")
-        + f"\non {devices(mesh)}, from {settings.data.dir} ({tokens:,} training tokens), into {workdir}"
+        + f"\non {devices(engine.mesh)}, from {settings.data.dir} ({tokens:,} training tokens), into {workdir}"
     )
-    for stage in timeline:
+    for index, stage in enumerate(stages):
         program = stage.program
-        flops, dense = step_flops(program).executed, dense_equivalent(program, dense_model)
+        flops = timeline.flops_of(timeline.draws(method, stage, timeline.clocks(stages, index)))
+        dense = dense_equivalent(program, engine.dense_model)
         positions = stage.steps * program.batch_size * program.seq_len
         say(
             f"  stage {stage.name}: {stage.steps:,} steps at {program.seq_len} tokens, {positions:,} positions "
             f"({positions / tokens:.1f} times the corpus), {stage.steps * flops:.3g} FLOPs"
-            + (f", {flops / dense:.0%} of dense" if flops != dense else "")
+            + (f", {flops / dense:.0%} of dense" if abs(flops / dense - 1) > 1e-9 else "")
+            + (" (widths guessed: the search tells)" if stage.guess else "")
         )
-    if step:
-        say(f"continuing at step {step:,}")
+    if engine.step:
+        say(f"continuing at step {engine.step:,}")
 
 
-def not_finite(step: int, sums: dict, root: pathlib.Path) -> str:
+def advice(error: Exception, root: pathlib.Path) -> str:
+    """What to do where loss or weights are not finite."""
     advice = (
-        f"loss {sums['loss']} and gradient norm {sums['gradient_norm']} at step {step}: not finite, so nothing of it "
-        "is saved. Try a lower --config.learning_rate.peak, a longer --config.learning_rate.warmup_steps, or "
-        "--config.model.dtype=float32"
+        f"{error}: nothing of it is saved. Try a lower --config.learning_rate.peak, a longer "
+        "--config.learning_rate.warmup_steps, or --config.model.dtype=float32"
     )
     if saved := checkpoint.steps(root):  # the same command comes to the same step, and another config is refused there
         advice += f", in another --workdir; from the weights of step {saved[-1]} with --config.init={root.parent}"

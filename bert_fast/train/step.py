@@ -1,9 +1,10 @@
-"""One train step and one evaluation step, as pure functions of a static program.
+"""One train step as a pure function of a static program.
 
 Axes: as in bert.py, and M micro-batches.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from bert_fast import bert
-from bert_fast.bert import Losses, Params
+from bert_fast.bert import Params
 from bert_fast.method import Method, Program
-from bert_fast.plan import Route, edit, frozen_depth
+from bert_fast.plan import Route, frozen_depth
 from bert_fast.train.sharding import path_of
 
 # Uses of the seed on the device, folded in before the step; the parameters begin from the seed itself, whose first
@@ -77,54 +78,41 @@ def whole_batch(stacked):
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), stacked)
 
 
-def sums(losses: Losses, batch, mask_id: int) -> dict:
-    """Float32 sums over a batch: with their own denominators, so that rows of a log can be added up.
+class Objective(NamedTuple):
+    """What a step learns: functions that are traced.
 
-    Of the predictions, those behind [MASK] are summed once more: the others are mostly words that still stand in the
-    text, and a model gains half a nat by copying them before it has learned anything of language.
-    """
-    ids_BP = jnp.take_along_axis(batch["ids"], batch["slots"], axis=1)
-    hidden_BP = batch["weights"] * (ids_BP == mask_id)
-    result = {
-        "mask_sum": jnp.sum(losses.mlm_BP * hidden_BP),
-        "masks": jnp.sum(hidden_BP),
-        "mlm_sum": jnp.sum(losses.mlm_BP * batch["weights"]),
-        "mlm_correct": jnp.sum(losses.correct_BP * batch["weights"]),
-        "predictions": jnp.sum(batch["weights"]),
-        "tokens_real": jnp.sum(batch["segments"] != 0),
-    }
-    if losses.next_B is not None:
-        # Rows that only fill up a last batch have no real token and no label.
-        real_B = (batch["segments"] != 0).any(1)
-        result["next_sum"] = jnp.sum(losses.next_B * real_B)
-        result["next_correct"] = jnp.sum(losses.next_correct_B * real_B)
-        result["rows"] = jnp.sum(real_B)
-    return result
-
-
-def make_step(method: Method, optimizer: optax.GradientTransformation, seed: int):
-    """The train step: (state, batch, route, learning_rate, program) -> (state, metrics). `program` is static.
-
-    The loss is the mean over the predictions of the whole batch (nats) plus, where there are labels,
-    the mean next-sentence loss and the methods' penalties: the same however many micro-batches.
+    totals: (program, batch) -> what the loss divides by, from the whole batch
+    loss: (program, params, frozen, micro_batch, totals, route, key) -> (loss, losses): the micro-batch's
+        part of the loss in nats, whose parts add up to the batch's, and its per-example losses (a tree of
+        arrays [B/M, ...], or None)
+    sums: (program, losses, batch) -> float32 sums over the batch, for the log
     """
 
-    def train_step(state: TrainState, batch, route: Route, learning_rate, program: Program):
+    totals: Callable[[Program, Any], Any]
+    loss: Callable[..., tuple[Any, Any]]
+    sums: Callable[[Program, Any, Any], dict[str, Any]]
+
+
+def make_step(method: Method, optimizer: optax.GradientTransformation, objective: Objective):
+    """The train step: (state, batch, route, learning_rate, seed, program) -> (state, metrics).
+
+    Only `program` is static.
+    The loss is the objective's plus the methods' penalties: the same however many micro-batches.
+    `seed` is a uint32 from which, with the step, every key is made.
+    """
+
+    def train_step(state: TrainState, batch, route: Route, learning_rate, seed, program: Program):
         key, order_key = (
             jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), state.step) for use in (STEP, ORDER)
         )
         batch = method.order(state.method, batch, program, order_key)
         count = program.micro_batches
-        predictions = jnp.maximum(jnp.sum(batch["weights"]), 1)
+        totals = objective.totals(program, batch)
 
         def loss_of(params, micro, route_R, key):
             (seen, penalty), (fixed, _) = method.weights(params), method.weights(state.frozen)
-            x_BSD = bert.encode(program.model, seen, fixed, micro, program.plan, route_R, key)
-            losses = bert.losses(program.model, seen, fixed, x_BSD, micro)
-            loss = jnp.sum(losses.mlm_BP * micro["weights"]) / predictions + penalty / count
-            if losses.next_B is not None:
-                loss = loss + jnp.sum(losses.next_B) / program.batch_size
-            return loss, (losses, penalty)
+            loss, losses = objective.loss(program, seen, fixed, micro, totals, route_R, key)
+            return loss + penalty / count, (losses, penalty)
 
         gradient_of = jax.value_and_grad(loss_of, has_aux=True)
         if count == 1:
@@ -149,24 +137,8 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, seed: int
             "loss": loss,
             "penalty": jnp.asarray(penalty, jnp.float32),
             "gradient_norm": optax.tree.norm(grads),
-            **sums(losses, batch, program.model.special_ids[-1]),
+            **objective.sums(program, losses, batch),
         }
         return TrainState(state.step + 1, params, state.frozen, opt_state, method_state), metrics
 
     return train_step
-
-
-def make_eval_step(method: Method):
-    """The evaluation step: (params, frozen, method_state, batch, program) -> sums. `program` is static.
-
-    No dropout; every layer takes part, and as many tokens as the plan of the program says.
-    """
-
-    def eval_step(params: Params, frozen: Params, method_state, batch, program: Program):
-        model, plan = program.model, edit(program.plan, 0, program.model.depth, frozen=False)
-        seen = join(method.weights(params)[0], method.weights(frozen)[0])
-        batch = method.order(method_state, batch, program, jax.random.key(0))
-        x_BSD = bert.encode(model, seen, {}, batch, plan, Route(), None)
-        return sums(bert.losses(model, seen, {}, x_BSD, batch), batch, model.special_ids[-1])
-
-    return eval_step

@@ -164,6 +164,8 @@ def _check(settings: Settings):
         "checkpoint.keep": (settings.checkpoint.keep, 1),
     }
     at_least(least)
+    if not 0 <= settings.seed < 2**32:
+        raise BadInput(f"--config.seed={settings.seed}: expected a whole number from 0, below 2^32")
     for name in ("b1", "b2"):
         if not 0 <= (decay := getattr(settings.optimizer, name)) < 1:
             raise BadInput(f"--config.optimizer.{name}={decay}: expected a share from 0 up to, not including, 1")

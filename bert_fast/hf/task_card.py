@@ -1,0 +1,133 @@
+"""The model card of a fine-tuned model: its task, how to use it, and its scores, from the files of its run."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from bert_fast import BadInput
+from bert_fast.encoder import Encoder
+from bert_fast.hf.card import front, methods_of, run_of, shape_of, table, use
+from bert_fast.hf.words import read_json
+from bert_fast.train.description import TaskHead
+from bert_fast.train.log import clock
+
+NO_METRICS = ("step", "epoch", "train_loss")  # of a row of `Description.scored`
+
+
+def results_of(folder: pathlib.Path) -> dict[str, dict]:
+    """The `results.json` of the call that fine-tuned a checkpoint, by its folder; none where it stands elsewhere."""
+    found = read_json((workdir := call_of(folder)) / "results.json")
+    return {str(workdir): found} if found else {}
+
+
+def call_of(folder: pathlib.Path) -> pathlib.Path:
+    """WORKDIR of a checkpoint WORKDIR/TASK/lr=R,seed=S/checkpoints/STEP."""
+    return run_of(folder).absolute().parent.parent
+
+
+def card(
+    trained: Encoder,
+    class_name: str,
+    notes: Sequence[str],
+    results: Mapping[str, dict],
+    differences: Mapping[str, float] | None,
+) -> str:
+    """The page, with the head that the Hub reads; arguments as those of `card.card`."""
+    about, task = trained.about, trained.about.task
+    assert task is not None
+    origin = f"from the weights of `{about.init}`" if about.init else "from random weights"
+    notes = [*notes, *limits(task)]
+    sections = [
+        front(about, class_name),
+        f"# {run_of(trained.folder).absolute().parent.name}",
+        f"A BERT fine-tuned on `{task.name}`, {shape_of(trained.model)}, as `{class_name}`. It was fine-tuned with "
+        f"bert_fast {about.version}, in JAX, {origin}.",
+        *([example(task)] if task.kind != "span" else []),
+        use(class_name, differences),
+        "## What to know\n\n" + "\n".join(f"- {note}" for note in notes),
+        training(trained, task),
+        scores(trained, task, results),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def example(task: TaskHead) -> str:
+    """A call of transformers' pipeline."""
+    given = '"..."' if len(task.columns) == 1 else '{"text": "...", "text_pair": "..."}'
+    return f"""```python
+from transformers import pipeline
+
+predict = pipeline("text-classification", FOLDER)
+predict({given}, truncation=True)  # {", ".join(task.columns)}
+```"""
+
+
+def limits(task: TaskHead) -> list[str]:
+    """What someone who uses the head must know."""
+    notes = [
+        f"It was fine-tuned on rows of at most {task.seq_len} tokens, at which the tokenizer cuts if it is told to."
+    ]
+    if task.kind == "classes":
+        notes.append(f"Its labels are {', '.join(f'`{label}`' for label in task.labels)}.")
+    elif task.kind == "score":
+        notes.append("It gives one number, the logit itself.")
+    else:
+        stride, version = task.options["stride"], task.options["version"]
+        notes.append(f"Longer contexts are read in windows that begin {stride} tokens after one another.")
+        if version == "2.0":
+            notes.append("A span that begins and ends at [CLS] means that the context holds no answer.")
+    return notes
+
+
+def training(trained: Encoder, task: TaskHead) -> str:
+    """How the model was fine-tuned."""
+    about, program, run = trained.about, trained.program, run_of(trained.folder)
+    scored, result = about.scored, read_json(run / "result.json")
+    facts = [
+        ("task", f"{task.name}: {', '.join(task.columns)}"),
+        ("steps", f"{about.step:,}" + (f", {scored[-1]['epoch']:.3g} epochs" if scored else "")),
+        ("rows a step", f"{program.batch_size}"),
+        ("peak learning rate", f"{about.stage.schedule.peak:g}"),
+        ("dropout", f"{trained.model.dropout:g}"),
+        ("methods", methods_of(about) or "none"),
+        ("seed", str(result.get("seed", "not known"))),
+        ("time in steps", clock(about.book.times["seconds"])),
+    ]
+    return f"## Fine-tuning\n\n{table(('', ''), facts)}"
+
+
+def scores(trained: Encoder, task: TaskHead, results: Mapping[str, dict]) -> str:
+    """Metrics of these very weights on the held-out rows, and beside them those of all seeds of the learning rate.
+
+    Raises BadInput where a file is none of `finetune`.
+    """
+    about = trained.about
+    if not about.scored:
+        return ""
+    last = about.scored[-1]
+    own = {name: last[name] for name in last if name not in NO_METRICS and not name.endswith("_thresh")}
+    head, rows, told = ["", "this model"], [[name, f"{value:.2f}"] for name, value in sorted(own.items())], ""
+    for place, result in results.items():
+        try:
+            if not is_of(trained, task, result):
+                continue
+            seeds = result["tasks"][task.name]["learning_rates"][f"{about.stage.schedule.peak:g}"]
+            if len(seeds["seeds"]) < 2:
+                continue
+            head += ["mean", "deviation", "median"]
+            for row in rows:
+                row += [f"{seeds['last'][row[0]][key]:.2f}" for key in ("mean", "deviation", "median")]
+            told = f" Means are of {len(seeds['seeds'])} seeds at the end of training."
+            break
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{place}/results.json is none that finetune wrote ({error!r}): move it away") from error
+    if read_json(call_of(trained.folder) / "config.json").get("keep") == "best":
+        told += " The held-out rows also chose this step among those of its training, so its own scores are flattered."
+    return f"## Scores\n\nOn the held-out rows, in percent.{told}\n\n{table(head, rows)}"
+
+
+def is_of(trained: Encoder, task: TaskHead, result: Mapping) -> bool:
+    """Whether a `results.json` has runs of this model's call: of its task, learning rate, encoder and vocabulary."""
+    encoder, about = result["encoder"], trained.about
+    source = "" if encoder["random_weights"] else encoder.get("checkpoint") or encoder["hf"]
+    same = pathlib.Path(source) == pathlib.Path(about.init) and encoder["vocab"] == trained.vocab.fingerprint
+    return same and f"{about.stage.schedule.peak:g}" in result["tasks"].get(task.name, {}).get("learning_rates", {})

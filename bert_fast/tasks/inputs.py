@@ -1,0 +1,146 @@
+"""The texts of a file that a fine-tuned model is to predict: TSV as GLUE's, JSON Lines, or SQuAD's JSON."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bert_fast import BadInput
+from bert_fast.tasks import squad
+from bert_fast.train.description import TaskHead
+
+# Columns that are taken where a file has none of the task's own names, by the number of texts.
+GENERIC = {
+    1: (("sentence",), ("text",)),
+    2: (("sentence1", "sentence2"), ("text_a", "text_b"), ("premise", "hypothesis")),
+}
+SUFFIXES = ".tsv, .jsonl, or for questions SQuAD's .json or .json.gz"
+
+
+class Inputs(NamedTuple):
+    """The texts of each row, one or two of them, and the ids of the rows where the file has them."""
+
+    texts_N: list[tuple[str, ...]]
+    ids_N: list[str] | None
+
+
+class Line(NamedTuple):
+    """A row of a file: where it stands, and its texts by the names of their columns."""
+
+    place: str
+    cells: dict[str, object]
+
+
+def read(path: str, task: TaskHead, columns: Sequence[str] = ()) -> Inputs:
+    """The rows of a file for a task, in their order. `columns` name the texts; by default see `choose`.
+
+    Raises BadInput that names file and line for a row that cannot be used.
+    """
+    file = pathlib.Path(path)
+    if file.name.endswith((".json", ".json.gz")):
+        if task.kind != "span":
+            raise BadInput(
+                f"--data={path}: SQuAD's JSON holds questions, and {task.name} has none: give a .tsv or .jsonl"
+            )
+        if columns:
+            raise BadInput(f"--columns={','.join(columns)}: SQuAD's JSON has no columns: leave it out")
+        lines = [
+            Line(place, {"id": question["id"], "question": question["question"], "context": context})
+            for place, question, context in squad.asked(path)
+        ]
+        columns = ("question", "context")
+    elif file.suffix in (".tsv", ".jsonl"):
+        text = decoded(file)
+        lines = from_tsv(text, path) if file.suffix == ".tsv" else from_json_lines(text, path)
+    else:
+        raise BadInput(f"--data={path}: the suffix {file.suffix!r} is not known: expected {SUFFIXES}")
+    if not lines:
+        raise BadInput(f"{path} holds no row: there is nothing to predict")
+    chosen = choose(task, list(lines[0].cells), columns, path)
+    texts_N = [tuple(text_of(line, column) for column in chosen) for line in lines]
+    has_ids = task.kind == "span" and "id" in lines[0].cells
+    return Inputs(texts_N, [str(line.cells.get("id", "")) for line in lines] if has_ids else None)
+
+
+def decoded(file: pathlib.Path) -> str:
+    """The text of a file. Raises BadInput."""
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file}: not UTF-8 at byte {error.start}: convert it (iconv -t UTF-8)") from error
+    except OSError as error:
+        raise BadInput(f"--data={file} cannot be read ({error.strerror}): expected {SUFFIXES}") from error
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines without their ends. Not `splitlines`: a text may hold U+2028."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def from_tsv(text: str, path: str) -> list[Line]:
+    """Rows below a header line, tab-separated and without quoting, as GLUE's. Raises BadInput."""
+    head, *rest = [line.split("\t") for line in split_lines(text)] or [[""]]
+    if twice := sorted({name for name in head if head.count(name) > 1}):
+        raise BadInput(f"{path}, line 1: the column {twice[0]!r} stands there twice: rename one")
+    lines = []
+    for number, row in enumerate(rest, 2):
+        if len(row) != len(head):
+            raise BadInput(
+                f"{path}, line {number}: {len(row)} fields where the header has {len(head)} columns: correct the line; "
+                "a text may hold no tab"
+            )
+        lines.append(Line(f"{path}, line {number}", dict(zip(head, row, strict=True))))
+    return lines
+
+
+def from_json_lines(text: str, path: str) -> list[Line]:
+    """Rows of one object a line. Raises BadInput."""
+    lines = []
+    for number, line in enumerate(split_lines(text), 1):
+        place = f"{path}, line {number}"
+        try:
+            cells = json.loads(line)
+        except ValueError as error:
+            raise BadInput(f"{place}: not JSON ({error}): expected one object a line") from error
+        if not isinstance(cells, dict):
+            raise BadInput(f"{place}: a {type(cells).__name__}, expected one object a line")
+        lines.append(Line(place, cells))
+    return lines
+
+
+def choose(task: TaskHead, there: Sequence[str], columns: Sequence[str], path: str) -> tuple[str, ...]:
+    """The columns with the texts: those of --columns, else the task's own, else generic ones. Raises BadInput."""
+    listed, count = ", ".join(map(repr, there)), len(task.columns)
+    own = ",".join(task.columns)
+    if columns:
+        if len(columns) != count or len(set(columns)) < count:
+            raise BadInput(f"--columns={','.join(columns)}: {task.name} takes {count} ({own}): name as many, each once")
+        if missing := [name for name in columns if name not in there]:
+            raise BadInput(f"{path} has no column {missing[0]!r}; it has {listed}: correct --columns")
+        return tuple(columns)
+    if all(name in there for name in task.columns):
+        return task.columns
+    generic = GENERIC[count] if task.kind != "span" else ()
+    found = [names for names in generic if all(name in there for name in names)]
+    if len(found) == 1:
+        return found[0]
+    remedy = f"name them with --columns={','.join('AB'[:count])}"
+    if found:
+        raise BadInput(
+            f"{path}: the texts may stand in {' or in '.join(map(','.join, found))}; it has the columns {listed}: "
+            f"{remedy}"
+        )
+    raise BadInput(f"{path} has no columns {own}, which are {task.name}'s; it has {listed}: {remedy}")
+
+
+def text_of(line: Line, column: str) -> str:
+    """A cell that must be a text. Raises BadInput."""
+    if column not in line.cells:
+        raise BadInput(f"{line.place}: no {column!r}, there is {', '.join(map(repr, line.cells))}: add it to the line")
+    text = line.cells[column]
+    if not isinstance(text, str):
+        raise BadInput(f"{line.place}: {column!r} is {text!r:.50}, expected a text: correct the line")
+    if not text.strip():
+        raise BadInput(f"{line.place}: the text {column!r} is empty: write one, or leave the line out")
+    return text

@@ -1,0 +1,39 @@
+"""Compiled programs are kept on disk, so that a second start does not compile them again."""
+
+import os
+import pathlib
+
+import filelock
+import jax
+
+from bert_fast.train.report import say
+
+VARIABLE = "BERT_FAST_CACHE"  # another folder, or "off"
+FOLDER = "~/.cache/bert_fast/compiled"
+BYTES = 4 * 2**30  # at most; what was not used for the longest time goes first
+SECONDS = 0.1  # programs that compile faster are not kept
+
+
+def keep_programs():
+    """Turns on JAX's persistent cache, in one bounded folder, unless it is set already (JAX_COMPILATION_CACHE_DIR)."""
+    place = os.environ.get(VARIABLE, FOLDER)
+    if getattr(jax.config, "jax_compilation_cache_dir") is not None or place == "off":  # noqa: B009
+        return
+    folder = pathlib.Path(place).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / ".lockfile", timeout=10):  # JAX's own
+            remove_unfinished(folder)
+    except (OSError, filelock.Timeout) as error:
+        say(f"{folder} cannot be used ({error}): programs are compiled again; set {VARIABLE} to another folder, or off")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
+
+
+def remove_unfinished(folder: pathlib.Path):
+    """Removes entries whose write was killed: JAX would fail on them in every later write."""
+    for entry in folder.glob("*-cache"):
+        if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists():
+            entry.unlink(missing_ok=True)

@@ -1,0 +1,147 @@
+"""What a checkpoint says about itself in `about.json`: all that rebuilds its model without its config."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from bert_fast import BadInput, __version__
+from bert_fast.data import vocab
+from bert_fast.data.vocab import Vocab
+from bert_fast.layers import Config
+from bert_fast.method import Program, Stage
+from bert_fast.plan import Span
+from bert_fast.schedule import Schedule
+from bert_fast.train.book import Book
+from bert_fast.train.settings import Data, Evaluation
+
+FORMAT = (
+    2  # 1 had no number, kept optimizer and method state by position, and asked methods twice whether they are done
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskHead:
+    """The head of a fine-tuned model, and how its texts become rows.
+
+    kind: what is predicted, as in `tasks.model.Head`; labels: names of the classes by their number.
+    columns: names of the columns with the texts. options: a task's own settings, such as SQuAD's stride.
+    """
+
+    name: str
+    kind: str
+    outputs: int
+    labels: tuple[str, ...]
+    columns: tuple[str, ...]
+    seq_len: int
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A checkpoint's place in its run, and what its model was made with.
+
+    methods: (name, arguments) of each. data, eval: None where nothing was trained on shards.
+    fingerprint: of the held-out rows; see `evaluate.fingerprint`.
+    init: the run whose weights it began from. imported: see `hf.read.description`.
+    task: of a fine-tuned model. scored: rows of its evaluations so far.
+    """
+
+    step: int
+    stage: Stage
+    vocab: Vocab
+    earlier_stages: tuple[Stage, ...] = ()
+    book: Book = dataclasses.field(default_factory=Book)
+    methods: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    data: Data | None = None
+    eval: Evaluation | None = None
+    fingerprint: str = ""
+    init: str = ""
+    imported: Mapping[str, Any] | None = None
+    task: TaskHead | None = None
+    scored: tuple[Mapping[str, Any], ...] = ()
+    version: str = __version__
+    format: int = FORMAT
+
+    @property
+    def program(self) -> Program:
+        return self.stage.program
+
+    @property
+    def model(self) -> Config:
+        return self.stage.program.model
+
+    def to_json(self) -> dict:
+        """The content of `about.json`; the vocabulary's words stand beside it in vocab.txt."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        parts["vocab"], parts["book"] = self.vocab.to_json(), self.book.to_json()
+        return json.loads(json.dumps(parts, default=dataclasses.asdict))
+
+
+def read(folder: pathlib.Path) -> Description:
+    """The description of a checkpoint's folder; that of an older format is converted.
+
+    Raises BadInput where its format is newer, or it lacks something.
+    """
+    found = json.loads((folder / "about.json").read_text())
+    number = found.get("format", 1)
+    if number not in (1, FORMAT):
+        raise BadInput(
+            f"{folder} has format {number}, written by bert_fast {found.get('version', 'unknown')}; this is "
+            f"{__version__}, which reads formats 1 to {FORMAT}: install a newer bert_fast"
+        )
+    try:
+        found = from_format_1(found) if number == 1 else found
+        return Description(
+            **{field.name: found[field.name] for field in dataclasses.fields(Description)}
+            | {
+                **found,
+                "stage": stage_from_json(found["stage"]),
+                "earlier_stages": tuple(map(stage_from_json, found["earlier_stages"])),
+                "vocab": vocab.from_json(found["vocab"], folder / "vocab.txt"),
+                "book": Book.from_json(found["book"]),
+                "methods": tuple((name, arguments) for name, arguments in found["methods"]),
+                "data": Data(**found["data"]) if found["data"] else None,
+                "eval": Evaluation(**found["eval"]) if found["eval"] else None,
+                "task": task_from_json(found["task"]) if found["task"] else None,
+                "scored": tuple(found["scored"]),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise BadInput(
+            f"{folder} was written by another version of bert_fast ({found.get('version', 'unknown')}), and its "
+            f"description cannot be read ({error}): go on with that version, or export it there and import it here"
+        ) from error
+
+
+def from_format_1(found: dict) -> dict:
+    """A description of format 1 as one of today.
+
+    Format 1 did not say whether a method had ended the stage, nor how long earlier stages took.
+    """
+    absent = {"init": "", "imported": None, "task": None, "scored": ()}
+    book = found["book"]
+    book = {**book, "over": False, "end_seconds": [0.0] * len(book["ends"])}
+    return {**absent, **found, "book": book, "format": FORMAT}
+
+
+def task_from_json(tree: dict) -> TaskHead:
+    return TaskHead(**{**tree, "labels": tuple(tree["labels"]), "columns": tuple(tree["columns"])})
+
+
+def stage_from_json(tree: dict) -> Stage:
+    """A stage from its JSON, which `dataclasses.asdict` made."""
+    program = dict(tree["program"])
+    model: dict[str, Any] = program["model"]
+    model = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
+    program["model"] = Config(**model)
+    program["plan"] = tuple(Span(**span) for span in program["plan"])
+    program["frozen"] = tuple(program["frozen"])
+    return Stage(**{**tree, "program": Program(**program), "schedule": Schedule(**tree["schedule"])})
+
+
+def stage_to_json(stage: Stage) -> dict:
+    """A stage as JSON. The program of a guess is left out: it is not known yet."""
+    tree = dataclasses.asdict(stage)
+    return {**tree, "program": None} if stage.guess else tree

@@ -1,0 +1,217 @@
+"""The engine that trains: stages, steps, surgery, compiled programs and counts. It writes no file and prints nothing.
+
+Pre-training (loop.py) and fine-tuning (tasks/) drive it. They differ in the objective, in where batches come from,
+and in what they report.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bert_fast.bert import Params
+from bert_fast.cost.flops import dense_equivalent, step_flops
+from bert_fast.method import Clock, Method, Program, Stage
+from bert_fast.plan import Route
+from bert_fast.train import state as states
+from bert_fast.train import timeline as timelines
+from bert_fast.train.book import Book
+from bert_fast.train.compile import Programs, place
+from bert_fast.train.sharding import global_batch
+from bert_fast.train.step import TrainState, join
+
+LOOK_AHEAD = 100  # steps over which coming programs are looked for, to be compiled in the background
+DRAW = 103  # use of the seed on the host; those on the device stand in step.py
+ROWS = ("ids", "types", "positions", "segments")  # arrays of a batch that are as long as its rows
+
+
+class NotFinite(ArithmeticError):
+    """The loss or the gradient of a step is NaN or infinite."""
+
+    def __init__(self, step: int, loss: float, gradient_norm: float):
+        super().__init__(f"loss {loss} and gradient norm {gradient_norm} at step {step}: not finite")
+
+
+class Source(NamedTuple):
+    """Where batches come from.
+
+    batches: (stage, index) -> (index of the next one, batch) without end, from an index on: NumPy arrays of this
+        process's examples. Rows may be shorter than `seq_len` of the stage's program.
+    order: name of the order of rows that a stage reads. Stages of one order share their place in it.
+    lengths: all lengths of rows that a stage's batches may have.
+    """
+
+    batches: Callable[[Stage, int], Iterator[tuple[int, Any]]]
+    order: Callable[[Stage], str]
+    lengths: Callable[[Stage], Sequence[int]]
+
+
+class Engine:
+    """A training in progress.
+
+    timeline: its stages; those that were guesses are settled as they are entered.
+    state, book: what a checkpoint holds.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer,
+        programs: Programs,
+        source: Source,
+        timeline: Sequence[Stage],
+        dense_model,
+        seed: int,
+        initial: Callable[[], Params],
+    ):
+        """Without a state: `begin` or `resume` comes next. `initial()` gives the parameters of step 0."""
+        self.method, self.optimizer, self.programs, self.source = method, optimizer, programs, source
+        self.timeline, self.dense_model = list(timeline), dense_model
+        self.seed, self.initial, self.mesh = seed, initial, programs.mesh
+        self.book, self.step, self.looked = Book(), 0, 0
+        self.loader: Any = None
+        self.pending: tuple[Program, Sequence[float], Any] | None = None
+
+    def begin(self, params: Params):
+        """Begins at step 0 with these parameters."""
+        self.state = states.first_state(params, self.method, self.stage, self.optimizer, self.mesh)
+
+    def resume(self, folder: pathlib.Path, settled: Sequence[Stage], book: Book):
+        """Goes on from a checkpoint; `settled` are its stages up to the one that it is in."""
+        self.book, self.timeline[: len(settled)] = book, settled
+        self.state = states.resumed(folder, self.method, self.optimizer, self.mesh)
+        self.step = self.looked = int(self.state.step)
+
+    state: TrainState
+
+    @property
+    def stage(self) -> Stage:
+        return self.timeline[self.book.stage]
+
+    def is_last_stage(self) -> bool:
+        return self.book.stage + 1 == len(self.timeline)
+
+    def stage_is_over(self) -> bool:
+        """Whether the stage is at its last step, or a method has ended it."""
+        return self.book.over or self.step - self.book.stage_began >= self.stage.steps
+
+    def is_over(self) -> bool:
+        return self.is_last_stage() and self.stage_is_over()
+
+    def whole_params(self) -> Params:
+        return join(self.state.params, self.state.frozen)
+
+    def clock(self, step: int) -> Clock:
+        return timelines.clock_of(self.timeline, self.book.stage, step, self.book.training_began)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step of this stage."""
+        return self.stage.learning_rate(self.clock(step), step - self.book.stage_began)
+
+    def advance(self) -> bool:
+        """Takes one step, entering the next stage first where one is over. False at the end of the last stage."""
+        while self.stage_is_over():
+            if self.is_last_stage():
+                return False
+            self.enter_next_stage()
+        self.train_step()
+        self.observe()
+        return True
+
+    def train_step(self):
+        """Dispatches one step, then waits for the one before and counts it."""
+        book, order = self.book, self.source.order(self.stage)
+        if self.loader is None:
+            self.loader = self.source.batches(self.stage, book.data.setdefault(order, 0))
+        next_index, arrays = next(self.loader)
+        batch = global_batch(arrays, self.mesh)
+        if self.step >= self.looked:
+            self.look_ahead(batch)
+        program, route, on_L = self.drawn(self.step, batch["ids"].shape[1])
+        arguments = (self.state, batch, route, self.learning_rate(self.step), self.seed)
+        if not self.programs.has(program, self.state, route):
+            self.settle()
+            book.lap("seconds")
+            self.programs.add(program, *arguments)
+            book.lap("compile_seconds")
+        self.state, metrics = self.programs(program, *arguments)
+        self.settle()
+        self.pending = (program, on_L, metrics)
+        self.step += 1
+        book.data[order] = next_index
+
+    def drawn(self, step: int, seq_len: int) -> tuple[Program, Route, list[float]]:
+        """The program of a step of this stage for rows of `seq_len`, its route, and the share of the micro-batches
+        that run each layer.
+        """
+        rng = np.random.default_rng((self.seed, DRAW, step))
+        program, route, on_L = timelines.drawn(self.method, self.stage, self.clock(step), rng)
+        return dataclasses.replace(program, seq_len=seq_len), route, on_L.tolist()
+
+    def look_ahead(self, batch):
+        """Begins to compile, in the background, the programs of this stage's next steps: those for rows like this
+        batch's first.
+        """
+        here = batch["ids"].shape[1]
+        others = [length for length in self.source.lengths(self.stage) if length != here]
+        end = min(self.step + LOOK_AHEAD, self.book.stage_began + self.stage.steps)
+        for seq_len in (here, *others):
+            like = {name: as_long(x, seq_len) if name in ROWS else x for name, x in batch.items()}
+            for step in range(self.step, end):
+                program, route, _ = self.drawn(step, seq_len)
+                self.programs.begin(program, self.state, like, route, 0.0, self.seed)
+        self.looked = end
+
+    def settle(self):
+        """Waits for the step in flight, if there is one, and counts it. Raises NotFinite."""
+        if self.pending is None:
+            return
+        (program, on_L, metrics), self.pending = self.pending, None
+        sums = {key: float(value) for key, value in jax.device_get(metrics).items()}
+        if not math.isfinite(sums["loss"] + sums["gradient_norm"]):
+            raise NotFinite(self.step, sums["loss"], sums["gradient_norm"])
+        self.book.add(
+            {**sums, "layers_run": sum(on_L)},
+            examples=int(sums.get("examples", program.batch_size)),
+            tokens_real=int(sums["tokens_real"]),
+            tokens_padded=program.batch_size * program.seq_len,
+            flops=step_flops(program, on_L).executed,
+            flops_dense=dense_equivalent(program, self.dense_model),
+        )
+
+    def observe(self):
+        """Lets the methods look at the parameters where they have asked to, and end the stage."""
+        done, every = self.step - self.book.stage_began, self.stage.ask_every
+        if every and done % every == 0:
+            seen, over = self.method.observe(self.whole_params(), self.state.method, self.stage, self.step)
+            self.state = self.state._replace(method=place(jax.tree.map(np.asarray, seen), self.mesh))
+            self.book.over = over
+
+    def enter_next_stage(self):
+        """The methods' surgery on the state, and the next stage as they settled it."""
+        old, new = self.stage, self.timeline[self.book.stage + 1]
+        self.settle()
+        self.book.lap("seconds")
+        self.state, new = states.next_state(
+            self.state, self.method, old, new, self.initial, self.optimizer, self.seed, self.mesh
+        )
+        self.timeline[self.book.stage + 1] = new
+        self.book.end_stage(self.step, new.data == "restart")
+        self.close()
+        self.looked = self.step
+        self.book.lap("compile_seconds")
+
+    def close(self):
+        """Ends the reading of batches."""
+        if self.loader is not None:
+            self.loader.close()
+        self.loader = None
+
+
+def as_long(x, seq_len: int) -> jax.ShapeDtypeStruct:
+    """The shape of an array [B, S] with rows of another length."""
+    return jax.ShapeDtypeStruct((x.shape[0], seq_len), x.dtype, sharding=x.sharding)

@@ -1,0 +1,109 @@
+"""The state of a run: fresh, resumed, or carried from one stage to the next by the methods' surgery."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Container
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from bert_fast import bert
+from bert_fast.bert import Params
+from bert_fast.method import Method, Program, Stage
+from bert_fast.train import checkpoint
+from bert_fast.train.compile import state_shardings
+from bert_fast.train.optim import change_moments
+from bert_fast.train.sharding import path_of
+from bert_fast.train.step import SURGERY, TrainState, join, partition
+
+
+def first_state(params: Params, method: Method, stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh):
+    """The state at step 0 of a stage."""
+    params, method_state = method.init(params, stage.program.model)
+    return enter_state(jnp.zeros((), jnp.int32), params, stage.program, optimizer.init, method_state, mesh)
+
+
+def enter_state(step, params: Params, program: Program, opt_state_of: Callable, method_state, mesh: Mesh) -> TrainState:
+    """A state whose whole tree of parameters is split and placed as a program wants it."""
+    learns, frozen = partition(params, program)
+    state = TrainState(step, learns, frozen, opt_state_of(learns), method_state)
+    if jax.process_count() > 1:
+        # device_put (jax 0.10.2) makes an unusable array of a process's own where each process has a single device.
+        state = jax.tree.map(
+            lambda leaf: np.asarray(leaf) if getattr(leaf, "is_fully_addressable", True) else leaf, state
+        )
+    return jax.tree.map(jax.device_put, state, state_shardings(state, mesh))
+
+
+def resumed(folder: pathlib.Path, method: Method, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state of a checkpoint, on this mesh, whatever mesh wrote it."""
+    stage, kept = checkpoint.about(folder).stage, checkpoint.shapes(folder)
+
+    def like(learns, frozen):
+        # Its structure is that of a new one; its shapes may have changed since, between stages.
+        _, method_state = method.init(bert.init(stage.program.model, jax.random.key(0)), stage.program.model)
+        return TrainState(jnp.zeros((), jnp.int32), learns, frozen, optimizer.init(learns), method_state)
+
+    state = jax.eval_shape(like, kept["params"], kept.get("frozen", {}))
+    state = state._replace(method=checkpoint.branch(folder, kept, "method", state.method))
+    target = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        state_shardings(state, mesh),
+    )
+    return checkpoint.restore(folder, target)
+
+
+def check_model(name: str, params: Params, model: bert.Config, branches: Container[str] | None = None):
+    """Raises ValueError where parameters are not those of a model; what methods add is let pass.
+
+    branches: those that are looked at, such as "layers"; None: all. A model that is fine-tuned has other heads.
+    """
+    expected = jax.eval_shape(lambda: bert.init(model, jax.random.key(0)))
+    shapes = {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        if branches is not None and path[0].key not in branches:
+            continue
+        if shapes.get(path_of(path)) != leaf.shape:
+            raise ValueError(
+                f"stage {name}: {path_of(path)} is {shapes.get(path_of(path))}, its model has {leaf.shape}"
+            )
+
+
+def next_state(
+    state: TrainState,
+    method: Method,
+    old: Stage,
+    new: Stage,
+    initial: Callable[[], Params],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+) -> tuple[TrainState, Stage]:
+    """The state with which the next stage begins, after the methods' surgery, and that stage as they settled it.
+
+    Moments of what did not learn before begin at zero. Raises ValueError where the parameters are
+    not those of the new stage's model.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SURGERY), state.step)
+    params = before = join(state.params, state.frozen)
+    params, of_moments, method_state, new = method.enter(params, state.method, old, new, initial, key)
+    check_model(new.name, params, new.program.model, before.keys())
+    new = dataclasses.replace(new, guess=False)
+
+    def opt_state_of(learns):
+        if of_moments is None:
+            return optimizer.init(learns)
+        change_of = of_moments
+
+        def change(moment):
+            # Of each moment its own: the step is given both, and may not be given one buffer twice.
+            zeros = jax.tree.map(jnp.zeros_like, state.frozen)
+            return partition(change_of(join(moment, zeros)), new.program)[0]
+
+        return change_moments(state.opt_state, state.params, change)
+
+    return enter_state(state.step, params, new.program, opt_state_of, method_state, mesh), new

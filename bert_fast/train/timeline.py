@@ -1,0 +1,104 @@
+"""A run's timeline: its stages, the clock of a training, and the programs that are drawn from a stage."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bert_fast import BadInput
+from bert_fast.cost.flops import step_flops
+from bert_fast.data import masking
+from bert_fast.method import Clock, Method, Program, Stage
+from bert_fast.plan import Route, frozen_depth, pack, whole
+from bert_fast.train.settings import Settings
+
+TIMES = 200  # of a stage at which its methods are asked what they draw, to say what it will cost
+
+
+def stages(settings: Settings, method: Method) -> tuple[Stage, ...]:
+    """The timeline of a pre-training: one stage a phase, then what the methods make of it.
+
+    Raises BadInput where the methods leave a stage without steps.
+    """
+    plain, done, share = [], 0, 0.0
+    for seq_len, part in settings.phases:
+        share += part
+        end = round(settings.steps * share)
+        program = Program(
+            model=settings.model,
+            plan=whole(settings.model.depth),
+            batch_size=settings.batch_size,
+            micro_batches=settings.micro_batches,
+            seq_len=seq_len,
+            slots=masking.prediction_slots(seq_len, settings.data.masked_share),
+            objective=settings.data.objective,
+        )
+        plain.append(Stage(f"{seq_len}-tokens", program, end - done, settings.schedule))
+        done = end
+    timeline = method.stages(tuple(stage for stage in plain if stage.steps))
+    empty = [stage.name for stage in timeline if stage.steps < 1]
+    if empty or not timeline:
+        raise BadInput(f"{settings.steps} steps leave none for {', '.join(empty)}: set more --config.steps")
+    for stage in timeline:
+        if frozen_depth(stage.program.plan) == stage.program.model.depth:
+            raise BadInput(f"no layer learns in stage {stage.name}: leave the topmost one out of what is frozen")
+    return timeline
+
+
+def clock_of(timeline: Sequence[Stage], index: int, step: int, began: int) -> Clock:
+    """The clock of stage `index`'s training at `step` of the run; the training began at step `began`."""
+    first, last = index, index
+    while first and timeline[first].data != "restart":
+        first -= 1
+    while last + 1 < len(timeline) and timeline[last + 1].data != "restart":
+        last += 1
+    return Clock(step - began, sum(stage.steps for stage in timeline[first : last + 1]))
+
+
+def drawn(method: Method, stage: Stage, clock: Clock, rng: np.random.Generator) -> tuple[Program, Route, np.ndarray]:
+    """What one step of a stage runs: the program with its plan packed, the route, and for each layer the share of the
+    micro-batches that run it, [L].
+    """
+    program = stage.program
+    scale_ML = method.draw(stage, clock, rng)
+    plan, route = pack(program.plan, scale_ML, program.model.widths_L)
+    on_L = np.ones(program.model.depth) if scale_ML is None else (scale_ML != 0).mean(0)
+    return dataclasses.replace(program, plan=plan), route, on_L
+
+
+class Draw(NamedTuple):
+    """One of a stage's packed plans: the share of its steps that have it, a route, and how often each layer runs."""
+
+    share: float
+    program: Program
+    route: Route
+    on_L: tuple[float, ...]
+
+
+def clocks(stages: Sequence[Stage], index: int, count: int = TIMES) -> list[Clock]:
+    """`count` times, spread over stage `index`."""
+    began = [sum(stage.steps for stage in stages[:i]) for i in range(index + 1)]
+    training = max((began[i] for i in range(index + 1) if stages[i].data == "restart"), default=0)
+    steps = began[index] + np.linspace(0, stages[index].steps - 1, count).astype(int)
+    return [clock_of(stages, index, int(step), training) for step in steps]
+
+
+def draws(method: Method, stage: Stage, clocks: Sequence[Clock]) -> list[Draw]:
+    """The packed plans that a stage draws at these times, the most frequent first; their shares sum to 1."""
+    found: dict[Program, list[tuple[Route, np.ndarray]]] = {}
+    for number, clock in enumerate(clocks):
+        program, route, on_L = drawn(method, stage, clock, np.random.default_rng(number))
+        found.setdefault(program, []).append((route, on_L))
+    result = []
+    for program, routes in sorted(found.items(), key=lambda item: -len(item[1])):
+        mean_L = np.mean([on_L for _, on_L in routes], axis=0)
+        # Behind conditionals, routes of one program differ in how many layers run: take one that is like the mean.
+        route, _ = min(routes, key=lambda each: abs(each[1].sum() - mean_L.sum()))
+        result.append(Draw(len(routes) / len(clocks), program, route, tuple(mean_L.tolist())))
+    return result
+
+
+def flops_of(plans: Sequence[Draw]) -> float:
+    """Mean FLOPs of a step over packed plans."""
+    return sum(draw.share * step_flops(draw.program, draw.on_L).executed for draw in plans)

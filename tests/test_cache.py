@@ -1,0 +1,63 @@
+"""Compiled programs are kept on disk, in a bounded folder."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from small_runs import small_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+CODE = """
+import sys, jax
+from bert_fast.train import cache
+cache.keep_programs()
+print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
+"""
+
+
+def said_with(**environment) -> list[str]:
+    plain = {name: value for name, value in os.environ.items() if name != "BERT_FAST_CACHE"}
+    command = [sys.executable, "-c", CODE]
+    done = subprocess.run(command, cwd=ROOT, env=plain | environment, capture_output=True, text=True, check=True)
+    return [*done.stdout.split(), done.stderr]
+
+
+def test_place_is_one_bounded_folder_that_the_environment_moves_or_turns_off(tmp_path):
+    home, other = {"HOME": str(tmp_path)}, str(tmp_path / "other")
+    assert said_with(**home)[:2] == [str(tmp_path / ".cache/bert_fast/compiled"), str(4 * 2**30)]
+    assert said_with(BERT_FAST_CACHE=other)[0] == other
+    assert said_with(BERT_FAST_CACHE="off")[0] == "None"
+    assert said_with(JAX_COMPILATION_CACHE_DIR=other)[:2] == [other, "-1"]  # what a user has set stays
+    (tmp_path / "file").write_text("")
+    folder, _, said = said_with(BERT_FAST_CACHE=str(tmp_path / "file"))
+    assert folder == "None"
+    assert "cannot be used" in said
+
+
+def test_entry_of_a_killed_write_is_removed(tmp_path):
+    (tmp_path / "whole-cache").write_bytes(b"1")
+    (tmp_path / "whole-atime").write_bytes(b"1")
+    (tmp_path / "half-cache").write_bytes(b"1")
+    said_with(BERT_FAST_CACHE=str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(("half", "whole"))) == [
+        "whole-atime",
+        "whole-cache",
+    ]
+
+
+@pytest.mark.slow
+def test_second_start_compiles_nothing_though_the_seed_is_another(small_shards, tmp_path):
+    config = small_config(small_shards)
+    flags = [f"--config.data.dir={config['data']['dir']}", "--config.steps=3", "--config.checkpoint.every=0"]
+    command = [sys.executable, "-m", "bert_fast", "pretrain", "--config=configs/bert.py:size=tiny,debug", *flags]
+    environment = os.environ | {"BERT_FAST_CACHE": str(tmp_path / "cache"), "JAX_LOG_COMPILES": "1"}
+    kept, said = [], []
+    for name in ("one", "two"):
+        run = [*command, f"--workdir={tmp_path / name}", f"--config.seed={len(said)}"]
+        done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        kept.append(sorted(path.name for path in (tmp_path / "cache").glob("*-cache")))
+        said.append(done.stderr)
+    assert kept[0] == kept[1] != []
+    assert "first step after" in said[1]

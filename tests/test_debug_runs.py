@@ -1,0 +1,38 @@
+"""Every config, with its default arguments and `debug`, trains to its end."""
+
+import pytest
+from made_tasks import write_checkpoint, write_glue
+from small_runs import run
+from test_configs import CONFIGS, FILES, FINETUNE, get_config
+from test_finetune import write_squad
+
+from bert_fast.tasks import settings, sweep
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_debug_run_of_pre_training_comes_to_its_end(path, small_shards, tmp_path):
+    config = get_config(path)("debug")
+    config.data.dir = str(small_shards)
+    summary = run(config.to_dict(), tmp_path / "run")
+    assert summary["steps"] >= config.steps
+    assert summary["valid"]["step"] == summary["steps"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["bert", "early_bert"])
+@pytest.mark.parametrize("name", FINETUNE)
+def test_debug_run_of_fine_tuning_comes_to_its_end(name, recipe, tmp_path):
+    if name == "glue":
+        write_glue(tmp_path / "data", ("mrpc",))
+    else:
+        (tmp_path / "data").mkdir()
+        write_squad(tmp_path / "data", "1.1", count=64)
+    config = get_config(next(path for path in FILES if path.stem == name))(f"recipe={recipe},debug")
+    config.data.dir = str(tmp_path / "data")
+    (tmp_path / "encoder").mkdir()
+    encoder = write_checkpoint(tmp_path / "encoder", pooler=True, max_len=config.data.seq_len)
+    made = settings.make(config.to_dict())
+    results = sweep.finetune(made, config.to_dict(), tmp_path / "out", checkpoint=str(encoder))
+    (task,) = results["tasks"].values()
+    assert len(task["runs"]) == len(made.seeds)

@@ -1,0 +1,141 @@
+"""A checkpoint's description: what is written is read back, and what another version wrote is converted or refused."""
+
+import dataclasses
+import json
+
+import pytest
+
+from bert_fast import BadInput, __version__
+from bert_fast.bert import Config
+from bert_fast.data import vocab
+from bert_fast.method import Program, Stage
+from bert_fast.plan import edit, whole
+from bert_fast.schedule import Schedule
+from bert_fast.train import description
+from bert_fast.train.book import Book
+from bert_fast.train.description import Description, TaskHead
+from bert_fast.train.settings import Data, Evaluation
+
+WORDS = vocab.parse("\n".join([*vocab.SPECIAL, "word"]).encode(), "vocab.txt", True, False)
+MODEL = Config(100, depth=3, heads=(2, 1, 2), hidden=(8, 16, 8), norm="pre")
+PLAN = edit(edit(whole(3), 0, 1, frozen=True), 1, 2, rows=8)
+PROGRAM = Program(MODEL, PLAN, 8, 2, 16, 3, "mlm", frozen=("embed/",))
+STAGE = Stage(
+    "s", PROGRAM, 10, Schedule(1e-3, 10), "stage", warm_again=2, skipped=3, ask_every=5, data="restart"
+)  # fmt: skip
+FIRST = dataclasses.replace(STAGE, name="first", data="continue")
+# Every field at another value than its default.
+FULL = Description(
+    step=17,
+    stage=STAGE,
+    vocab=WORDS,
+    earlier_stages=(FIRST, FIRST),
+    book=Book([4, 9], [0.25, 1 / 3], True, 4, {"mlm/16": 40}, {"examples": 3}, {"seconds": 0.1}, {"loss": 1e-7}),
+    methods=(("stacking", {"variant": "mslt", "warm_again": 0.1}),),
+    data=Data("shards", "mlm", 0.15, True, 0.1, 2),
+    eval=Evaluation(every=5, examples=8, seq_len=16, batch_size=4, seed=1),
+    fingerprint="f00",
+    init="runs/other",
+    imported={"folder": "theirs", "tensors": {"a": "float32"}, "initialised": ["pooler"], "unused_positions": ""},
+    task=TaskHead("mrpc", "classes", 2, ("0", "1"), ("#1 String", "#2 String"), 48, {"stride": 128}),
+    scored=({"step": 5, "score": 81.25, "train_loss": None},),
+    version="0.0.1",
+)
+
+
+def written(folder, tree: dict):
+    """A folder with this about.json, and the vocabulary beside it."""
+    (folder / "vocab.txt").write_bytes(WORDS.content)
+    (folder / "about.json").write_text(json.dumps(tree))
+    return folder
+
+
+def test_every_field_of_the_example_is_set():
+    plain = Description(step=0, stage=FIRST, vocab=WORDS)
+    for field in dataclasses.fields(Description):
+        if field.name not in ("format", "vocab"):
+            assert getattr(FULL, field.name) != getattr(plain, field.name), field.name
+
+
+@pytest.mark.parametrize("whole", [FULL, Description(step=0, stage=FIRST, vocab=WORDS)], ids=["full", "plain"])
+def test_description_survives_json(whole, tmp_path):
+    found = description.read(written(tmp_path, whole.to_json()))
+    assert found == whole
+    assert found.vocab.content == WORDS.content
+    assert (found.vocab.cased, found.vocab.strip_accents) == (True, False)
+    assert found.to_json() == whole.to_json()
+    assert found.format == description.FORMAT == 2
+
+
+def test_description_of_today_has_todays_version(tmp_path):
+    assert description.read(written(tmp_path, Description(0, FIRST, WORDS).to_json())).version == __version__
+
+
+def test_stage_survives_json():
+    assert description.stage_from_json(json.loads(json.dumps(description.stage_to_json(STAGE)))) == STAGE
+
+
+def test_program_of_a_guessed_stage_is_left_out():
+    tree = description.stage_to_json(dataclasses.replace(STAGE, guess=True))
+    assert tree["program"] is None
+    assert tree | {"program": 0, "guess": False} == description.stage_to_json(STAGE) | {"program": 0}
+
+
+def test_newer_format_is_refused_by_name(tmp_path):
+    folder = written(tmp_path, FULL.to_json() | {"format": 3, "version": "9.9.9"})
+    with pytest.raises(BadInput, match=r"has format 3, written by bert_fast 9\.9\.9; .* install a newer bert_fast"):
+        description.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ((), "'surprise'"),
+        (("stage",), "'surprise'"),
+        (("stage", "program"), "'surprise'"),
+        (("stage", "program", "model"), "'surprise'"),
+        (("stage", "schedule"), "'surprise'"),
+        (("data",), "'surprise'"),
+        (("eval",), "'surprise'"),
+        (("task",), "'surprise'"),
+        (("book",), r"kept other counts \(surprise\)"),
+    ],
+)
+def test_field_that_is_not_known_is_refused_by_name(place, told, tmp_path):
+    tree = FULL.to_json()
+    branch = tree
+    for key in place:
+        branch = branch[key]
+    branch["surprise"] = 1
+    with pytest.raises(BadInput, match=f"another version of bert_fast.*{told}"):
+        description.read(written(tmp_path, tree))
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Description) if field.name != "format"])
+def test_description_that_lacks_a_field_is_refused_by_name(name, tmp_path):
+    tree = FULL.to_json()
+    del tree[name]
+    version = "unknown" if name == "version" else r"0\.0\.1"
+    with pytest.raises(BadInput, match=rf"another version of bert_fast \({version}\).*{name}"):
+        description.read(written(tmp_path, tree))
+
+
+def test_vocabulary_that_is_not_the_descriptions_is_refused(tmp_path):
+    folder = written(tmp_path, FULL.to_json())
+    (folder / "vocab.txt").write_bytes(WORDS.content + b"more\n")
+    with pytest.raises(BadInput, match=r"vocab\.txt .* is not the vocabulary that the files beside it were made with"):
+        description.read(folder)
+
+
+def test_format_1_is_converted(tmp_path):
+    tree = FULL.to_json() | {"methods": [["layer_drop", {"theta": 0.5}]]}
+    for newer in ("format", "imported", "task", "scored", "init"):
+        del tree[newer]
+    for newer in ("over", "end_seconds"):
+        del tree["book"][newer]
+    for stage in (tree["stage"], *tree["earlier_stages"]):
+        del stage["guess"]
+    found = description.read(written(tmp_path, tree))
+    absent = {"imported": None, "task": None, "scored": (), "init": ""}
+    book = dataclasses.replace(FULL.book, over=False, end_seconds=[0.0, 0.0])
+    assert found == dataclasses.replace(FULL, book=book, methods=(("layer_drop", {"theta": 0.5}),), **absent)

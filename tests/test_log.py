@@ -1,0 +1,43 @@
+"""Rows of a run: read back whole, cut short by a kill, and damaged."""
+
+import json
+
+import pytest
+
+from bert_fast import BadInput
+from bert_fast.train.log import Rows, read_rows
+
+ROWS = [{"step": step, "split": "train", "loss": 1.5} for step in (1, 2, 3)]
+LINES = [json.dumps(row).encode() + b"\n" for row in ROWS]
+
+
+@pytest.mark.parametrize("end", [b"", b'{"step": 4, "spl', b"\xff\xfe", b"\0\0\0"])
+def test_last_line_without_a_newline_is_left_out(tmp_path, end):
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(LINES) + end)
+    assert read_rows(tmp_path / "metrics.jsonl") == ROWS
+
+
+def test_whole_last_row_without_a_newline_is_kept(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(LINES)[:-1])
+    assert read_rows(tmp_path / "metrics.jsonl") == ROWS
+
+
+def test_missing_and_empty_files_have_no_rows(tmp_path):
+    assert read_rows(tmp_path / "metrics.jsonl") == []
+    (tmp_path / "metrics.jsonl").touch()
+    assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+@pytest.mark.parametrize(
+    "bad",
+    [b'{"step": 2, "spl', b"", b"\0\0\0", b"\xff\xfe", b"7", b"[]", b"null", b'{"split": "train"}', b'{"step": 2}']
+    + [b'{"step": "2", "split": "train"}'],
+)
+def test_damaged_line_is_named_and_no_row_is_dropped(tmp_path, bad, number):
+    path = tmp_path / "metrics.jsonl"
+    content = b"".join([*LINES[: number - 1], bad + b"\n", *LINES[number - 1 :]])
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=rf"metrics.jsonl, line {number}: expected .* delete that line"):
+        Rows(tmp_path, after_step=3)
+    assert path.read_bytes() == content
