@@ -153,7 +153,7 @@ def test_dropped_layers_get_no_gradient_but_their_moments_and_weights_decay():
         opt_state=jax.tree.map(lambda part: with_history(part) if is_moments(part) else part, state.opt_state,
                                is_leaf=is_moments)
     )  # fmt: skip
-    after, _ = jax.jit(step)(before, batch_of(), route, rate)
+    after, _ = jax.jit(step)(before, batch_of(), route, rate, np.uint32(0))
 
     def of_dropped_layer(state):
         (moments,) = filter(is_moments, jax.tree.leaves(state.opt_state, is_leaf=is_moments))

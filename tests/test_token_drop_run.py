@@ -105,9 +105,10 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(finished, small_shards, 
 
 def test_scores_are_in_the_checkpoint_and_no_parameter(finished, small_shards):
     config = dropping_config(small_shards)
-    learns, frozen, of_methods = checkpoint.shapes(finished[0] / "checkpoints/6")
-    assert not frozen
-    assert [(leaf.shape, leaf.dtype) for leaf in of_methods] == [((128,), np.float32)]
+    kept = checkpoint.shapes(finished[0] / "checkpoints/6")
+    learns = kept["params"]
+    assert kept.keys() == {"step", "params", "optimizer", "method"}  # nothing is frozen
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(kept["method"])] == [((128,), np.float32)]
     plain = jax.eval_shape(lambda: begin.bert.init(make_settings(config).model, jax.random.key(0)))
     assert jax.tree.structure(learns) == jax.tree.structure(plain)
     state = state_of(finished[0] / "checkpoints/6", config)
