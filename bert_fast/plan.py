@@ -63,6 +63,11 @@ def frozen_depth(plan: Plan) -> int:
     return depth
 
 
+def drops_tokens(plan: Plan) -> bool:
+    """Whether a layer of the plan leaves out a token."""
+    return any(span.rows is not None or span.keys is not None for span in plan)
+
+
 def at_length(plan: Plan, seq_len: int, other: int) -> Plan:
     """A plan for rows of `seq_len` tokens with the same shares of rows of another length, examples each in a row."""
 

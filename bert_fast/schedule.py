@@ -1,4 +1,7 @@
-"""Learning rates: warm-up, then decay. Host arithmetic; the compiled step takes the rate as an argument."""
+"""Learning rates: warm-up, then decay. Host arithmetic; the compiled step takes the rate as an argument.
+
+`Stage.learning_rate` (method.py) calls a schedule: it decides which step to ask for, and may warm up again.
+"""
 
 import dataclasses
 import math

@@ -17,7 +17,7 @@ from made_shards import make_small_folder
 from small_runs import rows_without_clock, run
 
 from bert_fast.train.log import read_rows
-from configs import bert, early_bert, mslt
+from configs import bert, early_bert, mslt, token_drop
 
 SMALL = {
     "steps": 24,
@@ -42,6 +42,7 @@ FIXTURES = {
     "searching": (early_bert, {**TICKET, "early_bert.stop": "early_bird", "early_bert.window": 3}, 8),
     "growing": (mslt, {"stacking.optimizer": "carry"}, 12),
     "slim": (early_bert, TICKET, 20),
+    "tokens": (token_drop, {"model.depth": 4, "token_drop.beside": 2}, 12),
 }
 
 
@@ -70,4 +71,5 @@ def make(name: str, folder: pathlib.Path):
 
 if __name__ == "__main__":
     for name in FIXTURES:
-        make(name, pathlib.Path(sys.argv[1]) / name)
+        if not (pathlib.Path(sys.argv[1]) / name).exists():
+            make(name, pathlib.Path(sys.argv[1]) / name)

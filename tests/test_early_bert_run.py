@@ -9,7 +9,7 @@ import pytest
 from small_runs import make_settings, rows_without_clock, run, small_config
 from test_loop import interrupted
 
-from bert_fast import encoder, inference, methods
+from bert_fast import BadInput, encoder, inference, methods
 from bert_fast.cost.flops import dense_equivalent, step_flops
 from bert_fast.train import checkpoint, description, optim
 from bert_fast.train.log import read_rows
@@ -59,6 +59,18 @@ def stopped(small_shards, tmp_path_factory):
             shutil.copytree(workdir, workdir.parent / f"at-{step}")
     run(two_phases(small_shards), workdir)
     return workdir.parent / "at-10", workdir.parent / "at-11", workdir
+
+
+def test_damage_in_the_weights_of_step_0_is_reported_before_the_run_goes_on(small_shards, stopped, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(stopped[0], workdir)
+    largest = max((workdir / "checkpoints/0").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(BadInput, match="checkpoints/0 is damaged"):
+        run(two_phases(small_shards), workdir)
+    assert "search" not in capsys.readouterr().err  # the plan of the run was not printed yet
 
 
 def same_arrays(one, other, step):

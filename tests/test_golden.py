@@ -33,9 +33,11 @@ def difference(found: list[float], kept: list[float], exactly: bool) -> str:
     return ""
 
 
-# Without dropout less is computed, and nothing else: those runs are among the slow tests.
+# Every method is in the combined run. Without dropout less is computed, and nothing else. The rest are slow tests.
+QUICK = [("dense", 0.1), ("combined", 0.1), ("finetune", 0.1)]
 MARKED = [
-    pytest.param(*case, marks=[] if case[1] else [pytest.mark.slow], id="-".join(map(str, case))) for case in CASES
+    pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow], id="-".join(map(str, case)))
+    for case in CASES
 ]
 
 

@@ -176,6 +176,7 @@ def test_randomness_is_a_function_of_seed_and_step(params):
     assert loss(state) != loss(state._replace(step=state.step + 1))
 
 
+@pytest.mark.slow
 def test_gradient_of_the_residual_stream_is_summed_once():
     # Else its sum over the layers above is computed anew in each of its uses, and a step's time grows with the square
     # of the depth.

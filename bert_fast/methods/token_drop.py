@@ -23,7 +23,7 @@ import numpy as np
 from bert_fast import BadInput
 from bert_fast.bert import Config
 from bert_fast.method import Method, Stage, cut, same
-from bert_fast.plan import edit
+from bert_fast.plan import drops_tokens, edit
 
 SCORES = ("loss", "random", "frequency")
 REPEATS = ("mean", "last_write")
@@ -104,7 +104,7 @@ def make(
                 f"{flag}.boundary={boundary}: stage {stage.name} has {depth} layers, and the last of them is full: set "
                 f"at most {depth - 2}, or -1 for half of the layers of each stage less 1"
             )
-        if restricts(program.plan):
+        if drops_tokens(program.plan):
             raise BadInput(
                 f"--config.methods: the plan of stage {stage.name} leaves out tokens already ({program.plan}), so "
                 "token_drop cannot choose which: take one of the two out"
@@ -148,7 +148,7 @@ def make(
         return params, same, first_scores(new.program.model) if new.data == "restart" else score_V, new
 
     def order(score_V, batch, program, key):
-        if not restricts(program.plan):
+        if not drops_tokens(program.plan):
             return batch
         score_BS = score_V[batch["ids"]]
         if scores == "random":
@@ -191,11 +191,6 @@ def make(
         update=learn,
         report=report,
     )
-
-
-def restricts(plan) -> bool:
-    """Whether a layer of the plan leaves out a token."""
-    return any(span.rows is not None or span.keys is not None for span in plan)
 
 
 def kept_first(score_BS, batch):

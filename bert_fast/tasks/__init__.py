@@ -5,7 +5,7 @@
     data.py      a task as the loop sees it: rows of tokens, a head, a score, a way to write predictions
     batches.py   rows of similar length together, in a few widths
     encoder.py   what is fine-tuned: a checkpoint, a Hugging Face folder, or fresh weights
-    model.py     the encoder with a head, its losses, one step
+    model.py     the encoder with a head, its loss (an `Objective` for train/step.py), prediction
     settings.py  a call's settings, checked at the door
     trainer.py   what the runs of a task share: widths, stages, compiled programs
     finetune.py  one run: a task, a learning rate, a seed

@@ -80,6 +80,10 @@ class Programs:
         key = self.key_of(program, arguments[0], arguments[2])
         self.compiled[key] = self.coming.pop(key).result()
 
+    def cancel(self):
+        """Drops the programs that wait to be compiled; one that is being compiled is finished."""
+        self.coming = {key: future for key, future in self.coming.items() if not future.cancel()}
+
     def close(self):
         """Compiles nothing more."""
         self.background.shutdown(wait=False, cancel_futures=True)

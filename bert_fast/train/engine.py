@@ -202,6 +202,7 @@ class Engine:
         self.timeline[self.book.stage + 1] = new
         self.book.end_stage(self.step, new.data == "restart")
         self.close()
+        self.programs.cancel()
         self.looked = self.step
         self.book.lap("compile_seconds")
 

@@ -12,6 +12,7 @@ from bert_fast.cost.utilisation import utilisation
 from bert_fast.data import batches, masking, shards
 from bert_fast.data.files import atomic_json, hold
 from bert_fast.method import Stage
+from bert_fast.plan import drops_tokens
 from bert_fast.train import begin, checkpoint, optim, report, timeline
 from bert_fast.train.book import COUNTS
 from bert_fast.train.compile import Programs
@@ -93,6 +94,8 @@ class Run:
             begin.check_shards(settings, about, self.fingerprint)
             self.vocab = about.vocab
             self.engine.resume(folder, [*about.earlier_stages, about.stage], about.book)
+            if self.method.needs_initial and not self.engine.is_last_stage():
+                checkpoint.find(self.root / "0")  # a later stage begins from it: damage is reported now
         else:
             self.vocab = masking.read_vocab(settings.data.dir)
             model = stages[0].program.model
@@ -198,7 +201,7 @@ class Run:
         self.check_weights()
         arguments = (state.params, state.frozen, state.method, self.stage.program)
         means = self.evaluator.full(*arguments)
-        if any(span.rows is not None or span.keys is not None for span in self.stage.program.plan):
+        if drops_tokens(self.stage.program.plan):
             restricted = self.evaluator(*arguments)
             means |= {f"{key}_dropping": restricted[key] for key in ("mlm_loss", "mlm_accuracy")}
         book.lap("eval_seconds")

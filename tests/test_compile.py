@@ -1,0 +1,29 @@
+"""Programs that are compiled in the background."""
+
+import threading
+
+from bert_fast.method import Program
+from bert_fast.train.compile import Programs
+
+
+def test_waiting_programs_are_dropped_when_a_stage_ends_and_the_one_that_is_compiled_is_kept():
+    release, started, lowered = threading.Event(), threading.Event(), []
+
+    class Lowered:
+        def compile(self):
+            started.set()
+            release.wait()
+
+    programs = Programs(lambda *_: None, mesh=None)
+    programs.lower = lambda program, *_: lowered.append(program) or Lowered()
+    programs.key_of = lambda program, *_: program
+    programs.placed = lambda *_: ()
+    first, second = (Program(None, (), 1, 1, seq_len, 1, "mlm") for seq_len in (8, 16))
+    for program in (first, second):
+        programs.begin(program, None, None, None)
+    started.wait()
+    programs.cancel()
+    assert list(programs.coming) == [first]
+    release.set()
+    programs.close()
+    assert lowered == [first]
