@@ -25,7 +25,7 @@ def init(config: Config, key) -> Params:
     row = {name: jnp.zeros((1, 1), jnp.int32) for name in ("ids", "positions", "types")}
     x_BSD = jnp.zeros((1, 1, config.width), config.dtype)
     embed_key, layers_key, mlm_key, next_key = jax.random.split(key, 4)
-    block = Block(config, max(config.heads_L), max(config.hidden_L))
+    block = Block(config, max(config.heads_L), max(config.mlp_dim_L))
 
     def layer(index):
         return block.init(jax.random.fold_in(layers_key, index), x_BSD, x_BSD, jnp.ones((1, 1, 1), bool), None, None)
@@ -45,19 +45,19 @@ def init(config: Config, key) -> Params:
     return params
 
 
-def narrow(layer: Params, heads: int, hidden: int) -> Params:
+def narrow(layer: Params, heads: int, mlp_dim: int) -> Params:
     """One layer's parameters with only its first so many heads and neurons."""
 
     def first(name, kernel, bias):
         return {"kernel": layer[name]["kernel"][kernel], "bias": layer[name]["bias"][bias]}
 
-    everything, heads_, hidden_ = slice(None), slice(heads), slice(hidden)
+    everything, heads_, mlp_dim_ = slice(None), slice(heads), slice(mlp_dim)
     return {
         **layer,
         **{name: first(name, (everything, heads_), heads_) for name in ("query", "key", "value")},
         "attention_output": first("attention_output", heads_, everything),
-        "mlp_hidden": first("mlp_hidden", (everything, hidden_), hidden_),
-        "mlp_output": first("mlp_output", hidden_, everything),
+        "mlp_hidden": first("mlp_hidden", (everything, mlp_dim_), mlp_dim_),
+        "mlp_output": first("mlp_output", mlp_dim_, everything),
     }
 
 
@@ -146,31 +146,33 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
         shapes = config.widths_L[span.start : span.stop]
         if len(layers) < len(shapes) and len(set(shapes)) > 1:
             raise ValueError(f"layers of {span} differ in width, so which of them run cannot be traced: use cond")
-        x_BQD, idle_BXD = (x_BSD, None) if span.rows is None else jnp.split(x_BSD, [span.rows], axis=1)
-        segments_BQ, segments_BK = segments_BS[:, : span.rows], segments_BS[:, : span.keys]
-        if span.beside > 1:
-            if span.rows != span.keys:
+        x_BQD, idle_BXD = (x_BSD, None) if span.queries is None else jnp.split(x_BSD, [span.queries], axis=1)
+        segments_BQ, segments_BK = segments_BS[:, : span.queries], segments_BS[:, : span.keys]
+        if span.examples_per_row > 1:
+            if span.queries != span.keys:
                 raise ValueError(f"{span} lays examples side by side, but its tokens attend to others than themselves")
             # Examples in one row do not see each other: their segments are told apart.
-            places_B1 = jnp.arange(len(segments_BQ))[:, None] % span.beside
-            x_BQD = side_by_side(x_BQD, span.beside)
-            segments_BQ = segments_BK = side_by_side(segments_BQ * span.beside + places_B1, span.beside)
+            places_B1 = jnp.arange(len(segments_BQ))[:, None] % span.examples_per_row
+            x_BQD = side_by_side(x_BQD, span.examples_per_row)
+            segments_BQ = segments_BK = side_by_side(
+                segments_BQ * span.examples_per_row + places_B1, span.examples_per_row
+            )
 
-        for (layer, index, scale), (heads, hidden) in zip(layers, shapes, strict=False):
+        for (layer, index, scale), (heads, mlp_dim) in zip(layers, shapes, strict=False):
 
             def update(
                 x_BQD,
                 layer,
                 scale,
                 layer_key,
-                shape=(heads, hidden),
+                shape=(heads, mlp_dim),
                 span=span,
                 idle_BXD=idle_BXD,
                 segments_BQ=segments_BQ,
                 segments_BK=segments_BK,
             ):
                 y_BKD = x_BQD = residual(x_BQD) if config.norm == "pre" else x_BQD
-                if span.rows != span.keys:
+                if span.queries != span.keys:
                     y_BKD = x_BQD if idle_BXD is None else jnp.concatenate([x_BQD, idle_BXD], axis=1)
                     y_BKD = y_BKD[:, : span.keys]
                 allowed_BQK = segments_BQ[:, :, None] == segments_BK[:, None, :]

@@ -41,7 +41,7 @@ ACTIVATIONS = {"gelu": gelu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=T
 class Config:
     """Shape of a model. Defaults are BERT-base's (Devlin et al. 2019, and its released `bert_config.json`).
 
-    `heads` and `hidden` are one number, or one a layer where layers differ: the stacked parameters
+    `heads` and `mlp_dim` are one number, or one a layer where layers differ: the stacked parameters
     are then as wide as the widest layer, and each layer reads its first so many heads and neurons.
     """
 
@@ -50,7 +50,7 @@ class Config:
     width: int = 768
     heads: int | tuple[int, ...] = 12
     head_size: int = 64
-    hidden: int | tuple[int, ...] = 3072
+    mlp_dim: int | tuple[int, ...] = 3072
     max_len: int = 512
     type_count: int = 2
     norm: str = "post"  # LayerNorm after each residual sum, or "pre": before each branch and once at the end
@@ -76,18 +76,18 @@ class Config:
         return self.heads if isinstance(self.heads, tuple) else (self.heads,) * self.depth
 
     @property
-    def hidden_L(self) -> tuple[int, ...]:
-        return self.hidden if isinstance(self.hidden, tuple) else (self.hidden,) * self.depth
+    def mlp_dim_L(self) -> tuple[int, ...]:
+        return self.mlp_dim if isinstance(self.mlp_dim, tuple) else (self.mlp_dim,) * self.depth
 
     @property
     def widths_L(self) -> list[tuple[int, int]]:
         """Heads and neurons of each layer."""
-        return list(zip(self.heads_L, self.hidden_L, strict=True))
+        return list(zip(self.heads_L, self.mlp_dim_L, strict=True))
 
-    def with_widths(self, heads_L: Sequence[int], hidden_L: Sequence[int]) -> "Config":
+    def with_widths(self, heads_L: Sequence[int], mlp_dim_L: Sequence[int]) -> "Config":
         """The model with so many heads and neurons a layer: one number where layers agree."""
-        heads, hidden = (n_L[0] if len(set(n_L)) == 1 else tuple(n_L) for n_L in (heads_L, hidden_L))
-        return dataclasses.replace(self, heads=heads, hidden=hidden)
+        heads, mlp_dim = (n_L[0] if len(set(n_L)) == 1 else tuple(n_L) for n_L in (heads_L, mlp_dim_L))
+        return dataclasses.replace(self, heads=heads, mlp_dim=mlp_dim)
 
 
 @jax.custom_vjp
@@ -245,7 +245,7 @@ class Block(nn.Module):
 
     config: Config
     heads: int
-    hidden: int
+    mlp_dim: int
 
     @nn.compact
     def __call__(self, x_BQD, y_BKD, allowed_BQK, scale, key):
@@ -267,7 +267,7 @@ class Block(nn.Module):
             return Linear(config, (config.width,), contract=2, residual=True, name="attention_output")(a_BQHE)
 
         def mlp(x_BQD):
-            h_BQF = ACTIVATIONS[config.activation](Linear(config, (self.hidden,), name="mlp_hidden")(x_BQD))
+            h_BQF = ACTIVATIONS[config.activation](Linear(config, (self.mlp_dim,), name="mlp_hidden")(x_BQD))
             return Linear(config, (config.width,), residual=True, name="mlp_output")(h_BQF)
 
         if pre:

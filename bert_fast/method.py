@@ -23,7 +23,7 @@ class Program:
     """All that a compiled train step depends on. With its plan packed it is the key of the compiled programs.
 
     batch_size: examples of a step, over all devices and micro-batches.
-    frozen: regular expressions of the paths, outside the stack of layers, of leaves that do not learn.
+    frozen_paths: regular expressions of the paths, outside the stack of layers, of leaves that do not learn.
     """
 
     model: Config
@@ -33,7 +33,7 @@ class Program:
     seq_len: int
     slots: int
     objective: str
-    frozen: tuple[str, ...] = ()
+    frozen_paths: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,9 @@ class Span:
 
     start: int
     stop: int
-    rows: int | None = None  # update the first so many tokens (None: all)
+    queries: int | None = None  # update the first so many tokens (None: all)
     keys: int | None = None  # attend to the first so many tokens (None: all)
-    beside: int = 1  # so many examples are laid side by side in a row; only where rows and keys are the same
+    examples_per_row: int = 1  # examples laid side by side in a row; only where queries and keys are the same
     frozen: bool = False  # does not learn, nor does anything below; frozen spans are a prefix of the plan
     dropout: bool = True  # False: no dropout, and none on the embeddings where it is the lowest span
     cond: bool = False  # skip layers by lax.cond instead of by gathering those that run
@@ -65,7 +65,7 @@ def frozen_depth(plan: Plan) -> int:
 
 def drops_tokens(plan: Plan) -> bool:
     """Whether a layer of the plan leaves out a token."""
-    return any(span.rows is not None or span.keys is not None for span in plan)
+    return any(span.queries is not None or span.keys is not None for span in plan)
 
 
 def at_length(plan: Plan, seq_len: int, other: int) -> Plan:
@@ -74,7 +74,9 @@ def at_length(plan: Plan, seq_len: int, other: int) -> Plan:
     def same_share(count):
         return None if count is None else max(1, round(count * other / seq_len))
 
-    return tuple(dataclasses.replace(s, rows=same_share(s.rows), keys=same_share(s.keys), beside=1) for s in plan)
+    return tuple(
+        dataclasses.replace(s, queries=same_share(s.queries), keys=same_share(s.keys), examples_per_row=1) for s in plan
+    )
 
 
 def pack(plan: Plan, scale_ML: np.ndarray | None, widths_L: Sequence = ()) -> tuple[Plan, Route]:

@@ -55,7 +55,7 @@ def main() -> int:
         print("    " + "   ".join(f"{word} {share:.0%}" for word, share in masks[0]))
 
     heading(f"done in {clock(time.monotonic() - began)}")
-    tokens = trained.about.book.counts["tokens_real"]
+    tokens = trained.about.counters.counts["tokens_real"]
     print(
         f"A BERT of {trained.model.depth} layers, trained here on {tokens:,} tokens.\n"
         f"  shards       {shards}\n  run          {run} (metrics.jsonl, summary.json, checkpoints)\n\n"

@@ -40,12 +40,12 @@ def parse(text: str | None, **defaults) -> dict:
 
 
 def size(name: str) -> dict:
-    """Depth, width, heads and hidden width of a published size. Raises BadInput that names the near ones."""
+    """Depth, width, heads and feed-forward width of a published size. Raises BadInput that names the near ones."""
     if name not in SIZES:
         near = difflib.get_close_matches(name, SIZES, 3, 0.4) or list(SIZES)
         raise BadInput(f"unknown size {name!r}: did you mean {' or '.join(near)}? Known: {', '.join(SIZES)}")
     depth, width, heads = SIZES[name]
-    return {"depth": depth, "width": width, "heads": heads, "hidden": 4 * width}
+    return {"depth": depth, "width": width, "heads": heads, "mlp_dim": 4 * width}
 
 
 def optimizer() -> ConfigDict:
@@ -137,7 +137,7 @@ def debug(config: ConfigDict):
     config.steps = 20
     config.batch_size = 8
     config.log_every = 5
-    config.model.update(depth=min(config.model.depth, 4), width=32, heads=2, head_size=16, hidden=64, max_len=64)
+    config.model.update(depth=min(config.model.depth, 4), width=32, heads=2, head_size=16, mlp_dim=64, max_len=64)
     config.phases = ",".join(f"{length}:{share}" for length, share in zip((32, 64), (0.5, 0.5), strict=True))
     config.learning_rate.warmup_steps = 2
     config.eval.update(every=10, examples=16, seq_len=32, batch_size=8)

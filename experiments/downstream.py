@@ -22,7 +22,7 @@ import sys
 import jax
 
 from bert_fast.tasks import settings, sweep
-from bert_fast.train.book import TIMES
+from bert_fast.train.counters import TIMES
 from configs import glue, squad
 from experiments.small_truth import ARMS, folder_of
 

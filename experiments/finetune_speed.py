@@ -39,12 +39,12 @@ class Epochs:
 
     def run(self, steps: int) -> float:
         """Examples a second over so many steps."""
-        began, before = time.perf_counter(), self.engine.book.counts["examples"]
+        began, before = time.perf_counter(), self.engine.counters.counts["examples"]
         for _ in range(steps):
             self.engine.train_step()
         self.engine.settle()
         jax.block_until_ready(self.engine.state)
-        return (self.engine.book.counts["examples"] - before) / (time.perf_counter() - began)
+        return (self.engine.counters.counts["examples"] - before) / (time.perf_counter() - began)
 
 
 def main():
@@ -74,7 +74,7 @@ def main():
     mean = round(float(task.train.lengths_N.mean()))
     rng = np.random.default_rng(0)
     ids_N = list(rng.integers(1_000, words.size, (len(task.train.ids_N), mean), np.int32))
-    full_rows = batches.Rows(ids_N, [np.zeros(mean, np.int32)] * len(ids_N), task.train.labels)
+    full_rows = batches.TaskExamples(ids_N, [np.zeros(mean, np.int32)] * len(ids_N), task.train.labels)
     bucketed, full = Trainer(task, start, made), Trainer(task._replace(train=full_rows), start, made)
     full.widths = (mean,)
     runs = {"bucketed": Epochs(bucketed), "full": Epochs(full)}

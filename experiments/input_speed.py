@@ -19,7 +19,7 @@ import time
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from bert_fast.data import batches, packing, rows, shards
+from bert_fast.data import batches, examples, packing, shards
 from bert_fast.data.masking import prediction_slots, read_vocab
 from bert_fast.data.vocab import Vocab, parse
 
@@ -51,7 +51,7 @@ def made_vocab() -> Vocab:
     return parse("\n".join(pieces).encode(), "vocab.txt", False, None)
 
 
-def rows_per_second(made: batches.Rows, workers: int, seconds: float = 1.5) -> float:
+def rows_per_second(made: batches.ExampleSource, workers: int, seconds: float = 1.5) -> float:
     """Median over REPEATS of a stretch of `seconds`, after the pipeline has started."""
     found = []
     with contextlib.closing(batches.batches(made, BATCH, 0, workers=workers)) as stream:
@@ -113,14 +113,16 @@ def main(data: str | None, consumed: dict[int, float | None]) -> str:
         lines = []
         for seq_len in (128, 512):
             eats = consumed[seq_len] or peak / mini_flops(seq_len)
-            for (label, split), objective in ((item, name) for item in splits.items() for name in rows.OBJECTIVES):
+            for (label, split), objective in ((item, name) for item in splits.items() for name in examples.OBJECTIVES):
                 for whole_word in (False, True) if objective == "mlm" and not label else (False,):
-                    row_settings = rows.Settings(seq_len, objective, **settings | {"whole_word": whole_word})
-                    made = batches.make_rows(split, vocab, row_settings, seed=0)
+                    row_settings = examples.ExampleSettings(seq_len, objective, **settings | {"whole_word": whole_word})
+                    made = batches.training_examples(split, vocab, row_settings, seed=0)
                     found = rows_per_second(made, workers=0)
                     name = objective + (", whole words" if whole_word else "") + label
                     lines.append(f"| {name} | {seq_len} | {found:,.0f} | {eats:,.0f} | {found / eats:,.0f} |")
-        two = rows_per_second(batches.make_rows(splits[""], vocab, rows.Settings(128, "mlm", **settings), 0), workers=2)
+        two = rows_per_second(
+            batches.training_examples(splits[""], vocab, examples.ExampleSettings(128, "mlm", **settings), 0), workers=2
+        )
         pieces_N = pieces(np.random.default_rng(0).lognormal(5.2, 1.1, 4_300_000).astype(np.int64) + 1, 128 - 2) + 2
         packing_seconds = _timed(lambda: packing.pack(pieces_N, 128))
         _, starts_R = packing.pack(pieces_N, 128)

@@ -29,7 +29,7 @@ from bert_fast import inference, methods
 from bert_fast.data import shards
 from bert_fast.data.masking import read_vocab
 from bert_fast.data.unigram import unigram_loss
-from bert_fast.forecast.programs import most_frequent
+from bert_fast.planner.programs import most_frequent
 from bert_fast.train import description, optim
 from bert_fast.train.evaluate import eval_batches
 from bert_fast.train.log import read_rows

@@ -19,9 +19,9 @@ from absl import app, flags
 from bert_fast import bert, methods
 from bert_fast.cost.flops import step_flops
 from bert_fast.data.masking import prediction_slots
-from bert_fast.forecast.programs import most_frequent
 from bert_fast.method import Program, Stage
 from bert_fast.plan import whole
+from bert_fast.planner.programs import most_frequent
 from bert_fast.schedule import Schedule
 from bert_fast.train import optim
 from bert_fast.train.sharding import make_mesh

@@ -21,7 +21,7 @@ from bert_fast.cost.flops import step_flops
 from bert_fast.method import Method, Program, Stage
 from bert_fast.plan import whole
 from bert_fast.schedule import Schedule
-from bert_fast.train import begin, compile, optim
+from bert_fast.train import compile, initial_params, optim
 from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import make_mesh
 from bert_fast.train.state import first_state
@@ -43,7 +43,7 @@ def ours(program: Program):
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 0.0))
     stage = Stage("speed", program, 1, Schedule(1e-4, 1))
-    state = first_state(begin.fresh_params(program.model, 0, mesh), Method(), stage, optimizer, mesh)
+    state = first_state(initial_params.fresh(program.model, 0, mesh), Method(), stage, optimizer, mesh)
     return Stepper(compile.Programs(make_step(Method(), optimizer, PRETRAINING), mesh), state, mesh).add(program)
 
 

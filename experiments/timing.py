@@ -11,7 +11,7 @@ import optax
 
 from bert_fast.method import Clock, Method, Program, Stage
 from bert_fast.plan import Route
-from bert_fast.train import begin, compile, timeline
+from bert_fast.train import compile, initial_params, timeline
 from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import global_batch
 from bert_fast.train.state import enter_state
@@ -89,7 +89,7 @@ def steady(method: Method, stage: Stage, steps: int) -> list[timeline.Draw]:
 
 def stepper(method: Method, stage: Stage, first: bool, optimizer: optax.GradientTransformation, mesh) -> Stepper:
     """Steps of a stage on fresh parameters; `first`: the stage is the run's first, and has what the method added."""
-    params, method_state = method.init(begin.fresh_params(stage.program.model, 0, mesh), stage.program.model)
+    params, method_state = method.init(initial_params.fresh(stage.program.model, 0, mesh), stage.program.model)
     if not first:
         params, _ = method.weights(params)
     state = enter_state(

@@ -22,8 +22,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # compiling takes no TPU
 from bert_fast import BadInput, methods
 from bert_fast.cost.accelerators import GIB, TPUS
 from bert_fast.data.files import atomic_json
-from bert_fast.forecast import planner, tpu
-from bert_fast.forecast.planner import Plan, Slice, StagePlan
+from bert_fast.planner import estimate, tpu
+from bert_fast.planner.estimate import CostEstimate, Slice, StageEstimate
 from bert_fast.train import settings
 from configs import bert, combined
 
@@ -42,7 +42,7 @@ ARMS = {
     "layer dropping": ("layer_drop", SYSTEMATIC),
     "layer dropping, cond": ("layer_drop", SYSTEMATIC | {"layer_drop.execution": "cond"}),
     "token dropping": ("token_drop", {}),
-    "token dropping, beside=2": ("token_drop", {"token_drop.beside": 2}),
+    "token dropping, examples_per_row=2": ("token_drop", {"token_drop.examples_per_row": 2}),
     "EarlyBERT, align=128": ("early_bert", ALIGNED),
     "stacking": ("stacking", {}),
     "MSLT": ("stacking", MSLT),
@@ -50,13 +50,13 @@ ARMS = {
     "MSLT, frozen_dropout=False": ("stacking", MSLT | {"stacking.frozen_dropout": False}),
     # Without neurons=layer layers differ in width, and those that are dropped stand behind conditionals.
     "combined, neurons=layer": (combined.get_config().methods, ALIGNED | SYSTEMATIC | {"early_bert.neurons": "layer"}),
-    "combined, neurons=layer, beside=2": (
+    "combined, neurons=layer, examples_per_row=2": (
         combined.get_config().methods,
-        ALIGNED | SYSTEMATIC | {"early_bert.neurons": "layer", "token_drop.beside": 2},
+        ALIGNED | SYSTEMATIC | {"early_bert.neurons": "layer", "token_drop.examples_per_row": 2},
     ),
 }
 METHODS = ("dense", "layer dropping", "token dropping", "EarlyBERT, align=128", "stacking", "MSLT")
-AT_128 = (*METHODS, "token dropping, beside=2", "combined, neurons=layer, beside=2")
+AT_128 = (*METHODS, "token dropping, examples_per_row=2", "combined, neurons=layer, examples_per_row=2")
 # (topology, size, tokens, which arms): what is not better on one chip is not compiled for others.
 WANTED = (
     ("v5e:1x1", "base", 128, (*AT_128, "layer dropping, cond")),
@@ -64,8 +64,8 @@ WANTED = (
     ("v5e:4x4", "base", 128, AT_128),
     ("v5p:2x2x1", "base", 128, AT_128),
     ("v6e:1x1", "base", 128, (*AT_128, "MSLT, frozen_dropout=False")),
-    ("v5e:4x4", "large", 128, ("dense", "combined, neurons=layer, beside=2")),
-    ("v5e:16x16", "base", 128, ("dense", "combined, neurons=layer, beside=2")),
+    ("v5e:4x4", "large", 128, ("dense", "combined, neurons=layer, examples_per_row=2")),
+    ("v5e:16x16", "base", 128, ("dense", "combined, neurons=layer, examples_per_row=2")),
 )
 PRICED = ("v5e:1x1", "v5p:2x2x1")
 
@@ -79,7 +79,7 @@ def batch_of(topology: str, size: str, seq: int) -> int:
     return BATCHES.get((topology.split(":")[0], size), BATCH) * 128 // seq * chips_of(topology)
 
 
-def settings_of(arm: str, topology: str, size: str, seq: int) -> settings.Settings:
+def settings_of(arm: str, topology: str, size: str, seq: int) -> settings.PretrainSettings:
     """Every arm pre-LN, with MLM alone, one phase, bfloat16 and dropout, on the same batch."""
     names, changes = ARMS[arm]
     chips, batch = chips_of(topology), batch_of(topology, size, seq)
@@ -90,7 +90,7 @@ def settings_of(arm: str, topology: str, size: str, seq: int) -> settings.Settin
         {"model.dtype": "bfloat16", "eval.batch_size": max(32, chips), "learning_rate.warmup_steps": steps // 100}
         | changes
     )
-    return settings.make(config.to_dict(), planner.BERT, tuple(methods.known()))
+    return settings.make(config.to_dict(), estimate.BERT, tuple(methods.known()))
 
 
 def file_of(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) -> pathlib.Path:
@@ -116,11 +116,11 @@ def compile_all(folder: pathlib.Path, cache: pathlib.Path, only: str, arms: list
             if path.exists() and json.loads(path.read_text())["code"] == now:
                 continue
             print(f"== {topology}, {size}, {seq} tokens: {arm}", flush=True)
-            found = planner.plan(settings_of(arm, topology, size, seq), planner.on(topology), cache, print)
+            found = estimate.plan(settings_of(arm, topology, size, seq), estimate.on(topology), cache, print)
             atomic_json(path, {"code": now, "stages": [dataclasses.asdict(stage) for stage in found.stages]})
 
 
-def read(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) -> Plan | None:
+def read(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) -> CostEstimate | None:
     """A plan that was made, or None."""
     path = file_of(folder, arm, topology, size, seq)
     if not path.exists():
@@ -128,12 +128,12 @@ def read(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) -> 
     kept = json.loads(path.read_text())
     if kept["code"] != code():
         raise BadInput(f"{path} is of another state of the code: run the same command without --page first")
-    stages = [StagePlan(**stage) for stage in kept["stages"]]
+    stages = [StageEstimate(**stage) for stage in kept["stages"]]
     chip = TPUS[topology.split(":")[0]]
-    return Plan(Slice(topology, chip, [None] * chips_of(topology) * chip.devices), stages)
+    return CostEstimate(Slice(topology, chip, [None] * chips_of(topology) * chip.devices), stages)
 
 
-def row(label: str, flops: float, cycles: float, stage: StagePlan | None, plan: Plan) -> str:
+def row(label: str, flops: float, cycles: float, stage: StageEstimate | None, plan: CostEstimate) -> str:
     """A line of a table: ratios to dense, and of a stage how well it uses the chip and what it holds and sends."""
     realised = f"**{(1 - cycles) / (1 - flops):.2f}**" if flops < 0.98 else ""
     if stage is None:
@@ -149,7 +149,7 @@ def row(label: str, flops: float, cycles: float, stage: StagePlan | None, plan: 
     )
 
 
-def rows_of(name: str, plan: Plan | None, dense: Plan) -> list[str]:
+def rows_of(name: str, plan: CostEstimate | None, dense: CostEstimate) -> list[str]:
     """A line for each stage of a plan, and where there are several one for the whole of it."""
     if plan is None:
         return [f"| {name} | not compiled yet | | | | | | | |"]
@@ -226,7 +226,7 @@ def page(folder: pathlib.Path) -> str:
 AdamW; the step that a run would take, built by the same function. Cycles are the estimate of the TPU compiler (libtpu
 {tpu.LIBTPU}), and **no measurement**; realised = (1 - cycles / dense's) / (1 - FLOPs / dense's). Gathers, scatters, sorts and custom
 calls carry no estimate: beside, the least time that their bytes take. Of a stage with several programs the
-{planner.MOST} most frequent are compiled, and of the others as many cycles a FLOP are expected; memory is that of the program that needs
+{estimate.MOST} most frequent are compiled, and of the others as many cycles a FLOP are expected; memory is that of the program that needs
 the most. Layers are dropped with systematic sampling: 8 or 9 of 12 run once theta has settled.
 
 {(chr(10) * 2).join(tables)}

@@ -9,11 +9,11 @@ os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=
 
 import jax
 import pytest
-from made_shards import make_folder, make_small_folder
 
 from bert_fast.data import shards
 from bert_fast.data.masking import read_vocab
 from bert_fast.train import cache
+from helpers.made_shards import make_folder, make_small_folder
 
 # Compiling is most of what these tests do, and models this small gain nothing from optimised code.
 jax.config.update("jax_disable_most_optimizations", True)

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from made_shards import ORDINARY, WORDS, bert, unmasked, write_folder
 
 from bert_fast import BadInput
-from bert_fast.data import batches, rows, shards
+from bert_fast.data import batches, examples, shards
 from bert_fast.data.masking import read_vocab
+from helpers.made_shards import ORDINARY, WORDS, bert, unmasked, write_folder
 
 
 def take(made, count):
@@ -30,10 +30,10 @@ def assert_same(a, b):
         assert a[key].dtype == b[key].dtype
 
 
-@pytest.mark.parametrize("objective", rows.OBJECTIVES)
+@pytest.mark.parametrize("objective", examples.OBJECTIVES)
 def test_batches_are_stacked_rows_in_global_order(split, vocab, objective):
-    made = batches.make_rows(split, vocab, bert(objective), seed=1)
-    fresh = batches.make_rows(shards.Split(split.folder, "train"), vocab, bert(objective), seed=1)
+    made = batches.training_examples(split, vocab, bert(objective), seed=1)
+    fresh = batches.training_examples(shards.Split(split.folder, "train"), vocab, bert(objective), seed=1)
     for b, (after, batch) in enumerate(take(batches.batches(made, 8, start=5), 3)):
         assert after == 5 + 8 * (b + 1)
         for k in reversed(range(8)):  # another order of asking
@@ -41,7 +41,7 @@ def test_batches_are_stacked_rows_in_global_order(split, vocab, objective):
 
 
 def test_shapes_and_types_are_those_documented(split, vocab):
-    made = batches.make_rows(split, vocab, bert("mlm+nsp"), seed=1)
+    made = batches.training_examples(split, vocab, bert("mlm+nsp"), seed=1)
     ((_, batch),) = take(batches.batches(made, 4, start=0), 1)
     shapes = dict.fromkeys(["ids", "types", "positions", "segments"], (4, 32)) | {"cls": (4,), "next": (4,)}
     shapes |= dict.fromkeys(["slots", "labels", "weights"], (4, 5))
@@ -50,7 +50,7 @@ def test_shapes_and_types_are_those_documented(split, vocab):
 
 
 def test_any_number_of_workers_gives_the_same_batches(split, vocab):
-    made = batches.make_rows(split, vocab, bert("mlm+nsp"), seed=1)
+    made = batches.training_examples(split, vocab, bert("mlm+nsp"), seed=1)
     alone = take(batches.batches(made, 8, start=16), 5)
     for workers in (1, 2):
         for (g, batch), (h, other) in zip(
@@ -61,7 +61,7 @@ def test_any_number_of_workers_gives_the_same_batches(split, vocab):
 
 
 def test_processes_share_each_batch_without_changing_it(split, vocab):
-    made = batches.make_rows(split, vocab, bert(), seed=1)
+    made = batches.training_examples(split, vocab, bert(), seed=1)
     whole = take(batches.batches(made, 12, start=3), 3)
     parts = [take(batches.batches(made, 12, start=3, process_index=p, process_count=3), 3) for p in range(3)]
     for b, (g, batch) in enumerate(whole):
@@ -70,7 +70,7 @@ def test_processes_share_each_batch_without_changing_it(split, vocab):
 
 
 def test_resuming_in_mid_epoch_equals_never_stopping(split, vocab):
-    made = batches.make_rows(split, vocab, bert(), seed=1)
+    made = batches.training_examples(split, vocab, bert(), seed=1)
     first = len(made) - 20  # over the epoch's end
     uninterrupted = take(batches.batches(made, 8, start=first), 6)
     assert len(uninterrupted) == 6
@@ -82,7 +82,7 @@ def test_resuming_in_mid_epoch_equals_never_stopping(split, vocab):
 
 
 def test_epochs_and_seeds_differ_in_order_and_masks(split, vocab):
-    one, two = (batches.make_rows(split, vocab, bert(), seed=s) for s in (1, 2))
+    one, two = (batches.training_examples(split, vocab, bert(), seed=s) for s in (1, 2))
     n = len(one)
     np.testing.assert_array_equal(unmasked(one(0, 7)), unmasked(one(1, 7)))
     for other in (one(1, 7), two(0, 7)):
@@ -112,7 +112,7 @@ def prefetch_threads():
 @pytest.mark.parametrize("how", ["closed", "failed"])
 def test_a_stream_that_is_over_leaves_no_thread(split, vocab, how):
     before = prefetch_threads()
-    made = batches.make_rows(split, vocab, bert(), seed=1)
+    made = batches.training_examples(split, vocab, bert(), seed=1)
     stream = batches.batches(made, 8, start=0)
     next(stream)
     mine = prefetch_threads() - before
@@ -131,11 +131,11 @@ def test_a_stream_that_is_over_leaves_no_thread(split, vocab, how):
 
 def test_an_abandoned_iterator_does_not_hang_the_exit(folder):
     script = f"""
-from bert_fast.data import batches, rows, shards, masking
+from bert_fast.data import batches, examples, shards, masking
 if __name__ == "__main__":
-    settings = rows.Settings(32, "mlm", 0.15, False, 0.1)
+    settings = examples.ExampleSettings(32, "mlm", 0.15, False, 0.1)
     vocab = masking.read_vocab({str(folder)!r})
-    made = batches.make_rows(shards.Split({str(folder)!r}, "train"), vocab, settings, 0)
+    made = batches.training_examples(shards.Split({str(folder)!r}, "train"), vocab, settings, 0)
     stream = batches.batches(made, 4, 0)
     next(stream)
     raise SystemExit(7)
@@ -145,9 +145,9 @@ if __name__ == "__main__":
 
 def test_evaluation_rows_are_the_first_in_order_and_no_training_seed_moves_them(folder, vocab):
     valid = shards.Split(folder, "valid")
-    found = batches.evaluation_rows(valid, vocab, bert(), seed=1, limit=10)
-    again = batches.evaluation_rows(shards.Split(folder, "valid"), vocab, bert(), seed=1, limit=10)
-    trained = batches.make_rows(valid, vocab, bert(), seed=1)  # equal seed
+    found = batches.evaluation_examples(valid, vocab, bert(), seed=1, limit=10)
+    again = batches.evaluation_examples(shards.Split(folder, "valid"), vocab, bert(), seed=1, limit=10)
+    trained = batches.training_examples(valid, vocab, bert(), seed=1)  # equal seed
     assert len(found) == 10
     stream = np.concatenate([valid[d].tokens_T for d in range(len(valid))])
     for i in range(10):
@@ -156,9 +156,9 @@ def test_evaluation_rows_are_the_first_in_order_and_no_training_seed_moves_them(
     assert any(not np.array_equal(found[i]["slots"], trained(0, i)["slots"]) for i in range(3))
 
 
-@pytest.mark.parametrize("objective", rows.OBJECTIVES)
+@pytest.mark.parametrize("objective", examples.OBJECTIVES)
 def test_the_last_evaluation_batch_is_filled_up_with_rows_that_do_not_count(folder, vocab, objective):
-    found = batches.evaluation_rows(shards.Split(folder, "valid"), vocab, bert(objective), seed=1, limit=10)
+    found = batches.evaluation_examples(shards.Split(folder, "valid"), vocab, bert(objective), seed=1, limit=10)
     made = list(batches.evaluation_batches(found, 4))
     parts = [list(batches.evaluation_batches(found, 4, process_index=p, process_count=2)) for p in range(2)]
     assert [len(batch["ids"]) for batch in made] == [4, 4, 4]
@@ -173,7 +173,7 @@ def test_the_last_evaluation_batch_is_filled_up_with_rows_that_do_not_count(fold
 
 def test_a_split_shorter_than_a_row_can_be_evaluated(vocab, tmp_path):
     split = shards.Split(write_folder(tmp_path, {"valid": [[ORDINARY[:9].tolist()]]}), "valid")
-    (batch,) = batches.evaluation_batches(batches.evaluation_rows(split, vocab, bert(), seed=1, limit=50), 4)
+    (batch,) = batches.evaluation_batches(batches.evaluation_examples(split, vocab, bert(), seed=1, limit=50), 4)
     assert np.count_nonzero(batch["segments"]) == 11
 
 
@@ -190,9 +190,11 @@ def test_settings_that_cannot_be_are_refused():
             bert(**changes)
 
 
-@pytest.mark.parametrize("objective", rows.OBJECTIVES)
+@pytest.mark.parametrize("objective", examples.OBJECTIVES)
 def test_the_shortest_rows_have_a_prediction(split, vocab, objective):
-    made = batches.make_rows(split, vocab, bert(objective, rows.OBJECTIVES[objective].least_seq_len), seed=1)
+    made = batches.training_examples(
+        split, vocab, bert(objective, examples.OBJECTIVES[objective].least_seq_len), seed=1
+    )
     assert all(made[g]["weights"].sum() == 1 for g in range(50))
 
 
@@ -200,28 +202,28 @@ def test_splits_with_too_little_text_are_refused(vocab, tmp_path):
     short = [[ORDINARY[:20].tolist()], []]
     folder = write_folder(tmp_path, {"train": short, "valid": [[], []]})
     train, valid = (shards.Split(folder, name) for name in ("train", "valid"))
-    for objective in rows.OBJECTIVES:
+    for objective in examples.OBJECTIVES:
         with pytest.raises(BadInput, match=r"'valid'.* is empty"):
-            batches.make_rows(valid, vocab, bert(objective), seed=1)
+            batches.training_examples(valid, vocab, bert(objective), seed=1)
     with pytest.raises(BadInput, match="has 20 tokens, a row of seq_len 32 takes 30"):
-        batches.make_rows(train, vocab, bert(), seed=1)
+        batches.training_examples(train, vocab, bert(), seed=1)
     with pytest.raises(BadInput, match="has 1 document"):
-        batches.make_rows(train, vocab, bert("mlm+nsp", 16), seed=1)
+        batches.training_examples(train, vocab, bert("mlm+nsp", 16), seed=1)
     with pytest.raises(BadInput, match="a batch has 64 rows, an epoch of seq_len 12 has 2"):
-        batches.batches(batches.make_rows(train, vocab, bert(seq_len=12), seed=1), 64, start=0)
+        batches.batches(batches.training_examples(train, vocab, bert(seq_len=12), seed=1), 64, start=0)
     with pytest.raises(BadInput, match=r"batch size is 9.*2 processes"):
-        batches.batches(batches.make_rows(train, vocab, bert(seq_len=3), seed=1), 9, start=0, process_count=2)
+        batches.batches(batches.training_examples(train, vocab, bert(seq_len=3), seed=1), 9, start=0, process_count=2)
     with pytest.raises(BadInput, match="seed is -1"):
-        batches.make_rows(train, vocab, bert(), seed=-1)
+        batches.training_examples(train, vocab, bert(), seed=-1)
     with pytest.raises(BadInput, match="evaluation rows is 0"):
-        batches.evaluation_rows(train, vocab, bert(), seed=1, limit=0)
+        batches.evaluation_examples(train, vocab, bert(), seed=1, limit=0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_id_beyond_the_vocabulary_names_its_document(vocab, tmp_path, workers):
     documents = [[ORDINARY[:50].tolist()], [[5, len(WORDS), 6] * 10]]
     split = shards.Split(write_folder(tmp_path, {"train": documents}), "train")
-    made = batches.make_rows(split, vocab, bert(), seed=1)
+    made = batches.training_examples(split, vocab, bert(), seed=1)
     with pytest.raises(BadInput, match=f"document 1 of split 'train'.*token id {len(WORDS)}"):
         take(batches.batches(made, 2, start=0, workers=workers), 5)
 

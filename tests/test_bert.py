@@ -7,72 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 from jax.extend.core import jaxprs_in_params
 
 from bert_fast import bert, layers
-from bert_fast.method import Program
-from bert_fast.plan import Route, Span, edit, pack, whole
+from bert_fast.plan import Route, Span, edit, whole
 from bert_fast.train.step import partition
+from helpers import reference
+from helpers.trunk import BATCH, DENSE, POST, PRE, close, equal, layers_of, losses_sum, program_of, run, value_and_grad
 
-POST = bert.Config(
-    vocab_size=150,
-    depth=3,
-    width=16,
-    heads=2,
-    head_size=8,
-    hidden=24,
-    max_len=12,
-    pooler=True,
-    dropout=0.0,
-    attention_dropout=0.0,
-)
-PRE = dataclasses.replace(POST, norm="pre")
-DENSE = whole(3)
-BATCH = reference.random_batch(POST, rows=3, length=12, slots=4)
 DROPOUTS = {"dropout": 0.1, "attention_dropout": 0.1}
 both_norms = pytest.mark.parametrize("config", [POST, PRE], ids=["post", "pre"])
 
 
-def losses_sum(config, params, frozen, batch, plan, route, key):
-    """(sum of all losses, hidden states)."""
-    x_BSD = bert.encode(config, params, frozen, batch, plan, route, key)
-    losses = bert.losses(config, params, frozen, x_BSD, batch)
-    return jnp.sum(losses.mlm_BP) + jnp.sum(losses.next_B), x_BSD
-
-
-value_and_grad = jax.value_and_grad(losses_sum, argnums=1, has_aux=True)
 # Conditionals are compiled anew wherever they stand, so better all at once.
 compiled = jax.jit(value_and_grad, static_argnums=(0, 4))
 
 
-def run(config, params, plan=DENSE, scale_L=None, batch=BATCH, seed=None, frozen=None, of=value_and_grad):
-    """(loss, hidden states, gradients) of one batch; dropout where there is a seed.
-
-    Operation by operation: what is compiled for one test serves all.
-    """
-    plan, route = pack(plan, None if scale_L is None else np.array([scale_L], np.float32))
-    key = None if seed is None else jax.random.key(seed)
-    route = jax.tree.map(lambda of_micro_batches: of_micro_batches[0], route)
-    (loss, x_BSD), grads = of(config, params, frozen or {}, batch, plan, route, key)
-    return loss, x_BSD, grads
-
-
-def equal(ours, theirs):
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-def close(ours, theirs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
-
-
-def layers_of(tree, *indices):
-    """The tree with only these layers."""
-    return {**tree, "layers": jax.tree.map(lambda leaf: leaf[np.array(indices)], tree["layers"])}
-
-
-UNEVEN = {"heads": (1, 2, 2), "hidden": (24, 8, 16)}
-MIXED = (Span(0, 1), Span(1, 2, rows=8, keys=8), Span(2, 3, rows=8))
+UNEVEN = {"heads": (1, 2, 2), "mlp_dim": (24, 8, 16)}
+MIXED = (Span(0, 1), Span(1, 2, queries=8, keys=8), Span(2, 3, queries=8))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +32,7 @@ MIXED = (Span(0, 1), Span(1, 2, rows=8, keys=8), Span(2, 3, rows=8))
     [
         (POST, DENSE),
         (PRE, DENSE),
-        (dataclasses.replace(PRE, embed_norm=False), (Span(0, 2, keys=8), Span(2, 3, rows=4, keys=8))),
+        (dataclasses.replace(PRE, embed_norm=False), (Span(0, 2, keys=8), Span(2, 3, queries=4, keys=8))),
         (dataclasses.replace(POST, **UNEVEN), MIXED),
         (dataclasses.replace(PRE, **UNEVEN), MIXED),
     ],
@@ -149,13 +101,13 @@ def test_gather_and_cond_agree(config):
 @both_norms
 def test_keeping_all_tokens_equals_baseline(config):
     params = reference.random_params(config)
-    close(run(config, params, edit(DENSE, 1, 2, rows=12, keys=12)), run(config, params))
+    close(run(config, params, edit(DENSE, 1, 2, queries=12, keys=12)), run(config, params))
 
 
 @both_norms
 def test_dropped_tokens_keep_their_value(config):
     params = reference.random_params(config)
-    _, after_BSD, _ = run(config, params, (Span(0, 1), Span(1, 3, rows=8, keys=8)))
+    _, after_BSD, _ = run(config, params, (Span(0, 1), Span(1, 3, queries=8, keys=8)))
     _, before_BSD, _ = run(dataclasses.replace(config, depth=1), layers_of(params, 0), whole(1))
     equal(after_BSD[:, 8:], before_BSD[:, 8:])
     assert not np.any(np.all(np.asarray(after_BSD == before_BSD)[:, :8], axis=-1))
@@ -168,10 +120,6 @@ def test_order_of_tokens_is_free():
     ordered |= {"slots": back_S[BATCH["slots"]], "cls": back_S[BATCH["cls"]]}
     loss, x_BSD, grads = run(POST, params)
     close(run(POST, params, batch=BATCH | ordered), (loss, x_BSD[:, order_S], grads))
-
-
-def program_of(config, plan, frozen=()):
-    return Program(config, plan, 3, 1, 12, 4, "mlm+nsp", frozen)
 
 
 def products(config, params, frozen, plan):
@@ -218,7 +166,7 @@ def test_slim_layers_equal_the_whole_ones_with_the_rest_zeroed(config):
     layers = params["layers"]
     masks = {
         "attention_output": np.arange(2) < np.array(UNEVEN["heads"])[:, None],
-        "mlp_output": np.arange(24) < np.array(UNEVEN["hidden"])[:, None],
+        "mlp_output": np.arange(24) < np.array(UNEVEN["mlp_dim"])[:, None],
     }
     masked = {name: {**layers[name], "kernel": (layers[name]["kernel"].T * mask.T).T} for name, mask in masks.items()}
     loss, x_BSD, grads = run(slim, params)
@@ -329,7 +277,7 @@ def test_each_dropout_draws_its_own_mask(monkeypatch):
 
 
 def test_weights_begin_with_their_deviations_and_layers_as_in_a_shallower_model():
-    config = dataclasses.replace(PRE, width=32, heads=4, hidden=128, residual_init_std=0.01)
+    config = dataclasses.replace(PRE, width=32, heads=4, mlp_dim=128, residual_init_std=0.01)
     init = jax.jit(bert.init, static_argnums=0)
     deep, shallow = (init(dataclasses.replace(config, depth=depth), jax.random.key(0)) for depth in (3, 2))
     equal(layers_of(deep, 0, 1), shallow)

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from small_runs import small_config
+
+from helpers.small_runs import small_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 CODE = """

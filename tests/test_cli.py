@@ -1,7 +1,5 @@
 """The commands as a user types them: results, signals, and what they say to a mistake."""
 
-import contextlib
-import io
 import json
 import os
 import pathlib
@@ -10,35 +8,19 @@ import subprocess
 import sys
 import time
 import warnings
-from typing import NamedTuple
 
 import pytest
-from small_runs import rows_without_clock
 
 from bert_fast import commands
-from bert_fast.__main__ import main
 from bert_fast.train.log import read_rows
+from helpers.command_line import ROOT, bert_fast
+from helpers.small_runs import rows_without_clock
 
-ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = "--config=configs/bert.py:size=tiny,objective=mlm,debug"
 
 
 def command(*args) -> list[str]:
     return [sys.executable, "-m", "bert_fast", *map(str, args)]
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def bert_fast(*args) -> Done:
-    """The command in this process, which saves the imports."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(arg) for arg in args])
-    return Done(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from small_runs import rows_without_clock, run, small_config
-from test_loop import interrupted
 
 from bert_fast import BadInput, encoder, inference
 from bert_fast.train.compile import Programs
 from bert_fast.train.log import read_rows
+from helpers.interruption import interrupted
+from helpers.small_runs import rows_without_clock, run, small_config
 
 MSLT = {"stacking.variant": "mslt"}
 # methods, their arguments, and how many programs a run of 40 steps may compile: at most two a span that is
@@ -87,7 +87,7 @@ def test_combination_trains_ends_full_grown_and_costs_less_than_dense(finished, 
     for method in name.replace("mslt", "stacking").split(","):
         assert any(key.startswith(f"{method}/") for row in rows for key in row), f"nothing of {method} is logged"
     if "early_bert" in name:
-        assert sum(trained.program.model.hidden_L) < 4 * 64
+        assert sum(trained.program.model.mlp_dim_L) < 4 * 64
         assert max(trained.program.model.heads_L) == 1
 
 

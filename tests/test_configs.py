@@ -1,29 +1,12 @@
 """Every config resolves, at every size, and shrinks to a run of seconds."""
 
-import importlib.util
-import pathlib
-
 import pytest
 
 from bert_fast import BadInput, methods
 from bert_fast.tasks import settings as finetune_settings
 from bert_fast.train import settings, timeline
 from configs import common
-
-FINETUNE = ("glue", "squad")
-FOLDER = pathlib.Path(__file__).parents[1] / "configs"
-FILES = sorted(path for path in FOLDER.glob("[!_]*.py") if path.stem not in ("common", "common_finetune"))
-CONFIGS = [path for path in FILES if path.stem not in FINETUNE]  # of pre-training
-
-
-def get_config(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config
-
-
-VOCAB = {"size": 30_522, "special_ids": {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}}
+from helpers.config_files import CONFIGS, FILES, FINETUNE, VOCAB, get_config
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -33,7 +16,7 @@ def test_config_makes_settings_at_every_size(path, size):
     made = settings.make(config, VOCAB, tuple(methods.known()))
     depth, width, heads = common.SIZES[size]
     assert (made.model.depth, made.model.width, made.model.heads) == (depth, width, heads)
-    assert made.model.hidden == 4 * width == 4 * made.model.heads * made.model.head_size
+    assert made.model.mlp_dim == 4 * width == 4 * made.model.heads * made.model.head_size
     assert sum(share for _, share in made.phases) == pytest.approx(1)
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bert_fast import BadInput
-from bert_fast.data import corpora, docs, prose
+from bert_fast.data import corpora, docs, markup
 
 DOCUMENTS = ["First line.\nSecond line, with é.", "Another document.", "第三篇文档。"]
 
@@ -209,7 +209,7 @@ def test_documentation_becomes_prose():
     ----------
     .. [1] A book that nobody has ever read to its end.
     """
-    assert prose.paragraphs(text.replace("\n    ", "\n")) == [
+    assert markup.paragraphs(text.replace("\n    ", "\n")) == [
         "Return the mean of values, as mean does.",
         "The numbers whose mean is wanted, of any shape at all.",
         "The axis along which the mean is taken.",

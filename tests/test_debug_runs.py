@@ -1,12 +1,11 @@
 """Every config, with its default arguments and `debug`, trains to its end."""
 
 import pytest
-from made_tasks import write_checkpoint, write_glue
-from small_runs import run
-from test_configs import CONFIGS, FILES, FINETUNE, get_config
-from test_finetune import write_squad
 
 from bert_fast.tasks import settings, sweep
+from helpers.config_files import CONFIGS, FILES, FINETUNE, get_config
+from helpers.made_tasks import write_checkpoint, write_glue, write_squad
+from helpers.small_runs import run
 
 
 @pytest.mark.slow

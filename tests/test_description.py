@@ -12,14 +12,14 @@ from bert_fast.method import Program, Stage
 from bert_fast.plan import edit, whole
 from bert_fast.schedule import Schedule
 from bert_fast.train import description
-from bert_fast.train.book import Book
+from bert_fast.train.counters import Counters
 from bert_fast.train.description import Description, TaskHead
 from bert_fast.train.settings import Data, Evaluation
 
 WORDS = vocab.parse("\n".join([*vocab.SPECIAL, "word"]).encode(), "vocab.txt", True, False)
-MODEL = Config(100, depth=3, heads=(2, 1, 2), hidden=(8, 16, 8), norm="pre")
-PLAN = edit(edit(whole(3), 0, 1, frozen=True), 1, 2, rows=8)
-PROGRAM = Program(MODEL, PLAN, 8, 2, 16, 3, "mlm", frozen=("embed/",))
+MODEL = Config(100, depth=3, heads=(2, 1, 2), mlp_dim=(8, 16, 8), norm="pre")
+PLAN = edit(edit(whole(3), 0, 1, frozen=True), 1, 2, queries=8)
+PROGRAM = Program(MODEL, PLAN, 8, 2, 16, 3, "mlm", frozen_paths=("embed/",))
 STAGE = Stage(
     "s", PROGRAM, 10, Schedule(1e-3, 10), "stage", warm_again=2, skipped=3, ask_every=5, data="restart"
 )  # fmt: skip
@@ -30,7 +30,9 @@ FULL = Description(
     stage=STAGE,
     vocab=WORDS,
     earlier_stages=(FIRST, FIRST),
-    book=Book([4, 9], [0.25, 1 / 3], True, 4, {"mlm/16": 40}, {"examples": 3}, {"seconds": 0.1}, {"loss": 1e-7}),
+    counters=Counters(
+        [4, 9], [0.25, 1 / 3], True, 4, {"mlm/16": 40}, {"examples": 3}, {"seconds": 0.1}, {"loss": 1e-7}
+    ),
     methods=(("stacking", {"variant": "mslt", "warm_again": 0.1}),),
     data=Data("shards", "mlm", 0.15, True, 0.1, 2),
     eval=Evaluation(every=5, examples=8, seq_len=16, batch_size=4, seed=1),
@@ -64,7 +66,7 @@ def test_description_survives_json(whole, tmp_path):
     assert found.vocab.content == WORDS.content
     assert (found.vocab.cased, found.vocab.strip_accents) == (True, False)
     assert found.to_json() == whole.to_json()
-    assert found.format == description.FORMAT == 2
+    assert found.format == description.FORMAT == 3
 
 
 def test_description_of_today_has_todays_version(tmp_path):
@@ -82,8 +84,8 @@ def test_program_of_a_guessed_stage_is_left_out():
 
 
 def test_newer_format_is_refused_by_name(tmp_path):
-    folder = written(tmp_path, FULL.to_json() | {"format": 3, "version": "9.9.9"})
-    with pytest.raises(BadInput, match=r"has format 3, written by bert_fast 9\.9\.9; .* install a newer bert_fast"):
+    folder = written(tmp_path, FULL.to_json() | {"format": 4, "version": "9.9.9"})
+    with pytest.raises(BadInput, match=r"has format 4, written by bert_fast 9\.9\.9; .* install a newer bert_fast"):
         description.read(folder)
 
 
@@ -98,7 +100,7 @@ def test_newer_format_is_refused_by_name(tmp_path):
         (("data",), "'surprise'"),
         (("eval",), "'surprise'"),
         (("task",), "'surprise'"),
-        (("book",), r"kept other counts \(surprise\)"),
+        (("counters",), r"kept other counts \(surprise\)"),
     ],
 )
 def test_field_that_is_not_known_is_refused_by_name(place, told, tmp_path):
@@ -131,11 +133,12 @@ def test_format_1_is_converted(tmp_path):
     tree = FULL.to_json() | {"methods": [["layer_drop", {"theta": 0.5}]]}
     for newer in ("format", "imported", "task", "scored", "init"):
         del tree[newer]
+    tree["book"] = tree.pop("counters")
     for newer in ("over", "end_seconds"):
         del tree["book"][newer]
     for stage in (tree["stage"], *tree["earlier_stages"]):
         del stage["guess"]
     found = description.read(written(tmp_path, tree))
     absent = {"imported": None, "task": None, "scored": (), "init": ""}
-    book = dataclasses.replace(FULL.book, over=False, end_seconds=[0.0, 0.0])
-    assert found == dataclasses.replace(FULL, book=book, methods=(("layer_drop", {"theta": 0.5}),), **absent)
+    counters = dataclasses.replace(FULL.counters, over=False, end_seconds=[0.0, 0.0])
+    assert found == dataclasses.replace(FULL, counters=counters, methods=(("layer_drop", {"theta": 0.5}),), **absent)

@@ -4,34 +4,24 @@ Axes: as in the method's file.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
-from early_bert_cases import CONFIG, UNEVEN, random_coefficients, scaled
-from reference import random_batch, random_params
 
 from bert_fast import bert
 from bert_fast.layers import Block, apply, dropout
 from bert_fast.methods.early_bert import make
-from bert_fast.plan import Route, whole
+from bert_fast.plan import whole
 from bert_fast.train import optim
-
-BATCH = random_batch(CONFIG, 2, 8, 3)
-NORMS = [CONFIG, dataclasses.replace(CONFIG, norm="pre")]
+from helpers import reference
+from helpers.early_bert_cases import BATCH, CONFIG, NORMS, UNEVEN, logits, random_coefficients, scaled
+from helpers.reference import random_params
 
 
 def of_norm(config):
     return config.norm
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def logits(config, params, key=None):
-    x_BSD = bert.encode(config, params, {}, BATCH, whole(config.depth), Route(), key)
-    return bert.predict(config, params, {}, x_BSD, BATCH["slots"])[..., : config.vocab_size]
 
 
 @pytest.mark.parametrize("config", NORMS, ids=of_norm)

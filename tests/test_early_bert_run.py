@@ -6,8 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from small_runs import make_settings, rows_without_clock, run, small_config
-from test_loop import interrupted
 
 from bert_fast import BadInput, encoder, inference, methods
 from bert_fast.cost.flops import dense_equivalent, step_flops
@@ -15,6 +13,8 @@ from bert_fast.train import checkpoint, description, optim
 from bert_fast.train.log import read_rows
 from bert_fast.train.sharding import make_mesh
 from bert_fast.train.state import resumed
+from helpers.interruption import interrupted
+from helpers.small_runs import make_settings, rows_without_clock, run, small_config
 
 SEARCH = {"search": 10.0, "mask_every": 2, "window": 3, "neuron_penalty": 1e-3}
 EARLY = {**SEARCH, "stop": "early_bird", "window": 2, "threshold": 1.0, "min_steps": 5}
@@ -91,10 +91,10 @@ def test_search_counts_in_every_total_and_the_slim_stages_cost_less(finished):
     searching, first, second = stages_of(workdir)
     assert [stage.name for stage in (searching, first, second)] == ["search", "16-tokens", "32-tokens"]
     full = searching.program.model
-    assert (full.heads, full.hidden) == (2, 64)
+    assert (full.heads, full.mlp_dim) == (2, 64)
     for stage in (first, second):
         assert stage.program.model.heads == 1
-        assert 70 < sum(stage.program.model.hidden_L) <= 128 - 51  # the quantile is at 50.8 from the lowest
+        assert 70 < sum(stage.program.model.mlp_dim_L) <= 128 - 51  # the quantile is at 50.8 from the lowest
     assert first.program.model == second.program.model
     flops = [10 * step_flops(stage.program).executed for stage in (searching, first, second)]
     assert flops[1] < flops[0]
@@ -184,19 +184,19 @@ def test_guessed_widths_are_written_nowhere_before_the_search_has_told_them(stop
         assert not any(stage.guess for stage in known)
         for name in {"search", "16-tokens", "32-tokens"} - {*names}:
             assert name not in (folder / "about.json").read_text()
-    widths = checkpoint.about(at_11 / "checkpoints/11").model.hidden_L
+    widths = checkpoint.about(at_11 / "checkpoints/11").model.mlp_dim_L
     assert widths == tuple(stage_widths(at_11, 1)) == tuple(stage_widths(end, 2))
 
 
 def stage_widths(workdir, index):
     """Neurons of each layer as stages.json tells them."""
     stage = json.loads((workdir / "stages.json").read_text())["stages"][index]
-    return description.stage_from_json(stage).program.model.hidden_L
+    return description.stage_from_json(stage).program.model.mlp_dim_L
 
 
 def test_data_and_schedule_begin_anew_after_the_ticket(finished, stopped):
     _, at_11, _ = stopped
-    assert checkpoint.about(at_11 / "checkpoints/11").book.data == {"mlm+nsp/16": 8}
+    assert checkpoint.about(at_11 / "checkpoints/11").counters.data == {"mlm+nsp/16": 8}
     rates = [row["learning_rate"] for row in read_rows(finished[0] / "metrics.jsonl") if row["split"] == "train"]
     # Of steps 4 and 9 of the whole training's schedule, in the search as after it: 20 steps, 2 of them warm-up.
     np.testing.assert_allclose(rates, [8e-3, 5.5e-3, 8e-3, 5.5e-3, 3e-3, 5e-4])
@@ -235,8 +235,8 @@ def test_slim_checkpoint_is_used_without_its_config(finished, tmp_path):
     shutil.copytree(workdir / "checkpoints/30", tmp_path / "alone")
     trained = encoder.load(tmp_path / "alone")
     model = trained.program.model
-    assert len(set(model.hidden_L)) == 2
-    assert trained.params["layers"]["mlp_hidden"]["kernel"].shape == (2, 32, max(model.hidden_L))
+    assert len(set(model.mlp_dim_L)) == 2
+    assert trained.params["layers"]["mlp_hidden"]["kernel"].shape == (2, 32, max(model.mlp_dim_L))
     assert trained.params["layers"]["query"]["kernel"].shape == (2, 32, 1, 16)
     result = inference.evaluate(str(tmp_path / "alone"))
     assert result["mlm_loss"] == pytest.approx(summary["valid"]["mlm_loss"], abs=1e-6)

@@ -9,15 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from early_bert_cases import CONFIG, FIRST, PROGRAM, UNEVEN, leave_search, quantile_rule, random_coefficients, scaled
-from reference import random_params
-from test_configs import CONFIGS, VOCAB, get_config
 
 from bert_fast import BadInput, methods
 from bert_fast.method import chain
 from bert_fast.methods.early_bert import make
 from bert_fast.plan import edit, whole
 from bert_fast.train import optim, settings
+from helpers.config_files import CONFIGS, VOCAB, get_config
+from helpers.early_bert_cases import (
+    CONFIG,
+    FIRST,
+    PROGRAM,
+    UNEVEN,
+    leave_search,
+    quantile_rule,
+    random_coefficients,
+    scaled,
+)
+from helpers.reference import random_params
 
 # --- the search -------------------------------------------------------------------------------------------------------
 
@@ -101,7 +110,7 @@ def test_search_is_over_once_the_ticket_is_drawn():
     *_, (step, state, over, c_LH, c_LF) = random_search(method)
     assert over
     slim, stage, after = leave_search(method, scaled(random_params(CONFIG), c_LH, c_LF), state)
-    widths = {"heads": [3, 3, 3], "neurons": list(stage.program.model.hidden_L)}
+    widths = {"heads": [3, 3, 3], "neurons": list(stage.program.model.mlp_dim_L)}
     assert method.report(after, stage, None, ()) == widths
     seen, over = method.observe(slim, after, stage, step + 1)
     assert not over
@@ -134,7 +143,7 @@ def test_search_is_the_beginning_of_the_training_run_alone():
     for stage, plain in ((first, dataclasses.replace(FIRST, data="restart")), (last, second)):
         assert stage.guess
         assert stage.program.model.heads_L == (3, 3, 3)
-        assert sum(stage.program.model.hidden_L) == 36
+        assert sum(stage.program.model.mlp_dim_L) == 36
         assert not_pruned(stage) == plain
     assert not searching.guess
     searching, *_ = make(search=60.0, stop="early_bird", mask_every=7).stages((FIRST, second))
@@ -168,7 +177,7 @@ def test_stages_after_the_ticket_have_its_widths_unless_they_change_the_depth():
     assert unchanged is plain
     assert moments(plain) is plain
     assert after is state
-    deeper = dataclasses.replace(CONFIG, depth=5, hidden=(20, 7, 12, 7, 12))
+    deeper = dataclasses.replace(CONFIG, depth=5, mlp_dim=(20, 7, 12, 7, 12))
     grown = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, model=deeper, plan=whole(5)))
     assert method.enter(plain, state, narrow, grown, None, None)[3] == grown
 

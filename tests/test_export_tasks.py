@@ -9,10 +9,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from made_folders import save_checkpoint
-from made_shards import WORDS
-from reference import random_params
-from test_cli import bert_fast
 
 from bert_fast import BadInput, bert, encoder
 from bert_fast.data import vocab
@@ -23,15 +19,19 @@ from bert_fast.schedule import Schedule
 from bert_fast.tasks import model as task_model
 from bert_fast.tasks.predict import predict
 from bert_fast.train.description import TaskHead
+from helpers.command_line import bert_fast
+from helpers.made_folders import save_checkpoint
+from helpers.made_shards import WORDS
+from helpers.reference import random_params
 
 BASE = bert.Config(
-    len(WORDS), depth=2, width=24, heads=3, head_size=8, hidden=40, max_len=20, type_count=2,
+    len(WORDS), depth=2, width=24, heads=3, head_size=8, mlp_dim=40, max_len=20, type_count=2,
     special_ids=tuple(WORDS.index(piece) for piece in vocab.SPECIAL), norm_eps=1e-6,
 )  # fmt: skip
 LAYOUTS = {
     "bert": {},
     "megatron-bert": {"norm": "pre", "embed_norm": False, "activation": "gelu_tanh"},
-    "roberta-prelayernorm": {"norm": "pre", "heads": (1, 2), "hidden": (33, 5)},
+    "roberta-prelayernorm": {"norm": "pre", "heads": (1, 2), "mlp_dim": (33, 5)},
 }
 SQUAD = {"version": "2.0", "stride": 4, "max_question": 6, "n_best": 20, "max_tokens": 30, "null_threshold": 0.0}
 TASKS = {

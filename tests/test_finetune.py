@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from made_tasks import make_encoder, make_settings, write_checkpoint, write_glue
-from test_cli import bert_fast
 
 from bert_fast import BadInput, Interrupted
 from bert_fast.plan import Route
 from bert_fast.tasks import batches, data, encoder, finetune, glue, model, sweep
 from bert_fast.tasks.trainer import Trainer
 from bert_fast.train import checkpoint
+from bert_fast.train.signals import StopSignal
 from bert_fast.train.step import make_step
-from bert_fast.train.stop import Stop
+from helpers.command_line import bert_fast
+from helpers.made_tasks import make_encoder, make_settings, write_checkpoint, write_glue, write_squad
 
 SMALL = {
     "data.seq_len": 48, "batch_size": 8, "epochs": 3.0, "widths": 2, "dropout": 0.0, "eval.batch_size": 16,
@@ -111,7 +111,9 @@ def trainer(folder, tmp_path_factory):
 
 
 def train(trainer, folder, rate=3e-3, seed=0, stop=None, seen=None):
-    return finetune.train_and_score(trainer, rate, seed, folder, stop or Stop(), seen or (lambda step, numbers: None))
+    return finetune.train_and_score(
+        trainer, rate, seed, folder, stop or StopSignal(), seen or (lambda step, numbers: None)
+    )
 
 
 def compiled(trainer) -> int:
@@ -167,7 +169,7 @@ def test_signal_ends_a_run_after_its_step_which_is_saved(trainer, tmp_path):
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with Stop() as stop, pytest.raises(Interrupted, match="step 3 of this run is saved, finished runs are kept"):
+    with StopSignal() as stop, pytest.raises(Interrupted, match="step 3 of this run is saved, finished runs are kept"):
         train(trainer, tmp_path, stop=stop, seen=seen)
     assert steps == [1, 2]
     assert checkpoint.steps(tmp_path / finetune.UNDER_WAY / "checkpoints") == [3]
@@ -184,7 +186,7 @@ def test_all_tasks_of_a_folder_are_done_in_one_call(tmp_path):
 def test_the_width_of_a_batch_changes_nothing(trainer, kind):
     head, config = model.Head(kind, 2), trainer.start.model
     params = model.init(config, head, trainer.start.params, jax.random.key(0))
-    rows = batches.make_rows([["good w1 w2", "bad w3"]], np.array([1, 0]), trainer.start.vocab, 48)
+    rows = batches.training_examples([["good w1 w2", "bad w3"]], np.array([1, 0]), trainer.start.vocab, 48)
     found = []
     for width in (8, 24):
         batch = batches.fill(rows, batches.Batch(width, np.arange(2)), 2, trainer.start.vocab.pad)
@@ -233,7 +235,7 @@ def test_padding_rows_weigh_nothing(trainer):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"norm": "pre"}, {"embed_norm": False, "norm": "pre"}, {"heads": (1, 2), "hidden": (8, 24)}, {"tied": False}],
+    [{"norm": "pre"}, {"embed_norm": False, "norm": "pre"}, {"heads": (1, 2), "mlp_dim": (8, 24)}, {"tied": False}],
     ids=["pre", "without embedding norm", "slim", "own table"],
 )
 def test_every_model_is_fine_tuned_whole(folder, tmp_path, changes):
@@ -241,7 +243,7 @@ def test_every_model_is_fine_tuned_whole(folder, tmp_path, changes):
     start = make_encoder(tmp_path, **changes)
     trainer = Trainer(data.make("stsb", data.read("stsb", made), start.vocab, made), start, made)
     program = trainer.timeline(1.0)[0].program
-    assert all(span.rows is span.keys is None and not span.frozen for span in program.plan)
+    assert all(span.queries is span.keys is None and not span.frozen for span in program.plan)
     params = jax.eval_shape(lambda: model.init(start.model, trainer.task.head, start.params, jax.random.key(0)))
     assert "mlm" not in params
     batch = batches.fill(trainer.task.train, batches.Batch(trainer.widths[-1], np.arange(8)), 8, 0)
@@ -299,7 +301,7 @@ def test_ticket_is_drawn_from_a_short_search_and_trained_from_the_beginning(fold
     assert (search.schedule.peak, search.schedule.steps) == (2e-5, 3 * trainer.per_epoch)
     assert (training.schedule.peak, training.schedule.steps) == (4e-3, training.steps)
     assert (search.guess, training.guess) == (False, True)
-    run = finetune.Run(trainer, 4e-3, 0, tmp_path / "live")
+    run = finetune.FinetuneRun(trainer, 4e-3, 0, tmp_path / "live")
     engine = run.engine
     before = jax.tree.map(np.asarray, engine.whole_params())
     while not engine.stage_is_over():
@@ -312,7 +314,7 @@ def test_ticket_is_drawn_from_a_short_search_and_trained_from_the_beginning(fold
     slim = engine.stage.program.model
     assert not engine.stage.guess
     assert slim.heads_L == (1, 1)
-    assert sum(slim.hidden_L) < 64
+    assert sum(slim.mlp_dim_L) < 64
     # Rewound: what is left are the weights, head included, from before the search; nothing else learns.
     state = engine.state
     assert state.frozen == {}
@@ -321,7 +323,7 @@ def test_ticket_is_drawn_from_a_short_search_and_trained_from_the_beginning(fold
     np.testing.assert_array_equal(state.params["embed"]["word"], before["embed"]["word"])
     kept = np.asarray(state.params["layers"]["query"]["kernel"])[0, :, 0]
     assert any((kept == before["layers"]["query"]["kernel"][0, :, head]).all() for head in range(2))
-    assert engine.book.training_began == search.steps
+    assert engine.counters.training_began == search.steps
     result = train(trainer, tmp_path / "whole", 4e-3).result
     assert result["steps"] == search.steps + training.steps
     assert [stage["steps"] for stage in result["stages"]] == [search.steps, training.steps]
@@ -334,17 +336,17 @@ def test_no_loss_of_the_search_is_told_as_the_trainings(folder, tmp_path):
     made, _ = make_settings(folder, recipe="early_bert", early_bert__search=0.2, widths=1)
     start = make_encoder(tmp_path)
     trainer = Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
-    run = finetune.Run(trainer, 4e-3, 0, tmp_path / "live")
+    run = finetune.FinetuneRun(trainer, 4e-3, 0, tmp_path / "live")
     search, _ = trainer.timeline(4e-3)
     for _ in range(search.steps):
         run.advance()
     run.engine.settle()
-    assert run.engine.book.since["steps"] == search.steps
+    assert run.engine.counters.since["steps"] == search.steps
     run.advance()
     assert run.engine.step == search.steps + 1
-    assert run.engine.book.since == {}
+    assert run.engine.counters.since == {}
     run.engine.settle()
-    assert run.engine.book.since["steps"] == 1
+    assert run.engine.counters.since["steps"] == 1
 
 
 @pytest.mark.parametrize("method", ["layer_drop", "token_drop", "stacking"])
@@ -412,33 +414,13 @@ def test_a_run_whose_last_step_breaks_the_weights_has_diverged(folder, tmp_path)
 
 @pytest.mark.slow
 def test_eight_devices_give_what_one_gives():
-    script = pathlib.Path(__file__).with_name("finetune_devices.py")
-    env = {**os.environ, "PYTHONPATH": f"{script.parents[1]}:{script.parent}"}
+    script = pathlib.Path(__file__).parent / "helpers" / "finetune_devices.py"
+    env = {**os.environ, "PYTHONPATH": f"{script.parents[2]}:{script.parents[1]}"}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     one, eight = json.loads(done.stdout)
     assert [row["score"] for row in one] == [row["score"] for row in eight]
     np.testing.assert_allclose([row["train_loss"] for row in one], [row["train_loss"] for row in eight], rtol=1e-4)
-
-
-def write_squad(folder: pathlib.Path, version: str, count: int = 10):
-    """Questions of a context each, in the official layout; of 2.0 every other has no answer."""
-    for kind in ("train", "dev"):
-        paragraphs = []
-        for number in range(count):
-            before = number % 30
-            context = " ".join(["w1"] * before + ["good"] + ["w2"] * (30 - before))
-            found = {
-                "id": f"{kind}{number}",
-                "question": "w3 w4",
-                "answers": [{"text": "good", "answer_start": 3 * before}],
-            }
-            if version == "2.0":
-                found["is_impossible"] = number % 2 == 0
-                found |= {"answers": []} if number % 2 == 0 else {}
-            paragraphs.append({"context": context, "qas": [found]})
-        content = {"version": version, "data": [{"title": "t", "paragraphs": paragraphs}]}
-        (folder / f"{kind}-v{version}.json").write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])

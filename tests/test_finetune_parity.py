@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from made_tasks import make_encoder, make_settings, write_glue
 
 from bert_fast.hf import tensors
 from bert_fast.tasks import batches, data
 from bert_fast.tasks.trainer import Trainer
 from experiments.finetune_parity import Adam, inputs
+from helpers.made_tasks import make_encoder, make_settings, write_glue
 
 STEPS = 7  # at the first the rate is still 0
 LAYOUTS = {
@@ -38,7 +38,7 @@ def both(request, tmp_path):
             num_hidden_layers=model.depth,
             hidden_size=model.width,
             num_attention_heads=model.heads,
-            intermediate_size=model.hidden,
+            intermediate_size=model.mlp_dim,
             max_position_embeddings=model.max_len,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
@@ -71,7 +71,7 @@ def test_losses_of_every_step_are_those_of_torch(both):
         )
         loss_of.backward()
         optimizer.step(rate)
-        assert engine.book.take_sums()["loss"] == pytest.approx(loss_of.item(), abs=1e-4), step
+        assert engine.counters.take_sums()["loss"] == pytest.approx(loss_of.item(), abs=1e-4), step
     rows = trainer.task.held_out["dev"]
     ours = trainer.logits(engine.state.params, rows, engine.stage.program)
     batch = batches.fill(rows, batches.Batch(trainer.widths[-1], np.arange(16)), 16, trainer.start.vocab.pad)

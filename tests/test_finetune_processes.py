@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from made_tasks import write_checkpoint, write_glue
-from test_processes import with_port
+
+from helpers.made_tasks import write_checkpoint, write_glue
+from helpers.processes import with_port
 
 ROOT = pathlib.Path(__file__).parents[1]
 

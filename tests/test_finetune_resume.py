@@ -8,15 +8,15 @@ import signal
 import jax
 import numpy as np
 import pytest
-from made_tasks import make_encoder, make_settings, write_checkpoint, write_glue
-from small_runs import CLOCKS
 
 from bert_fast import BadInput, Interrupted, encoder
 from bert_fast.data import files
 from bert_fast.tasks import data, finetune, sweep
 from bert_fast.tasks.trainer import Trainer
 from bert_fast.train import checkpoint, engine
-from bert_fast.train.stop import Stop
+from bert_fast.train.signals import StopSignal
+from helpers.made_tasks import make_encoder, make_settings, write_checkpoint, write_glue
+from helpers.small_runs import CLOCKS
 
 RATE = 3e-3
 PER_EPOCH = 8  # 60 rows in batches of 8; of the last batch half is padding
@@ -52,7 +52,7 @@ def trainers(glue_folder, tmp_path_factory):
 
 
 def train(trainer, folder, stop=None, seen=lambda step, numbers: None) -> finetune.Finished:
-    return finetune.train_and_score(trainer, RATE, 0, folder, stop or Stop(), seen)
+    return finetune.train_and_score(trainer, RATE, 0, folder, stop or StopSignal(), seen)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def stopped(trainer, folder: pathlib.Path, at_step: int):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.Engine, "train_step", stopping)
         told = f"step {at_step} of this run is saved"
-        with Stop() as stop, pytest.raises(Interrupted, match=told) as interrupted:
+        with StopSignal() as stop, pytest.raises(Interrupted, match=told) as interrupted:
             train(trainer, folder, stop)
     assert interrupted.value.exit_code == 143
 
@@ -192,7 +192,7 @@ def test_run_that_diverges_where_it_is_to_be_saved_is_scored_and_not_saved(glue_
     for rate, more in ((1e30, {}), (3e38, {"learning_rate__warmup": 0.0, "optimizer__clip_norm": 0.0})):
         trainer = make_trainer(glue_folder, tmp_path, checkpoint__every=1, **more)
         folder = tmp_path / f"{rate}"
-        done = finetune.train_and_score(trainer, rate, 0, folder, Stop(), lambda step, numbers: None)
+        done = finetune.train_and_score(trainer, rate, 0, folder, StopSignal(), lambda step, numbers: None)
         assert 0 < done.result["diverged_at"] < trainer.steps
         assert not any(logits.any() for logits in done.logits.values())
         assert not any((folder / "checkpoints").rglob("checksums.json"))
@@ -202,7 +202,7 @@ def test_signal_at_a_step_that_diverges_ends_the_run_as_diverged(glue_folder, tm
     # There is nothing that it could go on from; the call stops at the next run's first step.
     more = {"learning_rate__warmup": 0.0, "optimizer__clip_norm": 0.0}
     trainer = make_trainer(glue_folder, tmp_path, **more)
-    with Stop() as stop:
+    with StopSignal() as stop:
         signal.raise_signal(signal.SIGTERM)
         done = finetune.train_and_score(trainer, 3e38, 0, tmp_path / "run", stop, lambda step, numbers: None)
     assert done.result["diverged_at"] == 1
@@ -226,8 +226,8 @@ def test_second_call_in_the_same_folder_at_the_same_time_is_refused(glue_folder,
 
     # While the first is at work, and after it no more.
     with pytest.MonkeyPatch.context() as patch:
-        evaluate = finetune.Run.evaluate
-        patch.setattr(finetune.Run, "evaluate", lambda self: second() or evaluate(self))
+        evaluate = finetune.FinetuneRun.evaluate
+        patch.setattr(finetune.FinetuneRun, "evaluate", lambda self: second() or evaluate(self))
         sweep.finetune(made, config, out, str(start))
     assert refused
     sweep.finetune(made, config, out, str(start))
@@ -272,7 +272,7 @@ def test_kept_weights_predict_what_was_scored(trainers, whole, name):
     assert kept.about.init == str(trainer.start.folder)
     assert kept.vocab == trainer.start.vocab
     assert checkpoint.shapes(kept.folder).keys() == {"step", "params"}  # weights alone
-    assert (sum(kept.model.hidden_L) < sum(trainer.start.model.hidden_L)) == (name == "early_bert")
+    assert (sum(kept.model.mlp_dim_L) < sum(trainer.start.model.mlp_dim_L)) == (name == "early_bert")
 
 
 def scores_of(trainer, scores: list[float]):

@@ -6,7 +6,6 @@ import re
 import jax
 import numpy as np
 import pytest
-from reference import random_batch
 
 from bert_fast import bert
 from bert_fast.cost.flops import dense_equivalent, forward_flops, step_flops
@@ -17,18 +16,19 @@ from bert_fast.tasks.model import Head
 from bert_fast.train import optim
 from bert_fast.train.objective import PRETRAINING, make_eval_step
 from bert_fast.train.step import TrainState, make_step, partition
+from helpers.reference import random_batch
 
 POST = bert.Config(
-    vocab_size=150, depth=4, width=24, heads=3, head_size=8, hidden=40, max_len=16, dropout=0.0, attention_dropout=0.0
+    vocab_size=150, depth=4, width=24, heads=3, head_size=8, mlp_dim=40, max_len=16, dropout=0.0, attention_dropout=0.0
 )
 PRE = dataclasses.replace(POST, norm="pre")
-UNEVEN = {"heads": (3, 1, 2, 3), "hidden": (40, 16, 8, 24)}
+UNEVEN = {"heads": (3, 1, 2, 3), "mlp_dim": (40, 16, 8, 24)}
 DENSE = whole(4)
 LAMB = optim.make(optim.Optimizer("lamb", 0.9, 0.999, 1e-6, 0.01, True, 1.0))
 
 
 def program_of(model, plan=DENSE, **changes):
-    settings = {"batch_size": 4, "micro_batches": 1, "seq_len": 16, "slots": 3, "objective": "mlm", "frozen": ()}
+    settings = {"batch_size": 4, "micro_batches": 1, "seq_len": 16, "slots": 3, "objective": "mlm", "frozen_paths": ()}
     return Program(model, plan, **(settings | changes))
 
 
@@ -118,7 +118,7 @@ def hlo_flops(lowered) -> int:
 
 
 FROZEN = edit(DENSE, 0, 2, frozen=True)
-TOKENS = edit(DENSE, 1, 3, rows=8, keys=8)
+TOKENS = edit(DENSE, 1, 3, queries=8, keys=8)
 TWO_OF_THREE = np.array([[1, 0, 1, 1.0]])
 EMBED = r"embed/"
 CASES = {
@@ -128,33 +128,33 @@ CASES = {
     "next sentence": (program_of(dataclasses.replace(POST, pooler=True), objective="mlm+nsp"), None),
     "dropout": (program_of(dataclasses.replace(POST, dropout=0.1, attention_dropout=0.1)), None),
     "untied": (program_of(dataclasses.replace(POST, tied=False)), None),
-    "untied, embeddings frozen": (program_of(dataclasses.replace(POST, tied=False), frozen=(EMBED,)), None),
+    "untied, embeddings frozen": (program_of(dataclasses.replace(POST, tied=False), frozen_paths=(EMBED,)), None),
     "tokens": (program_of(POST, TOKENS), None),
     "tokens, pre-LN": (program_of(PRE, TOKENS), None),
-    "tokens, two examples beside each other": (program_of(PRE, edit(TOKENS, 1, 3, beside=2)), None),
-    "tokens, every key": (program_of(POST, edit(DENSE, 1, 3, rows=8)), None),
+    "tokens, two examples beside each other": (program_of(PRE, edit(TOKENS, 1, 3, examples_per_row=2)), None),
+    "tokens, every key": (program_of(POST, edit(DENSE, 1, 3, queries=8)), None),
     "fewer keys": (program_of(PRE, edit(DENSE, 1, 3, keys=8)), None),
     "layers": (program_of(POST), TWO_OF_THREE),
     "layers and tokens": (program_of(PRE, TOKENS), TWO_OF_THREE),
     "frozen": (program_of(POST, FROZEN), None),
     "frozen, pre-LN": (program_of(PRE, FROZEN), None),
     "frozen, layers": (program_of(POST, FROZEN), np.array([[1, 1, 0, 1.0]])),
-    "frozen, none of the next span runs": (program_of(POST, edit(FROZEN, 2, 3, rows=8)), np.array([[1, 1, 0, 1.0]])),
+    "frozen, none of the next span runs": (program_of(POST, edit(FROZEN, 2, 3, queries=8)), np.array([[1, 1, 0, 1.0]])),
     "every layer frozen": (program_of(PRE, edit(DENSE, 0, 4, frozen=True)), None),
-    "frozen table": (program_of(POST, frozen=(r"embed/word$",)), None),
-    "frozen embeddings": (program_of(POST, frozen=(EMBED,)), None),
-    "frozen embeddings, pre-LN": (program_of(PRE, frozen=(EMBED,)), None),
+    "frozen table": (program_of(POST, frozen_paths=(r"embed/word$",)), None),
+    "frozen embeddings": (program_of(POST, frozen_paths=(EMBED,)), None),
+    "frozen embeddings, pre-LN": (program_of(PRE, frozen_paths=(EMBED,)), None),
     "frozen below the heads": (
         program_of(
             dataclasses.replace(POST, pooler=True),
             edit(DENSE, 0, 4, frozen=True),
             objective="mlm+nsp",
-            frozen=(EMBED, "mlm/dense", "next/pooler/kernel"),
+            frozen_paths=(EMBED, "mlm/dense", "next/pooler/kernel"),
         ),
         None,
     ),
     "widths": (program_of(dataclasses.replace(POST, **UNEVEN)), None),
-    "widths, tokens, frozen": (program_of(dataclasses.replace(PRE, **UNEVEN), edit(FROZEN, 1, 4, rows=8)), None),
+    "widths, tokens, frozen": (program_of(dataclasses.replace(PRE, **UNEVEN), edit(FROZEN, 1, 4, queries=8)), None),
     "micro-batches": (program_of(POST, TOKENS, micro_batches=2), np.array([[1, 0, 1, 1], [1, 1, 0, 1.0]])),
 }
 
@@ -214,7 +214,7 @@ def test_evaluation_is_one_forward_pass_of_everything():
 
 def test_dense_equivalent_is_the_final_model_trained_whole():
     shallow = dataclasses.replace(POST, depth=2)
-    stage = program_of(shallow, (Span(0, 1, frozen=True), Span(1, 2, rows=8)), frozen=("embed/",))
+    stage = program_of(shallow, (Span(0, 1, frozen=True), Span(1, 2, queries=8)), frozen_paths=("embed/",))
     assert dense_equivalent(stage, POST) == step_flops(program_of(POST)).executed
 
 

@@ -5,11 +5,11 @@ import pathlib
 
 import numpy as np
 import pytest
-from made_tasks import LAYOUTS, names, rows, write_glue, write_tsv
 
 from bert_fast import BadInput
 from bert_fast.tasks import glue
 from bert_fast.tasks.data import sample
+from helpers.made_tasks import LAYOUTS, names, rows, write_glue, write_tsv
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_tensorflow_datasets_gives_the_same_examples(monkeypatch):
         label = -1 if ":test" in spec else 2.5 if name == "stsb" else 1
         return [{**{column: f"{column} text".encode() for column in columns}, "label": label, "idx": np.int32(7)}]
 
-    monkeypatch.setattr(glue, "tfds_rows", rows_of)
+    monkeypatch.setattr(glue.tfds, "examples", rows_of)
     found = glue.read("mnli", "tfds:glue")
     splits = ("train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched")
     assert asked == [*(f"glue/mnli:{split}" for split in splits), "glue/ax:test"]

@@ -12,7 +12,8 @@ import pathlib
 
 import numpy as np
 import pytest
-from golden_cases import CASES, STEPS, losses_of, machine
+
+from helpers.golden_cases import CASES, STEPS, losses_of, machine
 
 KEPT = pathlib.Path(__file__).parent / "golden" / "losses.json"
 FIRST, LATER = 1e-6, 1e-3  # relative, and in nats

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from reference import random_batch
 
 from bert_fast import BadInput, bert
 from bert_fast.hf import layouts, tensors
 from bert_fast.plan import Route, whole
+from helpers.reference import random_batch
 
 SIZES = {
     "vocab_size": 150,
@@ -183,6 +183,6 @@ def test_what_no_layout_holds_is_refused():
 
 
 def test_table_of_its_own_is_refused():
-    config = bert.Config(60, depth=1, width=8, heads=1, head_size=8, hidden=8, max_len=8, tied=False)
+    config = bert.Config(60, depth=1, width=8, heads=1, head_size=8, mlp_dim=8, max_len=8, tied=False)
     with pytest.raises(BadInput, match="table of its own"):
         layouts.check(config)

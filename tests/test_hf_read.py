@@ -7,14 +7,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from made_folders import PIECES, SIZES, save_theirs, their_model, write_vocab
 from safetensors.numpy import load_file, save_file
-from small_runs import make_settings, run, small_config
 
 from bert_fast import BadInput, encoder, inference
 from bert_fast.hf import read, write
-from bert_fast.train import begin, state
+from bert_fast.train import initial_params, state
 from bert_fast.train.sharding import make_mesh
+from helpers.made_folders import PIECES, SIZES, save_theirs, their_model, write_vocab
+from helpers.small_runs import make_settings, run, small_config
 
 
 def silent(line):
@@ -311,16 +311,16 @@ def test_imported_model_is_what_a_run_begins_with(small_shards, tmp_path):
     config = small_config(small_shards, init=str(tmp_path / "run"))
     settings = make_settings(config)
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    params = begin.warm_params(settings, settings.model, {"vocab": {"sha256": imported.vocab.fingerprint}}, mesh)
+    params = initial_params.warm(settings, settings.model, {"vocab": {"sha256": imported.vocab.fingerprint}}, mesh)
     state.check_model("first", params, settings.model)
     jax.tree.map(np.testing.assert_array_equal, params["layers"], imported.params["layers"])
     rows = settings.model.vocab_size
     np.testing.assert_array_equal(params["embed"]["word"][:rows], imported.params["embed"]["word"][:rows])
     other = make_settings(small_config(small_shards, init=str(tmp_path / "run"), model__norm_eps=1e-5))
     with pytest.raises(BadInput, match="norm_eps is 1e-12 there, 1e-05 here"):
-        begin.warm_params(other, other.model, {"vocab": {"sha256": imported.vocab.fingerprint}}, mesh)
+        initial_params.warm(other, other.model, {"vocab": {"sha256": imported.vocab.fingerprint}}, mesh)
     with pytest.raises(BadInput, match="another vocabulary"):
-        begin.warm_params(settings, settings.model, {"vocab": {"sha256": "other"}}, mesh)
+        initial_params.warm(settings, settings.model, {"vocab": {"sha256": "other"}}, mesh)
 
 
 @pytest.mark.slow

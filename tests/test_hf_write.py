@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import transformers
-from made_folders import save_checkpoint
-from made_shards import WORDS
-from reference import random_params
-from small_runs import run, small_config
-from test_cli import bert_fast
 
 from bert_fast import BadInput, bert, encoder
 from bert_fast.data import vocab
-from bert_fast.hf import read, tensors, verify, weights, words, write
+from bert_fast.hf import read, tensors, tokenizer, verify, weights, write
 from bert_fast.method import Stage
 from bert_fast.schedule import Schedule
 from bert_fast.train import checkpoint
-from bert_fast.train.book import Book
+from bert_fast.train.counters import Counters
+from helpers.command_line import bert_fast
+from helpers.made_folders import save_checkpoint
+from helpers.made_shards import WORDS
+from helpers.reference import random_params
+from helpers.small_runs import run, small_config
 
 BASE = bert.Config(
-    len(WORDS), depth=2, width=24, heads=3, head_size=8, hidden=40, max_len=20, type_count=2,
+    len(WORDS), depth=2, width=24, heads=3, head_size=8, mlp_dim=40, max_len=20, type_count=2,
     special_ids=tuple(WORDS.index(piece) for piece in vocab.SPECIAL), norm_eps=1e-6,
 )  # fmt: skip
 # The [PAD] of these words is the 101st, so that positions of roberta-prelayernorm begin far from 0.
@@ -35,10 +35,10 @@ MODELS = {
     "bert": {"pooler": True},
     "bert without a pooler": {},
     "megatron-bert, slim": {
-        "norm": "pre", "embed_norm": False, "pooler": True, "heads": (1, 2), "hidden": (7, 30),
+        "norm": "pre", "embed_norm": False, "pooler": True, "heads": (1, 2), "mlp_dim": (7, 30),
         "activation": "gelu_tanh",
     },
-    "roberta-prelayernorm, slim": {"norm": "pre", "pooler": True, "heads": 2, "hidden": (33, 5), "dtype": "bfloat16"},
+    "roberta-prelayernorm, slim": {"norm": "pre", "pooler": True, "heads": 2, "mlp_dim": (33, 5), "dtype": "bfloat16"},
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def test_export_equals_the_checkpoint_in_transformers(name, tmp_path):
     assert max(done.differences.values()) < 1e-5
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["model_type"] == name.split(",")[0].split(" ")[0]
-    assert (config["num_attention_heads"], config["intermediate_size"]) == (3, max(model.hidden_L))
+    assert (config["num_attention_heads"], config["intermediate_size"]) == (3, max(model.mlp_dim_L))
     told = " ".join(done.notes)
     assert ("slim" in told) == ("slim" in name)
     assert ("attention of this export is no smaller" in told) == ("slim" in name)
@@ -91,19 +91,19 @@ def test_tokenizer_keeps_case_and_accents_as_the_vocabulary_does(cased, strip_ac
     pieces = [*vocab.SPECIAL, "É", "é", "E", "e", "##a", "##A", "##á"]
     content = "".join(f"{piece}\n" for piece in pieces).encode()
     ours = vocab.parse(content, "vocab.txt", cased, strip_accents)
-    words.write(tmp_path, ours, 20)
+    tokenizer.write(tmp_path, ours, 20)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in ("É é E e", "Éa éÁ ea", *verify.TEXTS):
         expected = ours.tokenizer.encode(text, add_special_tokens=False).ids
         assert theirs(text, add_special_tokens=False)["input_ids"] == expected
-    assert words.read(tmp_path) == ours
+    assert tokenizer.read(tmp_path) == ours
 
 
 @pytest.mark.skipif("BERT_FAST_DATA" not in os.environ, reason="needs the real text and vocabulary of $BERT_FAST_DATA")
 def test_tokens_of_real_text_are_those_of_transformers(tmp_path):
     data = pathlib.Path(os.environ["BERT_FAST_DATA"])
     ours = vocab.load(data / "vocab/bert-base-uncased.txt")
-    words.write(tmp_path, ours, 512)
+    tokenizer.write(tmp_path, ours, 512)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     texts = (data / "glue/CoLA/dev.tsv").read_text().splitlines()[:500]
     for text, made in zip(texts, theirs(texts, add_special_tokens=False)["input_ids"], strict=True):
@@ -114,10 +114,10 @@ def test_wider_model_has_zeros_where_it_is_wider():
     for name in ("megatron-bert, slim", "roberta-prelayernorm, slim"):
         model = config_of(name)
         wide, config = tensors.widen(random_params(model), model)
-        assert (config.heads, config.hidden) == (3, max(model.hidden_L))
+        assert (config.heads, config.mlp_dim) == (3, max(model.mlp_dim_L))
         shapes = jax.eval_shape(lambda config=config: bert.init(config, jax.random.key(0)))
         jax.tree.map(lambda leaf, like: np.testing.assert_equal(leaf.shape, like.shape), wide, shapes)
-        for layer, (heads, hidden) in enumerate(zip(model.heads_L, model.hidden_L, strict=True)):
+        for layer, (heads, hidden) in enumerate(zip(model.heads_L, model.mlp_dim_L, strict=True)):
             assert not wide["layers"]["query"]["kernel"][layer, :, heads:].any()
             assert not wide["layers"]["attention_output"]["kernel"][layer, heads:].any()
             assert not wide["layers"]["mlp_output"]["kernel"][layer, hidden:].any()
@@ -161,7 +161,7 @@ def test_export_that_lacks_a_tensor_or_makes_other_tokens_is_not_kept(tmp_path, 
         with pytest.raises(BadInput, match=r"does not load all.*missing_keys"):
             write.export(tmp_path / "run", tmp_path / "out", compare=True)
     monkeypatch.setattr(
-        words, "write_json", lambda path, value: path.write_text(json.dumps({**value, "do_lower_case": False}))
+        tokenizer, "write_json", lambda path, value: path.write_text(json.dumps({**value, "do_lower_case": False}))
     )
     with pytest.raises(BadInput, match="makes the tokens"):
         write.export(tmp_path / "run", tmp_path / "out", compare=True)
@@ -210,11 +210,11 @@ RESULTS = {
 
 def test_model_card_tells_the_run(tmp_path, capsys):
     counts = {"examples": 448, "tokens_real": 12_345, "tokens_padded": 13_000, "flops": 6e12, "flops_dense": 8e12}
-    book = Book(counts=counts, ends=[3], end_seconds=[50.0], times={"seconds": 125.0})
+    counters = Counters(counts=counts, ends=[3], end_seconds=[50.0], times={"seconds": 125.0})
     early = Stage("search", read.program_of(BASE, False)[0], 5_000, Schedule(1e-3, 5_000))
     more = {"earlier_stages": (early,), "init": "runs/bert-base"}
     data = read_data(tmp_path / "text")
-    made(tmp_path / "run", BASE, book=book, methods=(("layer_drop", {"theta": 0.5}),), data=data, **more)
+    made(tmp_path / "run", BASE, counters=counters, methods=(("layer_drop", {"theta": 0.5}),), data=data, **more)
     (tmp_path / "text").mkdir()
     split = {"documents": 1_200, "tokens": 345_678}
     (tmp_path / "text/manifest.json").write_text(

@@ -28,7 +28,7 @@ ALLOWED = {
     "encoder": {"bert", "method", "methods", "data", "train"},
     "inference": {"bert", "plan", "method", "data", "train", "encoder"},
     "hf": {"bert", "layers", "plan", "schedule", "method", "data", "train", "encoder", "tasks"},  # heads, in verify.py
-    "forecast": {"bert", "plan", "method", "methods", "data", "cost", "train"},
+    "planner": {"bert", "plan", "method", "methods", "data", "cost", "train"},
     "tasks": {"bert", "layers", "plan", "schedule", "method", "methods", "data", "train", "encoder", "hf"},
 }
 

@@ -10,30 +10,19 @@ import math
 
 import numpy as np
 import pytest
-from test_bert import close, equal
-from test_configs import CONFIGS, VOCAB, get_config
 
-from bert_fast import BadInput, bert, methods
-from bert_fast.method import Clock, Program, Stage, chain
+from bert_fast import BadInput, methods
+from bert_fast.method import Clock, chain
 from bert_fast.methods.layer_drop import independent, keep_and_scale, make, systematic, theta_at
 from bert_fast.plan import Span, edit, pack, whole
-from bert_fast.schedule import Schedule
 from bert_fast.train import optim, settings
+from helpers.config_files import CONFIGS, VOCAB, get_config
+from helpers.layer_drop_cases import LATE, drawn, stage_of
+from helpers.trunk import close, equal
 
-TOKENS = (Span(0, 5), Span(5, 6, rows=64), Span(6, 11, rows=64, keys=64), Span(11, 12))  # of token dropping
-LATE = 10**6  # a step long after the ramp
+TOKENS = (Span(0, 5), Span(5, 6, queries=64), Span(6, 11, queries=64, keys=64), Span(11, 12))  # of token dropping
 both_samplings = pytest.mark.parametrize("sampling", ["independent", "systematic"])
 both_variants = pytest.mark.parametrize("variant", ["paper", "deepspeed"])
-
-
-def stage_of(depth=12, plan=None, micro_batches=1, norm="pre"):
-    model = bert.Config(vocab_size=100, depth=depth, norm=norm)
-    program = Program(model, plan or whole(depth), 8, micro_batches, 128, 20, "mlm")
-    return Stage("128-tokens", program, 1000, Schedule(1e-3, 1000))
-
-
-def drawn(method, stage, step, seed=0):
-    return method.draw(stage, Clock(step, stage.steps), np.random.default_rng((seed, step)))
 
 
 def reference_draw(depth, theta):

@@ -5,8 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from small_runs import make_settings, rows_without_clock, run, small_config
-from test_loop import interrupted
 
 from bert_fast.cost.flops import step_flops
 from bert_fast.method import Clock, chain
@@ -18,6 +16,8 @@ from bert_fast.train.evaluate import Evaluator, eval_batches
 from bert_fast.train.log import read_rows
 from bert_fast.train.objective import make_eval_step
 from bert_fast.train.sharding import make_mesh
+from helpers.interruption import interrupted
+from helpers.small_runs import make_settings, rows_without_clock, run, small_config
 
 STEPS, EVERY, DEPTH = 20, 5, 2
 EXECUTIONS = ("gather", "cond")

@@ -1,11 +1,11 @@
-"""Rows of a run: read back whole, cut short by a kill, and damaged."""
+"""MetricWriter of a run: read back whole, cut short by a kill, and damaged."""
 
 import json
 
 import pytest
 
 from bert_fast import BadInput
-from bert_fast.train.log import Rows, read_rows
+from bert_fast.train.log import MetricWriter, read_rows
 
 ROWS = [{"step": step, "split": "train", "loss": 1.5} for step in (1, 2, 3)]
 LINES = [json.dumps(row).encode() + b"\n" for row in ROWS]
@@ -39,5 +39,5 @@ def test_damaged_line_is_named_and_no_row_is_dropped(tmp_path, bad, number):
     content = b"".join([*LINES[: number - 1], bad + b"\n", *LINES[number - 1 :]])
     path.write_bytes(content)
     with pytest.raises(BadInput, match=rf"metrics.jsonl, line {number}: expected .* delete that line"):
-        Rows(tmp_path, after_step=3)
+        MetricWriter(tmp_path, after_step=3)
     assert path.read_bytes() == content

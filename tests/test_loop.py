@@ -3,17 +3,17 @@
 import dataclasses
 import json
 import shutil
-import signal
 
 import jax
 import numpy as np
 import pytest
-from small_runs import make_settings, rows_without_clock, run, small_config
 
-from bert_fast import BadInput, Interrupted, encoder, inference
+from bert_fast import BadInput, encoder, inference
 from bert_fast.data import files
-from bert_fast.train import checkpoint, compile, engine, loop
+from bert_fast.train import checkpoint, compile, loop
 from bert_fast.train.log import read_rows
+from helpers.interruption import interrupted
+from helpers.small_runs import make_settings, rows_without_clock, run, small_config
 
 
 @pytest.fixture(scope="module")
@@ -59,22 +59,6 @@ def test_without_a_known_peak_no_utilisation_is_claimed(finished):
     workdir, summary = finished
     assert summary["peak_flops_per_second"] is None
     assert not any(key.startswith("utilisation") for row in read_rows(workdir / "metrics.jsonl") for key in row)
-
-
-def interrupted(config, workdir, at_step, monkeypatch):
-    """The run, stopped by SIGTERM while a step is under way."""
-    train_step = engine.Engine.train_step
-
-    def stopping(self):
-        if self.step == at_step - 1:
-            signal.raise_signal(signal.SIGTERM)
-        train_step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.Engine, "train_step", stopping)
-        with pytest.raises(Interrupted) as stopped:
-            run(config, workdir)
-    assert stopped.value.exit_code == 143
 
 
 def same_arrays(one, other):
@@ -165,7 +149,7 @@ def test_model_that_cannot_be_continued_is_told_from_one_that_can(finished, smal
     slim = dataclasses.replace(about.program, model=about.model.with_widths(about.model.heads_L, [38, 39]))
     about = dataclasses.replace(about, stage=dataclasses.replace(about.stage, program=slim))
     monkeypatch.setattr(checkpoint, "about", lambda _: about)
-    with pytest.raises(BadInput, match=r"hidden_L is \(38, 39\) there.*a new run cannot begin with that"):
+    with pytest.raises(BadInput, match=r"mlp_dim_L is \(38, 39\) there.*a new run cannot begin with that"):
         run(small_config(small_shards, init=str(finished[0])), tmp_path)
 
 

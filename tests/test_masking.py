@@ -7,21 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from made_shards import ORDINARY, SPECIAL_IDS, bert, unmasked, write_folder
 
-from bert_fast.data import batches, rows, shards
+from bert_fast.data import batches, examples, shards
 from bert_fast.data import vocab as vocabularies
 from bert_fast.data.masking import Masking, prediction_slots
+from helpers.made_shards import ORDINARY, SPECIAL_IDS, bert, unmasked, write_folder
 
 # Ids 5..9 begin a word, 10..14 go on with it.
 PIECES = [*vocabularies.SPECIAL, *(f"w{i}" for i in range(5)), *(f"##w{i}" for i in range(5))]
 WORDS_OF_15 = vocabularies.parse("\n".join(PIECES).encode(), "vocab.txt", False, None)
 
 
-@pytest.mark.parametrize("objective", rows.OBJECTIVES)
+@pytest.mark.parametrize("objective", examples.OBJECTIVES)
 @pytest.mark.parametrize("whole_word", [False, True])
 def test_fifteen_percent_are_predicted_and_80_10_10_replaced(split, vocab, objective, whole_word):
-    made = batches.make_rows(split, vocab, bert(objective, 128, whole_word=whole_word), seed=1)
+    made = batches.training_examples(split, vocab, bert(objective, 128, whole_word=whole_word), seed=1)
     fates = np.zeros(3, int)  # masked, unchanged, random
     for g in range(600):
         row = made[g]
@@ -96,7 +96,7 @@ def test_every_position_is_predicted_equally_often(vocab):
 def test_a_row_without_words_has_no_weight(vocab, tmp_path, whole_word):
     documents = [[[vocab.unk] * 30], [[vocab.mask] * 30], [[vocab.sep] * 40]]
     split = shards.Split(write_folder(tmp_path, {"train": documents}), "train")
-    made = batches.make_rows(split, vocab, bert(whole_word=whole_word), seed=1)
+    made = batches.training_examples(split, vocab, bert(whole_word=whole_word), seed=1)
     for i in range(len(made)):
         row = made(0, i)
         assert not row["weights"].any()

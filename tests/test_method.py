@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import rows_without_clock, run, small_config
-from test_loop import interrupted
 
 from bert_fast import methods
 from bert_fast.method import Method, chain, same
 from bert_fast.plan import edit, whole
 from bert_fast.train import checkpoint
 from bert_fast.train.log import read_rows
+from helpers.interruption import interrupted
+from helpers.small_runs import rows_without_clock, run, small_config
 
 
 def grow(params):
@@ -43,14 +43,14 @@ def make(begin=1, rewind=False, fresh=False):
         low = dataclasses.replace(first.program, model=small, plan=whole(begin))
         high_model = dataclasses.replace(small, depth=begin + 1)
         high = dataclasses.replace(first.program, model=high_model, plan=edit(whole(begin + 1), 0, begin, frozen=True))
-        kept = edit(high.plan, begin, begin + 1, rows=8, keys=None)
+        kept = edit(high.plan, begin, begin + 1, queries=8, keys=None)
         return (
             dataclasses.replace(first, name="low", program=low, steps=30, ask_every=5),
             dataclasses.replace(first, name="high", program=dataclasses.replace(high, plan=kept), steps=10),
             dataclasses.replace(
                 first,
                 name="joint",
-                program=dataclasses.replace(high, plan=whole(begin + 1), frozen=()),
+                program=dataclasses.replace(high, plan=whole(begin + 1), frozen_paths=()),
                 steps=10,
                 data="restart",
                 schedule_from="stage",
@@ -151,7 +151,7 @@ def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, sm
     assert summary["flops"] < summary["flops_dense"]
     assert (tmp_path / "whole/checkpoints/0").is_dir()
     # "restart" reads the rows of the first steps again, "continue" goes on behind them.
-    assert checkpoint.about(tmp_path / "whole/checkpoints/30").book.data == {"mlm+nsp/16": 10 * 8}
+    assert checkpoint.about(tmp_path / "whole/checkpoints/30").counters.data == {"mlm+nsp/16": 10 * 8}
     # Killed inside the stage in which a layer is frozen, and at the boundary before it.
     for at_step in (13, 10):
         workdir = tmp_path / f"stopped-{at_step}"

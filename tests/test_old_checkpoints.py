@@ -1,4 +1,4 @@
-"""Runs that an older version began are continued: see make_fixtures.py, which says what they are."""
+"""Runs that an older version began are continued: see helpers/make_fixtures.py, which says what they are."""
 
 import json
 import pathlib
@@ -6,7 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from small_runs import CLOCKS, rows_without_clock, run
+
+from helpers.small_runs import CLOCKS, rows_without_clock, run
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 ALL = sorted(folder for version in FIXTURES.iterdir() for folder in version.iterdir())

@@ -7,7 +7,7 @@ from bert_fast.plan import Route, Span, at_length, edit, frozen_depth, pack, who
 
 DEPTH = 6
 FIELDS = {
-    "rows": st.integers(1, 8),
+    "queries": st.integers(1, 8),
     "keys": st.integers(1, 8),
     "frozen": st.booleans(),
     "cond": st.booleans(),
@@ -31,10 +31,10 @@ def apply(plan, *changes):
 
 def settings(plan, layer):
     (span,) = (span for span in plan if span.start <= layer < span.stop)
-    return span.rows, span.keys, span.frozen, span.cond
+    return span.queries, span.keys, span.frozen, span.cond
 
 
-@given(edits(fields=("rows",)), edits(fields=("keys", "cond")), edits(fields=("frozen",)))
+@given(edits(fields=("queries",)), edits(fields=("keys", "cond")), edits(fields=("frozen",)))
 def test_edits_of_different_fields_commute(a, b, c):
     plan = whole(DEPTH)
     assert apply(plan, a, b, c) == apply(plan, c, a, b) == apply(plan, b, c, a) == apply(plan, c, b, a)
@@ -61,14 +61,14 @@ def test_edit_changes_its_layers_and_no_other(before, change):
 def test_frozen_layers_are_a_prefix():
     plan = whole(DEPTH)
     assert frozen_depth(plan) == 0
-    assert frozen_depth(edit(edit(plan, 0, 4, frozen=True), 1, 3, rows=5)) == 4
+    assert frozen_depth(edit(edit(plan, 0, 4, frozen=True), 1, 3, queries=5)) == 4
     assert frozen_depth(edit(plan, 0, DEPTH, frozen=True)) == DEPTH
     with pytest.raises(ValueError, match="frozen spans must come first"):
         frozen_depth(edit(plan, 1, 3, frozen=True))
 
 
 def test_pack_without_a_draw_changes_nothing():
-    plan = edit(whole(DEPTH), 1, 3, rows=4)
+    plan = edit(whole(DEPTH), 1, 3, queries=4)
     assert pack(plan, None) == (plan, Route())
 
 
@@ -82,25 +82,25 @@ def test_pack_lists_what_runs_of_each_span():
 
 
 def test_spans_whose_layers_differ_in_width_are_packed_for_cond():
-    plan, scale_ML = edit(whole(DEPTH), 2, 4, rows=4), np.array([[1, 0, 1, 0, 1, 0.5]])
+    plan, scale_ML = edit(whole(DEPTH), 2, 4, queries=4), np.array([[1, 0, 1, 0, 1, 0.5]])
     shapes_L = [(4, 16), (4, 16), (4, 16), (3, 16), (4, 9), (4, 9)]
     packed, route = pack(plan, scale_ML, shapes_L)
-    assert packed == (Span(0, 2, run=1), Span(2, 4, rows=4, cond=True), Span(4, 6, run=2))
+    assert packed == (Span(0, 2, run=1), Span(2, 4, queries=4, cond=True), Span(4, 6, run=2))
     np.testing.assert_array_equal(route.layers_R, [[0, 2, 3, 4, 5]])
     np.testing.assert_array_equal(route.scale_R, [[1, 1, 0, 1, 0.5]])
 
 
 def test_plan_at_another_length_keeps_its_shares():
-    plan = (Span(0, 1), Span(1, 2, rows=64), Span(2, 5, rows=64, keys=96, frozen=False), Span(5, 6))
+    plan = (Span(0, 1), Span(1, 2, queries=64), Span(2, 5, queries=64, keys=96, frozen=False), Span(5, 6))
     assert at_length(plan, 128, 512) == (
-        Span(0, 1), Span(1, 2, rows=256), Span(2, 5, rows=256, keys=384), Span(5, 6),
+        Span(0, 1), Span(1, 2, queries=256), Span(2, 5, queries=256, keys=384), Span(5, 6),
     )  # fmt: skip
-    assert at_length(plan, 128, 1)[1].rows == 1
+    assert at_length(plan, 128, 1)[1].queries == 1
     assert at_length(plan, 128, 128) == plan
 
 
 def test_same_counts_are_the_same_program():
-    plan = edit(whole(DEPTH), 2, 4, rows=4)
+    plan = edit(whole(DEPTH), 2, 4, queries=4)
     one, _ = pack(plan, np.array([[1, 0, 1, 0, 1, 1.0]]))
     other, _ = pack(plan, np.array([[0, 0.5, 0, 1, 1, 1.0]]))
     assert one == other

@@ -6,19 +6,19 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from test_bill import V5E, made_plan
-from test_cli import bert_fast
 
 from bert_fast import BadInput, methods
 from bert_fast.cost.flops import step_flops
-from bert_fast.forecast import planner, programs, tpu
 from bert_fast.method import Clock
+from bert_fast.planner import estimate, programs, tpu
 from bert_fast.train import compile, optim, settings, timeline
 from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import global_batch, make_mesh
 from bert_fast.train.step import make_step
 from configs import bert
 from experiments.timing import make_batch, stepper
+from helpers.command_line import bert_fast
+from helpers.estimates import V5E, made_plan
 
 SILENT = lambda line: None  # noqa: E731
 
@@ -29,11 +29,11 @@ def settings_of(**changes):
         {"steps": 1000, "batch_size": 16, "model.depth": 4, "learning_rate.warmup_steps": 10}
         | {key.replace("__", "."): value for key, value in changes.items()}
     )
-    return settings.make(config.to_dict(), planner.BERT, tuple(methods.known()))
+    return settings.make(config.to_dict(), estimate.BERT, tuple(methods.known()))
 
 
 def plan(**changes):
-    return planner.plan(settings_of(**changes), planner.on("cpu"), pathlib.Path("unused"), SILENT)
+    return estimate.plan(settings_of(**changes), estimate.on("cpu"), pathlib.Path("unused"), SILENT)
 
 
 # --- what is counted without a compiler -------------------------------------------------------------------------------
@@ -71,11 +71,11 @@ def test_expected_ticket_has_the_widths_that_its_ratios_leave():
     assert (search.guess, slim.guess) == (False, True)
     # A third of two heads is one, and two fifths of all neurons fall, here more and there fewer of them.
     assert slim.program.model.heads == 1
-    hidden_L = slim.program.model.hidden_L
-    assert sum(hidden_L) == pytest.approx(0.6 * 4 * 512, abs=1)
-    assert len(set(hidden_L)) > 1
+    mlp_dim_L = slim.program.model.mlp_dim_L
+    assert sum(mlp_dim_L) == pytest.approx(0.6 * 4 * 512, abs=1)
+    assert len(set(mlp_dim_L)) > 1
     aligned = settings_of(methods="early_bert", early_bert__align=128)
-    assert set(timeline.stages(aligned, methods.make(aligned.methods))[1].program.model.hidden_L) <= {256, 384}
+    assert set(timeline.stages(aligned, methods.make(aligned.methods))[1].program.model.mlp_dim_L) <= {256, 384}
 
 
 def test_shares_of_draws_sum_to_one_and_the_most_frequent_come_first():
@@ -137,13 +137,13 @@ def test_means_over_programs_are_scaled_to_all_of_them_and_memory_is_that_of_the
     stage = made_plan(flops=1.1e13).stages[0]
     often = tpu.Compiled(tpu.Said(60.0, "", 5, 10, 15), cycles=100, not_counted={"gather": 8}, lines=[("a", "b", 100)])
     largest = tpu.Compiled(tpu.Said(90.0, "", 5, 30, 35), cycles=900, lines=[("a", "b", 900)])
-    one = planner.merged(stage, [(1.0, often), (0.0, largest)], 1e13, 0.9)
+    one = estimate.merged(stage, [(1.0, often), (0.0, largest)], 1e13, 0.9)
     assert one.cycles == pytest.approx(110)
     assert one.not_counted == {"gather": pytest.approx(8.8)}
     assert one.lines == (("a", "b", 110),)
     assert (one.temporaries, one.peak, one.compile_seconds) == (30, 35, 150.0)
     no_room = dataclasses.replace(largest, said=tpu.Said(1.0, problem="out of memory"))
-    assert planner.merged(stage, [(1.0, often), (0.0, no_room)], 1e13, 0.9).problem == "out of memory"
+    assert estimate.merged(stage, [(1.0, often), (0.0, no_room)], 1e13, 0.9).problem == "out of memory"
 
 
 def test_largest_batch_is_the_last_that_fits(monkeypatch):
@@ -153,15 +153,15 @@ def test_largest_batch_is_the_last_that_fits(monkeypatch):
         tried.append(settings.batch_size)
         return made_plan(problem="" if settings.batch_size <= 64 else "out of memory")
 
-    monkeypatch.setattr(planner, "plan", fits_up_to_64)
-    assert planner.largest_batch(settings_of(), V5E, pathlib.Path("unused"), SILENT) == 64
+    monkeypatch.setattr(estimate, "plan", fits_up_to_64)
+    assert estimate.largest_batch(settings_of(), V5E, pathlib.Path("unused"), SILENT) == 64
     assert tried == [16, 32, 64, 128]  # from the run's 16 up
     tried.clear()
-    assert planner.largest_batch(settings_of(batch_size=500), V5E, pathlib.Path("unused"), SILENT) == 64
+    assert estimate.largest_batch(settings_of(batch_size=500), V5E, pathlib.Path("unused"), SILENT) == 64
     assert tried == [256, 128, 64]
-    monkeypatch.setattr(planner, "plan", lambda *_: made_plan(problem="out of memory"))
+    monkeypatch.setattr(estimate, "plan", lambda *_: made_plan(problem="out of memory"))
     with pytest.raises(BadInput, match=r"not even one example a device fits on v5e:2x4: more --config\.mesh\.fsdp"):
-        planner.largest_batch(settings_of(), V5E, pathlib.Path("unused"), SILENT)
+        estimate.largest_batch(settings_of(), V5E, pathlib.Path("unused"), SILENT)
 
 
 def test_mesh_is_of_no_matter_where_only_flops_are_counted():
@@ -196,9 +196,9 @@ def test_tpu_compiler_plans_a_run_of_two_stages(tmp_path):
         model__depth=2, model__dtype="bfloat16", batch_size=64, eval__batch_size=32, model__dropout=0.0,
         model__attention_dropout=0.0,
     )  # fmt: skip
-    where = planner.on("v5e:2x4")
+    where = estimate.on("v5e:2x4")
     assert len(where.devices) == 8
-    planned = planner.plan(made, where, tmp_path, SILENT)
+    planned = estimate.plan(made, where, tmp_path, SILENT)
     low, high = planned.stages
     assert planned.fits
     assert low.cycles > 0
@@ -208,10 +208,10 @@ def test_tpu_compiler_plans_a_run_of_two_stages(tmp_path):
     assert low.not_counted["gather"] > 0
     assert {line.split(":")[0] for line, _, _ in low.lines} >= {"layers.py", "train/step.py"}
     assert len(list(tmp_path.iterdir())) == 2
-    again = planner.plan(made, where, tmp_path, SILENT)
+    again = estimate.plan(made, where, tmp_path, SILENT)
     assert again == planned
     # A quarter of the batch four times, at less use of the chip; and the compiler does not say how often a loop runs.
-    looped = planner.plan(dataclasses.replace(made, micro_batches=4), where, tmp_path, SILENT)
+    looped = estimate.plan(dataclasses.replace(made, micro_batches=4), where, tmp_path, SILENT)
     assert looped.stages[0].cycles > 1.2 * low.cycles
 
 

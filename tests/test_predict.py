@@ -7,14 +7,13 @@ import jax
 import numpy as np
 import pytest
 import transformers
-from made_tasks import write_checkpoint, write_glue
-from test_cli import bert_fast
-from test_finetune import write_squad
 
 from bert_fast import BadInput, encoder
 from bert_fast.data import files
 from bert_fast.tasks import inputs, predict
 from bert_fast.train.description import TaskHead
+from helpers.command_line import bert_fast
+from helpers.made_tasks import write_checkpoint, write_glue, write_squad
 
 SMALL = {
     "data.seq_len": 48, "batch_size": 8, "epochs": 2.0, "widths": 2, "dropout": 0.0, "eval.batch_size": 16,

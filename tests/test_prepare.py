@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bert_fast import BadInput
-from bert_fast.data import files, records, shards, unfinished, vocab, workers
+from bert_fast.data import document_tokenizer, files, shards, staging, vocab, workers
 from bert_fast.data.prepare import prepare
 
 UNIT = 4000
@@ -133,7 +133,7 @@ def test_killed_run_leaves_no_process_and_continues_to_the_same_bytes(corpus, fi
     call = (
         f"prepare('files:{corpus}/[ab].txt', {str(out)!r}, vocab='{corpus}/vocab.txt', valid_fraction=0.1, unit={UNIT}"
     )
-    slowly = "import time; from bert_fast.data import unfinished as u; w = u.Unit.write; "
+    slowly = "import time; from bert_fast.data import staging as u; w = u.Unit.write; "
     slowly += "u.Unit.write = lambda *a, **k: (time.sleep(0.2), w(*a, **k))[1]; "
     code = slowly + f"from bert_fast.data.prepare import prepare; {call}, processes=2)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
@@ -152,10 +152,10 @@ def test_killed_run_leaves_no_process_and_continues_to_the_same_bytes(corpus, fi
     assert not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids)
 
     begun = []
-    original = unfinished.Unit.write
+    original = staging.Unit.write
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            unfinished.Unit,
+            staging.Unit,
             "write",
             lambda self, folder, number, **state: (begun.append(number), original(self, folder, number, **state))[1],
         )
@@ -262,20 +262,20 @@ def test_finished_folder_is_left_alone_and_other_settings_are_refused(corpus, fi
 
 
 def test_unfinished_folder_refuses_other_settings_and_a_second_writer(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(unfinished.Unit, "write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(staging.Unit, "write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(corpus, tmp_path / "out")
     monkeypatch.undo()
     with pytest.raises(BadInput, match="cased: there False, asked for True"):
         run(corpus, tmp_path / "out", cased=True)
-    with unfinished.claimed(tmp_path / "new", {}), pytest.raises(BadInput, match="another prepare is writing"):
+    with staging.claimed(tmp_path / "new", {}), pytest.raises(BadInput, match="another prepare is writing"):
         run(corpus, tmp_path / "new")
     run(corpus, tmp_path / "out")
 
 
 def test_trained_vocabulary_survives_an_interruption(corpus, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(unfinished.Unit, "write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(staging.Unit, "write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(corpus, out, vocab=None, vocab_size=120)
     monkeypatch.undo()
@@ -312,8 +312,8 @@ def test_tiny_corpus_holds_one_document_out_and_a_single_document_is_refused(cor
 
 
 def test_long_document_becomes_records_that_begin_at_sentences(corpus, finished, monkeypatch):
-    monkeypatch.setattr(records, "MAX_TOKENS", 20)
-    encoder = records.Encoder(vocab.load(corpus / "vocab.txt"))
+    monkeypatch.setattr(document_tokenizer, "MAX_TOKENS", 20)
+    encoder = document_tokenizer.DocumentTokenizer(vocab.load(corpus / "vocab.txt"))
     (document,) = encoder(["The dog sleeps. " * 30 + "The dog " * 25 + "."])
     found = [shards.decode(record, encoder.dtype) for record in document.records]
     assert max(document.lengths) <= 20
@@ -330,17 +330,17 @@ def test_table_of_words_gives_the_ids_that_the_tokenizer_gives(tmp_path):
     (tmp_path / "vocab.txt").write_bytes(vocab.train([chr(code) * 2 for code in range(33, 127)] + sentences, 400))
     for options in ({}, {"cased": True}, {"strip_accents": False}):
         words = vocab.load(tmp_path / "vocab.txt", **options)
-        encoder = records.Encoder(words)
+        encoder = document_tokenizer.DocumentTokenizer(words)
         expected = [encoding.ids for encoding in words.tokenizer.encode_batch(sentences, add_special_tokens=False)]
         for sentence, ids in zip(sentences, expected, strict=True):
-            if records._is_plain(sentence):
+            if document_tokenizer._is_plain(sentence):
                 assert encoder._plain(sentence) == ids, sentence
-        assert sum(map(records._is_plain, sentences)) > 200
+        assert sum(map(document_tokenizer._is_plain, sentences)) > 200
 
 
 def test_sentences_end_where_they_should():
     text = 'Mr. A. Smith said "Stop." Then he left (e.g. By car). It cost 3.5 dollars! 他来了。她走了。\nNew line'
-    assert records.sentences_of(text) == [
+    assert document_tokenizer.sentences_of(text) == [
         'Mr. A. Smith said "Stop."',
         "Then he left (e.g. By car).",
         "It cost 3.5 dollars!",
@@ -365,7 +365,7 @@ def test_bad_documents_are_skipped_and_counted_once_over_an_interruption(corpus,
     options = {"vocab": corpus / "vocab.txt", "processes": 1, "unit": 900}
     with pytest.raises(BadInput, match="not UTF-8"):
         prepare(source, tmp_path / "strict", **options)
-    write, count = unfinished.Unit.write, 0
+    write, count = staging.Unit.write, 0
 
     def interrupted(*args, **kwargs):
         nonlocal count
@@ -374,7 +374,7 @@ def test_bad_documents_are_skipped_and_counted_once_over_an_interruption(corpus,
             raise KeyboardInterrupt
         return write(*args, **kwargs)
 
-    monkeypatch.setattr(unfinished.Unit, "write", interrupted)
+    monkeypatch.setattr(staging.Unit, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, tmp_path / "out", skip_bad=True, **options)
     assert prepare(source, tmp_path / "out", skip_bad=True, **options)["skipped_documents"] == 4
@@ -391,7 +391,7 @@ def test_full_disk_is_told_and_the_folder_can_be_continued(corpus, finished, tmp
         def close(self):  # what ArrayRecordWriter says on a full disk
             raise RuntimeError("write() failed: No space left on device; writing x; at byte 262144")
 
-    monkeypatch.setattr(unfinished, "ArrayRecordWriter", FullWriter)
+    monkeypatch.setattr(staging, "ArrayRecordWriter", FullWriter)
     with pytest.raises(BadInput, match=r"no space left for .*run the same command again"):
         run(corpus, tmp_path / "out")
     monkeypatch.undo()

@@ -2,14 +2,14 @@
 
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
 import pytest
-from small_runs import rows_without_clock, small_config
 
 from bert_fast.train import checkpoint
+from helpers.processes import with_port
+from helpers.small_runs import rows_without_clock, small_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -39,13 +39,6 @@ def finish(*processes):
     for process in processes:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
-
-
-def with_port() -> list[str]:
-    """The flags of two processes that find each other at a free port of this machine."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return [f"--coordinator=localhost:{free.getsockname()[1]}", "--process_count=2"]
 
 
 @pytest.mark.slow

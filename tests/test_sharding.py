@@ -17,9 +17,10 @@ from bert_fast.train import optim, sharding
 
 @pytest.fixture(scope="module")
 def meshes():
-    script = pathlib.Path(__file__).with_name("eight_devices.py")
+    script = pathlib.Path(__file__).parent / "helpers" / "eight_devices.py"
     root = pathlib.Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, script], capture_output=True, cwd=root, env={"PYTHONPATH": str(root)})
+    environment = {"PYTHONPATH": f"{root}:{root / 'tests'}"}
+    done = subprocess.run([sys.executable, script], capture_output=True, cwd=root, env=environment)
     assert done.returncode == 0, done.stderr.decode()
     return json.loads(done.stdout)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bert_fast import BadInput
-from bert_fast.data import tables, vocab
+from bert_fast.data import vocab
 from bert_fast.tasks import squad
 
 CONTEXT = "Łódź was a village; the first mill was built there in 1825. The mill burnt in 1831."
@@ -144,7 +144,7 @@ def test_tensorflow_datasets_copy_gives_the_same_questions(tmp_path, monkeypatch
                 yield one["id"], {name: row[name] for name in features}
 
     SmallSquad(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    monkeypatch.setattr(squad, "tfds_rows", functools.partial(tables.tfds_rows, data_dir=str(tmp_path)))
+    monkeypatch.setattr(squad.tfds, "examples", functools.partial(squad.tfds.examples, data_dir=str(tmp_path)))
     found = squad.read("tfds:small_squad:train", version, train=True)
     assert sorted(found) == squad.read(save(tmp_path, *questions), version, train=True)
     with pytest.raises(BadInput, match=r"tfds:small_squad:train, question '1': no 'is_impossible'|no answer"):

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from stacking_cases import GONG, of_depth, plain
 
 from bert_fast import BadInput, bert
 from bert_fast.cost.flops import step_flops
@@ -12,6 +11,7 @@ from bert_fast.method import Clock, Program, Stage
 from bert_fast.methods import stacking
 from bert_fast.plan import edit, frozen_depth, whole
 from bert_fast.schedule import Schedule
+from helpers.stacking_cases import GONG, of_depth, plain
 
 
 def summary(stages):
@@ -37,7 +37,7 @@ def test_stacking_doubles_twice_over_the_released_steps():
     assert summary(stages) == [("3-layers", 50_000, 3, 0), ("6-layers", 70_000, 6, 0), ("12-layers", 280_000, 12, 0)]
     assert [depth for _, _, depth, _ in summary(stacking.make().stages(plain(of_depth(24))))] == [6, 12, 24]
     assert all(
-        stage.program.frozen == () and stage.program.plan == whole(stage.program.model.depth) for stage in stages
+        stage.program.frozen_paths == () and stage.program.plan == whole(stage.program.model.depth) for stage in stages
     )
 
 
@@ -45,7 +45,7 @@ def test_mslt_adds_quarters_and_ends_with_a_joint_stage():
     fifths = [("3-layers", 3, 0), ("6-layers", 6, 3), ("9-layers", 9, 6), ("12-layers", 12, 9), ("joint", 12, 0)]
     stages = stacking.make("mslt").stages(plain(of_depth(12), 1_000_000))
     assert summary(stages) == [(name, 200_000, depth, frozen) for name, depth, frozen in fifths]
-    assert [s.program.frozen for s in stages] == [(), ("^embed/",), ("^embed/",), ("^embed/",), ()]
+    assert [s.program.frozen_paths for s in stages] == [(), ("^embed/",), ("^embed/",), ("^embed/",), ()]
     assert [row[2:] for row in summary(stacking.make("mslt").stages(plain(of_depth(24))))] == [
         (6, 0), (12, 6), (18, 12), (24, 18), (24, 0),
     ]  # fmt: skip
@@ -233,8 +233,8 @@ def test_timelines_that_cannot_grow_are_refused(timeline, message):
 def test_plans_of_other_methods_must_come_later():
     (stage,) = plain()
     for changed in (
-        dataclasses.replace(stage.program, plan=edit(whole(3), 1, 2, rows=8)),
-        dataclasses.replace(stage.program, frozen=("embed/",)),
+        dataclasses.replace(stage.program, plan=edit(whole(3), 1, 2, queries=8)),
+        dataclasses.replace(stage.program, frozen_paths=("embed/",)),
     ):
         with pytest.raises(BadInput, match="write stacking first"):
             stacking.make().stages((dataclasses.replace(stage, program=changed),))

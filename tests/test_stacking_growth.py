@@ -8,20 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
-from reference import random_batch, random_params
-from stacking_cases import TINY, of_depth, plain
-from test_step import dots
 
 from bert_fast import bert
 from bert_fast.method import Clock, Method
 from bert_fast.methods import stacking
 from bert_fast.plan import Route, Span, whole
-from bert_fast.train import begin, optim
+from bert_fast.train import initial_params, optim
 from bert_fast.train import state as states
 from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import make_mesh
 from bert_fast.train.step import TrainState, join, make_step, partition
+from helpers import reference
+from helpers.reference import random_batch, random_params
+from helpers.stacking_cases import TINY, of_depth, plain
+from helpers.steps import dots
 
 ADAMW = optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 1.0)
 
@@ -80,14 +80,14 @@ def test_growth_copies_every_leaf_and_keeps_the_old_layers(variant, depths):
 def test_layers_of_uneven_width_are_copied_with_their_widths():
     method = stacking.make("mslt", depths="3,5")
     before, after, joint = method.stages(plain(of_depth(5)))
-    slim = of_depth(3, heads=(2, 1, 1), hidden=(32, 16, 24))
+    slim = of_depth(3, heads=(2, 1, 1), mlp_dim=(32, 16, 24))
     before = dataclasses.replace(before, program=dataclasses.replace(before.program, model=slim))
     grown, new, _ = entered(method, random_params(slim), before, after)
-    assert (new.program.model.heads, new.program.model.hidden) == ((2, 1, 1, 1, 1), (32, 16, 24, 16, 24))
+    assert (new.program.model.heads, new.program.model.mlp_dim) == ((2, 1, 1, 1, 1), (32, 16, 24, 16, 24))
     states.check_model("grown", grown, new.program.model)
     _, joint, _ = entered(method, grown, new, joint)
     assert joint.program.model.heads == (2, 1, 1, 1, 1)
-    even = dataclasses.replace(slim, heads=(1, 1, 1), hidden=16)
+    even = dataclasses.replace(slim, heads=(1, 1, 1), mlp_dim=16)
     before = dataclasses.replace(before, program=dataclasses.replace(before.program, model=even))
     assert entered(method, random_params(even), before, after)[1].program.model.heads == 1
 
@@ -98,7 +98,7 @@ def test_random_layers_are_fresh_ones_of_the_deeper_model():
     params = random_params(of_depth(1))
     params["layers"]["gain"] = np.full(1, 7, np.float32)
     grown, _, _ = entered(method, params, before, after)
-    fresh = begin.fresh_params(TINY, 1, make_mesh(1, 1, 1, jax.devices()[:1]))
+    fresh = initial_params.fresh(TINY, 1, make_mesh(1, 1, 1, jax.devices()[:1]))
     assert same(layers_of(grown, 0), params["layers"])
     assert grown["layers"].pop("gain").tolist() == [7, 7, 7]
     assert same(layers_of(grown, 1, 2), layers_of(fresh, 1, 2))
@@ -165,7 +165,7 @@ def test_fresh_optimizer_only_where_the_model_grows_or_more_of_it_learns():
 def test_boundary_at_which_another_method_slims_is_left_alone():
     method = stacking.make(depths="1,3")
     *_, stage = method.stages(plain())
-    slim = dataclasses.replace(stage.program.model, heads=(2, 1, 1), hidden=(32, 8, 8))
+    slim = dataclasses.replace(stage.program.model, heads=(2, 1, 1), mlp_dim=(32, 8, 8))
     after = dataclasses.replace(stage, program=dataclasses.replace(stage.program, model=slim))
     params = random_params(TINY)
     grown, new, moments = entered(method, params, stage, after)

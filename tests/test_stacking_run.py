@@ -9,9 +9,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from small_runs import make_settings, rows_without_clock, run, small_config
-from test_configs import CONFIGS, VOCAB, get_config
-from test_loop import interrupted
 
 from bert_fast import BadInput, encoder, inference, methods
 from bert_fast.train import checkpoint, optim, settings
@@ -19,6 +16,9 @@ from bert_fast.train.log import read_rows
 from bert_fast.train.sharding import make_mesh
 from bert_fast.train.state import resumed
 from bert_fast.train.timeline import stages
+from helpers.config_files import CONFIGS, VOCAB, get_config
+from helpers.interruption import interrupted
+from helpers.small_runs import make_settings, rows_without_clock, run, small_config
 
 
 def grown_config(small_shards, **arguments):
@@ -146,10 +146,10 @@ def test_bad_stages_are_refused_before_anything_is_written(small_shards, tmp_pat
 
 
 def measured(*names):
-    script = pathlib.Path(__file__).with_name("growth_devices.py")
+    script = pathlib.Path(__file__).parent / "helpers" / "growth_devices.py"
     root = pathlib.Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, script, *names], capture_output=True, cwd=root, env={"PYTHONPATH": str(root)}
+        [sys.executable, script, *names], capture_output=True, cwd=root, env={"PYTHONPATH": f"{root}:{root / 'tests'}"}
     )
     assert done.returncode == 0, done.stderr.decode()
     found = json.loads(done.stdout)

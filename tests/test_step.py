@@ -1,7 +1,6 @@
 """The train step: what does not learn is not differentiated, and a program compiles once."""
 
 import dataclasses
-import functools
 import re
 
 import jax
@@ -10,55 +9,17 @@ import numpy as np
 import pytest
 
 from bert_fast import bert
-from bert_fast.method import Method, Program
 from bert_fast.plan import Route, edit, pack, whole
-from bert_fast.train import optim
-from bert_fast.train.objective import PRETRAINING
-from bert_fast.train.step import TrainState, join, make_step, micro_batches, partition, whole_batch
-
-CONFIG = bert.Config(100, 3, 16, 2, 8, 32, 16, dropout=0.0, attention_dropout=0.0)
-PROGRAM = Program(CONFIG, whole(3), 4, 1, 8, 2, "mlm")
-
-
-@pytest.fixture(scope="module")
-def params():
-    return bert.init(CONFIG, jax.random.key(0))
-
+from bert_fast.train.step import join, micro_batches, partition, whole_batch
+from helpers.steps import CONFIG, PROGRAM, batch_of, dots, step_and_state
 
 MASK = (0, 1, 2, 3, 4)  # special ids
 SEED = np.uint32(0)
 
 
-def batch_of(seed=0, batch_size=4):
-    rng = np.random.default_rng(seed)
-    return {
-        "ids": rng.integers(5, 100, (batch_size, 8)),
-        "types": np.zeros((batch_size, 8), int),
-        "positions": np.tile(np.arange(8), (batch_size, 1)),
-        "segments": np.ones((batch_size, 8), int),
-        "slots": np.tile([2, 5], (batch_size, 1)),
-        "labels": rng.integers(5, 100, (batch_size, 2)),
-        "weights": np.array(rng.random((batch_size, 2)) < 0.7, np.float32),
-        "cls": np.zeros(batch_size, int),
-    }
-
-
-def step_and_state(program, params, name="adamw"):
-    optimizer = optim.make(optim.Optimizer(name, 0.9, 0.999, 1e-6, 0.01, True, 1.0))
-    learns, frozen = partition(params, program)
-    state = TrainState(jnp.zeros((), jnp.int32), learns, frozen, optimizer.init(learns), ())
-    return functools.partial(make_step(Method(), optimizer, PRETRAINING), program=program), state
-
-
-def dots(jaxpr) -> int:
-    """How many matrix products a jaxpr holds, in all that it calls."""
-    count = 0
-    for eqn in jaxpr.eqns:
-        count += eqn.primitive.name == "dot_general"
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr")):
-            inner = getattr(value, "jaxpr", value)
-            count += dots(inner) if hasattr(inner, "eqns") else 0
-    return count
+@pytest.fixture(scope="module")
+def params():
+    return bert.init(CONFIG, jax.random.key(0))
 
 
 def test_frozen_layers_have_no_backward_pass(params):
@@ -76,7 +37,7 @@ def test_frozen_layers_have_no_backward_pass(params):
 
 def test_what_does_not_learn_is_byte_identical_after_steps(params):
     plan = edit(whole(3), 0, 2, frozen=True)
-    program = dataclasses.replace(PROGRAM, plan=plan, frozen=("embed/", "mlm/norm"))
+    program = dataclasses.replace(PROGRAM, plan=plan, frozen_paths=("embed/", "mlm/norm"))
     step, state = step_and_state(program, params)
     step = jax.jit(step)
     for seed in range(3):
@@ -95,7 +56,7 @@ def test_what_does_not_learn_is_byte_identical_after_steps(params):
 def test_partition_and_join_are_inverse(params):
     for frozen, patterns in ((0, ()), (2, ("embed/word",)), (1, ("embed/", "mlm/"))):
         plan = edit(whole(3), 0, frozen, frozen=True) if frozen else whole(3)
-        learns, fixed = partition(params, dataclasses.replace(PROGRAM, plan=plan, frozen=patterns))
+        learns, fixed = partition(params, dataclasses.replace(PROGRAM, plan=plan, frozen_paths=patterns))
         joined = join(learns, fixed)
         assert jax.tree.structure(joined) == jax.tree.structure(params)
         jax.tree.map(np.testing.assert_array_equal, joined, params)

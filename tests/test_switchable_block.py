@@ -11,10 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import reference
-from test_bert import BATCH, PRE, close, equal, layers_of, program_of, run
-from test_layer_drop import LATE, drawn, stage_of
-from test_step import PROGRAM, batch_of, step_and_state
 
 from bert_fast.method import Method
 from bert_fast.methods.layer_drop import make
@@ -22,6 +18,10 @@ from bert_fast.plan import Span, edit, pack, whole
 from bert_fast.train import optim
 from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.step import TrainState, make_step, partition
+from helpers import reference
+from helpers.layer_drop_cases import LATE, drawn, stage_of
+from helpers.steps import PROGRAM, batch_of, step_and_state
+from helpers.trunk import BATCH, PRE, close, equal, layers_of, program_of, run
 
 
 def switchable_encoder(config, params, batch, gate_L, keep_L):
@@ -84,9 +84,9 @@ def test_theta_of_one_is_plain_pre_ln_bit_for_bit():
 
 def test_no_layer_of_a_span_may_run():
     params = reference.random_params(PRE)
-    plan = (Span(0, 1), Span(1, 3, rows=8, keys=8))
+    plan = (Span(0, 1), Span(1, 3, queries=8, keys=8))
     loss, x_BSD, grads = run(PRE, params, plan, [0, 1.5, 2])
-    shallow, above = dataclasses.replace(PRE, depth=2), (Span(0, 2, rows=8, keys=8),)
+    shallow, above = dataclasses.replace(PRE, depth=2), (Span(0, 2, queries=8, keys=8),)
     close((loss, x_BSD, layers_of(grads, 1, 2)), run(shallow, layers_of(params, 1, 2), above, [1.5, 2]))
     equal(layers_of(grads, 0)["layers"], jax.tree.map(np.zeros_like, layers_of(grads, 0)["layers"]))
     # Nor of the whole model: all between the embeddings and the heads is then left out.
@@ -99,9 +99,9 @@ def test_dropped_boundary_layer_passes_kept_tokens_on():
     # The plan of token dropping: the layer that attends to all tokens but updates the kept ones is the one dropped.
     config = dataclasses.replace(PRE, depth=4)
     params = reference.random_params(config)
-    plan = edit(edit(edit(whole(4), 1, 3, rows=8), 2, 3, keys=8), 3, 4, rows=None)
+    plan = edit(edit(edit(whole(4), 1, 3, queries=8), 2, 3, keys=8), 3, 4, queries=None)
     loss, x_BSD, grads = run(config, params, plan, [1.1, 0, 1.6, 2])
-    without = (Span(0, 1), Span(1, 2, rows=8, keys=8), Span(2, 3))
+    without = (Span(0, 1), Span(1, 2, queries=8, keys=8), Span(2, 3))
     expected = run(dataclasses.replace(config, depth=3), layers_of(params, 0, 2, 3), without, [1.1, 1.6, 2])
     close((loss, x_BSD, layers_of(grads, 0, 2, 3)), expected)
 

@@ -5,10 +5,10 @@ import pathlib
 
 import numpy as np
 import pytest
-from made_tasks import WORDS, make_vocab
 
 from bert_fast.data import vocab
 from bert_fast.tasks import batches, glue
+from helpers.made_tasks import WORDS, make_vocab
 
 RNG = np.random.default_rng(0)
 LENGTHS = np.clip(RNG.normal(40, 15, 500), 4, 97).astype(int)
@@ -16,7 +16,7 @@ LENGTHS = np.clip(RNG.normal(40, 15, 500), 4, 97).astype(int)
 
 def rows_of(lengths, labels=None):
     ids = [np.arange(1, length + 1, dtype=np.int32) for length in lengths]
-    return batches.Rows(ids, [np.zeros(len(i), np.int32) for i in ids], labels)
+    return batches.ExampleSource(ids, [np.zeros(len(i), np.int32) for i in ids], labels)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def words(tmp_path_factory):
 
 
 def test_pairs_are_laid_out_as_bert_reads_them(words):
-    rows = batches.make_rows([["good w1"], ["bad [SEP] w2"]], None, words, 48)
+    rows = batches.training_examples([["good w1"], ["bad [SEP] w2"]], None, words, 48)
     tokens = [WORDS[i] for i in rows.ids_N[0]]
     # A special token that stands in the text is three unknown words, not a separator.
     assert tokens == ["[CLS]", "good", "w1", "[SEP]", "bad", "[UNK]", "[UNK]", "[UNK]", "w2", "[SEP]"]
@@ -39,7 +39,7 @@ def test_the_longer_text_is_cut_as_in_bert(words, a, b, room):
     expected_a, expected_b = list(first), list(second)
     while len(expected_a) + len(expected_b) > room:
         (expected_a if len(expected_a) > len(expected_b) else expected_b).pop()
-    rows = batches.make_rows([[" ".join(first)], [" ".join(second)]], None, words, room + 3)
+    rows = batches.training_examples([[" ".join(first)], [" ".join(second)]], None, words, room + 3)
     assert [WORDS[i] for i in rows.ids_N[0]] == ["[CLS]", *expected_a, "[SEP]", *expected_b, "[SEP]"]
 
 
@@ -109,6 +109,6 @@ def test_three_quarters_of_an_epochs_positions_at_mrpcs_lengths_are_real():
     root = pathlib.Path(os.environ["BERT_FAST_DATA"])
     words = vocab.load(root / "vocab/bert-base-uncased.txt")
     found = glue.read("mrpc", str(root / "glue"))["train"]
-    rows = batches.make_rows(found.texts, found.labels, words, 128)
+    rows = batches.training_examples(found.texts, found.labels, words, 128)
     share = batches.real_share(rows, batches.choose_widths(rows.lengths_N, 5), 32)
     assert share > 0.85

@@ -4,12 +4,12 @@ import json
 import shutil
 
 import pytest
-from made_tasks import make_settings
 
 from bert_fast import BadInput
 from bert_fast.tasks import data, glue, sweep
 from bert_fast.tasks.settings import make
 from configs import glue as glue_config
+from helpers.made_tasks import make_settings
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from early_bert_cases import CONFIG, FIRST, PROGRAM, UNEVEN, leave_search, quantile_rule, random_coefficients, scaled
-from reference import random_params
-from test_early_bert import NORMS, logits
 
 from bert_fast import BadInput, bert
 from bert_fast.cost.flops import layer_products, step_flops
@@ -18,6 +15,19 @@ from bert_fast.method import Program
 from bert_fast.methods import early_bert
 from bert_fast.methods.early_bert import distances, draw_ticket, keep, make, make_units
 from bert_fast.plan import whole
+from helpers.early_bert_cases import (
+    CONFIG,
+    FIRST,
+    NORMS,
+    PROGRAM,
+    UNEVEN,
+    leave_search,
+    logits,
+    quantile_rule,
+    random_coefficients,
+    scaled,
+)
+from helpers.reference import random_params
 
 
 def ticket_of(config=CONFIG, coefficients=None, seed=0, key=None, **arguments):
@@ -101,16 +111,16 @@ def test_ratio_of_zero_prunes_none():
     assert keep(c_LU, make_units([3, 3], 0.0, True)).all()
     _, _, _, model = ticket_of(head_ratio=0.0)
     assert model.heads == 4
-    assert model.hidden != 20
+    assert model.mlp_dim != 20
 
 
 @pytest.mark.parametrize("config", [*NORMS, UNEVEN], ids=["post", "pre", "uneven"])
 def test_slim_model_equals_the_one_with_coefficients_of_zero_and_one(config):
     method, params, slim, model = ticket_of(config)
     c_LH, c_LF = (np.asarray(params["layers"][name]) for name in ("head_scale", "neuron_scale"))
-    heads, neurons = make_units(config.heads_L, 0.333333, False), make_units(config.hidden_L, 0.4, True)
+    heads, neurons = make_units(config.heads_L, 0.333333, False), make_units(config.mlp_dim_L, 0.4, True)
     masked, _ = method.weights(scaled(params, keep(c_LH, heads), keep(c_LF, neurons)))
-    assert len(set(model.hidden_L)) > 1
+    assert len(set(model.mlp_dim_L)) > 1
     assert sum(model.heads_L) < sum(config.heads_L)
     shapes = jax.eval_shape(lambda: bert.init(model, jax.random.key(0)))
     assert jax.tree.map(lambda leaf: leaf.shape, slim) == jax.tree.map(lambda leaf: leaf.shape, shapes)
@@ -123,7 +133,7 @@ def test_slim_weights_are_rows_of_the_initial_ones_in_order():
     initial, state = method.init(plain, CONFIG)
     c_LH, c_LF = random_coefficients(CONFIG)
     slim, stage, _ = leave_search(method, scaled(random_params(CONFIG), c_LH, c_LF), state, initial=initial)
-    assert (stage.program.model.heads, stage.program.model.hidden) == (3, 12)
+    assert (stage.program.model.heads, stage.program.model.mlp_dim) == (3, 12)
     assert set(slim["layers"]) == set(plain["layers"])
     jax.tree.map(np.testing.assert_array_equal, slim["embed"], plain["embed"])
     for layer in range(3):
@@ -141,7 +151,7 @@ def test_slim_weights_are_rows_of_the_initial_ones_in_order():
 
 def test_what_is_padded_is_zero():
     _, _, slim, model = ticket_of()
-    for layer, hidden in enumerate(model.hidden_L):
+    for layer, hidden in enumerate(model.mlp_dim_L):
         assert (slim["layers"]["mlp_hidden"]["kernel"][layer][:, :hidden] != 0).all()
         assert (slim["layers"]["mlp_hidden"]["kernel"][layer][:, hidden:] == 0).all()
         assert (slim["layers"]["mlp_output"]["kernel"][layer][hidden:] == 0).all()
@@ -231,7 +241,7 @@ def test_ticket_of_base_is_smaller_in_flops_and_in_memory():
     slim = early_bert.with_widths(stage, [len(kept) for kept in heads_L], [len(kept) for kept in neurons_L])
     model = slim.program.model
     assert model.heads == 8
-    assert len(set(model.hidden_L)) > 6
+    assert len(set(model.mlp_dim_L)) > 6
     saved = step_flops(stage.program).executed - step_flops(slim.program).executed
     tokens = 256 * 128
     # 6 FLOPs a weight and token, and the two products of scores and values, 4 heads of 64 fewer.

@@ -6,8 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
-from token_drop_cases import (
+
+from bert_fast import BadInput, bert
+from bert_fast.cost.flops import step_flops
+from bert_fast.layers import Block, Embed, apply, layer_norm
+from bert_fast.methods import token_drop
+from bert_fast.plan import Route, Span, edit, whole
+from helpers import reference
+from helpers.token_drop_cases import (
     BATCH,
     CLS,
     KEPT,
@@ -23,12 +29,6 @@ from token_drop_cases import (
     reference_dropped,
     stage_of,
 )
-
-from bert_fast import BadInput, bert
-from bert_fast.cost.flops import step_flops
-from bert_fast.layers import Block, Embed, apply, layer_norm
-from bert_fast.methods import token_drop
-from bert_fast.plan import Route, Span, edit, whole
 
 PRE = dataclasses.replace(POST, norm="pre")
 both_norms = pytest.mark.parametrize("config", [POST, PRE], ids=["post", "pre"])
@@ -47,7 +47,7 @@ def close(ours, theirs):
 
 
 def covered(plan):
-    return [(span.start, span.stop, span.rows, span.keys) for span in plan]
+    return [(span.start, span.stop, span.queries, span.keys) for span in plan]
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_boundary_that_leaves_no_last_layer_is_refused_with_the_highest(depth, b
 def test_kept_tokens_are_a_share_of_each_stages_length():
     stages = tuple(stage_of(dataclasses.replace(POST, max_len=512), length, 10) for length in (128, 512))
     both = token_drop.make().stages(stages)
-    assert [stage.program.plan[1].rows for stage in both] == [64, 256]
-    assert token_drop.make(keep=0.7).stages(stages)[0].program.plan[1].rows == 90
+    assert [stage.program.plan[1].queries for stage in both] == [64, 256]
+    assert token_drop.make(keep=0.7).stages(stages)[0].program.plan[1].queries == 90
 
 
 def test_frozen_layers_split_the_plan_and_stay_frozen():
@@ -138,7 +138,7 @@ def test_a_step_is_a_quarter_cheaper(depth, width, seq_len, slots, saved):
     (dropping,) = token_drop.make().stages((stage,))
     dense, dropped = (step_flops(dataclasses.replace(s.program, objective="mlm")).executed for s in (stage, dropping))
     assert 1 - dropped / dense == pytest.approx(saved, abs=5e-4)
-    rows = sum((span.stop - span.start) * (span.rows or seq_len) for span in dropping.program.plan)
+    rows = sum((span.stop - span.start) * (span.queries or seq_len) for span in dropping.program.plan)
     assert rows == 0.75 * depth * seq_len
 
 
@@ -239,7 +239,7 @@ def gathered_loss(params, config, order_BS):
     def layer(i, x_BQD, y_BKD, of_q, of_k):
         allowed_BQK = of_q[:, :, None] == of_k[:, None, :]
         of_layer = jax.tree.map(lambda leaf: leaf[i], params["layers"])
-        return apply(Block(config, config.heads, config.hidden), of_layer, x_BQD, y_BKD, allowed_BQK, None, None)
+        return apply(Block(config, config.heads, config.mlp_dim), of_layer, x_BQD, y_BKD, allowed_BQK, None, None)
 
     segments_BS = BATCH["segments"]
     x_BSD = apply(Embed(config), params["embed"], BATCH, None)
@@ -270,30 +270,30 @@ def test_tokens_ordered_at_the_input_equal_tokens_gathered_in_the_trunk():
 @both_norms
 def test_examples_beside_each_other_do_not_see_each_other(config):
     params, plan = reference.random_params(config), planned(config)
-    paired = tuple(dataclasses.replace(span, beside=2 if span.keys else 1) for span in plan)
+    paired = tuple(dataclasses.replace(span, examples_per_row=2 if span.keys else 1) for span in plan)
     batch = ordered(batch=jax.tree.map(lambda *x: np.concatenate(x)[:4], BATCH, packed_batch(1)))
     run = jax.jit(jax.value_and_grad(ordered_loss), static_argnums=(1, 2))
-    assert sum(span.beside == 2 for span in paired) == 1
+    assert sum(span.examples_per_row == 2 for span in paired) == 1
     close(run(params, config, paired, batch), run(params, config, plan, batch))
     with pytest.raises(ValueError, match="attend to others than themselves"):
-        run(params, config, tuple(dataclasses.replace(span, beside=2) for span in plan), batch)
+        run(params, config, tuple(dataclasses.replace(span, examples_per_row=2) for span in plan), batch)
 
 
 def test_examples_are_laid_beside_each_other_where_only_kept_tokens_are():
     stage = stage_of()
     stage = dataclasses.replace(stage, program=dataclasses.replace(stage.program, batch_size=4))
-    (dropping,) = token_drop.make(beside=2).stages((stage,))
-    assert [span.beside for span in dropping.program.plan] == [1, 1, 2, 1]
+    (dropping,) = token_drop.make(examples_per_row=2).stages((stage,))
+    assert [span.examples_per_row for span in dropping.program.plan] == [1, 1, 2, 1]
     assert covered(dropping.program.plan) == covered(planned())
-    with pytest.raises(BadInput, match=r"token_drop\.beside=2 does not divide the 3 examples of a micro-batch"):
-        planned(beside=2)
+    with pytest.raises(BadInput, match=r"token_drop\.examples_per_row=2 does not divide the 3 examples"):
+        planned(examples_per_row=2)
 
 
 @both_norms
 @pytest.mark.parametrize("boundary", [-1, 0, 2])
 def test_keeping_every_token_equals_the_baseline(config, boundary):
     params, plan = reference.random_params(config), planned(config, keep=1.0, boundary=boundary)
-    assert plan[-2].rows == 12
+    assert plan[-2].queries == 12
     x_BSD = bert.encode(config, params, {}, ordered(plan=plan), plan, Route(), None)
     plain_BSD = bert.encode(config, params, {}, BATCH, whole(4), Route(), None)
     close(np.asarray(restored(x_BSD, reference_order(SCORE_V, BATCH)))[REAL_BS], np.asarray(plain_BSD)[REAL_BS])
@@ -346,7 +346,7 @@ def test_a_dropped_token_reaches_kept_ones_after_the_boundary_in_the_last_layer_
     tables = {"position": np.zeros((12, 16), np.float32), "type": np.zeros((2, 16), np.float32)}
     upper = jax.tree.map(lambda leaf: leaf[2:], params["layers"])
     plan = (Span(0, 1, KEPT, KEPT), Span(1, 2))
-    assert [(span.rows, span.keys) for span in planned()[2:]] == [(span.rows, span.keys) for span in plan]
+    assert [(span.queries, span.keys) for span in planned()[2:]] == [(span.queries, span.keys) for span in plan]
 
     def on(x_BSD, count):
         model = dataclasses.replace(above, depth=count)

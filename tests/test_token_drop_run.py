@@ -9,14 +9,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-from small_runs import make_settings, rows_without_clock, run, small_config
-from test_loop import interrupted
 
-from bert_fast import BadInput, inference, methods
+from bert_fast import BadInput, bert, inference, methods
 from bert_fast.methods import token_drop
 from bert_fast.plan import whole
-from bert_fast.train import begin, checkpoint, compile, optim, sharding, state
+from bert_fast.train import checkpoint, compile, optim, sharding, state
 from bert_fast.train.log import read_rows
+from helpers.interruption import interrupted
+from helpers.small_runs import make_settings, rows_without_clock, run, small_config
 
 TAIL = 12  # of 20 steps
 
@@ -109,7 +109,7 @@ def test_scores_are_in_the_checkpoint_and_no_parameter(finished, small_shards):
     learns = kept["params"]
     assert kept.keys() == {"step", "params", "optimizer", "method"}  # nothing is frozen
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(kept["method"])] == [((128,), np.float32)]
-    plain = jax.eval_shape(lambda: begin.bert.init(make_settings(config).model, jax.random.key(0)))
+    plain = jax.eval_shape(lambda: bert.init(make_settings(config).model, jax.random.key(0)))
     assert jax.tree.structure(learns) == jax.tree.structure(plain)
     state = state_of(finished[0] / "checkpoints/6", config)
     assert len(jax.tree.leaves(state.opt_state)) == 2 * len(jax.tree.leaves(learns)) + 1
@@ -140,10 +140,9 @@ def test_a_batch_over_eight_devices_is_ordered_and_learned_as_on_one():
 
 def eight_devices():
     """Orders and learns from a batch that is spread over eight devices, and on one; prints JSON."""
-    from token_drop_cases import POST, SCORE_V, planned
-
     from bert_fast import bert
     from bert_fast.method import Program
+    from helpers.token_drop_cases import POST, SCORE_V, planned
 
     rng, B, S, P = np.random.default_rng(0), 16, 12, 3
     batch = {name: rng.integers(0, 2, (B, S)) for name in ("types", "positions", "segments")}

@@ -7,8 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
-from token_drop_cases import (
+
+from bert_fast import BadInput, bert, methods
+from bert_fast.method import Clock, Method, Program, chain
+from bert_fast.methods import token_drop
+from bert_fast.plan import Route, edit, whole
+from bert_fast.train import optim
+from bert_fast.train.objective import PRETRAINING
+from bert_fast.train.step import TrainState, make_step
+from configs import token_drop as token_drop_config
+from helpers import reference
+from helpers.token_drop_cases import (
     BATCH,
     CLS,
     KEPT,
@@ -25,15 +34,6 @@ from token_drop_cases import (
     reference_dropped,
     stage_of,
 )
-
-from bert_fast import BadInput, bert, methods
-from bert_fast.method import Clock, Method, Program, chain
-from bert_fast.methods import token_drop
-from bert_fast.plan import Route, edit, whole
-from bert_fast.train import optim
-from bert_fast.train.objective import PRETRAINING
-from bert_fast.train.step import TrainState, make_step
-from configs import token_drop as token_drop_config
 
 # The scores
 
@@ -236,7 +236,7 @@ def test_ids_behind_the_vocabulary_never_matter():
         ({"full_tail": 1.0}, r"token_drop\.full_tail=1\.0"),
         ({"full_tail": -0.1}, "expected a share of the steps"),
         ({"boundary": -2}, r"token_drop\.boundary=-2: expected a layer counted from 0, or -1"),
-        ({"beside": 0}, r"token_drop\.beside=0: expected at least 1"),
+        ({"examples_per_row": 0}, r"token_drop\.examples_per_row=0: expected at least 1"),
         ({"kep": 0.5}, "did you mean keep"),
     ],
 )
@@ -256,7 +256,7 @@ def test_keep_that_cannot_hold_special_and_masked_tokens_is_refused_with_one_tha
     assert token_drop.make(keep=0.1).stages((shallow,)) == (shallow,)
 
 
-@pytest.mark.parametrize("changes", [{"rows": 8}, {"keys": 8}])
+@pytest.mark.parametrize("changes", [{"queries": 8}, {"keys": 8}])
 def test_a_second_method_that_leaves_out_tokens_is_refused(changes):
     stage = stage_of()
     program = dataclasses.replace(stage.program, plan=edit(whole(4), 1, 2, **changes))
@@ -271,7 +271,7 @@ def test_config_is_the_released_recipe():
     assert (config.methods, config.phases, config.batch_size, config.steps) == ("token_drop", "512:1", 512, 1_000_000)
     assert config.token_drop.to_dict() == {
         "keep": 0.5, "beta": 0.995, "start": 10.0, "scores": "loss", "repeats": "mean", "full_tail": 0.0,
-        "beside": 1, "boundary": -1,
+        "examples_per_row": 1, "boundary": -1,
     }  # fmt: skip
     rate = config.learning_rate
     assert (rate.peak, rate.warmup_steps, rate.decay, rate.end) == (1e-4, 10_000, "linear", 0.0)
@@ -280,7 +280,7 @@ def test_config_is_the_released_recipe():
     assert (optimizer.weight_decay, optimizer.bias_correction, optimizer.clip_norm) == (0.01, True, 1.0)
     assert optimizer.eps_before_correction
     model = config.model
-    assert (model.depth, model.width, model.heads, model.hidden, model.max_len) == (12, 768, 12, 3072, 512)
+    assert (model.depth, model.width, model.heads, model.mlp_dim, model.max_len) == (12, 768, 12, 3072, 512)
     assert (model.norm, model.activation, model.pooler) == ("post", "gelu_tanh", False)
     assert (model.dropout, model.attention_dropout, model.init_std) == (0.1, 0.1, 0.02)
     assert (config.data.objective, config.data.masked_share) == ("mlm", 0.15)

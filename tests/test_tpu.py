@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from bert_fast import BadInput
-from bert_fast.forecast import planner, tpu
+from bert_fast.planner import estimate, tpu
 
 
 def test_compilers_message_is_told_in_one_line():
@@ -83,7 +83,7 @@ def test_what_the_compiler_said_is_kept_and_a_program_compiled_once(tmp_path, mo
 @pytest.mark.parametrize("topology", ["v9:1x1", "v5e", "tpu"])
 def test_unknown_topology_is_refused_with_the_known(topology):
     with pytest.raises(BadInput, match=rf"--topology={topology} is unknown: .*v5e:4x4.*or cpu, or gpu"):
-        planner.on(topology)
+        estimate.on(topology)
 
 
 def test_missing_or_other_libtpu_is_told_with_what_to_install(monkeypatch):
@@ -92,10 +92,10 @@ def test_missing_or_other_libtpu_is_told_with_what_to_install(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(BadInput, match=r"needs libtpu, .*pip install -r requirements-tpu\.txt"):
-        planner.on("v5e:1x1")
+        estimate.on("v5e:1x1")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.99")
     with pytest.raises(BadInput, match=r"libtpu 0\.0\.99 does not match jaxlib .*, which needs 0\.0\.42"):
-        planner.on("v5e:1x1")
+        estimate.on("v5e:1x1")
 
 
 def test_libtpu_that_is_asked_for_is_the_one_that_is_installed():

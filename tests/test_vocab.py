@@ -3,7 +3,7 @@
 import pytest
 
 from bert_fast import BadInput
-from bert_fast.data import records, vocab
+from bert_fast.data import document_tokenizer, vocab
 
 ENGLISH = ["The quick brown fox jumps over the lazy dog near the river bank, and naïve dogs watch."] * 50
 RUSSIAN = ["Быстрая коричневая лиса прыгает через ленивую собаку, и собака спит на берегу реки."] * 50
@@ -64,7 +64,7 @@ def test_mask_that_a_user_types_is_the_mask_and_a_full_stop(tmp_path):
 
 def test_mask_that_stands_in_a_corpus_is_only_a_word(tmp_path):
     words = trained(tmp_path, [*ENGLISH, "[MASK] mask"])
-    (document,) = records.Encoder(words)(["the [MASK] dog"])
+    (document,) = document_tokenizer.DocumentTokenizer(words)(["the [MASK] dog"])
     assert words.mask.to_bytes(2, "little") not in [document.records[0][i : i + 2] for i in range(8, 24, 2)]
     assert document.lengths == [len(words.tokenizer.encode("the [MASK] dog").ids)]
 

@@ -39,35 +39,48 @@ def define(args, argv: list[str]):
 def run(args, texts: list[str]) -> int:
     from bert_fast import BadInput, methods
     from bert_fast.data import shards
-    from bert_fast.forecast import bill, planner
+    from bert_fast.planner import cost_report, estimate
     from bert_fast.train import settings
     from bert_fast.train.report import say
 
     nothing(texts)
     needs(args, "config")
 
-    def settings_of(name: str) -> settings.Settings:
+    def settings_of(name: str) -> settings.PretrainSettings:
         config = args[name].value.to_dict()
         folder = config["data"]["dir"]
-        words = shards.read_manifest(folder)["vocab"] if folder else planner.BERT
+        words = shards.read_manifest(folder)["vocab"] if folder else estimate.BERT
         return settings.make(config, words, tuple(methods.known()))
 
-    where, cache = planner.on(args.topology), pathlib.Path(args.cache).expanduser()
+    where, cache = estimate.on(args.topology), pathlib.Path(args.cache).expanduser()
     for flag in ("profile", "largest_batch"):
         if args[flag].value and where.chip is None:
             raise BadInput(f"--{flag} asks the TPU compiler: give --topology=v5e:1x1 or another TPU slice with it")
-    planned = planner.plan(settings_of("config"), where, cache, say)
-    print("\n".join([bill.stages(planned), *bill.details(planned), *bill.totals(planned, args.utilisation)]))
+    planned = estimate.plan(settings_of("config"), where, cache, say)
+    print(
+        "\n".join(
+            [cost_report.stages(planned), *cost_report.details(planned), *cost_report.totals(planned, args.utilisation)]
+        )
+    )
     fits = planned.fits
     if args.compare is not None:
-        other = planner.plan(settings_of("compare"), where, cache, say)
-        print("\n".join(["", bill.stages(other), *bill.details(other), *bill.totals(other, args.utilisation)]))
+        other = estimate.plan(settings_of("compare"), where, cache, say)
+        print(
+            "\n".join(
+                [
+                    "",
+                    cost_report.stages(other),
+                    *cost_report.details(other),
+                    *cost_report.totals(other, args.utilisation),
+                ]
+            )
+        )
         fits = fits and other.fits
-        print("\n".join(["", *bill.comparison(planned, other)]))
+        print("\n".join(["", *cost_report.comparison(planned, other)]))
     if args.profile:
-        print("\n".join(bill.profile(stage) for stage in planned.stages))
+        print("\n".join(cost_report.profile(stage) for stage in planned.stages))
     if args.largest_batch:
-        print(f"the largest batch that fits: {planner.largest_batch(settings_of('config'), where, cache, say)}")
+        print(f"the largest batch that fits: {estimate.largest_batch(settings_of('config'), where, cache, say)}")
     if where.chip is not None:
-        print(bill.CAVEAT)
+        print(cost_report.CAVEAT)
     return 0 if fits else 1

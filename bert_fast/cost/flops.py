@@ -54,7 +54,7 @@ def forward_flops(program: Program) -> int:
 def dense_equivalent(program: Program, final: Config) -> int:
     """FLOPs of the same rows and prediction slots through the final model, nothing dropped, everything trained."""
     plan = whole(final.depth)
-    return step_flops(dataclasses.replace(program, model=final, plan=plan, frozen=())).executed
+    return step_flops(dataclasses.replace(program, model=final, plan=plan, frozen_paths=())).executed
 
 
 def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Product]:
@@ -62,7 +62,7 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
     config = program.model
 
     def learns(*paths):
-        return any(not any(re.search(pattern, path) for pattern in program.frozen) for path in paths)
+        return any(not any(re.search(pattern, path) for pattern in program.frozen_paths) for path in paths)
 
     def dense(path, flops, tangent):
         """x . kernel: a gradient for the kernel where it learns, and one for x where that carries a tangent."""
@@ -75,12 +75,12 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
     tangent = embeds and frozen_depth(program.plan) == 0  # whether the vectors so far depend on what learns
     for span in program.plan:
         shapes = config.widths_L[span.start : span.stop]
-        for offset, (heads, hidden) in enumerate(shapes[: span.run]):
+        for offset, (heads, mlp_dim) in enumerate(shapes[: span.run]):
             share = 1.0 if on_L is None or not span.cond else on_L[span.start + offset]
-            queries = program.batch_size * (program.seq_len if span.rows is None else span.rows)
+            queries = program.batch_size * (program.seq_len if span.queries is None else span.queries)
             keys = program.seq_len if span.keys is None else span.keys
-            seen = keys * span.beside
-            for product in layer_products(config, queries, program.batch_size * keys, seen, heads, hidden, tangent):
+            seen = keys * span.examples_per_row
+            for product in layer_products(config, queries, program.batch_size * keys, seen, heads, mlp_dim, tangent):
                 again = product.recomputed and span.cond and not span.frozen
                 yield Product(product.flops * share, 0 if span.frozen else product.gradients, again)
             tangent = tangent or not span.frozen
@@ -105,7 +105,7 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
 
 
 def layer_products(
-    config: Config, queries: int, keys: int, seen: int, heads: int, hidden: int, tangent: bool
+    config: Config, queries: int, keys: int, seen: int, heads: int, mlp_dim: int, tangent: bool
 ) -> Iterator[Product]:
     """Those of one layer that learns, with a checkpoint around it: `queries` and `keys` tokens of the batch, of which
     each query meets `seen`, allowed or not.
@@ -121,6 +121,6 @@ def layer_products(
     yield Product(2 * queries * seen * A, 2, True)  # queries with keys
     yield Product(2 * queries * seen * A, 2, True)  # probabilities with values
     yield Product(2 * queries * A * D, 2, True)  # attention_output
-    yield Product(2 * queries * D * hidden, 2, True)  # mlp_hidden
+    yield Product(2 * queries * D * mlp_dim, 2, True)  # mlp_hidden
     # Only a LayerNorm after it needs what the feed-forward network adds once more.
-    yield Product(2 * queries * hidden * D, 2, not pre)  # mlp_output
+    yield Product(2 * queries * mlp_dim * D, 2, not pre)  # mlp_output

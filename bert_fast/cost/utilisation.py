@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 
 def utilisation(counts: Mapping[str, float], seconds: float, peak: float | None) -> dict[str, float]:
-    """The three of them from a run's counts (train/book.py) over so many seconds; {} where the peak is not known.
+    """The three of them from a run's counts (train/counters.py) over so many seconds; {} where the peak is not known.
 
     peak: FLOP/s of all devices together. Shares of it; padding is taken as a share of the positions, which also holds
     for all matrix products but those of attention, quadratic in the length.

@@ -24,8 +24,8 @@ from absl import flags
 from grain.experimental import index_shuffle
 
 from bert_fast import BadInput
+from bert_fast.data.examples import OBJECTIVES, ExampleSettings
 from bert_fast.data.masking import Masking
-from bert_fast.data.rows import OBJECTIVES, Settings
 from bert_fast.data.shards import Split
 from bert_fast.data.vocab import Vocab
 from bert_fast.data.workers import belong
@@ -36,10 +36,10 @@ Batch = dict[str, np.ndarray]
 ORDER, TRAINING, EVALUATION = range(3)
 
 
-class Rows:
+class ExampleSource:
     """Rows of a split: `rows(epoch, i)` is one, `len(rows)` how many an epoch has, `rows[g]` the training order."""
 
-    def __init__(self, split: Split, vocab: Vocab, settings: Settings, seed: int, use: int):
+    def __init__(self, split: Split, vocab: Vocab, settings: ExampleSettings, seed: int, use: int):
         if seed < 0:
             raise BadInput(f"the data seed is {seed}: expected 0 or more")
         if len(split) == 0 or split.ends_D[-1] == 0:
@@ -73,10 +73,10 @@ class Rows:
         return row | {"ids": np.full_like(row["ids"], self.pad)}
 
 
-class EvaluationRows:
+class EvaluationExamples:
     """The first `limit` rows of a split in their order; behind them, absent rows."""
 
-    def __init__(self, rows: Rows, limit: int):
+    def __init__(self, rows: ExampleSource, limit: int):
         self.rows, self.limit = rows, limit
 
     def __len__(self) -> int:
@@ -86,12 +86,12 @@ class EvaluationRows:
         return self.rows(0, g) if g < len(self) else self.rows.absent()
 
 
-def make_rows(split: Split, vocab: Vocab, settings: Settings, seed: int) -> Rows:
+def training_examples(split: Split, vocab: Vocab, settings: ExampleSettings, seed: int) -> ExampleSource:
     """The training rows of a split.
 
     Raises BadInput for a split that does not fill one row.
     """
-    rows = Rows(split, vocab, settings, seed, TRAINING)
+    rows = ExampleSource(split, vocab, settings, seed, TRAINING)
     if (tokens := int(split.ends_D[-1])) < settings.seq_len - 2:
         raise BadInput(
             f"split {split.name!r} in {split.folder} has {tokens} tokens, a row of seq_len {settings.seq_len} "
@@ -100,14 +100,16 @@ def make_rows(split: Split, vocab: Vocab, settings: Settings, seed: int) -> Rows
     return rows
 
 
-def evaluation_rows(split: Split, vocab: Vocab, settings: Settings, seed: int, limit: int) -> EvaluationRows:
+def evaluation_examples(
+    split: Split, vocab: Vocab, settings: ExampleSettings, seed: int, limit: int
+) -> EvaluationExamples:
     """The first `limit` rows of a split (fewer where it has fewer), the same for whatever training seed.
 
     Raises BadInput for an empty split, or a limit below 1.
     """
     if limit < 1:
         raise BadInput(f"the number of evaluation rows is {limit}: expected 1 or more")
-    return EvaluationRows(Rows(split, vocab, settings, seed, EVALUATION), limit)
+    return EvaluationExamples(ExampleSource(split, vocab, settings, seed, EVALUATION), limit)
 
 
 def shuffled(seed: int, epoch: int, position: int, rows: int) -> int:
@@ -130,7 +132,7 @@ def _order_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=(ORDER, epoch)).generate_state(1)[0])
 
 
-def check_batch(rows: Rows, batch_size: int) -> None:
+def check_batch(rows: ExampleSource, batch_size: int) -> None:
     """Raises BadInput where a batch has more rows than an epoch."""
     if batch_size > len(rows):
         raise BadInput(
@@ -140,7 +142,7 @@ def check_batch(rows: Rows, batch_size: int) -> None:
 
 
 def batches(
-    rows: Rows,
+    rows: ExampleSource,
     batch_size: int,
     start: int,
     *,
@@ -164,7 +166,7 @@ def batches(
 
 
 def evaluation_batches(
-    rows: EvaluationRows,
+    rows: EvaluationExamples,
     batch_size: int,
     *,
     process_index: int = 0,
@@ -181,7 +183,7 @@ def evaluation_batches(
 
 
 def _stream(
-    rows: Rows | EvaluationRows,
+    rows: ExampleSource | EvaluationExamples,
     batch_size: int,
     start: int,
     stop: int,
@@ -209,7 +211,9 @@ def _stream(
     return _closing(dataset)
 
 
-def _make(rows: Rows | EvaluationRows, offset: int, part: int, batch_size: int, g: int) -> tuple[int, Batch]:
+def _make(
+    rows: ExampleSource | EvaluationExamples, offset: int, part: int, batch_size: int, g: int
+) -> tuple[int, Batch]:
     made = [rows[g + offset + k] for k in range(part)]
     return g + batch_size, {key: np.stack([row[key] for row in made]) for key in made[0]}
 

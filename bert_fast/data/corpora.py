@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from bert_fast import BadInput
-from bert_fast.data import docs, tables
+from bert_fast.data import docs, parquet, tfds
 
 LONGEST = 1 << 20  # characters
 _CHUNK = 1 << 22  # bytes read at once
@@ -99,7 +99,7 @@ def open_corpus(
     if kind == "files" and rest:
         return _files(spec, rest, text_key)
     if kind == "tfds" and rest:
-        source = tables.tfds_source(rest, tfds_data_dir)
+        source = tfds.source(rest, tfds_data_dir)
         part = Part(rest, source.bytes)
         return Corpus(spec, source.identity, lambda: [part], lambda name, bad: source.read(text_key, bad))
     raise BadInput(f"--source={spec}: expected docs, files:GLOB or tfds:NAME/CONFIG:SPLIT")
@@ -132,7 +132,7 @@ def _files(spec: str, pattern: str, text_key: str) -> Corpus:
     def read(path: str, bad: Bad) -> Iterator[str]:
         name = path.removesuffix(".gz")
         if name.endswith(".parquet"):
-            return tables.read_parquet(path, text_key, bad)
+            return parquet.read(path, text_key, bad)
         return _read_jsonl(path, text_key, bad) if name.endswith(".jsonl") else _read_text(path, bad)
 
     return Corpus(spec, identity[:16], lambda: parts, read)

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 
 from bert_fast import BadInput
-from bert_fast.data import prose, workers
+from bert_fast.data import markup, workers
 from bert_fast.data.files import atomic_write
 
 # What requirements.txt brings, so that the corpus is the same with and without the test packages.
@@ -73,7 +73,7 @@ def _unique(documents: Iterable[list[str]]) -> Iterator[str]:
     for paragraphs in documents:
         fresh = [text for text in paragraphs if hashlib.sha1(text.lower().encode()).digest() not in seen]
         seen.update(hashlib.sha1(text.lower().encode()).digest() for text in fresh)
-        if sum(len(text.split()) for text in fresh) >= prose.DOCUMENT_WORDS:
+        if sum(len(text.split()) for text in fresh) >= markup.DOCUMENT_WORDS:
             yield "\n".join(dict.fromkeys(fresh))
 
 
@@ -81,7 +81,7 @@ def version() -> str:
     """What the corpus depends on, as a short hash."""
     here = pathlib.Path(__file__)
     versions = [f"{name}=={found.version}" for name in DISTRIBUTIONS if (found := _distribution(name))]
-    code = here.read_text() + here.with_name("prose.py").read_text()
+    code = here.read_text() + here.with_name("markup.py").read_text()
     return hashlib.sha256("\n".join([platform.python_version(), *versions, code]).encode()).hexdigest()[:12]
 
 
@@ -120,7 +120,7 @@ def _documents(path: str) -> list[list[str]]:
         found = [text.partition("\n\n")[2]]
     else:
         found = [text] if not re.search(r"(?i)licen[sc]e|copying|notice|requirements|top_level|authors", path) else []
-    return [paragraphs for literal in found if (paragraphs := prose.paragraphs(inspect.cleandoc(literal)))]
+    return [paragraphs for literal in found if (paragraphs := markup.paragraphs(inspect.cleandoc(literal)))]
 
 
 def _literals(source: str) -> list[str]:

@@ -20,7 +20,7 @@ import tqdm
 
 import bert_fast
 from bert_fast import BadInput, python
-from bert_fast.data import corpora, records, shards, unfinished, workers
+from bert_fast.data import corpora, document_tokenizer, shards, staging, workers
 from bert_fast.data import vocab as vocabulary
 from bert_fast.data.files import atomic_json, atomic_write, full_disk_told
 
@@ -35,7 +35,7 @@ _BYTES_A_SECOND = 8e6  # tokenised by one process; training a vocabulary took ab
 _DISK_SHARE = 0.35  # bytes of shards a byte of text
 
 
-class Block(NamedTuple):
+class TextBlock(NamedTuple):
     """Documents for one worker, and where the stream stands after them."""
 
     texts: list[str]
@@ -90,12 +90,12 @@ def prepare(
     }
     if (out / "manifest.json").is_file():
         manifest = shards.read_manifest(out)
-        unfinished.refuse_other(out, manifest["settings"], settings)
-        unfinished.forget(out)
+        staging.refuse_other(out, manifest["settings"], settings)
+        staging.forget(out)
         print(f"{out} is finished already, with these settings: nothing to do")
         return manifest
 
-    with full_disk_told(out), unfinished.claimed(out, settings) as folder:
+    with full_disk_told(out), staging.claimed(out, settings) as folder:
         try:
             _say_plan(corpus, out, given, vocab_size, processes, unit)
             words = _vocabulary(corpus, out, vocab, given, vocab_size, cased, strip_accents, skip_bad, processes)
@@ -104,7 +104,7 @@ def prepare(
         except KeyboardInterrupt:
             print(f"\nStopped. What is finished is in {folder}; the same command continues.", flush=True)
             raise
-    unfinished.forget(out)
+    staging.forget(out)
     _say_result(out, manifest)
     return manifest
 
@@ -113,7 +113,7 @@ def _say_plan(corpus, out, given, vocab_size, processes, unit) -> None:
     size = sum(part.bytes for part in corpus.parts)
     sample = min(size, _TRAINING)
     seconds = size / _BYTES_A_SECOND / processes + (0 if given else sample / _BYTES_A_SECOND)
-    done = len(unfinished.finished_units(out / unfinished.NAME))
+    done = len(staging.finished_units(out / staging.NAME))
     units = -(-size // unit)
     print(
         f"Source      {corpus.spec}: {len(corpus.parts)} part(s), about {size / 1e6:,.1f} MB of text\n"
@@ -161,7 +161,7 @@ def _sample(corpus: corpora.Corpus, skip_bad: bool) -> Iterator[str]:
             yield text
 
 
-def _blocks(corpus: corpora.Corpus, after: dict, bad: corpora.Bad, unit: int) -> Iterator[Block]:
+def _blocks(corpus: corpora.Corpus, after: dict, bad: corpora.Bad, unit: int) -> Iterator[TextBlock]:
     """The stream from where the last finished unit ends, in pieces that never reach over the end of a unit."""
     texts: list[str] = []
     size = total = 0
@@ -177,23 +177,23 @@ def _blocks(corpus: corpora.Corpus, after: dict, bad: corpora.Bad, unit: int) ->
             size += len(text)
             total += len(text)
             if total >= unit or size >= _BLOCK:
-                yield Block(texts, part, documents, bad.count, total >= unit)
+                yield TextBlock(texts, part, documents, bad.count, total >= unit)
                 texts, size, total = [], 0, total if total < unit else 0
-    yield Block(texts, part, documents, bad.count, closes=True, last=True)
+    yield TextBlock(texts, part, documents, bad.count, closes=True, last=True)
 
 
-def _encoded(blocks: Iterator[Block], words: vocabulary.Vocab, path: pathlib.Path, processes: int):
+def _encoded(blocks: Iterator[TextBlock], words: vocabulary.Vocab, path: pathlib.Path, processes: int):
     """Blocks with their records, in order; the next ones are read and encoded meanwhile."""
     if processes == 1:
-        encoder = records.Encoder(words)
+        encoder = document_tokenizer.DocumentTokenizer(words)
         with _environment("TOKENIZERS_PARALLELISM", "false"):
             for block in blocks:
                 yield block, encoder(block.texts)
         return
-    with workers.Pool(processes, records.start_worker, str(path), words.cased, words.strip_accents) as pool:
-        waiting: collections.deque[tuple[Block, concurrent.futures.Future]] = collections.deque()
+    with workers.Pool(processes, document_tokenizer.start_worker, str(path), words.cased, words.strip_accents) as pool:
+        waiting: collections.deque[tuple[TextBlock, concurrent.futures.Future]] = collections.deque()
         for block in blocks:
-            waiting.append((block, pool.submit(records.encode, block.texts)))
+            waiting.append((block, pool.submit(document_tokenizer.encode, block.texts)))
             if len(waiting) > _AHEAD * processes:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -203,14 +203,14 @@ def _encoded(blocks: Iterator[Block], words: vocabulary.Vocab, path: pathlib.Pat
 
 def _write_units(corpus, folder, words, valid_fraction, skip_bad, processes, unit) -> list[dict]:
     """Entries of all units, those of an earlier run included."""
-    entries = unfinished.finished_units(folder)
+    entries = staging.finished_units(folder)
     after = entries[-1] if entries else {"part": 0, "documents": 0, "skipped": 0, "last": False}
     if after["last"]:
         return entries
     bad = corpora.Bad(skip_bad)
     blocks = _blocks(corpus, after, bad, unit)
     done = sum(entry[split]["raw_bytes"] for entry in entries for split in shards.SPLITS)
-    current = unfinished.Unit(valid_fraction)
+    current = staging.Unit(valid_fraction)
     with (
         _progress(sum(part.bytes for part in corpus.parts), done) as advance,
         contextlib.closing(_encoded(blocks, words, folder.parent / "vocab.txt", processes)) as encoded,  # ends workers
@@ -224,7 +224,7 @@ def _write_units(corpus, folder, words, valid_fraction, skip_bad, processes, uni
                     current.give_valid_one()
                 state = {"part": block.part, "documents": block.documents, "skipped": block.skipped, "last": block.last}
                 entries.append(current.write(folder, len(entries), **state))
-                current = unfinished.Unit(valid_fraction)
+                current = staging.Unit(valid_fraction)
     return entries
 
 
@@ -232,7 +232,7 @@ def _finish(out: pathlib.Path, source: str, settings: dict, words: vocabulary.Vo
     """Puts the shards in place and writes the manifest, which makes the folder whole."""
     total = {split: sum(entry[split]["documents"] for entry in entries) for split in shards.SPLITS}
     if not all(total.values()):
-        unfinished.forget(out)
+        staging.forget(out)
         for name in ("vocab.txt", "tokenizer.json"):  # the same command is to find the folder as it was
             (out / name).unlink(missing_ok=True)
         found = ", ".join(f"{count} for {split}" for split, count in total.items())
@@ -240,7 +240,7 @@ def _finish(out: pathlib.Path, source: str, settings: dict, words: vocabulary.Vo
             f"--source={source} has too few documents ({found}; {entries[-1]['skipped']} were skipped): expected at "
             "least one for each. In .txt files a blank line ends a document; --valid_fraction is the share of valid"
         )
-    splits = unfinished.assemble(out, entries)
+    splits = staging.assemble(out, entries)
     checksums = [shard["sha256"] for split in splits.values() for shard in split["shards"]]
     manifest = {
         "format": shards.FORMAT,
@@ -305,7 +305,7 @@ def _say_result(out: pathlib.Path, manifest: dict) -> None:
             f"{split['tokens']:>14,} tokens {split['raw_bytes'] / 1e6:>10,.1f} MB of text"
         )
     if cut := manifest["cut_documents"]:
-        print(f"{cut:,} document(s) of more than {records.MAX_TOKENS:,} tokens became several")
+        print(f"{cut:,} document(s) of more than {document_tokenizer.MAX_TOKENS:,} tokens became several")
     if lost := manifest["skipped_documents"] + manifest["empty_documents"]:
         print(f"{lost:,} document(s) skipped, bad or without a token")
     tokens, unknown = (sum(split[key] for split in manifest["splits"].values()) for key in ("tokens", "unknown"))

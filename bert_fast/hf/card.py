@@ -11,7 +11,7 @@ from typing import Any
 from bert_fast import BadInput
 from bert_fast.bert import Config
 from bert_fast.encoder import Encoder
-from bert_fast.hf.words import read_json
+from bert_fast.hf.tokenizer import read_json
 from bert_fast.train.description import Description
 from bert_fast.train.log import clock, read_rows
 from bert_fast.train.report import say
@@ -105,7 +105,7 @@ def heads_of(class_name: str) -> str:
 
 
 def shape_of(model: Config) -> str:
-    heads, hidden = ranged(model.heads_L), ranged(model.hidden_L)
+    heads, hidden = ranged(model.heads_L), ranged(model.mlp_dim_L)
     return (
         f"{model.depth} layers of width {model.width}, {heads} heads of {model.head_size}, {hidden} neurons, "
         f"{model.norm}-LN, {model.max_len} positions, {model.vocab_size:,} word pieces"
@@ -143,9 +143,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def training(trained: Encoder, run: pathlib.Path) -> str:
     """Data, stages, methods and what they cost, up to this step."""
-    about, words, book = trained.about, trained.vocab, trained.about.book
+    about, words, counters = trained.about, trained.vocab, trained.about.counters
     assert about.data is not None
-    counts, times, data = book.counts, book.times, about.data
+    counts, times, data = counters.counts, counters.times, about.data
     stages = [*about.earlier_stages, about.stage]
     optimizer = read_json(run / "config.json").get("optimizer", {}).get("name")
     casing = "cased" if words.cased else "lower-cased"
@@ -170,7 +170,7 @@ def training(trained: Encoder, run: pathlib.Path) -> str:
             stage.program.batch_size,
             stage.program.model.depth,
             ranged(stage.program.model.heads_L),
-            ranged(stage.program.model.hidden_L),
+            ranged(stage.program.model.mlp_dim_L),
             f"{stage.schedule.peak:g}",
         )
         for stage, steps in zip(stages, steps_of(about), strict=True)
@@ -189,7 +189,7 @@ def methods_of(about: Description) -> str:
 
 def steps_of(about: Description) -> list[int]:
     """Steps that each stage took: a stage may end before the steps that it was given."""
-    return [end - began for began, end in itertools.pairwise([0, *about.book.ends, about.step])]
+    return [end - began for began, end in itertools.pairwise([0, *about.counters.ends, about.step])]
 
 
 def source_of(folder: str) -> str:

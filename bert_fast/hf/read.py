@@ -14,8 +14,8 @@ from bert_fast.bert import Config, Params
 from bert_fast.data.files import atomic_json, new_folder
 from bert_fast.data.masking import prediction_slots
 from bert_fast.encoder import Encoder
-from bert_fast.hf import layouts, tensors, weights, words
-from bert_fast.hf.words import read_json
+from bert_fast.hf import layouts, tensors, tokenizer, weights
+from bert_fast.hf.tokenizer import read_json
 from bert_fast.method import Program, Stage
 from bert_fast.plan import whole
 from bert_fast.schedule import Schedule
@@ -48,7 +48,7 @@ def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Encoder:
     theirs = read_json(folder / "config.json")
     config, pad_id = layouts.config_from_hf(theirs), layouts.pad_id_of(theirs)
     layout = layouts.layout_of(config)
-    vocab = words.read(folder)
+    vocab = tokenizer.read(folder)
     if vocab.size > config.vocab_size:
         raise BadInput(f"{folder}: the vocabulary has {vocab.size} words, the model a table of {config.vocab_size}")
     if layouts.position_shift(layout, pad_id) and pad_id != vocab.pad:
@@ -192,7 +192,7 @@ def save(imported: Encoder, out: str | pathlib.Path) -> pathlib.Path:
 def to_go_on(imported: Encoder, out: str | pathlib.Path) -> str:
     """The commands that evaluate a model and pre-train it further, as one would type them."""
     model, command = imported.model, f"{python()} -m bert_fast"
-    same = ("depth", "width", "heads", "head_size", "hidden", "max_len", "type_count", "norm", "embed_norm")
+    same = ("depth", "width", "heads", "head_size", "mlp_dim", "max_len", "type_count", "norm", "embed_norm")
     flags = " ".join(f"--config.model.{name}={getattr(model, name)}" for name in (*same, "activation", "norm_eps"))
     pairs = imported.program.objective
     return (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from bert_fast import BadInput
 from bert_fast.encoder import Encoder
 from bert_fast.hf.card import front, methods_of, run_of, shape_of, table, use
-from bert_fast.hf.words import read_json
+from bert_fast.hf.tokenizer import read_json
 from bert_fast.train.description import TaskHead
 from bert_fast.train.log import clock
 
@@ -90,7 +90,7 @@ def training(trained: Encoder, task: TaskHead) -> str:
         ("dropout", f"{trained.model.dropout:g}"),
         ("methods", methods_of(about) or "none"),
         ("seed", str(result.get("seed", "not known"))),
-        ("time in steps", clock(about.book.times["seconds"])),
+        ("time in steps", clock(about.counters.times["seconds"])),
     ]
     return f"## Fine-tuning\n\n{table(('', ''), facts)}"
 

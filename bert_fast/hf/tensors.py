@@ -238,7 +238,7 @@ def widen(params: Params, config: Config) -> tuple[Params, Config]:
     """The same function in a model whose layers are alike: with as many heads as fill the width, and in every layer
     as many neurons as in the widest. What is added is zero. Parameters as NumPy arrays.
     """
-    heads, hidden = config.width // config.head_size, max(config.hidden_L)
+    heads, mlp_dim = config.width // config.head_size, max(config.mlp_dim_L)
     layers = dict(params["layers"])
 
     def only(name: str, leaf: str, axis: int, counts_L, size: int):
@@ -254,10 +254,10 @@ def widen(params: Params, config: Config) -> tuple[Params, Config]:
         only(name, "kernel", 2, config.heads_L, heads)
         only(name, "bias", 1, config.heads_L, heads)
     only("attention_output", "kernel", 1, config.heads_L, heads)
-    only("mlp_hidden", "kernel", 2, config.hidden_L, hidden)
-    only("mlp_hidden", "bias", 1, config.hidden_L, hidden)
-    only("mlp_output", "kernel", 1, config.hidden_L, hidden)
-    return {**params, "layers": layers}, dataclasses.replace(config, heads=heads, hidden=hidden)
+    only("mlp_hidden", "kernel", 2, config.mlp_dim_L, mlp_dim)
+    only("mlp_hidden", "bias", 1, config.mlp_dim_L, mlp_dim)
+    only("mlp_output", "kernel", 1, config.mlp_dim_L, mlp_dim)
+    return {**params, "layers": layers}, dataclasses.replace(config, heads=heads, mlp_dim=mlp_dim)
 
 
 def to_hf(params: Params, config: Config, pad_id: int, task: str | None = None) -> dict[str, np.ndarray]:
@@ -266,8 +266,8 @@ def to_hf(params: Params, config: Config, pad_id: int, task: str | None = None) 
     A next-sentence head is left out where the layout has none. Raises BadInput where layers differ
     in width, or have other heads than fill it: their layouts have no place for that (see `widen`).
     """
-    if len({config.width // config.head_size, *config.heads_L}) > 1 or len(set(config.hidden_L)) > 1:
-        raise BadInput(f"layers differ in width (heads {config.heads_L}, hidden {config.hidden_L}): widen them first")
+    if len({config.width // config.head_size, *config.heads_L}) > 1 or len(set(config.mlp_dim_L)) > 1:
+        raise BadInput(f"layers differ in width (heads {config.heads_L}, mlp_dim {config.mlp_dim_L}): widen them first")
     tensors = {}
     for theirs, path, change in rows_of(config, task):
         leaf = np.asarray(leaf_at(params, path))

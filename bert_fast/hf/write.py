@@ -9,7 +9,7 @@ import numpy as np
 from bert_fast.bert import Config, Params
 from bert_fast.data.files import new_folder
 from bert_fast.encoder import Encoder, load
-from bert_fast.hf import card, layouts, read, task_card, tensors, verify, weights, words
+from bert_fast.hf import card, layouts, read, task_card, tensors, tokenizer, verify, weights
 from bert_fast.train import checkpoint
 
 
@@ -66,8 +66,8 @@ def export(
         weights.write(part / "model.safetensors", arrays)
         theirs = layouts.config_to_hf(config, class_name, dtype)
         theirs |= layouts.task_to_hf(about.task) if about.task else {}
-        words.write_json(part / "config.json", theirs)
-        words.write(part, trained.vocab, about.task.seq_len if about.task else config.max_len)
+        tokenizer.write_json(part / "config.json", theirs)
+        tokenizer.write(part, trained.vocab, about.task.seq_len if about.task else config.max_len)
         differences = verify.verify(part, trained, class_name) if compare else None
         page = task_card.card if about.task else card.card
         (part / "README.md").write_text(page(trained, class_name, notes, found, differences), encoding="utf-8")
@@ -101,11 +101,11 @@ def notes_of(model: Config, config: Config, has_next: bool) -> tuple[str, ...]:
         of_layout = f"{layouts.CLASSES[layout]} has none, so that of this model was left out."
         of_import = "the folder that was imported had none."
         notes.append("There is no next-sentence head: " + (of_import if layout in layouts.WITH_NEXT else of_layout))
-    if (model.heads_L, model.hidden_L) != (config.heads_L, config.hidden_L):
+    if (model.heads_L, model.mlp_dim_L) != (config.heads_L, config.mlp_dim_L):
         notes.append(
             f"The model is slim: its layers have {card.ranged(model.heads_L)} attention heads and "
-            f"{card.ranged(model.hidden_L)} neurons. transformers knows one width for all layers, so they are filled "
-            f"with zeros up to {config.heads_L[0]} heads and {config.hidden_L[0]:,} neurons. The outputs are equal up "
+            f"{card.ranged(model.mlp_dim_L)} neurons. transformers knows one width for all layers, so they are filled "
+            f"with zeros up to {config.heads_L[0]} heads and {config.mlp_dim_L[0]:,} neurons. The outputs are equal up "
             "to rounding; the attention of this export is no smaller and no faster than before it was pruned."
         )
     if model.dtype != "float32":

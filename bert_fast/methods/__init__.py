@@ -25,6 +25,16 @@ def defaults() -> dict[str, dict[str, Any]]:
     }
 
 
+def renamed() -> dict[str, str]:
+    """Arguments that had another name in earlier versions, as "method.old": "method.new" (a method's `RENAMED`)."""
+    found = {}
+    for name in known():
+        module = importlib.import_module(f"{__name__}.{name}")
+        for old, new in getattr(module, "RENAMED", {}).items():
+            found[f"{name}.{old}"] = f"{name}.{new}"
+    return found
+
+
 def make(methods: Iterable[tuple[str, Mapping[str, Any]]]) -> Method:
     """The chain of the named methods, each made with its arguments.
 

@@ -53,7 +53,7 @@ class Masks(NamedTuple):
     penalty: Any
 
 
-class State(NamedTuple):
+class SearchState(NamedTuple):
     """The search so far; `count` masks were taken of each, 0 again once the ticket is drawn."""
 
     count: Any
@@ -140,9 +140,9 @@ def slim(params: Params, heads_L: Sequence[np.ndarray], neurons_L: Sequence[np.n
     return {**params, "layers": layers}
 
 
-def with_widths(stage: Stage, heads_L: Sequence[int], hidden_L: Sequence[int]) -> Stage:
+def with_widths(stage: Stage, heads_L: Sequence[int], mlp_dim_L: Sequence[int]) -> Stage:
     """The stage with a model of so many heads and neurons a layer."""
-    model = stage.program.model.with_widths(heads_L, hidden_L)
+    model = stage.program.model.with_widths(heads_L, mlp_dim_L)
     return dataclasses.replace(stage, program=dataclasses.replace(stage.program, model=model))
 
 
@@ -220,7 +220,7 @@ def make(
     def units_of(config):
         """The heads and the neurons of a model."""
         together = neurons == "global"
-        return make_units(config.heads_L, head_ratio, False), make_units(config.hidden_L, neuron_ratio, together)
+        return make_units(config.heads_L, head_ratio, False), make_units(config.mlp_dim_L, neuron_ratio, together)
 
     def init(params, config):
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -233,7 +233,7 @@ def make(
         # 0 where there is no unit: it costs nothing and never moves.
         ones = {name: jnp.asarray(real_LU, jnp.float32) for name, real_LU in zip(NAMES, real, strict=True)}
         masks = (Masks(np.zeros((window, *real_LU.shape), bool), np.zeros((), np.float32)) for real_LU in real)
-        return {**params, "layers": {**params["layers"], **ones}}, State(np.zeros((), np.int32), *masks)
+        return {**params, "layers": {**params["layers"], **ones}}, SearchState(np.zeros((), np.int32), *masks)
 
     def stages(stages):
         first, total = stages[0], sum(stage.steps for stage in stages)
@@ -269,7 +269,7 @@ def make(
         """The stage with the widths that coefficients drawn at random leave, layer by layer."""
         model, rng = stage.program.model, np.random.default_rng(0)
         heads_L, neurons_L = (keep(rng.random(units.real_LU.shape), units).sum(1) for units in units_of(model))
-        neurons_L = aligned(neurons_L, np.array(model.hidden_L), align)
+        neurons_L = aligned(neurons_L, np.array(model.mlp_dim_L), align)
         stage = with_widths(stage, heads_L.tolist(), neurons_L.tolist())
         return dataclasses.replace(stage, guess=True)
 
@@ -295,7 +295,7 @@ def make(
         if found is None:
             return state, False
         heads, of_neurons = units_of(stage.program.model)
-        state = State(
+        state = SearchState(
             state.count + np.int32(1),
             with_mask(state.heads, found[0], heads, head_penalty),
             with_mask(state.neurons, found[1], of_neurons, neuron_penalty),
@@ -309,7 +309,7 @@ def make(
         found, before = coefficients(params), old.program.model
         if found is None:  # the ticket's widths stay, except where the depth changes
             kept = before.depth == new.program.model.depth
-            return params, same, state, with_widths(new, before.heads_L, before.hidden_L) if kept else new
+            return params, same, state, with_widths(new, before.heads_L, before.mlp_dim_L) if kept else new
         if new.data != "restart":  # the search goes on
             return params, same, state, new
         heads, of_neurons = units_of(before)
@@ -325,7 +325,7 @@ def make(
         """
         model, count = stage.program.model, min(int(state.count), window)
         if not count:
-            return {"heads": list(model.heads_L), "neurons": list(model.hidden_L)}
+            return {"heads": list(model.heads_L), "neurons": list(model.mlp_dim_L)}
         result: dict[str, Any] = {}
         of_names = zip(("head", "neuron"), (state.heads, state.neurons), units_of(model), strict=True)
         for name, masks, units in of_names:

@@ -149,17 +149,17 @@ def make(
             return dataclasses.replace(program, model=model, plan=plan)
         model = dataclasses.replace(model, tied=model.tied and embedding != "C")
         plan = edit(plan, 0, below, frozen=True, dropout=frozen_dropout)
-        return dataclasses.replace(program, model=model, plan=plan, frozen=FROZEN[embedding])
+        return dataclasses.replace(program, model=model, plan=plan, frozen_paths=FROZEN[embedding])
 
     def enter(params, state, old, new, initial, key):
         before, after = old.program, new.program
         if _what_learns(before) == _what_learns(after):
             return params, same, state, new  # a phase of the data, or another method's stage
         source_L = sources(before.model.depth, after.model.depth)
-        heads_L, hidden_L = (
-            [n_L[source] for source in source_L] for n_L in (before.model.heads_L, before.model.hidden_L)
+        heads_L, mlp_dim_L = (
+            [n_L[source] for source in source_L] for n_L in (before.model.heads_L, before.model.mlp_dim_L)
         )
-        after = dataclasses.replace(after, model=after.model.with_widths(heads_L, hidden_L))
+        after = dataclasses.replace(after, model=after.model.with_widths(heads_L, mlp_dim_L))
 
         def new_layers(copies):
             if init == "random":
@@ -210,7 +210,7 @@ def grow(tree, source_L: np.ndarray, before: Config, after: Config, new_layers: 
 
 
 def _what_learns(program: Program):
-    return program.model.depth, program.model.tied, frozen_depth(program.plan), program.frozen
+    return program.model.depth, program.model.tied, frozen_depth(program.plan), program.frozen_paths
 
 
 def _overlay(copies, fresh, first: int):
@@ -264,7 +264,7 @@ def _default_shares(stacking: bool, count: int) -> tuple[float, ...]:
 def _check_plain(timeline: Sequence[Stage]):
     """Raises BadInput where another method has changed the timeline already."""
     for stage in timeline:
-        model, plan, frozen = stage.program.model, stage.program.plan, stage.program.frozen
+        model, plan, frozen = stage.program.model, stage.program.plan, stage.program.frozen_paths
         same_model = model == timeline[0].program.model
         if not same_model or plan != whole(model.depth) or frozen or stage.data == "restart" or stage.ask_every:
             raise BadInput(

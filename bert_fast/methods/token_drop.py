@@ -31,6 +31,7 @@ PINNED = 1e4  # `init_importance` in encoder.py: +1e4 for `token_allow_list`, -1
 SPECIAL_TOKENS = 3  # of a row of one or two segments: [CLS], and [SEP] after each
 MOVED = ("ids", "types", "positions", "segments")
 SHOWN = 10  # word pieces in a row of the log
+RENAMED = {"beside": "examples_per_row"}
 
 
 def make(
@@ -40,13 +41,13 @@ def make(
     scores: str = "loss",
     repeats: str = "mean",  # "update" would be out of reach of flags: ConfigDict has it
     full_tail: float = 0.0,  # the released code drops to the end; that the paper has a stage without is unverified
-    beside: int = 1,
+    examples_per_row: int = 1,
     boundary: int = -1,
 ) -> Method:
     """Token dropping as released, but for one thing: see `repeats`.
 
     keep: share of a row's positions that the middle layers update, from the boundary to the last but
-        one; on a TPU best so that they are a multiple of 128: see `beside`.
+        one; on a TPU best so that they are a multiple of 128: see `examples_per_row`.
     beta, start: of the running loss of an id, in nats: beta * old + (1 - beta) * new, from `start`.
     scores: "loss"; or a control, with the same plan: "random" draws them anew in every step,
         "frequency" keeps the rarest. The paper has such controls, their code was not released: this
@@ -58,7 +59,7 @@ def make(
         unfilled slots are losses of label 0. The released table is per replica: `add_weight` in routing.py asks for
         no aggregation, so each learns from its own examples. Here both have one table, of the whole batch.
     full_tail: share of the steps of the last training, at its end, in which nothing is dropped.
-    beside: so many examples are laid side by side where only kept tokens are; from equal dropout the same is
+    examples_per_row: so many examples are laid side by side where only kept tokens are; from equal dropout the same is
         computed. For TPUs: half of 128 tokens fill half of the lanes of a register, two examples beside each other
         all of them, and only attention computes more, of which half is thrown away (experiments/tpu_plan.md has what
         it gives). Elsewhere it only costs.
@@ -89,8 +90,10 @@ def make(
         raise BadInput(
             f"{flag}.boundary={boundary}: expected a layer counted from 0, or -1 for half of the layers less 1"
         )
-    if beside < 1:
-        raise BadInput(f"{flag}.beside={beside}: expected at least 1, which is no example beside another")
+    if examples_per_row < 1:
+        raise BadInput(
+            f"{flag}.examples_per_row={examples_per_row}: expected at least 1, which is no example beside another"
+        )
     begin = start if scores == "loss" else 0.0
 
     def dropping(stage: Stage) -> Stage:
@@ -117,14 +120,14 @@ def make(
                 f"{flag}.keep={math.ceil(1000 * needed / program.seq_len) / 1000}, or a smaller "
                 "--config.data.masked_share, or longer rows in --config.phases"
             )
-        plan = edit(program.plan, first, depth - 1, rows=kept)
+        plan = edit(program.plan, first, depth - 1, queries=kept)
         examples = program.batch_size // program.micro_batches
-        if examples % beside:
+        if examples % examples_per_row:
             raise BadInput(
-                f"{flag}.beside={beside} does not divide the {examples} examples of a micro-batch: set "
-                "--config.batch_size to a multiple of it, or leave it out"
+                f"{flag}.examples_per_row={examples_per_row} does not divide the {examples} examples of a micro-batch: "
+                "set --config.batch_size to a multiple of it, or leave it out"
             )
-        plan = edit(plan, first + 1, depth - 1, keys=kept, beside=beside)
+        plan = edit(plan, first + 1, depth - 1, keys=kept, examples_per_row=examples_per_row)
         return dataclasses.replace(stage, program=dataclasses.replace(program, plan=plan))
 
     def stages(stages):
@@ -173,8 +176,8 @@ def make(
 
     def report(score_V, stage, clock, pieces):
         program = stage.program
-        rows = min(program.seq_len if span.rows is None else span.rows for span in program.plan)
-        kept = {"kept": rows / program.seq_len}
+        queries = min(program.seq_len if span.queries is None else span.queries for span in program.plan)
+        kept = {"kept": queries / program.seq_len}
         if scores == "random":
             return kept
         score_W = np.asarray(score_V)[: len(pieces)]

@@ -19,7 +19,7 @@ STEP = 8  # widths are multiples: the rows of a register tile on a TPU, and of t
 _AT_ONCE = 10_000  # texts tokenised by one call
 
 
-class Rows(NamedTuple):
+class TaskExamples(NamedTuple):
     """Rows of tokens: [CLS] first text [SEP] (second text [SEP]), with token types and labels (None: not known)."""
 
     ids_N: list[np.ndarray]
@@ -40,7 +40,7 @@ def tokenize(texts: Sequence[str], vocab: Vocab) -> list[list[int]]:
     return found
 
 
-def make_rows(texts: Sequence[Sequence[str]], labels: np.ndarray | None, vocab: Vocab, seq_len: int) -> Rows:
+def make_rows(texts: Sequence[Sequence[str]], labels: np.ndarray | None, vocab: Vocab, seq_len: int) -> TaskExamples:
     """Rows of one or two columns of texts, cut at `seq_len`: the longer text loses tokens at its end, one by one
     (`_truncate_seq_pair` of google-research/bert, run_classifier.py).
     """
@@ -61,7 +61,7 @@ def make_rows(texts: Sequence[Sequence[str]], labels: np.ndarray | None, vocab: 
         parts = [[vocab.cls, *kept[0], vocab.sep], *([*part, vocab.sep] for part in kept[1:])]
         ids_N.append(np.concatenate(parts).astype(np.int32))
         types_N.append(np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts]))
-    return Rows(ids_N, types_N, labels)
+    return TaskExamples(ids_N, types_N, labels)
 
 
 def choose_widths(lengths_N: np.ndarray, most: int) -> tuple[int, ...]:
@@ -119,7 +119,7 @@ def epoch(
     return batches
 
 
-def fill(rows: Rows, batch: Batch, batch_size: int, pad: int) -> dict[str, np.ndarray]:
+def fill(rows: TaskExamples, batch: Batch, batch_size: int, pad: int) -> dict[str, np.ndarray]:
     """The arrays of a batch; where it has fewer rows than `batch_size` the rest is padding of weight 0."""
     shape = (batch_size, batch.width)
     arrays: dict[str, np.ndarray] = {name: np.zeros(shape, np.int32) for name in ("ids", "types", "segments")}
@@ -139,7 +139,7 @@ def fill(rows: Rows, batch: Batch, batch_size: int, pad: int) -> dict[str, np.nd
 
 
 def train_batches(
-    rows: Rows, widths: Sequence[int], batch_size: int, pad: int, seed: int, start: int = 0
+    rows: TaskExamples, widths: Sequence[int], batch_size: int, pad: int, seed: int, start: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches without end from batch `start`: epoch e of them is a function of (seed, e) alone."""
     lengths_N = rows.lengths_N
@@ -151,7 +151,7 @@ def train_batches(
         number, skip = number + 1, 0
 
 
-def real_share(rows: Rows, widths: Sequence[int], batch_size: int) -> float:
+def real_share(rows: TaskExamples, widths: Sequence[int], batch_size: int) -> float:
     """Real tokens over positions of an epoch, the rows that fill up its last batch included."""
     batches = epoch(rows.lengths_N, widths, batch_size, None)
     return float(rows.lengths_N.sum() / sum(batch.width * batch_size for batch in batches))

@@ -14,9 +14,9 @@ import numpy as np
 from bert_fast import BadInput
 from bert_fast.data.vocab import Vocab
 from bert_fast.tasks import glue, spans, squad
-from bert_fast.tasks.batches import Rows, make_rows
+from bert_fast.tasks.batches import TaskExamples, make_rows
 from bert_fast.tasks.model import Head
-from bert_fast.tasks.settings import SQUAD, Settings
+from bert_fast.tasks.settings import SQUAD, FinetuneSettings
 from bert_fast.train.description import TaskHead
 
 _SAMPLE = 12_345  # of the fixed samples; BERT's own seed (create_pretraining_data.py of google-research/bert)
@@ -33,9 +33,9 @@ class Task(NamedTuple):
 
     name: str
     head: Head
-    train: Rows
-    held_out: Mapping[str, Rows]
-    test: Mapping[str, Rows]
+    train: TaskExamples
+    held_out: Mapping[str, TaskExamples]
+    test: Mapping[str, TaskExamples]
     score: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
     write: Callable[[pathlib.Path, str, np.ndarray], list[pathlib.Path]]
     about: TaskHead
@@ -45,7 +45,7 @@ class Task(NamedTuple):
         return np.concatenate([rows.lengths_N for rows in (self.train, *self.held_out.values(), *self.test.values())])
 
 
-def names(settings: Settings) -> list[str]:
+def names(settings: FinetuneSettings) -> list[str]:
     """The tasks that are asked for; of "all", those that the folder holds. Raises BadInput where there is none."""
     if settings.task != "all":
         return [settings.task]
@@ -61,7 +61,7 @@ def sample(count: int, wanted: int) -> np.ndarray:
     return np.sort(np.random.default_rng(_SAMPLE).permutation(count)[:wanted])
 
 
-def read(name: str, settings: Settings) -> Any:
+def read(name: str, settings: FinetuneSettings) -> Any:
     """What a task's files hold. Raises BadInput that names file and line."""
     data = settings.data
     if name in SQUAD:
@@ -92,12 +92,12 @@ def squad_file(data_dir: str, version: str, train: bool) -> str:
     return str(there[0])
 
 
-def make(name: str, found: Any, words: Vocab, settings: Settings) -> Task:
+def make(name: str, found: Any, words: Vocab, settings: FinetuneSettings) -> Task:
     """The task with the rows of an encoder's vocabulary."""
     return _squad(name, found, words, settings) if name in SQUAD else _glue(name, found, words, settings)
 
 
-def _glue(name: str, examples: dict[str, glue.Examples], words: Vocab, settings: Settings) -> Task:
+def _glue(name: str, examples: dict[str, glue.Examples], words: Vocab, settings: FinetuneSettings) -> Task:
     task, seq_len = glue.TASKS[name], settings.data.seq_len
     rows = {split: make_rows(e.texts, e.labels, words, seq_len) for split, e in examples.items()}
     splits = {split.file: split for split in (*task.held_out, *task.test)}
@@ -119,7 +119,7 @@ def _glue(name: str, examples: dict[str, glue.Examples], words: Vocab, settings:
     )
 
 
-def _squad(name: str, found: dict[bool, list], words: Vocab, settings: Settings) -> Task:
+def _squad(name: str, found: dict[bool, list], words: Vocab, settings: FinetuneSettings) -> Task:
     data, version, held_out = settings.data, SQUAD[name], found[False]
     train, dev = (
         spans.windows(found[is_train], words, data.seq_len, data.stride, data.max_question)
@@ -154,6 +154,6 @@ def _squad(name: str, found: dict[bool, list], words: Vocab, settings: Settings)
     return Task(name, Head("span", 2), squad_rows(train), {"dev": squad_rows(dev)}, {}, score, write, about)
 
 
-def squad_rows(windows: spans.Windows) -> Rows:
+def squad_rows(windows: spans.Windows) -> TaskExamples:
     """The windows as rows; a label is the tokens at which the answer begins and ends."""
-    return Rows(windows.ids, windows.types, np.stack([windows.starts, windows.ends], axis=1))
+    return TaskExamples(windows.ids, windows.types, np.stack([windows.starts, windows.ends], axis=1))

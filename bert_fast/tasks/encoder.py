@@ -10,7 +10,7 @@ from bert_fast import BadInput, bert, encoder
 from bert_fast.bert import Config, Params
 from bert_fast.encoder import Encoder
 from bert_fast.hf import read
-from bert_fast.tasks.settings import Settings
+from bert_fast.tasks.settings import FinetuneSettings
 
 
 def check_source(checkpoint: str, hf: str):
@@ -19,7 +19,7 @@ def check_source(checkpoint: str, hf: str):
         raise BadInput("give one of --checkpoint=DIR (a run of bert_fast) and --hf=DIR (a Hugging Face folder)")
 
 
-def load(checkpoint: str, hf: str, settings: Settings) -> Encoder:
+def load(checkpoint: str, hf: str, settings: FinetuneSettings) -> Encoder:
     """The encoder of a run folder or checkpoint, or of a Hugging Face folder; without a pooler that never learned.
 
     Raises BadInput where it cannot be read, or cannot take rows of the settings' length or ids of its vocabulary.
@@ -64,7 +64,7 @@ def without_next(params: Params) -> Params:
     return {name: leaf for name, leaf in params.items() if name != "next"}
 
 
-def weights(found: Encoder, model: Config, settings: Settings, key) -> Params:
+def weights(found: Encoder, model: Config, settings: FinetuneSettings, key) -> Params:
     """The weights with which a run begins: the encoder's, or fresh ones of the same model."""
     if not settings.random_weights:
         return found.params

@@ -9,11 +9,11 @@ import numpy as np
 from bert_fast import BadInput, Interrupted
 from bert_fast.tasks.trainer import Trainer
 from bert_fast.train import checkpoint
-from bert_fast.train.book import TIMES
+from bert_fast.train.counters import TIMES
 from bert_fast.train.description import Description
 from bert_fast.train.engine import NotFinite
 from bert_fast.train.report import say
-from bert_fast.train.stop import Stop
+from bert_fast.train.signals import StopSignal
 
 UNDER_WAY = "under_way"  # folder, inside a run's, with the checkpoints of an unfinished run
 
@@ -30,7 +30,7 @@ def train_and_score(
     rate: float,
     seed: int,
     folder: pathlib.Path,
-    stop: Stop,
+    stop: StopSignal,
     progress: Callable[[int, dict[str, float]], None],
 ) -> Finished:
     """Trains and scores in `folder`, resuming where it holds a checkpoint; `progress` is called after each step with
@@ -39,7 +39,7 @@ def train_and_score(
     A run whose loss or weights are not finite ends there, and is scored as one that predicts nothing: it belongs to
     its learning rate. Raises Interrupted after a signal, once the step is saved.
     """
-    run = Run(trainer, rate, seed, folder)
+    run = FinetuneRun(trainer, rate, seed, folder)
     try:
         while run.advance():
             signum = stop.signum(run.engine.step)
@@ -54,7 +54,7 @@ def train_and_score(
         run.engine.close()
 
 
-class Run:
+class FinetuneRun:
     """A run in progress. A training is what lies between two restarts: only the last one is evaluated."""
 
     def __init__(self, trainer: Trainer, rate: float, seed: int, folder: pathlib.Path):
@@ -70,32 +70,32 @@ class Run:
             self.engine.begin(trainer.first_params(seed))
         else:
             about = checkpoint.about(found)
-            self.engine.resume(found, [*about.earlier_stages, about.stage], about.book)
+            self.engine.resume(found, [*about.earlier_stages, about.stage], about.counters)
             self.curve = [dict(row) for row in about.scored]
             if trainer.settings.keep == "best" and self.curve and not checkpoint.steps(folder / "checkpoints"):
                 raise BadInput(
                     f"{folder} was begun with another --config.keep, and no longer has its best weights: continue it "
                     "with --config.keep=last, or delete the folder"
                 )
-        self.engine.book.start_clock()
+        self.engine.counters.start_clock()
 
     @property
     def at(self) -> int:
         """Steps since the training began."""
-        return self.engine.step - self.engine.book.training_began
+        return self.engine.step - self.engine.counters.training_began
 
     def advance(self) -> bool:
         """Takes one step; False at the end, or where the loss is no longer finite."""
         if self.diverged:
             return False
-        engine, before = self.engine, self.engine.book.training_began
+        engine, before = self.engine, self.engine.counters.training_began
         try:
             going = engine.advance()
         except NotFinite:
             self.diverged = True
             return False
-        if engine.book.training_began > before:  # the search is over, and counts for no row of the curve
-            engine.book.since = {}
+        if engine.counters.training_began > before:  # the search is over, and counts for no row of the curve
+            engine.counters.since = {}
         return going
 
     def is_due(self) -> bool:
@@ -104,7 +104,7 @@ class Run:
         The one after the last step belongs to `finish`.
         """
         engine, every = self.engine, self.trainer.settings.eval.every or self.trainer.per_epoch
-        last = all(stage.data != "restart" for stage in engine.timeline[engine.book.stage + 1 :])
+        last = all(stage.data != "restart" for stage in engine.timeline[engine.counters.stage + 1 :])
         return last and self.at % every == 0 and not engine.is_over()
 
     def evaluate(self):
@@ -116,12 +116,12 @@ class Run:
         self.settle()
         params = engine.whole_params()
         self.logits = {split: self.logits_of(params, rows) for split, rows in task.held_out.items()}
-        since = engine.book.take_sums()
+        since = engine.counters.take_sums()
         loss = None if self.diverged or not since else (since["loss"] - since["penalty"]) / since["steps"]
         row = {"step": self.at, "epoch": self.at / trainer.per_epoch, "train_loss": loss, **task.score(self.logits)}
         best = not self.curve or row["score"] > max(row["score"] for row in self.curve)
         self.curve.append(row)
-        engine.book.lap("eval_seconds")
+        engine.counters.lap("eval_seconds")
         if best and trainer.settings.keep == "best" and not self.diverged:
             self.keep_weights()
 
@@ -131,7 +131,7 @@ class Run:
             self.engine.settle()
         except NotFinite:
             self.diverged = True
-        self.engine.book.lap("seconds")
+        self.engine.counters.lap("seconds")
         self.diverged = self.diverged or bool(checkpoint.any_not_finite(self.engine.state))
 
     def logits_of(self, params, rows) -> np.ndarray:
@@ -145,8 +145,8 @@ class Run:
             step=engine.step,
             stage=engine.stage,
             vocab=trainer.start.vocab,
-            earlier_stages=tuple(engine.timeline[: engine.book.stage]),
-            book=engine.book,
+            earlier_stages=tuple(engine.timeline[: engine.counters.stage]),
+            counters=engine.counters,
             methods=trainer.settings.methods,
             init="" if trainer.settings.random_weights else str(trainer.start.folder),
             task=trainer.task.about,
@@ -158,7 +158,7 @@ class Run:
         self.settle()
         if not self.diverged:
             checkpoint.save(self.root, self.engine.state, self.description(), set())
-            self.engine.book.lap("save_seconds")
+            self.engine.counters.lap("save_seconds")
         return not self.diverged
 
     def save_if_due(self):
@@ -168,10 +168,10 @@ class Run:
 
     def keep_weights(self):
         """Writes the weights alone, without the optimizer's moments."""
-        self.engine.book.lap("seconds")
+        self.engine.counters.lap("seconds")
         state = self.engine.state._replace(opt_state=(), method=())
         checkpoint.save(self.folder / "checkpoints", state, self.description(), set())
-        self.engine.book.lap("save_seconds")
+        self.engine.counters.lap("save_seconds")
 
     def numbers(self) -> dict[str, float]:
         """Values for the progress line."""
@@ -180,15 +180,15 @@ class Run:
 
     def stages(self) -> list[dict[str, Any]]:
         """What each stage took."""
-        engine, book = self.engine, self.engine.book
-        ends, seconds = [*book.ends, engine.step], [*book.end_seconds, book.times["seconds"]]
+        engine, counters = self.engine, self.engine.counters
+        ends, seconds = [*counters.ends, engine.step], [*counters.end_seconds, counters.times["seconds"]]
         return [
             {
                 "stage": stage.name,
                 "steps": end - began,
                 "seconds": round(until - since, 3),
                 "heads": list(stage.program.model.heads_L),
-                "neurons": list(stage.program.model.hidden_L),
+                "neurons": list(stage.program.model.mlp_dim_L),
             }
             for stage, began, end, since, until in zip(
                 engine.timeline, [0, *ends], ends, [0.0, *seconds], seconds, strict=False
@@ -203,11 +203,11 @@ class Run:
         self.evaluate()
         for split, rows in trainer.task.test.items():
             self.logits[split] = self.logits_of(engine.whole_params(), rows)
-        engine.book.lap("eval_seconds")
+        engine.counters.lap("eval_seconds")
         if trainer.settings.keep == "last" and not self.diverged:
             self.keep_weights()
-        book = engine.book
+        counters = engine.counters
         result = self.about | {"diverged_at": engine.step if self.diverged else None, "steps": engine.step}
-        result |= {**book.counts, **{key: round(book.times[key], 3) for key in TIMES}, "stages": self.stages()}
+        result |= {**counters.counts, **{key: round(counters.times[key], 3) for key in TIMES}, "stages": self.stages()}
         best = max(self.curve, key=lambda row: row["score"])
         return Finished(result | {"last": self.curve[-1], "best": best, "curve": self.curve}, self.logits)

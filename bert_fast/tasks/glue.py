@@ -14,14 +14,14 @@ import scipy.stats
 import sklearn.metrics
 
 from bert_fast import BadInput
+from bert_fast.data import tfds
 from bert_fast.data.files import atomic_write
-from bert_fast.data.tables import tfds_rows
 from bert_fast.train.report import say
 
 TRAIN = "train"
 
 
-class Split(NamedTuple):
+class GlueSplit(NamedTuple):
     """A held-out or test file: its name, in tensorflow-datasets and of its submission; and the folder beside the task's
     (in tensorflow-datasets: the config) where it is in none of the task's.
     """
@@ -34,7 +34,7 @@ class Split(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class GlueTask:
     """Where a task's columns are and how it is scored.
 
     columns: of the one or two texts. `tfds_columns`: theirs there, where they differ.
@@ -53,8 +53,8 @@ class Task:
     tfds: str = ""
     tfds_columns: tuple[str, ...] = ()
     cut_rows: bool = False
-    held_out: tuple[Split, ...] = ()
-    test: tuple[Split, ...] = ()
+    held_out: tuple[GlueSplit, ...] = ()
+    test: tuple[GlueSplit, ...] = ()
 
     @property
     def outputs(self) -> int:
@@ -67,9 +67,9 @@ BINARY = ("0", "1")
 ENTAILS = ("entailment", "not_entailment")
 
 
-def _task(folder: str, *args, name: str = "", **more) -> Task:
-    more = {"held_out": (Split("dev", "validation", folder),), "test": (Split("test", "test", folder),)} | more
-    return Task(folder, *args, tfds=name or folder.lower(), **more)
+def _task(folder: str, *args, name: str = "", **more) -> GlueTask:
+    more = {"held_out": (GlueSplit("dev", "validation", folder),), "test": (GlueSplit("test", "test", folder),)} | more
+    return GlueTask(folder, *args, tfds=name or folder.lower(), **more)
 
 
 TASKS = {
@@ -96,14 +96,14 @@ TASKS = {
         ("accuracy",),
         tfds_columns=("premise", "hypothesis"),
         held_out=(
-            Split("dev_matched", "validation_matched", "MNLI-m"),
-            Split("dev_mismatched", "validation_mismatched", "MNLI-mm"),
+            GlueSplit("dev_matched", "validation_matched", "MNLI-m"),
+            GlueSplit("dev_mismatched", "validation_mismatched", "MNLI-mm"),
         ),
         test=(
-            Split("test_matched", "test_matched", "MNLI-m"),
-            Split("test_mismatched", "test_mismatched", "MNLI-mm"),
+            GlueSplit("test_matched", "test_matched", "MNLI-m"),
+            GlueSplit("test_mismatched", "test_mismatched", "MNLI-mm"),
             # GLUE's diagnostic set: a submission needs predictions for it, by the classifier of MNLI.
-            Split("diagnostic", "test", "AX", folder="diagnostic", config="ax"),
+            GlueSplit("diagnostic", "test", "AX", folder="diagnostic", config="ax"),
         ),
     ),
     "qnli": _task("QNLI", ("question", "sentence"), "label", ENTAILS, ("accuracy",)),
@@ -179,7 +179,7 @@ def read(name: str, data_dir: str) -> dict[str, Examples]:
     return examples
 
 
-def read_tsv(task: Task, path: pathlib.Path, labelled: bool) -> Examples:
+def read_tsv(task: GlueTask, path: pathlib.Path, labelled: bool) -> Examples:
     """The examples of a file in the official layout. Raises BadInput that names file and line."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines(): a text may hold U+2028
@@ -230,7 +230,7 @@ def read_tsv(task: Task, path: pathlib.Path, labelled: bool) -> Examples:
     return Examples(*_columns([texts for *_, texts in kept], labels, indices, task))
 
 
-def label_of(task: Task, text: str, place: str) -> int | float:
+def label_of(task: GlueTask, text: str, place: str) -> int | float:
     """A label's id, or a score. Raises BadInput where the task has no such label."""
     if task.labels:
         if text not in task.labels:
@@ -245,15 +245,15 @@ def label_of(task: Task, text: str, place: str) -> int | float:
     return score
 
 
-def _columns(texts: Sequence[Sequence[str]], labels, indices: list[str], task: Task):
+def _columns(texts: Sequence[Sequence[str]], labels, indices: list[str], task: GlueTask):
     dtype = np.int32 if task.labels else np.float32
     return tuple(map(list, zip(*texts, strict=True))), None if labels is None else np.array(labels, dtype), indices
 
 
-def _read_tfds(task: Task, spec: str, labelled: bool) -> Examples:
+def _read_tfds(task: GlueTask, spec: str, labelled: bool) -> Examples:
     """A split of tensorflow-datasets; its class labels have the order of `Task.labels`."""
     texts, labels, indices = [], [], []
-    for number, row in enumerate(tfds_rows(spec)):
+    for number, row in enumerate(tfds.examples(spec)):
         columns = [row[column] for column in task.tfds_columns or task.columns]
         columns = [text.decode() if isinstance(text, bytes) else text for text in columns]
         if labelled and not all(text.strip() for text in columns):
@@ -276,12 +276,12 @@ METRICS = {
 }
 
 
-def predictions(task: Task, logits_NC: np.ndarray) -> np.ndarray:
+def predictions(task: GlueTask, logits_NC: np.ndarray) -> np.ndarray:
     """The ids of the likeliest labels, or scores within 0 to 5: [N]."""
     return logits_NC.argmax(1) if task.labels else np.clip(logits_NC[:, 0], 0, 5)
 
 
-def score(task: Task, examples: Mapping[str, Examples], logits: Mapping[str, np.ndarray]) -> dict[str, float]:
+def score(task: GlueTask, examples: Mapping[str, Examples], logits: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The task's metrics in percent on its held-out files, and `score`, their mean: what GLUE averages over tasks."""
     metrics = {}
     for split in task.held_out:
@@ -296,7 +296,9 @@ def score(task: Task, examples: Mapping[str, Examples], logits: Mapping[str, np.
     return {**metrics, "score": float(np.mean(list(metrics.values())))}
 
 
-def write(task: Task, folder: pathlib.Path, split: Split, examples: Examples, logits_NC: np.ndarray) -> pathlib.Path:
+def write(
+    task: GlueTask, folder: pathlib.Path, split: GlueSplit, examples: Examples, logits_NC: np.ndarray
+) -> pathlib.Path:
     """A file as GLUE's server reads it: index and label, by name where labels have names."""
     values = predictions(task, logits_NC)
     names = [task.labels[value] for value in values] if task.labels else [f"{value:.3f}" for value in values]

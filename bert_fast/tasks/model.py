@@ -127,7 +127,7 @@ def no_logits(head: Head, count: int, seq_len: int) -> np.ndarray:
 
 def all_logits(
     step: Callable[[dict[str, np.ndarray]], Any],
-    rows: batches.Rows,
+    rows: batches.TaskExamples,
     widths: Sequence[int],
     batch_size: int,
     pad: int,

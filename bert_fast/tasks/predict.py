@@ -18,7 +18,7 @@ from bert_fast.data.files import atomic_write
 from bert_fast.encoder import Encoder, load
 from bert_fast.method import Method
 from bert_fast.tasks import inputs, spans
-from bert_fast.tasks.batches import Rows, choose_widths, make_rows
+from bert_fast.tasks.batches import TaskExamples, choose_widths, make_rows
 from bert_fast.tasks.model import Head, all_logits, make_predict, no_logits
 from bert_fast.train import checkpoint
 from bert_fast.train.description import Description, TaskHead
@@ -65,7 +65,7 @@ def task_of(about: Description, folder: pathlib.Path) -> TaskHead:
     return about.task
 
 
-def logits_of(encoder: Encoder, task: TaskHead, rows: Rows, batch_size: int) -> np.ndarray:
+def logits_of(encoder: Encoder, task: TaskHead, rows: TaskExamples, batch_size: int) -> np.ndarray:
     """Logits of every row, on one device: [N, C], or [N, S, 2] of spans."""
     head, size = Head(task.kind, task.outputs), min(batch_size, len(rows.ids_N))
     step = jax.jit(make_predict(Method(), head), static_argnames="program")
@@ -103,7 +103,7 @@ def of_spans(encoder: Encoder, task: TaskHead, texts_N: Sequence[tuple[str, ...]
     # Numbered: the ids of a file may occur twice.
     questions = [spans.Question(str(n), asked, context, (), (), False) for n, (asked, context) in enumerate(texts_N)]
     made = spans.windows(questions, encoder.vocab, task.seq_len, options["stride"], options["max_question"])
-    logits_NS2 = logits_of(encoder, task, Rows(made.ids, made.types, None), batch_size)
+    logits_NS2 = logits_of(encoder, task, TaskExamples(made.ids, made.types, None), batch_size)
     chosen = spans.answers(
         questions,
         made,

@@ -19,7 +19,7 @@ SWEPT = ("task", "seeds", "learning_rates", "keep", "checkpoint")  # keys in whi
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class FinetuneData:
     """The folder, and how rows are made of it.
 
     train_examples, held_out_examples: a fixed random sample of so many (0: all), the same for every seed.
@@ -35,7 +35,7 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
+class AnswerSettings:
     """How SQuAD's answers are chosen: see tasks/squad.py."""
 
     n_best: int
@@ -64,7 +64,7 @@ class Search:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class FinetuneEvaluation:
     """Every so many steps (0: after each epoch), and at the end."""
 
     every: int
@@ -72,14 +72,14 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoints:
+class FinetuneCheckpoints:
     """How often a run is saved, in steps; 0: on interruption alone."""
 
     every: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class FinetuneSettings:
     """One call. `learning_rates`: pairs (task or "" for all, rate). keep: which weights of a run are kept."""
 
     task: str
@@ -95,13 +95,13 @@ class Settings:
     dtype: str
     predict_test: bool
     methods: tuple[tuple[str, Mapping[str, Any]], ...]
-    data: Data
-    answers: Answers
+    data: FinetuneData
+    answers: AnswerSettings
     rate: Rate
     search: Search
     optimizer: Optimizer
-    eval: Evaluation
-    checkpoint: Checkpoints
+    eval: FinetuneEvaluation
+    checkpoint: FinetuneCheckpoints
     mesh: Mesh
 
     def rates_of(self, task: str) -> tuple[float, ...]:
@@ -145,7 +145,7 @@ def _rates(text: str) -> tuple[tuple[str, float], ...]:
     return tuple(found)
 
 
-def make(config: Mapping[str, Any]) -> Settings:
+def make(config: Mapping[str, Any]) -> FinetuneSettings:
     """The settings of a config (see configs/common_finetune.py). Raises BadInput where a value is impossible."""
     choice("task", config["task"], (*glue.TASKS, *SQUAD, "all"))
     choice("dtype", config["dtype"], ("float32", "bfloat16"))
@@ -158,18 +158,18 @@ def make(config: Mapping[str, Any]) -> Settings:
     choice("keep", config["keep"], ("best", "last", "none"))
     plain = ("task", "epochs", "batch_size", "micro_batches", "widths", "keep", "random_weights")
     plain += ("dropout", "dtype", "predict_test")
-    settings = Settings(
+    settings = FinetuneSettings(
         **{key: config[key] for key in plain},
         seeds=_numbers("seeds", config["seeds"], int, "0,1,2"),
         learning_rates=_rates(config["learning_rates"]),
         methods=tuple((name, dict(config[name])) for name in names),
-        data=Data(**config["data"]),
-        answers=Answers(**config["answers"]),
+        data=FinetuneData(**config["data"]),
+        answers=AnswerSettings(**config["answers"]),
         rate=Rate(**config["learning_rate"]),
         search=Search(**config["search"]),
         optimizer=optimizer,
-        eval=Evaluation(**config["eval"]),
-        checkpoint=Checkpoints(**config["checkpoint"]),
+        eval=FinetuneEvaluation(**config["eval"]),
+        checkpoint=FinetuneCheckpoints(**config["checkpoint"]),
         mesh=Mesh(**config["mesh"]),
     )
     least = {
@@ -209,7 +209,7 @@ def make(config: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def _refuse_dropping(settings: Settings):
+def _refuse_dropping(settings: FinetuneSettings):
     """Raises BadInput for a method that leaves out layers or tokens: fine-tuning trains the model as it is used."""
     identity = Method()
     for name, arguments in settings.methods:

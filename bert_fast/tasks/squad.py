@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bert_fast import BadInput
+from bert_fast.data import tfds
 from bert_fast.data.files import atomic_json
-from bert_fast.data.tables import tfds_rows
 from bert_fast.tasks.spans import Answers, Question, Windows, answers, windows
 from bert_fast.train.report import say
 
@@ -155,7 +155,7 @@ def _field(value: Any, key: str, kind: type, place: str) -> Any:
 
 
 def _from_tfds(spec: str) -> Iterator[_Record]:
-    for row in tfds_rows(spec.removeprefix("tfds:")):
+    for row in tfds.examples(spec.removeprefix("tfds:")):
         if missing := {"id", "question", "context", "answers"} - row.keys():
             raise BadInput(f"{spec}: no feature {', '.join(sorted(missing))}, there is {sorted(row)}: name another set")
         name, question, context = (row[key].decode() for key in ("id", "question", "context"))

@@ -21,17 +21,19 @@ from bert_fast.data.files import atomic_json, full_disk_told, hold
 from bert_fast.tasks import data, encoder, glue
 from bert_fast.tasks.batches import real_share
 from bert_fast.tasks.finetune import UNDER_WAY, Finished, train_and_score
-from bert_fast.tasks.settings import SWEPT, Settings
+from bert_fast.tasks.settings import SWEPT, FinetuneSettings
 from bert_fast.tasks.trainer import Trainer
-from bert_fast.train import begin
+from bert_fast.train import resume
 from bert_fast.train.log import Progress
 from bert_fast.train.report import devices, first_step, say
-from bert_fast.train.stop import Stop
+from bert_fast.train.signals import StopSignal
 
 NUMBERS = ("mean", "deviation", "median")
 
 
-def finetune(settings: Settings, config: dict, workdir: pathlib.Path, checkpoint: str = "", hf: str = "") -> dict:
+def finetune(
+    settings: FinetuneSettings, config: dict, workdir: pathlib.Path, checkpoint: str = "", hf: str = ""
+) -> dict:
     """Runs what is not finished yet of a call; returns what results.json holds.
 
     `config` is what `settings` were made from. Another call may add tasks, seeds and learning rates to a folder, but
@@ -45,7 +47,7 @@ def finetune(settings: Settings, config: dict, workdir: pathlib.Path, checkpoint
     start = encoder.load(checkpoint, hf, settings)
     about = encoder.source(start, hf, settings.random_weights)
     common = {key: value for key, value in config.items() if key not in SWEPT} | {"encoder": about}
-    begin.refuse_other(workdir, common, newer={"micro_batches": 1})
+    resume.refuse_other(workdir, common, newer={"micro_batches": 1})
     trainers = {name: Trainer(data.make(name, texts[name], start.vocab, settings), start, settings) for name in names}
     mesh = next(iter(trainers.values())).mesh
 
@@ -64,7 +66,7 @@ def finetune(settings: Settings, config: dict, workdir: pathlib.Path, checkpoint
         stack.callback(progress.close)
         for trainer in trainers.values():
             stack.callback(trainer.close)
-        stop = stack.enter_context(Stop("saving after this step; the runs that are finished are kept"))
+        stop = stack.enter_context(StopSignal("saving after this step; the runs that are finished are kept"))
         for name, rate, seed in left:
             before, folder = progress.done, folder_of(workdir, name, rate, seed)
 
@@ -165,7 +167,14 @@ def _submission(workdir: pathlib.Path, results: dict):
 
 
 def _plan(
-    trainers: dict[str, Trainer], rates, settings: Settings, about: dict, where: str, runs: int, done: int, workdir
+    trainers: dict[str, Trainer],
+    rates,
+    settings: FinetuneSettings,
+    about: dict,
+    where: str,
+    runs: int,
+    done: int,
+    workdir,
 ):
     """Says what will be run before it is."""
     source = about.get("checkpoint") or about["hf"]

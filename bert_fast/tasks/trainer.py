@@ -15,12 +15,12 @@ from bert_fast.encoder import Encoder
 from bert_fast.method import Program, Stage
 from bert_fast.plan import whole
 from bert_fast.tasks import batches, encoder, model
-from bert_fast.tasks.batches import Rows
+from bert_fast.tasks.batches import TaskExamples
 from bert_fast.tasks.data import Task
-from bert_fast.tasks.settings import Settings
-from bert_fast.train import begin, optim
+from bert_fast.tasks.settings import FinetuneSettings
+from bert_fast.train import optim, sharding
 from bert_fast.train.compile import Programs
-from bert_fast.train.engine import Engine, Source
+from bert_fast.train.engine import BatchSource, Engine
 from bert_fast.train.sharding import global_batch, make_mesh
 from bert_fast.train.step import make_step
 
@@ -28,7 +28,7 @@ from bert_fast.train.step import make_step
 class Trainer:
     """Fine-tunes one encoder on one task, any number of times."""
 
-    def __init__(self, task: Task, start: Encoder, settings: Settings):
+    def __init__(self, task: Task, start: Encoder, settings: FinetuneSettings):
         """Checks all that can be wrong; no device is touched."""
         self.task, self.start, self.settings = task, start, settings
         self.model = settings.model(start.model)
@@ -78,7 +78,7 @@ class Trainer:
         settings = self.settings
         mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
         sizes = (settings.batch_size, settings.micro_batches, settings.eval.batch_size)
-        begin.check_devices(*sizes, self.timeline(1.0), mesh)
+        sharding.check_divides(*sizes, self.timeline(1.0), mesh)
         return mesh
 
     @functools.cached_property
@@ -108,7 +108,7 @@ class Trainer:
             params, _ = self.method.init(self.first_params(seed), self.model)
             return jax.tree.map(np.asarray, params)
 
-        source = Source(
+        source = BatchSource(
             batches=lambda stage, index: self.batches(seed, index),
             order=lambda stage: "train",
             lengths=lambda stage: sorted({*self.widths}),
@@ -123,7 +123,7 @@ class Trainer:
         for number, batch in enumerate(found, index + 1):
             yield number, mine(batch)
 
-    def logits(self, params: Params, rows: Rows, program: Program) -> np.ndarray:
+    def logits(self, params: Params, rows: TaskExamples, program: Program) -> np.ndarray:
         """Logits of every row, in their order: [N, C], or [N, S, 2] of spans, padded with what cannot be chosen."""
 
         def step(arrays: dict[str, np.ndarray]):
@@ -132,7 +132,7 @@ class Trainer:
         size, pad = self.settings.eval.batch_size, self.start.vocab.pad
         return model.all_logits(step, rows, self.widths, size, pad, self.no_logits(rows))
 
-    def no_logits(self, rows: Rows) -> np.ndarray:
+    def no_logits(self, rows: TaskExamples) -> np.ndarray:
         """Logits that say nothing, for every row: of equal classes, and of no answer."""
         return model.no_logits(self.task.head, len(rows.ids_N), self.settings.data.seq_len)
 

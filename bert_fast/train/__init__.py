@@ -11,11 +11,13 @@
 
     loop.py         pre-training: rows, evaluations and checkpoints around the engine
     settings.py     a run's settings, checked at the door
-    begin.py        what is checked before a run, its rows, its first parameters
+    initial_params.py    the first parameters of a run
+    inputs.py       which rows of the shards a run reads
+    resume.py       what must be the same when a run continues
     evaluate.py     held-out loss
     checkpoint.py   arrays and checksums; description.py what about.json says
-    book.py         position and counts of a run
-    log.py, report.py, stop.py    rows and progress, words for people, signals
+    counters.py         position and counts of a run
+    log.py, report.py, signals.py   rows and progress, words for people, signals
 
 The learning rate of a step: `Engine.learning_rate`, which asks `Stage.learning_rate` in method.py.
 """

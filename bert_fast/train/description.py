@@ -13,12 +13,18 @@ from bert_fast.layers import Config
 from bert_fast.method import Program, Stage
 from bert_fast.plan import Span
 from bert_fast.schedule import Schedule
-from bert_fast.train.book import Book
+from bert_fast.train import settings
+from bert_fast.train.counters import Counters
 from bert_fast.train.settings import Data, Evaluation
 
-FORMAT = (
-    2  # 1 had no number, kept optimizer and method state by position, and asked methods twice whether they are done
-)
+# 1 had no number, kept optimizer and method state by position, and asked methods twice whether they are done.
+# 2 had other names for `counters`, and for fields of programs, spans and models.
+FORMAT = 3
+RENAMED = {
+    "program": {"frozen": "frozen_paths"},
+    "span": {"rows": "queries", "beside": "examples_per_row"},
+    "model": {"hidden": "mlp_dim"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Description:
     stage: Stage
     vocab: Vocab
     earlier_stages: tuple[Stage, ...] = ()
-    book: Book = dataclasses.field(default_factory=Book)
+    counters: Counters = dataclasses.field(default_factory=Counters)
     methods: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     data: Data | None = None
     eval: Evaluation | None = None
@@ -75,7 +81,7 @@ class Description:
     def to_json(self) -> dict:
         """The content of `about.json`; the vocabulary's words stand beside it in vocab.txt."""
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        parts["vocab"], parts["book"] = self.vocab.to_json(), self.book.to_json()
+        parts["vocab"], parts["counters"] = self.vocab.to_json(), self.counters.to_json()
         return json.loads(json.dumps(parts, default=dataclasses.asdict))
 
 
@@ -86,13 +92,14 @@ def read(folder: pathlib.Path) -> Description:
     """
     found = json.loads((folder / "about.json").read_text())
     number = found.get("format", 1)
-    if number not in (1, FORMAT):
+    if number not in range(1, FORMAT + 1):
         raise BadInput(
             f"{folder} has format {number}, written by bert_fast {found.get('version', 'unknown')}; this is "
             f"{__version__}, which reads formats 1 to {FORMAT}: install a newer bert_fast"
         )
     try:
         found = from_format_1(found) if number == 1 else found
+        found = from_format_2(found) if number <= 2 else found
         return Description(
             **{field.name: found[field.name] for field in dataclasses.fields(Description)}
             | {
@@ -100,7 +107,7 @@ def read(folder: pathlib.Path) -> Description:
                 "stage": stage_from_json(found["stage"]),
                 "earlier_stages": tuple(map(stage_from_json, found["earlier_stages"])),
                 "vocab": vocab.from_json(found["vocab"], folder / "vocab.txt"),
-                "book": Book.from_json(found["book"]),
+                "counters": Counters.from_json(found["counters"]),
                 "methods": tuple((name, arguments) for name, arguments in found["methods"]),
                 "data": Data(**found["data"]) if found["data"] else None,
                 "eval": Evaluation(**found["eval"]) if found["eval"] else None,
@@ -116,14 +123,32 @@ def read(folder: pathlib.Path) -> Description:
 
 
 def from_format_1(found: dict) -> dict:
-    """A description of format 1 as one of today.
+    """A description of format 1 as one of format 2.
 
     Format 1 did not say whether a method had ended the stage, nor how long earlier stages took.
     """
     absent = {"init": "", "imported": None, "task": None, "scored": ()}
-    book = found["book"]
-    book = {**book, "over": False, "end_seconds": [0.0] * len(book["ends"])}
-    return {**absent, **found, "book": book, "format": FORMAT}
+    book = {**found["book"], "over": False, "end_seconds": [0.0] * len(found["book"]["ends"])}
+    return {**absent, **found, "book": book}
+
+
+def from_format_2(found: dict) -> dict:
+    """A description of format 2 as one of today: other names for the same."""
+    found = {"counters" if key == "book" else key: value for key, value in found.items()}
+    stages = [stage_of_format_2(stage) for stage in (*found["earlier_stages"], found["stage"])]
+    arguments = settings.current_keys(dict(found["methods"]))
+    found |= {"earlier_stages": stages[:-1], "stage": stages[-1], "methods": list(arguments.items())}
+    return {**found, "format": FORMAT}
+
+
+def stage_of_format_2(tree: dict) -> dict:
+    def current(part: str, fields: dict) -> dict:
+        return {RENAMED[part].get(key, key): value for key, value in fields.items()}
+
+    program = current("program", tree["program"])
+    program["model"] = current("model", program["model"])
+    program["plan"] = [current("span", span) for span in program["plan"]]
+    return {**tree, "program": program}
 
 
 def task_from_json(tree: dict) -> TaskHead:
@@ -137,7 +162,7 @@ def stage_from_json(tree: dict) -> Stage:
     model = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
     program["model"] = Config(**model)
     program["plan"] = tuple(Span(**span) for span in program["plan"])
-    program["frozen"] = tuple(program["frozen"])
+    program["frozen_paths"] = tuple(program["frozen_paths"])
     return Stage(**{**tree, "program": Program(**program), "schedule": Schedule(**tree["schedule"])})
 
 

@@ -19,8 +19,8 @@ from bert_fast.method import Clock, Method, Program, Stage
 from bert_fast.plan import Route
 from bert_fast.train import state as states
 from bert_fast.train import timeline as timelines
-from bert_fast.train.book import Book
 from bert_fast.train.compile import Programs, place
+from bert_fast.train.counters import Counters
 from bert_fast.train.sharding import global_batch
 from bert_fast.train.step import TrainState, join
 
@@ -36,7 +36,7 @@ class NotFinite(ArithmeticError):
         super().__init__(f"loss {loss} and gradient norm {gradient_norm} at step {step}: not finite")
 
 
-class Source(NamedTuple):
+class BatchSource(NamedTuple):
     """Where batches come from.
 
     batches: (stage, index) -> (index of the next one, batch) without end, from an index on: NumPy arrays of this
@@ -54,7 +54,7 @@ class Engine:
     """A training in progress.
 
     timeline: its stages; those that were guesses are settled as they are entered.
-    state, book: what a checkpoint holds.
+    state, counters: what a checkpoint holds.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Engine:
         method: Method,
         optimizer,
         programs: Programs,
-        source: Source,
+        source: BatchSource,
         timeline: Sequence[Stage],
         dense_model,
         seed: int,
@@ -72,7 +72,7 @@ class Engine:
         self.method, self.optimizer, self.programs, self.source = method, optimizer, programs, source
         self.timeline, self.dense_model = list(timeline), dense_model
         self.seed, self.initial, self.mesh = seed, initial, programs.mesh
-        self.book, self.step, self.looked = Book(), 0, 0
+        self.counters, self.step, self.looked = Counters(), 0, 0
         self.loader: Any = None
         self.pending: tuple[Program, Sequence[float], Any] | None = None
 
@@ -80,9 +80,9 @@ class Engine:
         """Begins at step 0 with these parameters."""
         self.state = states.first_state(params, self.method, self.stage, self.optimizer, self.mesh)
 
-    def resume(self, folder: pathlib.Path, settled: Sequence[Stage], book: Book):
+    def resume(self, folder: pathlib.Path, settled: Sequence[Stage], counters: Counters):
         """Goes on from a checkpoint; `settled` are its stages up to the one that it is in."""
-        self.book, self.timeline[: len(settled)] = book, settled
+        self.counters, self.timeline[: len(settled)] = counters, settled
         self.state = states.resumed(folder, self.method, self.optimizer, self.mesh)
         self.step = self.looked = int(self.state.step)
 
@@ -90,14 +90,14 @@ class Engine:
 
     @property
     def stage(self) -> Stage:
-        return self.timeline[self.book.stage]
+        return self.timeline[self.counters.stage]
 
     def is_last_stage(self) -> bool:
-        return self.book.stage + 1 == len(self.timeline)
+        return self.counters.stage + 1 == len(self.timeline)
 
     def stage_is_over(self) -> bool:
         """Whether the stage is at its last step, or a method has ended it."""
-        return self.book.over or self.step - self.book.stage_began >= self.stage.steps
+        return self.counters.over or self.step - self.counters.stage_began >= self.stage.steps
 
     def is_over(self) -> bool:
         return self.is_last_stage() and self.stage_is_over()
@@ -106,11 +106,11 @@ class Engine:
         return join(self.state.params, self.state.frozen)
 
     def clock(self, step: int) -> Clock:
-        return timelines.clock_of(self.timeline, self.book.stage, step, self.book.training_began)
+        return timelines.clock_of(self.timeline, self.counters.stage, step, self.counters.training_began)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step of this stage."""
-        return self.stage.learning_rate(self.clock(step), step - self.book.stage_began)
+        return self.stage.learning_rate(self.clock(step), step - self.counters.stage_began)
 
     def advance(self) -> bool:
         """Takes one step, entering the next stage first where one is over. False at the end of the last stage."""
@@ -124,9 +124,9 @@ class Engine:
 
     def train_step(self):
         """Dispatches one step, then waits for the one before and counts it."""
-        book, order = self.book, self.source.order(self.stage)
+        counters, order = self.counters, self.source.order(self.stage)
         if self.loader is None:
-            self.loader = self.source.batches(self.stage, book.data.setdefault(order, 0))
+            self.loader = self.source.batches(self.stage, counters.data.setdefault(order, 0))
         next_index, arrays = next(self.loader)
         batch = global_batch(arrays, self.mesh)
         if self.step >= self.looked:
@@ -135,14 +135,14 @@ class Engine:
         arguments = (self.state, batch, route, self.learning_rate(self.step), self.seed)
         if not self.programs.has(program, self.state, route):
             self.settle()
-            book.lap("seconds")
+            counters.lap("seconds")
             self.programs.add(program, *arguments)
-            book.lap("compile_seconds")
+            counters.lap("compile_seconds")
         self.state, metrics = self.programs(program, *arguments)
         self.settle()
         self.pending = (program, on_L, metrics)
         self.step += 1
-        book.data[order] = next_index
+        counters.data[order] = next_index
 
     def drawn(self, step: int, seq_len: int) -> tuple[Program, Route, list[float]]:
         """The program of a step of this stage for rows of `seq_len`, its route, and the share of the micro-batches
@@ -158,7 +158,7 @@ class Engine:
         """
         here = batch["ids"].shape[1]
         others = [length for length in self.source.lengths(self.stage) if length != here]
-        end = min(self.step + LOOK_AHEAD, self.book.stage_began + self.stage.steps)
+        end = min(self.step + LOOK_AHEAD, self.counters.stage_began + self.stage.steps)
         for seq_len in (here, *others):
             like = {name: as_long(x, seq_len) if name in ROWS else x for name, x in batch.items()}
             for step in range(self.step, end):
@@ -174,7 +174,7 @@ class Engine:
         sums = {key: float(value) for key, value in jax.device_get(metrics).items()}
         if not math.isfinite(sums["loss"] + sums["gradient_norm"]):
             raise NotFinite(self.step, sums["loss"], sums["gradient_norm"])
-        self.book.add(
+        self.counters.add(
             {**sums, "layers_run": sum(on_L)},
             examples=int(sums.get("examples", program.batch_size)),
             tokens_real=int(sums["tokens_real"]),
@@ -185,26 +185,26 @@ class Engine:
 
     def observe(self):
         """Lets the methods look at the parameters where they have asked to, and end the stage."""
-        done, every = self.step - self.book.stage_began, self.stage.ask_every
+        done, every = self.step - self.counters.stage_began, self.stage.ask_every
         if every and done % every == 0:
             seen, over = self.method.observe(self.whole_params(), self.state.method, self.stage, self.step)
             self.state = self.state._replace(method=place(jax.tree.map(np.asarray, seen), self.mesh))
-            self.book.over = over
+            self.counters.over = over
 
     def enter_next_stage(self):
         """The methods' surgery on the state, and the next stage as they settled it."""
-        old, new = self.stage, self.timeline[self.book.stage + 1]
+        old, new = self.stage, self.timeline[self.counters.stage + 1]
         self.settle()
-        self.book.lap("seconds")
+        self.counters.lap("seconds")
         self.state, new = states.next_state(
             self.state, self.method, old, new, self.initial, self.optimizer, self.seed, self.mesh
         )
-        self.timeline[self.book.stage + 1] = new
-        self.book.end_stage(self.step, new.data == "restart")
+        self.timeline[self.counters.stage + 1] = new
+        self.counters.end_stage(self.step, new.data == "restart")
         self.close()
         self.programs.cancel()
         self.looked = self.step
-        self.book.lap("compile_seconds")
+        self.counters.lap("compile_seconds")
 
     def close(self):
         """Ends the reading of batches."""

@@ -12,6 +12,7 @@ from bert_fast.bert import Params
 from bert_fast.data import batches, masking, shards
 from bert_fast.method import Program
 from bert_fast.plan import at_length, whole
+from bert_fast.train.inputs import example_settings
 from bert_fast.train.objective import means
 from bert_fast.train.settings import Data, Evaluation
 from bert_fast.train.sharding import global_batch
@@ -27,20 +28,15 @@ def fingerprint(manifest: dict, data: Data, settings: Evaluation) -> str:
 
 def eval_batches(data: Data, settings: Evaluation) -> list[batches.Batch]:
     """This process's part of every evaluation batch. Raises BadInput."""
-    rows = batches.evaluation_rows(
+    rows = batches.evaluation_examples(
         shards.Split(data.dir, "valid"),
         masking.read_vocab(data.dir),
-        row_settings(data, settings.seq_len),
+        example_settings(data, settings.seq_len),
         settings.seed,
         settings.examples,
     )
     index, count = jax.process_index(), jax.process_count()
     return list(batches.evaluation_batches(rows, settings.batch_size, process_index=index, process_count=count))
-
-
-def row_settings(data: Data, seq_len: int) -> batches.Settings:
-    """What rows of this length are."""
-    return batches.Settings(seq_len, data.objective, data.masked_share, data.whole_word, data.short_seq_prob)
 
 
 class Evaluator:

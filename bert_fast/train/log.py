@@ -12,7 +12,7 @@ from bert_fast import BadInput
 from bert_fast.data.files import atomic_write
 
 
-class Rows:
+class MetricWriter:
     """`metrics.jsonl`: one JSON object a line, written at once. TensorBoard shows the same numbers."""
 
     def __init__(self, workdir: pathlib.Path, after_step: int):

@@ -13,28 +13,28 @@ from bert_fast.data import batches, masking, shards
 from bert_fast.data.files import atomic_json, hold
 from bert_fast.method import Stage
 from bert_fast.plan import drops_tokens
-from bert_fast.train import begin, checkpoint, optim, report, timeline
-from bert_fast.train.book import COUNTS
+from bert_fast.train import checkpoint, initial_params, inputs, optim, report, resume, sharding, timeline
 from bert_fast.train.compile import Programs
+from bert_fast.train.counters import COUNTS
 from bert_fast.train.description import Description, stage_to_json
-from bert_fast.train.engine import Engine, NotFinite, Source
+from bert_fast.train.engine import BatchSource, Engine, NotFinite
 from bert_fast.train.evaluate import Evaluator, eval_batches, fingerprint
-from bert_fast.train.log import Progress, Rows, read_rows
+from bert_fast.train.log import MetricWriter, Progress, read_rows
 from bert_fast.train.objective import PRETRAINING, make_eval_step, row_of
-from bert_fast.train.settings import Settings
+from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.sharding import make_mesh
+from bert_fast.train.signals import StopSignal
 from bert_fast.train.step import make_step
-from bert_fast.train.stop import Stop
 
 
-def pretrain(settings: Settings, config: dict, workdir: pathlib.Path) -> dict:
+def pretrain(settings: PretrainSettings, config: dict, workdir: pathlib.Path) -> dict:
     """Runs, or continues, a run in `workdir`; returns its summary.
 
     `config` is what `settings` were made from: it is kept in the folder, and must be the same when a
     run continues. Raises BadInput before any training where something is wrong, and where the loss
     or the weights are no longer finite; Interrupted once the step at which a signal came is saved.
     """
-    with contextlib.closing(Run(settings, config, workdir)) as run, Stop() as stop:
+    with contextlib.closing(PretrainRun(settings, config, workdir)) as run, StopSignal() as stop:
         while run.advance():
             over, final = run.engine.stage_is_over(), run.engine.is_over()
             signum = stop.signum(run.step)
@@ -49,27 +49,27 @@ def pretrain(settings: Settings, config: dict, workdir: pathlib.Path) -> dict:
         return run.finish()
 
 
-class Run:
+class PretrainRun:
     """A pre-training in progress: what the loop's verbs act on."""
 
-    def __init__(self, settings: Settings, config: dict, workdir: pathlib.Path):
+    def __init__(self, settings: PretrainSettings, config: dict, workdir: pathlib.Path):
         """Checks all that can be wrong, then resumes, else warm-starts, else makes fresh parameters."""
         self.settings, self.workdir, self.root = settings, workdir, workdir / "checkpoints"
         self.manifest = shards.verify(settings.data.dir)
         self.method = methods.make(settings.methods)
         optimizer = optim.make(settings.optimizer)
         stages = timeline.stages(settings, self.method)
-        self.rows_of = {begin.order_of(stage): begin.train_rows(settings, stage) for stage in stages}
+        self.rows_of = {inputs.order_of(stage): inputs.training_examples(settings, stage) for stage in stages}
         self.fingerprint = fingerprint(self.manifest, settings.data, settings.eval)
         held_out = eval_batches(settings.data, settings.eval)
         self.mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
-        begin.check_devices(settings.batch_size, settings.micro_batches, settings.eval.batch_size, stages, self.mesh)
+        sharding.check_divides(settings.batch_size, settings.micro_batches, settings.eval.batch_size, stages, self.mesh)
         if checkpoint.steps(self.root):  # before, there is nothing that another config could not continue
-            begin.refuse_other(workdir, config)
+            resume.refuse_other(workdir, config)
         self.peak = self.peak_of_all()
 
         self.programs = Programs(make_step(self.method, optimizer, PRETRAINING), self.mesh)
-        source = Source(self.batches, begin.order_of, lambda stage: [stage.program.seq_len])
+        source = BatchSource(self.batches, inputs.order_of, lambda stage: [stage.program.seq_len])
         self.engine = Engine(
             self.method, optimizer, self.programs, source, stages, settings.model, settings.seed, self.initial
         )
@@ -91,18 +91,18 @@ class Run:
         folder = checkpoint.newest(self.root, report.say)
         if folder is not None:
             about = checkpoint.about(folder)
-            begin.check_shards(settings, about, self.fingerprint)
+            resume.check_shards(settings, about, self.fingerprint)
             self.vocab = about.vocab
-            self.engine.resume(folder, [*about.earlier_stages, about.stage], about.book)
+            self.engine.resume(folder, [*about.earlier_stages, about.stage], about.counters)
             if self.method.needs_initial and not self.engine.is_last_stage():
                 checkpoint.find(self.root / "0")  # a later stage begins from it: damage is reported now
         else:
             self.vocab = masking.read_vocab(settings.data.dir)
             model = stages[0].program.model
             if settings.init:
-                params = begin.warm_params(settings, model, self.manifest, self.mesh)
+                params = initial_params.warm(settings, model, self.manifest, self.mesh)
             else:
-                params = begin.fresh_params(model, settings.seed, self.mesh)
+                params = initial_params.fresh(model, settings.seed, self.mesh)
             self.engine.begin(params)
         self.pieces = self.vocab.content.decode().split("\n")
         self.evaluator = Evaluator(make_eval_step(self.method), held_out, self.mesh)
@@ -111,14 +111,14 @@ class Run:
         if self.is_main:
             atomic_json(workdir / "config.json", config)
             report.plan(settings, self.method, self.engine, self.manifest, workdir)
-        book, self.first = self.engine.book, self.step
-        total = book.stage_began + sum(stage.steps for stage in self.engine.timeline[book.stage :])
-        self.rows = Rows(workdir, self.step) if self.is_main else None
+        counters, self.first = self.engine.counters, self.step
+        total = counters.stage_began + sum(stage.steps for stage in self.engine.timeline[counters.stage :])
+        self.rows = MetricWriter(workdir, self.step) if self.is_main else None
         self.progress = Progress(total, self.step, self.is_main)
         self.write_stages()
         if self.step == 0 and self.method.needs_initial and folder is None:
             self.save()
-        book.start_clock()
+        counters.start_clock()
 
     @property
     def step(self) -> int:
@@ -147,7 +147,7 @@ class Run:
     def batches(self, stage: Stage, index: int):
         """The rows of a stage's order from example `index` on, this process's part of each batch."""
         return batches.batches(
-            self.rows_of[begin.order_of(stage)],
+            self.rows_of[inputs.order_of(stage)],
             stage.program.batch_size,
             start=index,
             process_index=jax.process_index(),
@@ -157,10 +157,10 @@ class Run:
 
     def advance(self) -> bool:
         """Takes one step; False where the run is at its end. Raises BadInput where the loss is not finite."""
-        before = self.engine.book.stage
+        before = self.engine.counters.stage
         with self.finite():
             going = self.engine.advance()
-        if self.engine.book.stage > before:
+        if self.engine.counters.stage > before:
             self.write_stages()
         if self.step == self.first + 2:  # the second step waited for the first
             self.progress.say(report.first_step())
@@ -181,30 +181,30 @@ class Run:
         """Waits for the step in flight, and counts the time since the last lap."""
         with self.finite():
             self.engine.settle()
-        self.engine.book.lap(name)
+        self.engine.counters.lap(name)
 
     def write_train_row(self):
         """Means since the last row."""
         self.settle()
-        engine, book, last = self.engine, self.engine.book, self.step - 1
+        engine, counters, last = self.engine, self.engine.counters, self.step - 1
         report_of = self.method.report(engine.state.method, self.stage, engine.clock(last), self.pieces)
         before = self.last.get("train", dict.fromkeys((*COUNTS, "seconds"), 0))
-        counted = {key: count - before[key] for key, count in book.counts.items()}
-        used = utilisation(counted, book.times["seconds"] - before["seconds"], self.peak)
+        counted = {key: count - before[key] for key, count in counters.counts.items()}
+        used = utilisation(counted, counters.times["seconds"] - before["seconds"], self.peak)
         rate = engine.learning_rate(last)
-        self.write("train", row_of(book.take_sums()), learning_rate=rate, **used, **report_of)
+        self.write("train", row_of(counters.take_sums()), learning_rate=rate, **used, **report_of)
 
     def evaluate(self):
         """Held-out losses. Raises BadInput where the weights are not finite."""
         self.settle()
-        state, book = self.engine.state, self.engine.book
+        state, counters = self.engine.state, self.engine.counters
         self.check_weights()
         arguments = (state.params, state.frozen, state.method, self.stage.program)
         means = self.evaluator.full(*arguments)
         if drops_tokens(self.stage.program.plan):
             restricted = self.evaluator(*arguments)
             means |= {f"{key}_dropping": restricted[key] for key in ("mlm_loss", "mlm_accuracy")}
-        book.lap("eval_seconds")
+        counters.lap("eval_seconds")
         self.write("valid", means)
         self.progress.say(
             f"step {self.step}: held-out MLM loss {means['mlm_loss']:.4f} nats, accuracy {means['mlm_accuracy']:.3f}"
@@ -218,10 +218,10 @@ class Run:
             raise BadInput(report.advice(error, self.root)) from None
 
     def write(self, split: str, means: dict, **more):
-        book = self.engine.book
-        times = {key: round(value, 3) for key, value in book.times.items()}
+        counters = self.engine.counters
+        times = {key: round(value, 3) for key, value in counters.times.items()}
         where = {"step": self.step, "stage": self.stage.name, "split": split}
-        self.last[split] = {**where, **means, **book.counts, **times, **more, "fingerprint": self.fingerprint}
+        self.last[split] = {**where, **means, **counters.counts, **times, **more, "fingerprint": self.fingerprint}
         if self.rows is not None:
             self.rows.write(self.last[split])
 
@@ -233,8 +233,8 @@ class Run:
             step=self.step,
             stage=engine.stage,
             vocab=self.vocab,
-            earlier_stages=tuple(engine.timeline[: engine.book.stage]),
-            book=engine.book,
+            earlier_stages=tuple(engine.timeline[: engine.counters.stage]),
+            counters=engine.counters,
             methods=settings.methods,
             data=settings.data,
             eval=settings.eval,
@@ -244,7 +244,7 @@ class Run:
         older = [step for step in checkpoint.steps(self.root) if step < self.step]
         keep = older[::-1][: settings.checkpoint.keep - 1]
         checkpoint.save(self.root, engine.state, about, {*keep, *([0] if self.method.needs_initial else [])})
-        engine.book.lap("save_seconds")
+        engine.counters.lap("save_seconds")
 
     def initial(self):
         """The parameters of step 0."""
@@ -267,7 +267,7 @@ class Run:
     def finish(self) -> dict:
         """Writes `summary.json`."""
         self.close()
-        summary = report.summary(self.settings, self.last, self.engine.book, self.step, self.mesh, self.peak)
+        summary = report.summary(self.settings, self.last, self.engine.counters, self.step, self.mesh, self.peak)
         if self.is_main:
             report.farewell(summary, self.workdir)
             atomic_json(self.workdir / "summary.json", summary)

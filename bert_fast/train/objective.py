@@ -71,7 +71,7 @@ def means(sums: dict[str, float]) -> dict[str, float]:
 
 
 def row_of(since: dict[str, float]) -> dict[str, float]:
-    """Means of a row of the log from what a book has summed: the loss and the layers that ran over steps, each part
+    """Means of a row of the log from what a counters has summed: the loss and the layers that ran over steps, each part
     of the loss over its predictions (nats), and the methods' penalty where there is one.
     """
     of_steps = ["loss", "layers_run", *(["penalty"] if since["penalty"] else [])]

@@ -15,10 +15,10 @@ from bert_fast.cost.flops import dense_equivalent
 from bert_fast.cost.utilisation import utilisation
 from bert_fast.method import Method
 from bert_fast.train import checkpoint, timeline
-from bert_fast.train.book import Book
+from bert_fast.train.counters import Counters
 from bert_fast.train.engine import Engine
 from bert_fast.train.log import clock
-from bert_fast.train.settings import Settings
+from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.step import join
 
 
@@ -37,7 +37,7 @@ def devices(mesh: Mesh) -> str:
     return f"{mesh.size} x {kind} (" + " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()) + ")"
 
 
-def plan(settings: Settings, method: Method, engine: Engine, manifest: dict, workdir):
+def plan(settings: PretrainSettings, method: Method, engine: Engine, manifest: dict, workdir):
     """Says what will be run, on what, and its FLOPs. Widths that only the run will tell are guessed, as in `plan`."""
     state, stages = engine.state, engine.timeline
     model = settings.model
@@ -77,19 +77,21 @@ def advice(error: Exception, root: pathlib.Path) -> str:
     return advice
 
 
-def summary(settings: Settings, last: dict, book: Book, step: int, mesh: Mesh, peak: float | None) -> dict:
+def summary(
+    settings: PretrainSettings, last: dict, counters: Counters, step: int, mesh: Mesh, peak: float | None
+) -> dict:
     """The end of a run in numbers; `peak` in FLOP/s of all devices."""
-    seconds = max(book.times["seconds"], 1e-9)
+    seconds = max(counters.times["seconds"], 1e-9)
     result = {
         "steps": step,
         "train": last.get("train", {}),
         "valid": last.get("valid", {}),
-        **book.counts,
-        **{key: round(value, 3) for key, value in book.times.items()},
-        "tokens_real_per_second": book.counts["tokens_real"] / seconds,
-        "flops_per_second": book.counts["flops"] / seconds,
+        **counters.counts,
+        **{key: round(value, 3) for key, value in counters.times.items()},
+        "tokens_real_per_second": counters.counts["tokens_real"] / seconds,
+        "flops_per_second": counters.counts["flops"] / seconds,
         "peak_flops_per_second": peak,
-        **utilisation(book.counts, seconds, peak),
+        **utilisation(counters.counts, seconds, peak),
         "devices": devices(mesh),
         "versions": {"bert_fast": __version__, "jax": jax.__version__, "python": platform.python_version()},
         "model": dataclasses.asdict(settings.model),

@@ -5,11 +5,13 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from bert_fast import BadInput
+from bert_fast import BadInput, methods
 from bert_fast.layers import ACTIVATIONS, Config
 from bert_fast.schedule import DECAYS, Schedule
 from bert_fast.train import optim
 from bert_fast.train.optim import Optimizer
+
+RENAMED = {"model.hidden": "model.mlp_dim"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PretrainSettings:
     """One run. `phases`: (sequence length, share of the steps), in order. `methods`: (name, its arguments)."""
 
     seed: int
@@ -72,6 +74,21 @@ class Settings:
     mesh: Mesh
     log_every: int
     measure_peak: bool
+
+
+def renamed() -> dict[str, str]:
+    """Config keys that had another name in earlier versions: the old key, and the one of today."""
+    return RENAMED | methods.renamed()
+
+
+def current_keys(config: Mapping[str, Any]) -> dict:
+    """The config, with keys of earlier versions under their names of today."""
+    config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    for old, new in renamed().items():
+        part, key = old.split(".")
+        if key in config.get(part, {}):
+            config[part][new.split(".")[1]] = config[part].pop(key)
+    return config
 
 
 def at_least(least: Mapping[str, tuple[float, float]]):
@@ -103,7 +120,7 @@ def phases(text: str) -> tuple[tuple[int, float], ...]:
     return found
 
 
-def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> Settings:
+def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> PretrainSettings:
     """The settings of a config (see configs/common.py) for a vocabulary (that of a shards folder's manifest).
 
     Raises BadInput where a value is impossible.
@@ -120,7 +137,7 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> S
     choice("learning_rate.decay", schedule.decay, DECAYS)
     choice("learning_rate.decay_from", schedule.decay_from, ("start", "warmup"))
     optim.make(optimizer := Optimizer(**config["optimizer"]))
-    settings = Settings(
+    settings = PretrainSettings(
         seed=config["seed"],
         steps=config["steps"],
         batch_size=config["batch_size"],
@@ -142,7 +159,7 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> S
     return settings
 
 
-def _check(settings: Settings):
+def _check(settings: PretrainSettings):
     """Raises BadInput where numbers do not go together."""
     model = settings.model
     least = {
@@ -151,7 +168,7 @@ def _check(settings: Settings):
         "model.width": (model.width, 1),
         "model.head_size": (model.head_size, 1),
         "model.heads": (min(model.heads_L, default=1), 1),
-        "model.hidden": (min(model.hidden_L, default=1), 1),
+        "model.mlp_dim": (min(model.mlp_dim_L, default=1), 1),
         "model.type_count": (model.type_count, 2 if settings.data.objective == "mlm+nsp" else 1),
         "learning_rate.warmup_steps": (settings.schedule.warmup_steps, 0),
         "learning_rate.interval": (settings.schedule.interval, 1),

@@ -1,13 +1,16 @@
 """Where arrays live: one mesh with axes data, fsdp and tensor, and one table from parameter path to spec."""
 
+import functools
 import re
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bert_fast import BadInput
+from bert_fast import BadInput, bert
+from bert_fast.method import Stage
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))  # examples are spread over both axes
@@ -107,3 +110,27 @@ def global_batch(batch, mesh: Mesh):
         return jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH), x, whole)
 
     return jax.tree.map(array, batch)
+
+
+def check_divides(batch_size: int, micro_batches: int, eval_size: int, expected: Sequence[Stage], mesh: Mesh):
+    """Raises BadInput where a micro-batch, an evaluation batch or a stage's parameter does not divide over the devices
+    that share it, or where the tensor axis reaches over processes: each of them reads only its own examples.
+    """
+    if tensor_crosses(mesh):
+        raise BadInput(
+            f"--config.mesh.tensor={mesh.shape['tensor']} reaches over several of {jax.process_count()} processes: "
+            "make it a divisor of the number of devices that each of them has"
+        )
+    sharing = mesh.shape["data"] * mesh.shape["fsdp"]
+    micro = batch_size // micro_batches
+    for name, size in (("batch_size / micro_batches", micro), ("eval.batch_size", eval_size)):
+        if size % sharing:
+            raise BadInput(
+                f"--config.{name} is {size}, which does not divide over the {sharing} devices of the mesh's data and "
+                f"fsdp axes: make it a multiple of {sharing}"
+            )
+    for stage in expected:
+        try:
+            shard(jax.eval_shape(functools.partial(bert.init, stage.program.model), jax.random.key(0)), mesh)
+        except BadInput as error:
+            raise BadInput(f"stage {stage.name}: {error}") from None

@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
 
 def partition(params: Params, program: Program) -> tuple[Params, Params]:
     """A whole tree as (what learns, what does not) in this program: the lowest layers, and leaves whose path
-    matches `program.frozen`.
+    matches `program.frozen_paths`.
     """
     lowest = frozen_depth(program.plan)
     learns, frozen = {}, {}
@@ -51,7 +51,7 @@ def partition(params: Params, program: Program) -> tuple[Params, Params]:
                 put(frozen, names, leaf[:lowest])
             put(learns, names, leaf[lowest:])
         else:
-            matches = any(re.search(pattern, path_of(path)) for pattern in program.frozen)
+            matches = any(re.search(pattern, path_of(path)) for pattern in program.frozen_paths)
             put(frozen if matches else learns, names, leaf)
     return learns, frozen
 

@@ -11,12 +11,12 @@ from bert_fast.cost.flops import step_flops
 from bert_fast.data import masking
 from bert_fast.method import Clock, Method, Program, Stage
 from bert_fast.plan import Route, frozen_depth, pack, whole
-from bert_fast.train.settings import Settings
+from bert_fast.train.settings import PretrainSettings
 
 TIMES = 200  # of a stage at which its methods are asked what they draw, to say what it will cost
 
 
-def stages(settings: Settings, method: Method) -> tuple[Stage, ...]:
+def stages(settings: PretrainSettings, method: Method) -> tuple[Stage, ...]:
     """The timeline of a pre-training: one stage a phase, then what the methods make of it.
 
     Raises BadInput where the methods leave a stage without steps.

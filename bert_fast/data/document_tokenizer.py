@@ -1,0 +1,137 @@
+"""Text to records: sentences, token ids, and the split a document belongs to. The part of prepare that workers do.
+
+Axes: T tokens of one document, N its sentences.
+"""
+
+import hashlib
+import itertools
+import os
+import re
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from bert_fast.data import shards
+from bert_fast.data import vocab as vocabulary
+
+MAX_TOKENS = 65_536  # of one record
+# A sentence ends at a full stop, closing quotes and a space, where no lower-case letter follows;
+# scripts that write no space after theirs end at the stop itself.
+_END = re.compile(
+    r"[.!?…؟।](?<!\b[A-Z]\.)(?<!\b(?:Mr|Ms|Dr|St|vs|pp|cf|Jr)\.)(?<!\b(?:Mrs|Col|Gen|Rev|Vol|Fig|e\.g|i\.e)\.)"
+    r"[\"'”’)\]»]*\s+(?=[\"'“‘(\[«]*[^\W_a-z])|[。！？][”’」』）]*"
+)
+# Words of printable ASCII, as BERT's pre-tokeniser splits them: at spaces, each punctuation mark alone
+_ASCII_WORD = re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9 ]")
+_CACHED_WORDS = 200_000  # about 40 MB
+
+
+class Encoded(NamedTuple):
+    """One document: its place in [0, 2^64) by a hash of its text, its records and what was counted."""
+
+    hash: int
+    records: list[bytes]
+    lengths: list[int]  # tokens of each record
+    sentences: int
+    unknown: int  # tokens that are [UNK]
+    raw_bytes: int
+
+
+class _Words(dict):
+    """Token ids of each word; the first ones met are kept, and those are the frequent ones."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self._tokenizer.encode(word, add_special_tokens=False).ids
+        if len(self) < _CACHED_WORDS:
+            self[word] = ids
+        return ids
+
+
+class DocumentTokenizer:
+    """Text to records with one vocabulary, in one thread.
+
+    `tokenizers` looks every word up anew, with its place in the text. Most sentences are printable
+    ASCII, where BERT's normalisation is `lower` and its splitting a regular expression: for these
+    a table of the words met so far gives the same ids several times faster.
+    """
+
+    def __init__(self, vocab: vocabulary.Vocab):
+        self.unk = vocab.unk
+        self.dtype = shards.token_dtype(vocab.size)
+        self.tokenizer = vocab.tokenizer
+        self.tokenizer.encode_special_tokens = True  # "[MASK]" in a corpus is a word, not the mask
+        self.cased = vocab.cased
+        self._words = _Words(self.tokenizer)
+
+    def __call__(self, texts: list[str]) -> list[Encoded]:
+        """The records of each document; none where no token is left of it."""
+        sentences = [sentences_of(text) for text in texts]
+        rest = [sentence for own in sentences for sentence in own if not _is_plain(sentence)]
+        others = iter(self.tokenizer.encode_batch_fast(rest, add_special_tokens=False))
+        return [
+            self._document(text, [self._plain(one) if _is_plain(one) else next(others).ids for one in own])
+            for text, own in zip(texts, sentences, strict=True)
+        ]
+
+    def _plain(self, sentence: str) -> list[int]:
+        """Token ids of printable ASCII."""
+        words = _ASCII_WORD.findall(sentence if self.cased else sentence.lower())
+        return list(itertools.chain.from_iterable(map(self._words.__getitem__, words)))
+
+    def _document(self, text: str, ids: list[list[int]]) -> Encoded:
+        pieces = [sentence for sentence in ids if sentence]
+        if sum(map(len, pieces)) > MAX_TOKENS:  # rare: only then look for sentences too long for any record
+            pieces = [piece[i : i + MAX_TOKENS] for piece in pieces for i in range(0, len(piece), MAX_TOKENS)]
+        documents = []
+        while pieces:
+            ends_N = np.cumsum([len(piece) for piece in pieces])
+            fit = int(np.searchsorted(ends_N, MAX_TOKENS, "right"))
+            tokens_T = np.fromiter(itertools.chain.from_iterable(pieces[:fit]), self.dtype)
+            documents.append(shards.Document(tokens_T, np.concatenate([[0], ends_N[: fit - 1]])))
+            pieces = pieces[fit:]
+        raw = text.encode()
+        return Encoded(
+            hash=int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest()),
+            records=[shards.encode(document, self.dtype) for document in documents],
+            lengths=[len(document.tokens_T) for document in documents],
+            sentences=sum(len(document.starts_N) for document in documents),
+            unknown=sum(int((document.tokens_T == self.unk).sum()) for document in documents),
+            raw_bytes=len(raw),
+        )
+
+
+def _is_plain(sentence: str) -> bool:
+    return sentence.isascii() and sentence.isprintable()
+
+
+def sentences_of(text: str) -> list[str]:
+    """Its lines, each split again at sentence ends."""
+    found = []
+    for line in text.split("\n"):
+        start = 0
+        for end in _END.finditer(line):
+            found.append(line[start : end.end()].rstrip())
+            start = end.end()
+        if start < len(line):
+            found.append(line[start:])
+    return found
+
+
+_encoder: DocumentTokenizer
+
+
+def start_worker(vocab_path: str, cased: bool, strip_accents: bool | None) -> None:
+    """Readies a worker process, which encodes in one thread."""
+    global _encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _encoder = DocumentTokenizer(vocabulary.load(vocab_path, cased, strip_accents))
+
+
+def encode(texts: list[str]) -> list[Encoded]:
+    """The records of each document, in a worker."""
+    return _encoder(texts)

@@ -1,0 +1,241 @@
+"""What stands in a row before masking: one class an objective, each a function of the row's number.
+
+    FullSentences   windows of the stream, across documents        "mlm"
+    PackedPieces    whole pieces of documents, several in a row    "mlm_packed"
+    SegmentPairs    two segments, the second next or random        "mlm+nsp"
+
+None keeps anything that a row before it has drawn: row i is made from i and its own generator.
+
+Axes: S positions of a row, D documents, T tokens.
+"""
+
+import difflib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from bert_fast import BadInput
+from bert_fast.data import packing
+from bert_fast.data.masking import prediction_slots
+from bert_fast.data.shards import Document, Split
+from bert_fast.data.vocab import Vocab
+
+
+@dataclass(frozen=True)
+class ExampleSettings:
+    """What a row is. BERT: `masked_share` 0.15, `whole_word` False, `short_seq_prob` 0.1 ("mlm+nsp" only)."""
+
+    seq_len: int
+    objective: str
+    masked_share: float
+    whole_word: bool
+    short_seq_prob: float
+    slots: int | None = None  # None: prediction_slots(seq_len, masked_share)
+
+    def __post_init__(self):
+        if self.objective not in OBJECTIVES:
+            near = difflib.get_close_matches(self.objective, OBJECTIVES, cutoff=0.3)
+            raise BadInput(f"unknown objective {self.objective!r}: did you mean {' or '.join(near or OBJECTIVES)}?")
+        if self.seq_len < (least := OBJECTIVES[self.objective].least_seq_len):
+            raise BadInput(f"seq_len is {self.seq_len}: objective {self.objective!r} needs at least {least}")
+        if not 0 < self.masked_share <= 1:
+            raise BadInput(f"masked_share is {self.masked_share}: expected a share above 0, at most 1 (BERT: 0.15)")
+        if not 0 <= self.short_seq_prob <= 1:
+            raise BadInput(f"short_seq_prob is {self.short_seq_prob}: expected a probability (BERT: 0.1)")
+        if self.slots is not None and not 0 < self.slots <= self.seq_len:
+            raise BadInput(f"slots is {self.slots}: expected 1 to seq_len ({self.seq_len})")
+
+    @property
+    def prediction_slots(self) -> int:
+        return self.slots or prediction_slots(self.seq_len, self.masked_share)
+
+
+class Content(NamedTuple):
+    """One row. `segments_S` is 0 at padding, else the number of the block within which attention is allowed."""
+
+    ids_S: np.ndarray
+    types_S: np.ndarray
+    positions_S: np.ndarray
+    segments_S: np.ndarray
+    next: int | None = None  # 0: the second segment follows the first, 1: it is random (as in BERT)
+
+
+def fill(blocks: list[np.ndarray], seq_len: int, vocab: Vocab) -> Content:
+    """A row of blocks, each as [CLS] block [SEP] with positions from 0; type 0 throughout. The rest is padding."""
+    ids_S = np.full(seq_len, vocab.pad, np.int32)
+    types_S, positions_S, segments_S = np.zeros((3, seq_len), np.int32)
+    start = 0
+    for number, block_T in enumerate(blocks, start=1):
+        stop = start + len(block_T) + 2
+        ids_S[start] = vocab.cls
+        ids_S[start + 1 : stop - 1] = block_T
+        ids_S[stop - 1] = vocab.sep
+        positions_S[start:stop] = np.arange(stop - start)
+        segments_S[start:stop] = number
+        start = stop
+    return Content(ids_S, types_S, positions_S, segments_S)
+
+
+def read(split: Split, document: int, vocab: Vocab) -> Document:
+    """Document number `document`. Raises BadInput where it has an id that the vocabulary has not."""
+    found = split[document]
+    # Unsigned, so that one comparison finds ids below zero too.
+    if len(found.tokens_T) and (largest := int(found.tokens_T.view(np.uint32).max())) >= vocab.size:
+        raise BadInput(
+            f"document {document} of split {split.name!r} in {split.folder} has token id {largest}, the vocabulary "
+            f"has {vocab.size} words: the shards belong to another vocabulary or are damaged; prepare again"
+        )
+    return found
+
+
+class FullSentences:
+    """Row i is the stream's tokens [i(S-2), (i+1)(S-2)) between [CLS] and [SEP]; the epoch's last is padded.
+
+    Windows cross documents as RoBERTa's FULL-SENTENCES do (arXiv 1907.11692, section 4.2), but without
+    their extra separator between documents: so each token of the stream has one place, found from i alone.
+    """
+
+    least_seq_len = 3  # one token between [CLS] and [SEP]
+
+    def __init__(self, split: Split, vocab: Vocab, settings: ExampleSettings):
+        self.split, self.vocab, self.seq_len = split, vocab, settings.seq_len
+        self.tokens = int(split.ends_D[-1])
+
+    def __len__(self) -> int:
+        return -(-self.tokens // (self.seq_len - 2))
+
+    def __call__(self, i: int, rng: np.random.Generator) -> Content:
+        start = i * (self.seq_len - 2)
+        stop = min(start + self.seq_len - 2, self.tokens)
+        ends_D = self.split.ends_D
+        document = int(np.searchsorted(ends_D, start, side="right"))
+        parts = []
+        while start < stop:
+            end = int(ends_D[document])
+            if end > start:
+                begin = end - int(self.split.lengths_D[document])
+                parts.append(read(self.split, document, self.vocab).tokens_T[start - begin : stop - begin])
+                start = end
+            document += 1
+        return fill([np.concatenate(parts)], self.seq_len, self.vocab)
+
+
+class PackedPieces:
+    """Row i is a handful of whole pieces, packed so that hardly a position is padding (packing.py).
+
+    A piece is a document, or S-2 tokens of one that is longer, the last of them shorter. The packing is
+    the same in every epoch: pieces in a row do not see each other, so nothing is learned from their company.
+    """
+
+    least_seq_len = 3  # one token between [CLS] and [SEP]
+
+    def __init__(self, split: Split, vocab: Vocab, settings: ExampleSettings):
+        self.split, self.vocab, self.seq_len = split, vocab, settings.seq_len
+        size = self.seq_len - 2
+        lengths_D = np.asarray(split.lengths_D, np.int64)
+        pieces_D = -(-lengths_D // size)
+        self.first_piece_D = np.cumsum(pieces_D) - pieces_D
+        lengths_N = np.full(int(pieces_D.sum()), size, np.int32)
+        some_D = pieces_D > 0  # an empty document has no last piece
+        last_N = (self.first_piece_D + pieces_D - 1)[some_D]
+        lengths_N[last_N] = (lengths_D - (pieces_D - 1) * size)[some_D]
+        self.order_N, self.starts_R = packing.pack(lengths_N + 2, self.seq_len)
+
+    def __len__(self) -> int:
+        return len(self.starts_R) - 1
+
+    def __call__(self, i: int, rng: np.random.Generator) -> Content:
+        size, blocks = self.seq_len - 2, []
+        for piece in self.order_N[self.starts_R[i] : self.starts_R[i + 1]].tolist():
+            document = int(np.searchsorted(self.first_piece_D, piece, side="right")) - 1
+            start = (piece - int(self.first_piece_D[document])) * size
+            blocks.append(read(self.split, document, self.vocab).tokens_T[start : start + size])
+        return fill(blocks, self.seq_len, self.vocab)
+
+
+class SegmentPairs:
+    """Row i is [CLS] A [SEP] B [SEP]: BERT's next-sentence pairs (arXiv 1810.04805, appendix A.2).
+
+    A document of T tokens has ceil(T / (S-3)) rows; row r starts at its first sentence at or after token
+    r(S-3), or at that token where no sentence starts in the row's S-3 tokens. Sentences are gathered up to
+    a target length (S-3, or in `short_seq_prob` of the rows a random one from 2) and split at random
+    between A and B. In half of the rows, and where there is but one sentence, B is instead the beginning
+    at a random sentence of another document, all documents being equally likely. A pair that is too long
+    loses tokens of its longer segment, at its front or back by a coin toss each.
+
+    Google's create_pretraining_data.py differs in one point: where B is random it puts the sentences that
+    B displaced back, so that the next pair starts with them. That makes a row depend on the draws of all
+    rows before it. Here the starts are fixed, and a displaced B has its turn in another epoch.
+    """
+
+    least_seq_len = 5  # [CLS] [SEP] [SEP], and one token in each segment
+
+    def __init__(self, split: Split, vocab: Vocab, settings: ExampleSettings):
+        self.split, self.vocab = split, vocab
+        self.seq_len, self.short_seq_prob = settings.seq_len, settings.short_seq_prob
+        if (documents := np.count_nonzero(split.lengths_D)) < 2:
+            raise BadInput(
+                f"split {split.name!r} in {split.folder} has {documents} document: next-sentence prediction takes "
+                "random segments from another one; prepare more text or choose the objective 'mlm'"
+            )
+        self.ends_D = np.cumsum(-(-np.asarray(split.lengths_D, np.int64) // (self.seq_len - 3)))
+
+    def __len__(self) -> int:
+        return int(self.ends_D[-1])
+
+    def __call__(self, i: int, rng: np.random.Generator) -> Content:
+        room = self.seq_len - 3
+        document = int(np.searchsorted(self.ends_D, i, side="right"))
+        tokens_T, starts_N = read(self.split, document, self.vocab)
+        rows = -(-len(tokens_T) // room)
+        bounds = sentences(tokens_T, starts_N, (i - int(self.ends_D[document]) + rows) * room, room)
+        target = int(rng.integers(2, room + 1)) if rng.random() < self.short_seq_prob else room
+        bounds = bounds[: enough(bounds, target) + 1]
+
+        count = len(bounds) - 1
+        middle = int(rng.integers(1, count)) if count > 1 else 1
+        a_T, b_T = tokens_T[bounds[0] : bounds[middle]], tokens_T[bounds[middle] : bounds[-1]]
+        random_next = bool(rng.random() < 0.5) or count == 1
+        if random_next:
+            b_T = self._random_segment(document, target - len(a_T), rng)
+        a_T, b_T = truncate(a_T, b_T, room, rng)
+
+        content = fill([np.concatenate([a_T, [self.vocab.sep], b_T])], self.seq_len, self.vocab)
+        content.types_S[len(a_T) + 2 : len(a_T) + len(b_T) + 3] = 1
+        return content._replace(next=int(random_next))
+
+    def _random_segment(self, document: int, target: int, rng: np.random.Generator) -> np.ndarray:
+        other = document
+        while other == document or self.split.lengths_D[other] == 0:
+            other = int(rng.integers(len(self.split)))
+        tokens_T, starts_N = read(self.split, other, self.vocab)
+        bounds = np.append(starts_N[int(rng.integers(len(starts_N))) :], len(tokens_T))
+        return tokens_T[bounds[0] : bounds[enough(bounds, target)]]
+
+
+def sentences(tokens_T: np.ndarray, starts_N: np.ndarray, start: int, room: int) -> np.ndarray:
+    """Where the sentences from token `start` on begin, and at last where the document ends."""
+    bounds = np.append(starts_N[np.searchsorted(starts_N, start) :], len(tokens_T))
+    # One sentence longer than the row: without this its tail would stand in no row.
+    return bounds if bounds[0] < min(start + room, len(tokens_T)) else np.insert(bounds, 0, start)
+
+
+def enough(bounds: np.ndarray, target: int) -> int:
+    """How many of the sentences between `bounds` it takes to reach `target` tokens: at least one, or all."""
+    return min(max(1, int(np.searchsorted(bounds, bounds[0] + target))), len(bounds) - 1)
+
+
+def truncate(a_T: np.ndarray, b_T: np.ndarray, room: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Both segments cut to `room` tokens together, as BERT's truncate_seq_pair does token by token.
+
+    It takes each token from the longer one (from b if they are equal), at its front or back with equal
+    chance; so the number taken at the front is binomial.
+    """
+    length_b = min(len(b_T), max(room // 2, room - len(a_T)))
+    length_a = min(len(a_T), room - length_b)
+    front_a, front_b = rng.binomial([len(a_T) - length_a, len(b_T) - length_b], 0.5)
+    return a_T[front_a : front_a + length_a], b_T[front_b : front_b + length_b]
+
+
+OBJECTIVES = {"mlm": FullSentences, "mlm_packed": PackedPieces, "mlm+nsp": SegmentPairs}

@@ -1,0 +1,169 @@
+"""A shards folder in the making: units of text, each whole or absent, and what turns them into shards.
+
+.unfinished/settings.json               what the run was asked for
+.unfinished/unit-00003.json             written last: counts, checksums, and where the text goes on
+.unfinished/unit-00003-{train,valid}.array_record
+.unfinished/unit-00003-{train,valid}.npy    tokens of each record
+"""
+
+import contextlib
+import io
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from bert_fast import BadInput
+from bert_fast.data import shards
+from bert_fast.data.document_tokenizer import Encoded
+from bert_fast.data.files import atomic_json, atomic_write, hold
+
+NAME = ".unfinished"
+COUNTS = ("documents", "sentences", "tokens", "unknown", "raw_bytes")
+
+
+class Unit:
+    """The documents between two places of the stream; becomes one shard of each split."""
+
+    def __init__(self, valid_fraction: float):
+        self._threshold = valid_fraction * 2.0**64
+        self._rows: dict[str, list[Encoded]] = {split: [] for split in shards.SPLITS}
+        self.cut = 0  # documents that became several records
+        self.empty = 0  # documents of which no token is left
+
+    def add(self, document: Encoded) -> None:
+        """Puts a document into the split that its text decides."""
+        if not document.records:
+            self.empty += 1
+            return
+        self.cut += len(document.records) > 1
+        self._rows["valid" if document.hash < self._threshold else "train"].append(document)
+
+    def give_valid_one(self) -> None:
+        """Where no document fell into valid, moves the one of the smallest hash there, if there are two.
+
+        Asked of the first unit only, so a corpus that grows at its end keeps its valid split.
+        """
+        if not self._rows["valid"] and len(self._rows["train"]) > 1:
+            smallest = min(self._rows["train"], key=lambda document: document.hash)
+            self._rows["train"].remove(smallest)
+            self._rows["valid"].append(smallest)
+
+    def write(self, folder: pathlib.Path, number: int, **state) -> dict:
+        """Writes records, lengths, and at last the entry that makes them count."""
+        entry = {"cut_documents": self.cut, "empty_documents": self.empty, **state}
+        for split, rows in self._rows.items():
+            path = folder / f"unit-{number:05d}-{split}.array_record"
+            _write_records(path, [record for row in rows for record in row.records])
+            lengths = [length for row in rows for length in row.lengths]
+            atomic_write(path.with_suffix(".npy"), _npy(np.array(lengths, "<i4")))
+            entry[split] = {
+                "sha256": shards.sha256(path),
+                "bytes": path.stat().st_size,
+                "documents": len(lengths),
+                "sentences": sum(row.sentences for row in rows),
+                "tokens": sum(lengths),
+                "unknown": sum(row.unknown for row in rows),
+                "raw_bytes": sum(row.raw_bytes for row in rows),
+            }
+        atomic_json(folder / f"unit-{number:05d}.json", entry)
+        return entry
+
+
+def _write_records(path: pathlib.Path, records: list[bytes]) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        # One record a group: a flipped bit costs one document, and reading one decompresses no other.
+        writer = ArrayRecordWriter(str(partial), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
+    except RuntimeError as error:  # the writer knows no OSError
+        partial.unlink(missing_ok=True)
+        if "No space left" in str(error) or "quota" in str(error).lower():
+            raise OSError(28, "No space left on device", str(path)) from error
+        raise
+    partial.replace(path)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def finished_units(folder: pathlib.Path) -> list[dict]:
+    """Entries of the units that are whole, up to the first that is not."""
+    entries = []
+    while (path := folder / f"unit-{len(entries):05d}.json").is_file():
+        entries.append(json.loads(path.read_text()))
+    return entries
+
+
+def assemble(out: pathlib.Path, entries: list[dict]) -> dict[str, dict]:
+    """Moves the units' files into place as shards; returns the manifest's entry of each split.
+
+    May be cut short anywhere and called again: what is already in place is left there.
+    """
+    splits = {}
+    for split in shards.SPLITS:
+        numbers = [number for number, entry in enumerate(entries) if entry[split]["documents"]]
+        listed = []
+        for i, number in enumerate(numbers):
+            unit = out / NAME / f"unit-{number:05d}-{split}.array_record"
+            shard = out / f"{split}-{i:05d}-of-{len(numbers):05d}.array_record"
+            if unit.is_file():
+                unit.replace(shard)
+            listed.append(
+                {"file": shard.name}
+                | {key: entries[number][split][key] for key in ("sha256", "bytes", "documents", "tokens")}
+            )
+        lengths = out / f"{split}-lengths.npy"
+        parts = [np.load(out / NAME / f"unit-{number:05d}-{split}.npy") for number in numbers]
+        atomic_write(lengths, _npy(np.concatenate([np.zeros(0, "<i4"), *parts])))
+        splits[split] = {
+            **{count: sum(entry[split][count] for entry in entries) for count in COUNTS},
+            "shards": listed,
+            "lengths": {"file": lengths.name, "sha256": shards.sha256(lengths), "bytes": lengths.stat().st_size},
+        }
+    return splits
+
+
+@contextlib.contextmanager
+def claimed(out: pathlib.Path, settings: dict) -> Iterator[pathlib.Path]:
+    """The folder of unfinished work in `out`, held by this process alone.
+
+    Raises BadInput where another prepare writes there, where the work was begun with other
+    settings (showing the difference), and where `out` holds files of something else.
+    """
+    folder = out / NAME
+    if not folder.exists() and out.exists() and (strange := sorted(path.name for path in out.iterdir())):
+        raise BadInput(f"--out={out} holds {', '.join(strange[:5])}: expected a new or empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder / "lock", f"another prepare is writing to {out}: wait for it, or choose another --out"):
+        for partial in out.glob("*.partial"):  # of a run that was killed
+            partial.unlink()
+        begun = folder / "settings.json"
+        if begun.is_file():
+            refuse_other(out, json.loads(begun.read_text()), settings)
+        else:
+            atomic_json(begun, settings)
+        yield folder
+
+
+def refuse_other(out: pathlib.Path, there: dict, asked: dict) -> None:
+    """Raises BadInput with the difference between the settings of a folder and those asked for."""
+    differing = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
+    if differing:
+        lines = "".join(f"\n  {key}: there {there.get(key)!r}, asked for {asked.get(key)!r}" for key in differing)
+        raise BadInput(
+            f"{out} was begun with other settings:{lines}\nGive those again, choose another --out, or delete the folder"
+        )
+
+
+def forget(out: pathlib.Path) -> None:
+    """Removes the unfinished folder of a finished one."""
+    shutil.rmtree(out / NAME, ignore_errors=True)

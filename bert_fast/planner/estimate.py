@@ -1,0 +1,249 @@
+"""What a run will cost, before it starts: FLOPs and, for a TPU slice, what its compiler says of every program."""
+
+import dataclasses
+import pathlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from bert_fast import BadInput, methods
+from bert_fast.cost.accelerators import Accelerator
+from bert_fast.cost.flops import dense_equivalent
+from bert_fast.method import Method, Stage
+from bert_fast.planner import programs, tpu
+from bert_fast.train import optim, sharding, timeline
+from bert_fast.train.compile import Programs
+from bert_fast.train.objective import PRETRAINING
+from bert_fast.train.settings import PretrainSettings
+from bert_fast.train.sharding import make_mesh
+from bert_fast.train.step import make_step
+
+# The vocabulary that is planned for where no shards folder is given: BERT's, uncased.
+BERT = {"size": 30_522, "special_ids": {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}}
+MOST = 2  # programs of a stage that are compiled: of those that it draws the most frequent
+
+
+@dataclasses.dataclass(frozen=True)
+class StageEstimate:
+    """One stage: means over its steps, of all devices together where nothing else is said.
+
+    flops, dense: of a step, executed and of dense training. cycles: of a device, None without a TPU. share: of the
+    steps whose program was compiled; of the others as many cycles are expected a FLOP. Bytes are those of a device,
+    and of memory those of the program that needs the most.
+    """
+
+    name: str
+    steps: int
+    batch_size: int
+    seq_len: int
+    flops: float
+    dense: float
+    share: float = 1.0
+    cycles: float | None = None
+    not_counted: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    arguments: int = 0
+    temporaries: int = 0
+    peak: int = 0
+    compile_seconds: float = 0.0
+    problem: str = ""
+    lines: tuple[tuple[str, str, int], ...] = ()
+
+    def seconds(self, chip: Accelerator) -> float:
+        """Least seconds of a step: counted cycles at the chip's clock, and what is not counted at its bandwidth."""
+        return (self.cycles or 0) / chip.clock + self.bound(chip)
+
+    def bound(self, chip: Accelerator) -> float:
+        """Least seconds of a step for what carries no estimate, copies beside other work left out."""
+        waited = sum(size for kind, size in self.not_counted.items() if kind not in tpu.hlo.ASYNCHRONOUS)
+        return waited / chip.bandwidth * chip.devices
+
+
+class Slice(NamedTuple):
+    """What is planned for: a chip and its described devices; no chip where only FLOPs are counted."""
+
+    topology: str
+    chip: Accelerator | None
+    devices: Any
+
+
+def on(topology: str) -> Slice:
+    """The slice that a topology names. Raises BadInput."""
+    if topology in ("cpu", "gpu"):
+        return Slice(topology, None, jax.devices("cpu")[:1])
+    return Slice(topology, *tpu.describe(topology))
+
+
+class CostEstimate(NamedTuple):
+    """A run on a slice."""
+
+    where: Slice
+    stages: list[StageEstimate]
+
+    @property
+    def flops(self) -> float:
+        return sum(stage.steps * stage.flops for stage in self.stages)
+
+    @property
+    def dense(self) -> float:
+        return sum(stage.steps * stage.dense for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        return not any(stage.problem for stage in self.stages)
+
+    @property
+    def chips(self) -> int:
+        return len(self.where.devices) // (self.where.chip.devices if self.where.chip else 1)
+
+    def cycles(self) -> float | None:
+        """Those of a device over the whole run, None where any is unknown."""
+        counted = [stage.cycles for stage in self.stages]
+        if any(cycles is None for cycles in counted):
+            return None
+        return sum(stage.steps * (stage.cycles or 0) for stage in self.stages)
+
+    def hours(self) -> float | None:
+        """The least that they can be by the compiler's estimate."""
+        chip = self.where.chip
+        if chip is None or not chip.clock or self.cycles() is None:
+            return None
+        return sum(stage.steps * stage.seconds(chip) for stage in self.stages) / 3600
+
+    def hours_at(self, utilisation: float) -> float | None:
+        """Those at a share of the peak."""
+        chip = self.where.chip
+        return None if chip is None else self.flops / (self.chips * chip.peak * utilisation) / 3600
+
+    def utilisation(self) -> float | None:
+        """Of the peak, were the counted cycles all: an upper bound."""
+        hours, at_peak = self.hours(), self.hours_at(1.0)
+        return None if hours is None or at_peak is None else at_peak / hours
+
+
+def plan(settings: PretrainSettings, where: Slice, cache: pathlib.Path, say: Callable[[str], None]) -> CostEstimate:
+    """The plan of a run. On a TPU slice it compiles the programs of each stage that are drawn most often, and the
+    largest, or reads from the cache what was said of them.
+
+    Raises BadInput where the run's batches do not divide over the slice.
+    """
+    method = methods.make(settings.methods)
+    stages, dense_model = timeline.stages(settings, method), settings.model
+    drawn = [timeline.draws(method, stage, timeline.clocks(stages, index)) for index, stage in enumerate(stages)]
+    found = [analytic(stage, draws, dense_model) for stage, draws in zip(stages, drawn, strict=True)]
+    if where.chip is None:
+        return CostEstimate(where, found)
+    mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, devices=where.devices)
+    sizes = (settings.batch_size, settings.micro_batches, settings.eval.batch_size)
+    sharding.check_divides(*sizes, stages, mesh)
+    chosen = [programs.to_compile(draws, MOST) for draws in drawn]
+    count = sum(map(len, chosen))
+    say(
+        f"{count} programs to compile for {where.topology}, or to be read from {cache}; at BERT-base size one takes "
+        "one to three minutes on two cores"
+    )
+    if dense_model.dtype == "float32":
+        say("activations are float32, at half of a TPU's pace or less: --config.model.dtype=bfloat16")
+    steps = Programs(make_step(method, optim.make(settings.optimizer), PRETRAINING), mesh)
+    done = 0
+    for index, stage in enumerate(stages):
+        added = not any(earlier.data == "restart" for earlier in stages[: index + 1])
+        parts = []
+        for draw in chosen[index]:
+            done += 1
+            say(f"[{done}/{count}] stage {stage.name}: {describe(draw.program)}")
+            parts.append((draw.share, one(steps, method, stage, draw, added, settings, where, cache)))
+        found[index] = merged(
+            found[index], parts, timeline.flops_of(chosen[index]), sum(d.share for d in drawn[index][:MOST])
+        )
+    return CostEstimate(where, found)
+
+
+def describe(program) -> str:
+    layers = [span.stop - span.start if span.run is None else span.run for span in program.plan]
+    return f"{sum(layers)} layers, {program.batch_size} x {program.seq_len} tokens"
+
+
+def analytic(stage: Stage, drawn: list[timeline.Draw], dense_model) -> StageEstimate:
+    """What is known without a compiler."""
+    program = stage.program
+    dense = dense_equivalent(program, dense_model)
+    return StageEstimate(stage.name, stage.steps, program.batch_size, program.seq_len, timeline.flops_of(drawn), dense)
+
+
+def one(
+    steps: Programs, method: Method, stage: Stage, draw, added: bool, settings: PretrainSettings, where: Slice, cache
+):
+    """One program of a stage, as its step would be compiled in the run."""
+    mesh = steps.mesh
+    state = programs.state_shapes(method, stage, added, optim.make(settings.optimizer), mesh)
+    lowered = steps.lower(
+        draw.program, state, programs.batch_shapes(draw.program, mesh), *programs.other_shapes(draw.route, mesh)
+    )
+    conditional = [share for span in draw.program.plan if span.cond for share in draw.on_L[span.start : span.stop]]
+    running = sum(conditional) / len(conditional) if conditional else 1.0
+    return tpu.read(tpu.compile(lowered, where.topology, cache), running)
+
+
+def merged(stage: StageEstimate, parts: list[tuple[float, tpu.Compiled]], flops: float, share: float) -> StageEstimate:
+    """A stage with the means over its compiled programs, and the largest memory of any.
+
+    flops: what these execute; cycles and bytes are scaled from there to what all of the stage's programs execute.
+    """
+    scale = stage.flops / flops
+
+    def mean(of: Callable[[tpu.Compiled], Mapping[str, int]]) -> dict[str, float]:
+        total: Counter[str] = Counter()
+        for part, compiled in parts:
+            total.update({kind: scale * part * size for kind, size in of(compiled).items()})  # type: ignore[arg-type]
+        return dict(total)
+
+    said = [compiled.said for _, compiled in parts]
+    problem = next((one.problem for one in said if one.problem), "")
+    lines: Counter[tuple[str, str]] = Counter()
+    for part, compiled in parts:
+        for source, operation, cycles in compiled.lines:
+            lines[source, operation] += round(scale * part * cycles)
+    return dataclasses.replace(
+        stage,
+        share=share,
+        cycles=None if problem else scale * sum(part * compiled.cycles for part, compiled in parts),
+        not_counted=mean(lambda compiled: compiled.not_counted),
+        collectives=mean(lambda compiled: compiled.collectives),
+        arguments=max(one.arguments for one in said),
+        temporaries=max(one.temporaries for one in said),
+        peak=max(one.peak for one in said),
+        compile_seconds=sum(one.seconds for one in said),
+        problem=problem,
+        lines=tuple((source, operation, cycles) for (source, operation), cycles in lines.most_common()),
+    )
+
+
+def largest_batch(settings: PretrainSettings, where: Slice, cache: pathlib.Path, say: Callable[[str], None]) -> int:
+    """The largest batch of the form devices x 2^n with which every stage fits.
+
+    Raises BadInput where not even one example a device does.
+    """
+
+    def fits(size: int) -> bool:
+        say(f"batch of {size}:")
+        return plan(dataclasses.replace(settings, batch_size=size), where, cache, say).fits
+
+    # From about the run's own batch, up or down: a program of base size takes minutes to compile.
+    size = least = len(where.devices) * settings.micro_batches
+    while 2 * size <= settings.batch_size:
+        size *= 2
+    if fits(size):
+        while fits(2 * size):
+            size *= 2
+        return size
+    while size > least:
+        size //= 2
+        if fits(size):
+            return size
+    raise BadInput(
+        f"not even one example a device fits on {where.topology}: more --config.mesh.fsdp, a larger chip, or "
+        "--config.model.dtype=bfloat16"
+    )

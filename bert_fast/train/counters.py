@@ -1,0 +1,88 @@
+"""Where a run is and what it has counted, in total and since its last row. Saved with a checkpoint."""
+
+import dataclasses
+import time
+
+from bert_fast import BadInput
+
+TIMES = ("seconds", "compile_seconds", "eval_seconds", "save_seconds")
+COUNTS = ("examples", "tokens_real", "tokens_padded", "flops", "flops_dense")
+
+
+@dataclasses.dataclass
+class Counters:
+    """Position and counts of a run.
+
+    ends, end_seconds: steps and "seconds" at which earlier stages ended. over: a method has ended the stage.
+    training_began: the step at which the training began: 0, or that of a restart.
+    data: the next example of each order of rows. times: seconds; "seconds" is train steps and waiting for input.
+
+    All of it is JSON, and floats survive JSON exactly: a resumed run writes the same rows as one
+    that was never stopped.
+    """
+
+    ends: list[int] = dataclasses.field(default_factory=list)
+    end_seconds: list[float] = dataclasses.field(default_factory=list)
+    over: bool = False
+    training_began: int = 0
+    data: dict[str, int] = dataclasses.field(default_factory=dict)
+    counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    times: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(TIMES, 0.0))
+    since: dict[str, float] = dataclasses.field(default_factory=dict)
+    mark: float = dataclasses.field(default_factory=time.monotonic, repr=False, compare=False)
+
+    @property
+    def stage(self) -> int:
+        """Index of the stage."""
+        return len(self.ends)
+
+    @property
+    def stage_began(self) -> int:
+        """The step at which the stage began."""
+        return self.ends[-1] if self.ends else 0
+
+    @classmethod
+    def from_json(cls, found: dict) -> "Counters":
+        """The inverse of `to_json`. Raises BadInput where another version counted something else."""
+        if found.keys() != cls().to_json().keys():
+            strange = ", ".join(sorted(found.keys() ^ cls().to_json().keys()))
+            raise BadInput(
+                f"the checkpoint is of another version of bert_fast, which kept other counts ({strange}): "
+                "continue with that version, or export it there and import it here"
+            )
+        return cls(**found)
+
+    def to_json(self) -> dict:
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "mark"}
+
+    def start_clock(self):
+        """Time counts from here."""
+        self.mark = time.monotonic()
+
+    def lap(self, name: str) -> float:
+        """Counts the time since the last lap as `name`, in seconds."""
+        now = time.monotonic()
+        spent, self.mark = now - self.mark, now
+        self.times[name] += spent
+        return spent
+
+    def add(self, sums: dict[str, float], **counted: int):
+        """One step's sums and counts."""
+        for key, value in sums.items():
+            self.since[key] = self.since.get(key, 0.0) + value
+        self.since["steps"] = self.since.get("steps", 0) + 1
+        for key, value in counted.items():
+            self.counts[key] += value
+
+    def end_stage(self, step: int, restart: bool):
+        """Notes that the stage ended at `step`. A restart begins the training, and its data, anew."""
+        self.ends.append(step)
+        self.end_seconds.append(self.times["seconds"])
+        self.over = False
+        if restart:
+            self.data, self.training_began = {}, step
+
+    def take_sums(self) -> dict[str, float]:
+        """Sums since the last call, and the number of "steps" in them."""
+        since, self.since = self.since, {}
+        return since

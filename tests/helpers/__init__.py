@@ -1,0 +1,1 @@
+"""What several test modules share: small runs, made data, references written by hand."""

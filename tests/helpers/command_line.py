@@ -1,0 +1,24 @@
+"""Runs a command of the package in the process of the test."""
+
+import contextlib
+import io
+import pathlib
+from typing import NamedTuple
+
+from bert_fast.__main__ import main
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def bert_fast(*args) -> Done:
+    """The command in this process, which saves the imports."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(arg) for arg in args])
+    return Done(code, out.getvalue(), err.getvalue())

@@ -1,0 +1,88 @@
+"""Five steps on meshes of emulated devices, each against one device; run by test_sharding.py, prints JSON.
+
+A process of its own, because the number of emulated devices is fixed when JAX starts.
+"""
+
+import json
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_fast import bert
+from bert_fast.method import Method, Program, Stage
+from bert_fast.plan import Route, whole
+from bert_fast.schedule import Schedule
+from bert_fast.train import compile, initial_params, optim
+from bert_fast.train.objective import PRETRAINING
+from bert_fast.train.sharding import global_batch, make_mesh
+from bert_fast.train.state import first_state
+from bert_fast.train.step import make_step
+
+jax.config.update("jax_disable_most_optimizations", True)
+B, S, P = 16, 16, 3
+
+
+def batch_of(step: int) -> dict:
+    rng = np.random.default_rng(step)
+    batch = {
+        "ids": rng.integers(5, 500, (B, S)),
+        "types": rng.integers(0, 2, (B, S)),
+        "positions": np.tile(np.arange(S), (B, 1)),
+        "segments": np.where(np.arange(S) < rng.integers(8, S + 1, (B, 1)), 1, 0),
+        "slots": np.sort(rng.integers(0, 8, (B, P)), axis=1),
+        "labels": rng.integers(5, 500, (B, P)),
+        "cls": np.zeros(B),
+        "next": rng.integers(0, 2, B),
+    }
+    weights = (rng.random((B, P)) < 0.8).astype(np.float32)
+    return {key: value.astype(np.int32) for key, value in batch.items()} | {"weights": weights}
+
+
+def run(sizes: tuple[int, int, int], micro_batches: int, dropout: float):
+    """Losses and gradient norms of five steps, the parameters after them, and how many bytes of them a device holds."""
+    config = bert.Config(500, 2, 32, 4, 8, 64, S, pooler=True, dropout=dropout, attention_dropout=dropout)
+    program = Program(config, whole(2), B, micro_batches, S, P, "mlm+nsp")
+    mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+    optimizer = optim.make(optim.Optimizer("lamb", 0.9, 0.999, 1e-6, 0.01, True, 1.0))
+    params = initial_params.fresh(config, 0, mesh)
+    state = first_state(params, Method(), Stage("five", program, 5, Schedule(1e-3, 5)), optimizer, mesh)
+    programs = compile.Programs(make_step(Method(), optimizer, PRETRAINING), mesh)
+    seen = []
+    for step in range(5):
+        arguments = (state, global_batch(batch_of(step), mesh), Route(), 1e-3, 0)
+        if not programs.has(program, state, Route()):
+            programs.add(program, *arguments)
+        state, metrics = programs(program, *arguments)
+        seen.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
+    leaves = jax.tree.leaves(state.params)
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    return seen, jax.tree.map(np.asarray, state.params), held / sum(leaf.nbytes for leaf in leaves)
+
+
+def compare(sizes, micro_batches, dropout, one):
+    seen, params, share = run(sizes, micro_batches, dropout)
+    far = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, one[1])
+    relative = np.abs(np.array(seen) / np.array(one[0]) - 1).max()
+    return {"relative": float(relative), "absolute": max(jax.tree.leaves(far)), "share": share}
+
+
+def main():
+    one = run((1, 1, 1), 1, 0.0)
+    result = {"1x1x1 in 4": compare((1, 1, 1), 4, 0.0, one)}
+    for sizes in ((8, 1, 1), (2, 4, 1), (2, 2, 2)):
+        result["x".join(map(str, sizes))] = compare(sizes, 1, 0.0, one)
+    result["2x2x2 in 2"] = compare((2, 2, 2), 2, 0.0, one)
+    # Dropout is a function of the seed, not of where an example is computed.
+    result["2x2x2 with dropout"] = compare((2, 2, 2), 1, 0.1, run((1, 1, 1), 1, 0.1))
+    json.dump(result, sys.stdout)
+    assert jnp.isfinite(one[0][0][0])
+
+
+if __name__ == "__main__":
+    main()

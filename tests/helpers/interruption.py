@@ -1,0 +1,25 @@
+"""A run that is interrupted at a given step."""
+
+import signal
+
+import pytest
+
+from bert_fast import Interrupted
+from bert_fast.train import engine
+from helpers.small_runs import run
+
+
+def interrupted(config, workdir, at_step, monkeypatch):
+    """The run, stopped by SIGTERM while a step is under way."""
+    train_step = engine.Engine.train_step
+
+    def stopping(self):
+        if self.step == at_step - 1:
+            signal.raise_signal(signal.SIGTERM)
+        train_step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Engine, "train_step", stopping)
+        with pytest.raises(Interrupted) as stopped:
+            run(config, workdir)
+    assert stopped.value.exit_code == 143

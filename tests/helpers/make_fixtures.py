@@ -1,0 +1,74 @@
+"""Makes tests/fixtures: run folders of an older version, which every later one must go on with or refuse by name.
+
+    PYTHONPATH=.:tests python -m helpers.make_fixtures tests/fixtures/format3
+
+Each is a run that was stopped in the middle: config.json, metrics.jsonl and checkpoints as they stood then, and
+continued.jsonl, the rows that this version wrote when it went on. Never made again for a version that is out.
+"""
+
+import json
+import pathlib
+import shutil
+import sys
+import tempfile
+
+import conftest  # noqa: F401  pins threads and instructions
+from bert_fast.train.log import read_rows
+from configs import bert, early_bert, mslt, token_drop
+from helpers.made_shards import make_small_folder
+from helpers.small_runs import rows_without_clock, run
+
+SMALL = {
+    "steps": 24,
+    "log_every": 4,
+    "phases": "16:1",
+    "eval.every": 12,
+    "eval.seq_len": 16,
+    "checkpoint.every": 4,
+    "checkpoint.keep": 99,
+    "learning_rate.peak": 1e-2,
+    "learning_rate.warmup_steps": 4,
+    "model.depth": 2,
+    "model.width": 16,
+    "model.heads": 2,
+    "model.head_size": 8,
+    "model.mlp_dim": 32,
+}
+TICKET = {"early_bert.search": 0.4, "early_bert.mask_every": 2, "early_bert.neurons": "layer"}
+# name: (config, its changes, the step at which it was stopped)
+FIXTURES = {
+    "dense": (bert, {}, 12),
+    "searching": (early_bert, {**TICKET, "early_bert.stop": "early_bird", "early_bert.window": 3}, 8),
+    "growing": (mslt, {"stacking.optimizer": "carry"}, 12),
+    "slim": (early_bert, TICKET, 20),
+    "tokens": (token_drop, {"model.depth": 4, "token_drop.examples_per_row": 2}, 12),
+}
+
+
+def make(name: str, folder: pathlib.Path):
+    module, changes, stopped = FIXTURES[name]
+    config = module.get_config("size=tiny,debug")
+    with tempfile.TemporaryDirectory() as temporary:
+        shards = pathlib.Path(temporary) / "shards"
+        shards.mkdir()
+        make_small_folder(shards)
+        config.update_from_flattened_dict({**SMALL, **changes, "data.dir": str(shards)})
+        whole = pathlib.Path(temporary) / "run"
+        run(config.to_dict(), whole)
+        folder.mkdir(parents=True)
+        for step in {0, stopped}:
+            if (whole / f"checkpoints/{step}").is_dir():
+                shutil.copytree(whole / f"checkpoints/{step}", folder / f"checkpoints/{step}")
+        config.data.dir = "SHARDS"
+        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+        for file, kept in (
+            ("metrics.jsonl", [row for row in read_rows(whole / "metrics.jsonl") if row["step"] <= stopped]),
+            ("continued.jsonl", [row for row in rows_without_clock(whole) if row["step"] > stopped]),
+        ):
+            (folder / file).write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+if __name__ == "__main__":
+    for name in FIXTURES:
+        if not (pathlib.Path(sys.argv[1]) / name).exists():
+            make(name, pathlib.Path(sys.argv[1]) / name)

@@ -1,0 +1,80 @@
+"""Vocabularies and tokenizers of Hugging Face folders: what is the same, and what is refused by name."""
+
+import json
+
+import pytest
+
+from bert_fast import BadInput
+from bert_fast.data import vocab
+from bert_fast.hf import tokenizer
+from helpers.made_folders import PIECES, write_vocab
+from helpers.made_shards import WORDS
+
+
+def tokenizer_json(folder, change=lambda tree: None):
+    """Leaves a folder with the vocabulary in its tokenizer.json alone."""
+    tokenizer.write(folder, tokenizer.read(folder), 16)
+    (folder / "vocab.txt").unlink()
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    change(tree)
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+
+
+def test_vocabulary_of_a_tokenizer_json_alone_is_the_same(tmp_path):
+    write_vocab(tmp_path, do_lower_case=False, strip_accents=True)
+    before = tokenizer.read(tmp_path)
+    tokenizer_json(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    after = tokenizer.read(tmp_path)
+    assert after == before
+    assert after.content == before.content
+    assert (after.cased, after.strip_accents) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tree: tree["model"].update(type="BPE"), "model.type is 'BPE'"),
+        (lambda tree: tree["model"].update(continuing_subword_prefix="@@"), "continuing_subword_prefix"),
+        (lambda tree: tree.update(normalizer=None), "normalizer.type is None"),
+        (lambda tree: tree["normalizer"].update(handle_chinese_chars=False), "handle_chinese_chars is False"),
+        (lambda tree: tree["model"]["vocab"].update({"new": 500}), "gaps"),
+        (lambda tree: tree["added_tokens"].append({"content": "<new>", "id": 900}), "added tokens <new>"),
+    ],
+)
+def test_another_tokenizer_is_refused_by_name(change, message, tmp_path):
+    write_vocab(tmp_path)
+    tokenizer_json(tmp_path, change)
+    with pytest.raises(BadInput, match=message):
+        tokenizer.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokenizer_class": "RobertaTokenizer"}, "RobertaTokenizer"),
+        ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars"),
+        ({"mask_token": "<mask>"}, "mask_token is '<mask>'"),
+    ],
+)
+def test_settings_of_another_tokenizer_are_refused(settings, message, tmp_path):
+    write_vocab(tmp_path, **settings)
+    with pytest.raises(BadInput, match=message):
+        tokenizer.read(tmp_path)
+
+
+def test_vocabulary_that_is_missing_or_of_two_minds_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"no vocab\.txt and no tokenizer\.json"):
+        tokenizer.read(tmp_path)
+    write_vocab(tmp_path)
+    tokenizer_json(tmp_path)
+    write_vocab(tmp_path, [*PIECES[:-1], "other"])
+    with pytest.raises(BadInput, match=r"differ in \['\.', 'other'\]"):
+        tokenizer.read(tmp_path)
+
+
+def test_vocabulary_of_special_tokens_elsewhere_is_read(tmp_path):
+    write_vocab(tmp_path, WORDS)
+    found = tokenizer.read(tmp_path)
+    assert found == vocab.load(tmp_path / "vocab.txt")
+    assert found.content == (tmp_path / "vocab.txt").read_bytes()
