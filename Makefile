@@ -3,13 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart test slow lint format clean
+.PHONY: help install quickstart test slow lint format lock clean
 
 help:
 	@echo "make quickstart   install, prepare a corpus, pre-train a small BERT for two minutes, try it (6 minutes)"
 	@echo "make test         install what tests need, check style and types, run the tests that are not slow"
 	@echo "make slow         the slow tests"
 	@echo "make format       ruff format and the fixes of ruff check"
+	@echo "make lock         resolve requirements*.txt anew from pyproject.toml"
 	@echo "make clean        remove .venv, runs/ and caches"
 
 .venv/installed: requirements.txt
@@ -48,6 +49,18 @@ test: lint
 
 slow: .venv/installed-libtpu
 	JAX_PLATFORMS=cpu PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow
+
+# For the oldest Python that is supported. Other versions install from pyproject.toml: pip install .
+LOCK = .venv/lock/bin/uv pip compile pyproject.toml --python-version 3.11 --upgrade --quiet --no-annotate \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+lock: .venv/installed
+	@$(PYTHON) -m venv .venv/lock
+	@.venv/lock/bin/pip install --quiet --disable-pip-version-check uv
+	$(LOCK) --output-file requirements.txt
+	$(LOCK) --constraint requirements.txt --extra test --output-file requirements-test.txt
+	$(LOCK) --constraint requirements.txt --extra tpu --output-file requirements-tpu.txt
+	$(LOCK) --constraint requirements.txt --extra gpu --output-file requirements-gpu.txt
 
 format: .venv/installed-test
 	$(BIN)/ruff format .

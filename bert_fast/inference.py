@@ -1,7 +1,11 @@
-"""A trained model from its checkpoint alone: held-out loss, and words for the masks of a sentence."""
+"""What a trained model says, from its checkpoint alone: held-out loss, hidden states, vectors, words for [MASK]."""
 
 import dataclasses
+import functools
 import math
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,19 +20,24 @@ from bert_fast.train.evaluate import Evaluator, eval_batches, fingerprint
 from bert_fast.train.objective import make_eval_step
 from bert_fast.train.sharding import make_mesh
 
+POOLINGS = ("mean", "cls")
+WIDTH = 32  # texts are padded to a multiple of this many tokens
+
 
 def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **changes) -> dict:
     """Held-out losses of a checkpoint as one flat dict, by default on the run's own shards and settings.
 
-    `changes` are fields of `settings.Evaluation` (examples, seq_len, seed, ...). Losses compare only
-    where `fingerprint` is equal. Raises BadInput where the shards have another vocabulary.
+    `changes` are fields of `settings.Evaluation` (examples, seq_len, seed, ...). Two losses compare only if their
+    `fingerprint` is equal. Raises BadInput if the shards have another vocabulary.
     """
     trained = encoder.load(path)
     if trained.about.data is None or trained.about.eval is None:
-        raise BadInput(f"{path} was fine-tuned: it predicts no masked words. Give the run that it began from")
+        raise BadInput(f"{path} was fine-tuned, and has no head for masked words: give the run it began from")
     data = dataclasses.replace(trained.about.data, **({"dir": data_dir} if data_dir else {}))
     if not data.dir:
-        raise BadInput(f"{path} was not trained on shards of its own: give --data=DIR, prepared with its vocabulary")
+        raise BadInput(
+            f"{path} was not trained on shards of its own: give --data=DIR, a folder prepared with its vocabulary"
+        )
     settings = dataclasses.replace(trained.about.eval, **changes)
     longest = trained.program.model.max_len
     if settings.seq_len > longest:
@@ -36,7 +45,7 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
     manifest = shards.verify(data.dir)
     if manifest["vocab"]["sha256"] != trained.vocab.fingerprint:
         raise BadInput(
-            f"{data.dir} was prepared with another vocabulary than {trained.folder} was trained with: prepare it with "
+            f"{data.dir} was prepared with a vocabulary other than {trained.folder} has: prepare it with "
             f"--vocab={trained.folder / 'vocab.txt'}"
         )
     batches = eval_batches(data, settings)
@@ -51,42 +60,129 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
     return {**result, "data": data.dir, "fingerprint": fingerprint(manifest, data, settings)}
 
 
-def fill_mask(trained: Encoder, texts: list[str], top: int = 5) -> list[list[list[tuple[str, float]]]]:
-    """For each text, for each [MASK] in it, the most probable word pieces with their probabilities.
+class Outputs(NamedTuple):
+    """What a model computes for texts: `tokens` are their word pieces with [CLS] and [SEP], S is the longest text.
 
-    Raises BadInput for a text without [MASK], or longer than the model.
+    logits_BSV: the MLM head's, over the vocabulary; None for a fine-tuned model. real_BS: False at padding.
+    """
+
+    tokens: Sequence[Sequence[str]]
+    hidden_BSD: np.ndarray
+    logits_BSV: np.ndarray | None
+    real_BS: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model that can be called with texts. `encoder` holds its vocabulary and its description."""
+
+    encoder: Encoder
+
+    @property
+    def params(self) -> bert.Params:
+        """The parameters, a tree of NumPy arrays."""
+        return self.encoder.params
+
+    def __call__(self, texts: str | Sequence[str]) -> Outputs:
+        """Last hidden states and MLM logits of the texts. Raises BadInput for a text longer than the model."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        trained, model = self.encoder, self.encoder.model
+        ids_B = [token_ids(trained, text) for text in texts]
+        batch = batch_of(ids_B, max(map(len, ids_B), default=2), trained.vocab.pad)
+        x_BSD, logits = hidden_states(model, trained.params, batch), None
+        if not trained.about.task:
+            logits = np.asarray(mlm_logits(model, trained.params, x_BSD, batch["positions"]))[..., : trained.vocab.size]
+        tokens = [[trained.vocab.tokenizer.id_to_token(i) or "" for i in ids] for ids in ids_B]
+        return Outputs(tokens, np.asarray(x_BSD, np.float32), logits, batch["segments"] > 0)
+
+
+def embed(trained: Encoder, texts: Sequence[str], pooling: str = "mean", batch_size: int = 32) -> np.ndarray:
+    """One vector per text, from the last hidden states: [N, D] float32.
+
+    pooling: "mean" over the tokens of a text, [CLS] and [SEP] included, or "cls", the state of [CLS]. Texts that are
+    longer than the model are cut, with a warning. Raises BadInput for another pooling.
+    """
+    if pooling not in POOLINGS:
+        raise BadInput(f"pooling {pooling!r} is unknown: use {' or '.join(POOLINGS)}")
+    longest = trained.model.max_len
+    ids_N = [token_ids(trained, text, cut=True) for text in texts]
+    if cut := sum(len(ids) > longest for ids in ids_N):
+        warnings.warn(
+            f"{cut} of {len(texts)} texts are longer than the model's {longest} tokens, and are cut", stacklevel=2
+        )
+        ids_N = [ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]] for ids in ids_N]
+    vectors_ND = np.zeros((len(ids_N), trained.model.width), np.float32)
+    by_length = np.argsort([len(ids) for ids in ids_N], kind="stable")
+    for start in range(0, len(by_length), batch_size):
+        which = by_length[start : start + batch_size]
+        rows = [ids_N[n] for n in which]
+        seq_len = min(longest, -(-len(rows[-1]) // WIDTH) * WIDTH)  # few lengths, so that few programs are compiled
+        rows += [rows[-1]] * (batch_size - len(rows))
+        batch = batch_of(rows, seq_len, trained.vocab.pad)
+        x_BSD = np.asarray(hidden_states(trained.model, trained.params, batch), np.float32)[: len(which)]
+        real_BS1 = (batch["segments"] > 0)[: len(which), :, None]
+        vectors_ND[which] = x_BSD[:, 0] if pooling == "cls" else (x_BSD * real_BS1).sum(1) / real_BS1.sum(1)
+    return vectors_ND
+
+
+def fill_mask(trained: Encoder, texts: Sequence[str], top: int = 5) -> list[list[list[tuple[str, float]]]]:
+    """The `top` most probable word pieces with their probabilities, for each [MASK] of each text.
+
+    Raises BadInput for a text without [MASK], a text longer than the model, and a fine-tuned model.
     """
     words, model = trained.vocab, trained.model
     if trained.about.task:
-        raise BadInput(f"{trained.folder} was fine-tuned: it fills no masks. Give the run that it began from")
-    rows = []
-    for text in texts:
-        ids = words.tokenizer.encode(text, add_special_tokens=False).ids
+        raise BadInput(f"{trained.folder} was fine-tuned, and has no head for masked words: give the run it began from")
+    ids_B = [token_ids(trained, text) for text in texts]
+    for text, ids in zip(texts, ids_B, strict=True):
         if words.mask not in ids:
-            raise BadInput(f"no [MASK] in {text!r}: write one where a word is to be filled in")
-        if len(ids) + 2 > model.max_len:
-            raise BadInput(f"{text[:60]!r}... has {len(ids)} tokens, the model takes {model.max_len - 2}: shorten it")
-        rows.append([words.cls, *ids, words.sep])
-    longest, masks = max(map(len, rows)), max(row.count(words.mask) for row in rows)
-    batch = {name: np.zeros((len(rows), longest), np.int32) for name in ("ids", "types", "segments")}
-    batch["positions"] = np.tile(np.arange(longest, dtype=np.int32), (len(rows), 1))
-    slots_BP = np.zeros((len(rows), masks), np.int32)
-    for b, row in enumerate(rows):
-        batch["ids"][b, : len(row)], batch["segments"][b, : len(row)] = row, 1
-        places = np.flatnonzero(np.array(row) == words.mask)
+            raise BadInput(f"no [MASK] in {text!r}: write [MASK] in place of the word to fill in")
+    batch = batch_of(ids_B, max(map(len, ids_B)), words.pad)
+    places_B = [np.flatnonzero(np.array(ids) == words.mask) for ids in ids_B]
+    slots_BP = np.zeros((len(ids_B), max(map(len, places_B))), np.int32)
+    for b, places in enumerate(places_B):
         slots_BP[b, : len(places)] = places
-
-    @jax.jit
-    def probabilities(params, batch, slots_BP):
-        x_BSD = bert.encode(model, params, {}, batch, whole(model.depth), Route(), None)
-        return jax.nn.softmax(bert.predict(model, params, {}, x_BSD, slots_BP))
-
-    probs_BPV = np.array(probabilities(trained.params, batch, slots_BP))
+    x_BSD = hidden_states(model, trained.params, batch)
+    probs_BPV = np.array(jax.nn.softmax(mlm_logits(model, trained.params, x_BSD, slots_BP)))
     probs_BPV[..., list(words.special)] = 0
-    probs_BPV[..., words.size :] = 0  # rows of an imported table for which there is no word
+    probs_BPV[..., words.size :] = 0  # an imported table may have rows beyond its vocabulary
+    token = words.tokenizer.id_to_token
     found = []
-    for b, row in enumerate(rows):
-        best = [np.argsort(-probs_V)[:top] for probs_V in probs_BPV[b, : row.count(words.mask)]]
-        token = words.tokenizer.id_to_token
-        found.append([[(token(int(i)), float(probs_BPV[b, p, i])) for i in ids] for p, ids in enumerate(best)])
+    for probs_PV, places in zip(probs_BPV, places_B, strict=True):
+        best = [(probs_V, np.argsort(-probs_V)[:top]) for probs_V in probs_PV[: len(places)]]
+        found.append([[(token(int(i)), float(probs_V[i])) for i in ids] for probs_V, ids in best])
     return found
+
+
+def token_ids(trained: Encoder, text: str, cut: bool = False) -> list[int]:
+    """Ids of [CLS], the text and [SEP]. Raises BadInput for a text longer than the model, unless the caller cuts it."""
+    words, longest = trained.vocab, trained.model.max_len
+    ids = words.tokenizer.encode(text, add_special_tokens=False).ids
+    if len(ids) + 2 > longest and not cut:
+        raise BadInput(f"{text[:60]!r}... has {len(ids)} tokens, the model takes {longest - 2}: shorten it")
+    return [words.cls, *ids, words.sep]
+
+
+def batch_of(ids_B: Sequence[Sequence[int]], seq_len: int, pad: int) -> dict[str, np.ndarray]:
+    """The inputs of `bert.encode` for texts padded to `seq_len`."""
+    shape = len(ids_B), seq_len
+    batch = {"ids": np.full(shape, pad, np.int32), "types": np.zeros(shape, np.int32)}
+    batch |= {
+        "segments": np.zeros(shape, np.int32),
+        "positions": np.tile(np.arange(seq_len, dtype=np.int32), (shape[0], 1)),
+    }
+    for b, ids in enumerate(ids_B):
+        batch["ids"][b, : len(ids)], batch["segments"][b, : len(ids)] = ids, 1
+    return batch
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def hidden_states(model: bert.Config, params, batch):
+    """Last hidden states: [B, S, D]."""
+    return bert.encode(model, params, {}, batch, whole(model.depth), Route(), None)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def mlm_logits(model: bert.Config, params, x_BSD, slots_BP):
+    """Logits of the MLM head at these positions: [B, P, V]."""
+    return bert.predict(model, params, {}, x_BSD, slots_BP)

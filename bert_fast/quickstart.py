@@ -1,11 +1,11 @@
-"""`make quickstart`: documentation to shards, shards to a small BERT, and a look at what it learned."""
+"""`make quickstart`: prepares documentation, trains a small BERT on it, and shows what it learned."""
 
 import argparse
 import pathlib
 import sys
 import time
 
-from bert_fast import BadInput, __main__, encoder, inference, python
+from bert_fast import BadInput, __main__, command, encoder, inference
 from bert_fast.data.prepare import prepare
 from bert_fast.train.log import clock
 
@@ -24,31 +24,31 @@ def heading(text: str):
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bert_fast.quickstart", description=__doc__)
-    parser.add_argument("--out", default="runs/quickstart", help="where shards and the run go [%(default)s]")
-    parser.add_argument("--steps", type=int, help="fewer or more steps than configs/quickstart.py")
+    parser.add_argument("--out", default="runs/quickstart", help="the folder for shards and the run [%(default)s]")
+    parser.add_argument("--steps", type=int, help="number of steps, instead of the config's")
     args = parser.parse_args()
     began = time.monotonic()
     shards, run = pathlib.Path(args.out, "shards"), pathlib.Path(args.out, "run")
 
-    heading("1 of 4: the documentation on this machine, to a vocabulary and shards")
+    heading("1 of 4: prepare the documentation on this machine: vocabulary and shards")
     prepare("docs", str(shards), vocab_size=8_000)
 
-    heading("2 of 4: pre-training (Ctrl-C saves; the same command goes on)")
+    heading("2 of 4: pre-train (Ctrl-C saves; the same command continues)")
     steps = [f"--config.steps={args.steps}"] if args.steps else []
-    command = ["pretrain", "--config=configs/quickstart.py", f"--workdir={run}", f"--config.data.dir={shards}", *steps]
-    code = __main__.main(command)
+    arguments = ["pretrain", "--config=quickstart", f"--workdir={run}", f"--config.data.dir={shards}", *steps]
+    code = __main__.main(arguments)
     if code:
         return code
 
-    heading("3 of 4: held-out text")
+    heading("3 of 4: evaluate on held-out text")
     result = inference.evaluate(str(run), with_unigram=True)
     print(
-        f"{result['predictions']:,} masked words of text that it never saw: {result['mlm_loss']:.2f} nats a word, "
+        f"{result['predictions']:,} masked words of unseen text: {result['mlm_loss']:.2f} nats per word, "
         f"{result['mlm_accuracy']:.0%} right at the first guess.\n"
-        f"A model that only knows how frequent each word is: {result['unigram_loss']:.2f} nats."
+        f"A model that only knows word frequencies: {result['unigram_loss']:.2f} nats."
     )
 
-    heading("4 of 4: words for the masks")
+    heading("4 of 4: fill in masks")
     trained = encoder.load(run)
     for text, masks in zip(SENTENCES, inference.fill_mask(trained, list(SENTENCES), top=4), strict=True):
         print(text)
@@ -60,9 +60,9 @@ def main() -> int:
         f"A BERT of {trained.model.depth} layers, trained here on {tokens:,} tokens.\n"
         f"  shards       {shards}\n  run          {run} (metrics.jsonl, summary.json, checkpoints)\n\n"
         "Try next:\n"
-        f'  {python()} -m bert_fast fill-mask --checkpoint={run} "Raise an [MASK] if the value is negative."\n'
-        f'  {python()} -m bert_fast prepare --source="files:YOUR_TEXT/*.txt" --out=runs/shards\n'
-        f"  {python()} -m bert_fast pretrain --config=configs/bert.py:size=mini,objective=mlm,seq=128 "
+        f'  {command()} fill-mask --checkpoint={run} "Raise an [MASK] if the value is negative."\n'
+        f'  {command()} prepare --source="files:YOUR_TEXT/*.txt" --out=runs/shards\n'
+        f"  {command()} pretrain --config=bert:size=mini,objective=mlm,seq=128 "
         "--workdir=runs/mini --config.data.dir=runs/shards --config.steps=2800 --config.batch_size=32 "
         "--config.learning_rate.peak=1e-3 --config.learning_rate.warmup_steps=300"
     )
@@ -76,5 +76,5 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from what was saved", file=sys.stderr)
+        print("\nstopped; the same command continues from what was saved", file=sys.stderr)
         sys.exit(130)

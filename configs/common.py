@@ -1,6 +1,9 @@
-"""What every config begins with: BERT's own recipe, sizes, and the arguments of `--config=FILE:ARGUMENTS`."""
+"""What every config starts from: BERT's own recipe, sizes, and the arguments of `--config=NAME:ARGUMENTS`."""
 
 import difflib
+import types
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -18,11 +21,20 @@ SIZES = {
 }
 
 
-def parse(text: str | None, **defaults) -> dict:
-    """The arguments of a config, `"size=mini,seq=128,debug"`, over their defaults. Raises BadInput for others."""
+# What every pre-training config takes. seq: one phase at this length; 0: the config's own phases.
+ARGUMENTS = {"size": "base", "seq": 0, "objective": "mlm+nsp", "norm": "post", "debug": False}
+
+
+def parse(text: str | None, fixed: Mapping[str, str] = types.MappingProxyType({}), **defaults) -> dict:
+    """The arguments of a config, such as "size=mini,seq=128,debug", over their defaults.
+
+    fixed: arguments that the config does not take, and why. Raises BadInput for them, and for unknown ones.
+    """
     arguments = dict(defaults)
     for part in filter(None, (text or "").split(",")):
         name, _, value = part.partition("=")
+        if name in fixed:
+            raise BadInput(f"config argument {part!r}: this config fixes {name}: {fixed[name]}")
         if name not in defaults:
             near = difflib.get_close_matches(name, defaults, 3, 0.4) or list(defaults)
             raise BadInput(f"unknown config argument {name!r}: did you mean {' or '.join(near)}?")
@@ -40,7 +52,7 @@ def parse(text: str | None, **defaults) -> dict:
 
 
 def size(name: str) -> dict:
-    """Depth, width, heads and feed-forward width of a published size. Raises BadInput that names the near ones."""
+    """Depth, width, heads and feed-forward width of a published size. Raises BadInput for an unknown one."""
     if name not in SIZES:
         near = difflib.get_close_matches(name, SIZES, 3, 0.4) or list(SIZES)
         raise BadInput(f"unknown size {name!r}: did you mean {' or '.join(near)}? Known: {', '.join(SIZES)}")
@@ -63,17 +75,17 @@ def optimizer() -> ConfigDict:
 
 
 def base(size_name: str) -> ConfigDict:
-    """BERT as published (Devlin et al. 2019; google-research/bert), the baseline that every config edits."""
+    """BERT as published (Devlin et al. 2019; google-research/bert), the baseline that every config changes."""
     config = ConfigDict()
     config.seed = 0
     config.steps = 1_000_000
     config.batch_size = 256
     config.micro_batches = 1
     config.phases = "128:0.9,512:0.1"  # Devlin et al., A.2
-    config.init = ""  # a run folder or checkpoint to begin from
+    config.init = ""  # a run folder or checkpoint to start from
     config.methods = ""
     config.log_every = 100
-    config.measure_peak = False  # where the table of accelerators has no peak, as for CPUs, time a product at the start
+    config.measure_peak = False  # time a matrix product at the start if the peak of the device is unknown, as for CPUs
 
     config.model = ConfigDict(size(size_name))
     config.model.head_size = 64
@@ -108,8 +120,8 @@ def base(size_name: str) -> ConfigDict:
     config.data.objective = "mlm+nsp"
     config.data.masked_share = 0.15
     config.data.whole_word = False
-    config.data.short_seq_prob = 0.1  # of segment pairs
-    config.data.workers = 0  # loader processes beside the main one
+    config.data.short_seq_prob = 0.1  # share of segment pairs that are cut shorter
+    config.data.workers = 0  # loader processes besides the main one
 
     config.eval = ConfigDict()
     config.eval.every = 10_000
@@ -132,6 +144,18 @@ def base(size_name: str) -> ConfigDict:
     return config
 
 
+def from_arguments(args: Mapping[str, Any]) -> ConfigDict:
+    """BERT's recipe with the size, length, objective and norm of a config's arguments."""
+    config = base(args["size"])
+    config.data.objective = args["objective"]
+    config.model.pooler = args["objective"] == "mlm+nsp"
+    config.model.norm = args["norm"]
+    if args["seq"]:
+        config.phases = f"{args['seq']}:1"
+        config.eval.seq_len = min(config.eval.seq_len, args["seq"])  # later positions are not trained
+    return config
+
+
 def debug(config: ConfigDict):
     """Shrinks a config, in place, to a run of seconds."""
     config.steps = 20
@@ -142,4 +166,4 @@ def debug(config: ConfigDict):
     config.learning_rate.warmup_steps = 2
     config.eval.update(every=10, examples=16, seq_len=32, batch_size=8)
     config.checkpoint.every = 10
-    config.early_bert.search = 0.5  # 10 steps: after one or two, coefficients are still equal
+    config.early_bert.search = 0.5  # 10 steps: after one or two, all coefficients are still equal

@@ -1,16 +1,17 @@
-"""What every fine-tuning config begins with: BERT's own recipe (Devlin et al. 2019)."""
+"""What every fine-tuning config starts from: BERT's own recipe (Devlin et al. 2019)."""
 
 from ml_collections import ConfigDict
 
 from bert_fast import BadInput, methods
-from configs import common
+from bert_fast.configs import common
 
-# Batches of 32, 3 epochs, and the best on the held-out set of four learning rates: Devlin et al. (2019), section 4.1.
+FIXED = dict.fromkeys(("size", "objective", "norm"), "the model is the checkpoint's")
+# Batches of 32, 3 epochs, and the best of four learning rates on the held-out set: Devlin et al. (2019), section 4.1.
 RATES = "2e-5,3e-5,4e-5,5e-5"
-# Progressive layer dropping's fine-tuning, at a rate found for each task: table of DeepSpeed's tutorial "Progressive
-# Layer Dropping"; batch 32, Adam without bias correction: training/BingBertGlue of DeepSpeedExamples. Weights decay by
-# 0.01: run_glue_classifier_bert_base.py:892-897 sets it in the parameter groups, over the 0.0 of glue_bert_base.json.
-# Its 3 to 5 epochs are 3 here (unverified), and WNLI, which it leaves out, has RTE's rate.
+# Progressive layer dropping's fine-tuning has a rate for each task: table of DeepSpeed's tutorial "Progressive Layer
+# Dropping". Batch 32 and Adam without bias correction: training/BingBertGlue of DeepSpeedExamples. Weight decay 0.01:
+# run_glue_classifier_bert_base.py:892-897 sets it in the parameter groups, overriding the 0.0 of glue_bert_base.json.
+# Its 3 to 5 epochs are 3 here (unverified). WNLI, which it leaves out, has RTE's rate.
 RATES_OF_LAYER_DROP = "rte:7e-5,mrpc:9e-5,stsb:7e-5,cola:5e-5,sst2:7e-5,qnli:9e-5,qqp:2e-4,mnli:3e-5,wnli:7e-5"
 
 
@@ -19,14 +20,14 @@ def finetune(task: str) -> ConfigDict:
     config = ConfigDict()
     config.task = task
     config.seeds = "0,1,2"
-    config.learning_rates = RATES  # for all tasks, or task:rate
+    config.learning_rates = RATES  # for all tasks; task:rate is for one task
     config.epochs = 3.0
     config.batch_size = 32
     config.micro_batches = 1
-    config.keep = "last"  # weights of each run: "best" of its evaluations, "last", or "none"
-    config.widths = 5  # of batches: see bert_fast/tasks/batches.py
-    config.random_weights = False  # the control: the same model from fresh weights
-    config.predict_test = True  # write predictions for test files, where there are any
+    config.keep = "last"  # which weights of a run are kept: of its "best" evaluation, the "last", or "none"
+    config.widths = 5  # number of different batch widths: see bert_fast/tasks/batches.py
+    config.random_weights = False  # the control: the same model with fresh weights
+    config.predict_test = True  # write predictions for the test files, if present
     config.methods = ""
 
     config.dropout = 0.1  # Devlin et al., A.3: always 0.1
@@ -35,7 +36,7 @@ def finetune(task: str) -> ConfigDict:
     config.data = ConfigDict()
     config.data.dir = ""
     config.data.seq_len = 128  # `max_seq_length` in google-research/bert's README: GLUE at 128 tokens
-    config.data.train_examples = 0  # a fixed sample of so many; 0: all
+    config.data.train_examples = 0  # size of a fixed sample; 0: all
     config.data.held_out_examples = 0
     config.data.stride = 128  # of SQuAD's windows, and the longest question: run_squad.py of google-research/bert
     config.data.max_question = 64
@@ -50,7 +51,7 @@ def finetune(task: str) -> ConfigDict:
     config.learning_rate.decay = "linear"
     config.learning_rate.decay_from = "start"
 
-    config.search = ConfigDict()  # of a method that trains anew after a search
+    config.search = ConfigDict()  # for a method that restarts training after a search
     config.search.learning_rate = 2e-5
     config.search.epochs = 3.0
 
@@ -60,7 +61,7 @@ def finetune(task: str) -> ConfigDict:
     config.eval.every = 0  # steps; 0: after each epoch
     config.eval.batch_size = 32
 
-    config.checkpoint = ConfigDict({"every": 1_000})  # steps of a run; 0: on interruption alone
+    config.checkpoint = ConfigDict({"every": 1_000})  # steps of a run; 0: only when interrupted
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
@@ -76,7 +77,7 @@ def apply_recipe(config: ConfigDict, recipe: str):
         config.optimizer.eps = 1e-8  # default of DeepSpeed's `FusedAdam`
     elif recipe == "early_bert":
         # launch_earlybert_glue.sh of VITA-Group/EarlyBERT: the ticket is drawn after 0.2 of an epoch, and trained for
-        # 2 epochs instead of 3; `AdamW` of transformers 2.11. Its batches of 32 on each of four GPUs are 128.
+        # 2 epochs instead of 3, with `AdamW` of transformers 2.11. Its batches of 32 on each of four GPUs are 128.
         config.methods = "early_bert"
         config.epochs = 2.0
         config.early_bert.update(search=0.1, draw_before_update=True)  # of the 2 epochs
@@ -96,4 +97,4 @@ def debug(config: ConfigDict):
     config.search.learning_rate = 1e-3
     config.data.update(train_examples=64, held_out_examples=32)
     config.eval.batch_size = 8
-    config.early_bert.search = 0.5  # 4 steps: after one or two, coefficients are still equal
+    config.early_bert.search = 0.5  # 4 steps: after one or two, all coefficients are still equal

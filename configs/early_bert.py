@@ -1,29 +1,30 @@
 """EarlyBERT (Chen et al. 2021): BERT's recipe after a search of 5 % of its steps, without a third of the heads and
 40 % of the neurons.
 
-    python -m bert_fast pretrain --config=configs/early_bert.py:size=base --workdir=runs/eb --config.data.dir=SHARDS
+    bert-fast pretrain --config=early_bert:size=base --workdir=runs/eb --config.data.dir=SHARDS
 
 Arguments: size=tiny|mini|small|medium|base|large, seq=LENGTH (one phase at this length instead of two),
-recipe=bert|lamb, debug (shrinks everything to seconds). The control: --config.early_bert.ticket=random.
-A layer of the ticket takes 37 to 38 % fewer FLOPs; the run of base, with its search, 32 % fewer than BERT's. The
+objective=mlm|mlm_packed|mlm+nsp, norm=post|pre, recipe=bert|lamb, debug (shrinks everything to seconds). The control is
+--config.early_bert.ticket=random.
+A layer of the ticket takes 37 to 38 % fewer FLOPs. The run of base, with its search, takes 32 % fewer than BERT's. The
 paper reports 35 to 45 % less training time (abstract). The half of its code that pre-trains was never released:
-machine, hours and settings are unknown, so that recipe=bert is BERT's own.
+machine, hours and settings are unknown, so recipe=bert is BERT's own.
 
 recipe=lamb: NVIDIA's large-batch recipe, which the paper is said to follow (unverified, as is its search of about 400
-steps: 5 % are 391). From DeepLearningExamples, PyTorch/LanguageModeling/BERT; it differs in this: one schedule goes
-through both phases, where NVIDIA's second begins anew (peak 4e-3, warm-up over 12.8 % of it), and the second phase too
-has batches of 65,536, so its 1,563 batches of 32,768 are 782.
+steps: 5 % are 391). From DeepLearningExamples, PyTorch/LanguageModeling/BERT, with two differences: one schedule covers
+both phases, while NVIDIA's second phase has a schedule of its own (peak 4e-3, warm-up over 12.8 % of it); and the
+second phase also has batches of 65,536, so its 1,563 batches of 32,768 are 782 here.
 """
 
 from bert_fast import BadInput
-from configs import common
+from bert_fast.configs import common
 
 
 def get_config(text=None):
-    args = common.parse(text, size="base", seq=0, recipe="bert", debug=False)
+    args = common.parse(text, **common.ARGUMENTS, recipe="bert")
     if args["recipe"] not in ("bert", "lamb"):
         raise BadInput(f"config argument recipe={args['recipe']!r}: expected recipe=bert or recipe=lamb")
-    config = common.base(args["size"])
+    config = common.from_arguments(args)
     config.methods = "early_bert"
     if args["recipe"] == "lamb":  # unverified
         config.optimizer.update(name="lamb", bias_correction=True)
@@ -34,8 +35,6 @@ def get_config(text=None):
         config.learning_rate.update(decay="polynomial", power=0.5)  # `PolyWarmUpScheduler` of schedulers.py
         config.log_every = 10
         config.eval.every = config.checkpoint.every = 500
-    if args["seq"]:
-        config.phases = f"{args['seq']}:1"
     if args["debug"]:
         common.debug(config)
         config.micro_batches = 1

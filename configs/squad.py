@@ -1,28 +1,28 @@
-"""Fine-tuning on SQuAD (Rajpurkar et al. 2016, 2018), as BERT's paper does it: batches of 32, rate 5e-5.
+"""Fine-tuning on SQuAD (Rajpurkar et al. 2016, 2018), as in BERT's paper: batches of 32, learning rate 5e-5.
 
-    python -m bert_fast finetune --config=configs/squad.py:version=1.1 --checkpoint=runs/base --workdir=runs/squad \
-        --config.data.dir=SQUAD
+    bert-fast finetune --config=squad:version=1.1 --checkpoint=runs/base --workdir=runs/squad --config.data.dir=SQUAD
 
-Arguments: version=1.1|2.0, recipe=bert|early_bert, debug (shrinks everything to seconds). SQUAD is a folder with
-train-v1.1.json and dev-v1.1.json (or .json.gz), or tfds:squad. Windows of 384 tokens, 128 apart.
+Arguments: version=1.1|2.0, recipe=bert|early_bert, seq=LENGTH (384), debug (shrinks everything to seconds). size,
+objective and norm are fixed by the checkpoint. SQUAD is a folder with train-v1.1.json and dev-v1.1.json (or .json.gz),
+or tfds:squad. Windows start 128 tokens apart.
 v1.1: 3 epochs, F1 88.5 for BERT-base; v2.0: 2 epochs of batches of 48 (Devlin et al. 2019, sections 4.2 and 4.3).
 
-recipe=early_bert: launch_earlybert_squad.sh of VITA-Group/EarlyBERT, whose ticket is drawn after 0.2 of an epoch.
+recipe=early_bert: launch_earlybert_squad.sh of VITA-Group/EarlyBERT, which draws the ticket after 0.2 of an epoch.
 """
 
 from bert_fast import BadInput
-from configs import common, common_finetune
+from bert_fast.configs import common, common_finetune
 
 
 def get_config(text=None):
-    args = common.parse(text, version="1.1", recipe="bert", debug=False)
+    args = common.parse(text, common_finetune.FIXED, version="1.1", recipe="bert", seq=384, debug=False)
     if args["version"] not in ("1.1", "2.0"):
         raise BadInput(f"config argument version={args['version']!r}: expected version=1.1 or version=2.0")
     if args["recipe"] not in ("bert", "early_bert"):
         raise BadInput(f"config argument recipe={args['recipe']!r}: expected recipe=bert or recipe=early_bert")
     config = common_finetune.finetune(f"squad{args['version']}")
     common_finetune.apply_recipe(config, args["recipe"])
-    config.data.seq_len = 384  # `max_seq_length` in google-research/bert's README
+    config.data.seq_len = args["seq"]  # 384: `max_seq_length` in google-research/bert's README
     config.seeds = "0"
     if args["recipe"] == "early_bert":
         config.epochs = 3.0

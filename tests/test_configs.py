@@ -3,9 +3,9 @@
 import pytest
 
 from bert_fast import BadInput, methods
+from bert_fast.configs import common
 from bert_fast.tasks import settings as finetune_settings
 from bert_fast.train import settings, timeline
-from configs import common
 from helpers.config_files import CONFIGS, FILES, FINETUNE, VOCAB, get_config
 
 
@@ -25,10 +25,10 @@ def test_debug_shrinks_a_config(path):
     made = settings.make(get_config(path)("size=large,debug").to_dict(), VOCAB, tuple(methods.known()))
     assert made.steps <= 50
     assert made.model.width <= 64
-    assert timeline.stages(made, methods.make(made.methods))  # what a method refuses is told here
+    assert timeline.stages(made, methods.make(made.methods))  # raises if a method refuses the timeline
 
 
-def test_baseline_is_berts_published_recipe():
+def test_baseline_is_the_published_recipe_of_bert():
     config = get_config(next(path for path in CONFIGS if path.stem == "bert"))()
     assert (config.steps, config.batch_size, config.phases) == (1_000_000, 256, "128:0.9,512:0.1")
     assert (config.learning_rate.peak, config.learning_rate.warmup_steps) == (1e-4, 10_000)
@@ -45,13 +45,37 @@ def test_baseline_is_berts_published_recipe():
         ("debug=yes", "debug=true"),
     ],
 )
-def test_bad_arguments_name_the_near_ones(text, message):
+def test_bad_arguments_suggest_the_nearest_ones(text, message):
     with pytest.raises(BadInput, match=message):
         get_config(next(path for path in CONFIGS if path.stem == "bert"))(text)
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("argument", ["size=mini", "seq=64", "objective=mlm_packed", "norm=pre", "norm=post", "debug"])
+def test_every_config_takes_the_same_arguments_or_says_why_not(path, argument):
+    name, _, value = argument.partition("=")
+    try:
+        config = get_config(path)(argument)
+    except BadInput as error:
+        assert str(error).startswith(f"config argument '{argument}': this config fixes {name}: ")  # noqa: PT017
+        assert f"{name} is fixed" in " ".join(path.read_text().split())  # its docstring says so too
+        return
+    found = {"size": config.model.depth, "seq": config.phases, "objective": config.data.objective}
+    found |= {"norm": config.model.norm, "debug": config.model.width}
+    expected = {"size=mini": 4, "seq=64": "64:1", "debug": 32}
+    assert found[name] == expected.get(argument, value)
+    assert config.eval.seq_len <= max(int(phase.split(":")[0]) for phase in config.phases.split(","))
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+@pytest.mark.parametrize("argument", ["size=mini", "objective=mlm", "norm=pre"])
+def test_config_of_fine_tuning_says_that_the_model_is_the_checkpoints(name, argument):
+    with pytest.raises(BadInput, match=r"this config fixes .*: the model is the checkpoint's"):
+        get_config(next(path for path in FILES if path.stem == name))(argument)
+
+
 def test_every_argument_of_a_method_can_be_set_by_a_flag():
-    # A ConfigDict has attributes of its own, `update` among them, that hide a key of the same name.
+    # A ConfigDict has its own attributes, such as `update`, which hide a key of the same name.
     config = common.base("tiny")
     for name, arguments in methods.defaults().items():
         for key, default in arguments.items():
@@ -61,7 +85,7 @@ def test_every_argument_of_a_method_can_be_set_by_a_flag():
 
 @pytest.mark.parametrize("name", FINETUNE)
 @pytest.mark.parametrize("recipe", ["bert", "early_bert"])
-def test_config_of_fine_tuning_makes_settings(name, recipe):
+def test_fine_tuning_config_makes_settings(name, recipe):
     config = get_config(next(path for path in FILES if path.stem == name))(f"recipe={recipe}")
     config.data.dir = "somewhere"
     made = finetune_settings.make(config.to_dict())
@@ -73,12 +97,12 @@ def test_config_of_fine_tuning_makes_settings(name, recipe):
     }[name, recipe]
     assert made.optimizer.eps_before_correction == (recipe == "early_bert")  # transformers 2.11, optimization.py
     assert [method for method, _ in made.methods] == ([] if recipe == "bert" else ["early_bert"])
-    for _, arguments in made.methods:  # where trainer.py and run_squad_earlybert_search.py record coefficients
+    for _, arguments in made.methods:  # as trainer.py and run_squad_earlybert_search.py record coefficients
         assert arguments["draw_before_update"] == (name == "glue")
     assert finetune_settings.make({**config.to_dict(), "epochs": 1.0}).epochs == 1
 
 
-def test_layer_droppings_recipe_of_fine_tuning_decays_weights_as_its_code_does():
+def test_layer_drop_recipe_of_fine_tuning_decays_weights_like_the_released_code():
     # BingBertGlue of DeepSpeedExamples: parameter groups of run_glue_classifier_bert_base.py, defaults of `FusedAdam`.
     config = get_config(next(path for path in FILES if path.stem == "glue"))("recipe=layer_drop")
     config.data.dir = "somewhere"

@@ -1,4 +1,4 @@
-"""The hooks: a method that uses every one of them runs through the loop, and `chain` composes them."""
+"""The hooks: a method that uses all of them runs through the loop, and `chain` composes them."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_fast import methods
+from bert_fast import BadInput, encoder, methods
 from bert_fast.method import Method, chain, same
 from bert_fast.plan import edit, whole
 from bert_fast.train import checkpoint
@@ -20,14 +20,14 @@ from helpers.small_runs import rows_without_clock, run, small_config
 
 
 def grow(params):
-    """One layer more, a copy of the top one."""
+    """Adds a copy of the top layer."""
     more = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[-1:]]), params["layers"])
     return {**params, "layers": more}
 
 
 def make(begin=1, rewind=False, fresh=False):
-    """A method that uses every hook of a run: it grows the model by a layer, freezes the lower ones, drops layers by
-    turns, orders tokens, scales the heads by a parameter of its own, and counts.
+    """A method that uses every hook of a run: it grows the model by a layer, freezes the lower layers, drops a layer
+    in every other step, orders tokens, scales attention by its own parameter, and counts.
     """
 
     def init(params, config):
@@ -117,7 +117,7 @@ def make(begin=1, rewind=False, fresh=False):
 
 @pytest.fixture
 def dummy(monkeypatch):
-    """The method above as if it were a file in methods/."""
+    """Registers the method above as if it were a file in methods/."""
     module = types.ModuleType("dummy")
     module.make = make
     known = methods.known
@@ -136,23 +136,23 @@ def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, sm
     summary = run(config, tmp_path / "whole")
     rows = read_rows(tmp_path / "whole/metrics.jsonl")
     train = [row for row in rows if row["split"] == "train"]
-    # The first stage ends early, at the second time it is asked with a count of 10.
+    # The first stage ends early: `observe` sees a count of 10 at its second call.
     assert [(row["step"], row["stage"]) for row in train] == [
         (5, "low"), (10, "low"), (15, "high"), (20, "high"), (25, "joint"), (30, "joint"),
     ]  # fmt: skip
     assert summary["steps"] == 30
     assert train[-1]["dummy/count"] == 30
     assert train[-1]["dummy/seen"] == 2
-    # The clock begins anew where the data does, and a stage that ended early is counted as planned.
+    # The clock restarts with the data, and a stage that ended early counts with its planned steps.
     assert [(row["dummy/clock"], row["dummy/of"]) for row in train] == [
         (4, 40), (9, 40), (14, 40), (19, 40), (4, 10), (9, 10),
     ]  # fmt: skip
     assert train[0]["loss"] > train[0]["mlm_loss"] + train[0]["nsp_loss"] + 0.009  # the penalty
     assert summary["flops"] < summary["flops_dense"]
     assert (tmp_path / "whole/checkpoints/0").is_dir()
-    # "restart" reads the rows of the first steps again, "continue" goes on behind them.
+    # "restart" reads the examples of the first steps again; "continue" reads the ones after them.
     assert checkpoint.about(tmp_path / "whole/checkpoints/30").counters.data == {"mlm+nsp/16": 10 * 8}
-    # Killed inside the stage in which a layer is frozen, and at the boundary before it.
+    # Killed inside the stage with a frozen layer, and at the boundary before it.
     for at_step in (13, 10):
         workdir = tmp_path / f"stopped-{at_step}"
         interrupted(config, workdir, at_step, monkeypatch)
@@ -162,9 +162,9 @@ def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, sm
         assert jax.tree.all(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes(), a, b))
 
 
-# In one piece; stopped between two times at which it is asked, and at both of them.
+# Uninterrupted; stopped between two calls of `observe`; stopped at both of them.
 @pytest.mark.parametrize("stops", [(), (7,), (5, 10)])
-def test_method_is_asked_once_at_each_step_that_it_asked_for(dummy, small_shards, tmp_path, monkeypatch, stops):
+def test_observe_is_called_exactly_once_at_each_requested_step(dummy, small_shards, tmp_path, monkeypatch, stops):
     asked, known = [], methods.known
 
     @functools.wraps(make)
@@ -199,7 +199,7 @@ def test_frozen_layers_are_byte_identical_and_have_no_optimizer_state(dummy, sma
     assert {leaf.shape[0] for leaf in jax.tree.leaves(learns["layers"])} == {1}
 
 
-def test_rewinding_gets_the_weights_of_step_0(dummy, small_shards, tmp_path, monkeypatch):
+def test_rewinding_restores_the_weights_of_step_0(dummy, small_shards, tmp_path, monkeypatch):
     config = dummy_config(small_shards, eval__every=0, dummy={"rewind": True})
     interrupted(config, tmp_path, 11, monkeypatch)
     learned = checkpoint.restore_params(tmp_path / "checkpoints/11")["layers"]
@@ -241,7 +241,7 @@ def test_chain_composes_in_order():
     assert both.report((2, 3, ()), None, None, ()) == {"m2/seen": 2, "m3/seen": 3}
 
 
-def test_one_fresh_optimizer_in_a_chain_makes_it_fresh():
+def test_a_fresh_optimizer_in_one_method_makes_it_fresh_for_the_chain():
     fresh = Method(enter=lambda params, state, old, new, initial, key: (params, None, state, new))
     for both in (chain(Method(), fresh), chain(fresh, Method())):
         _, moments, _, _ = both.enter({}, ((), ()), None, None, None, None)
@@ -257,3 +257,55 @@ def test_empty_chain_changes_nothing():
     params, moments, state, new = nothing.enter("p", (), "old", "new", None, None)
     assert (params, moments("m"), state, new) == ("p", "m", (), "new")
     assert not nothing.needs_initial
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A function that makes a package with one method, as if it were installed."""
+    monkeypatch.syspath_prepend(tmp_path)
+    methods.modules.cache_clear()
+
+    def install(name: str, code: str):
+        (tmp_path / f"{name}_package.py").write_text(code)
+        about = tmp_path / f"{name}_package-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-package\nVersion: 1.0\n")
+        (about / "entry_points.txt").write_text(f"[{methods.GROUP}]\n{name} = {name}_package\n")
+
+    yield install
+    methods.modules.cache_clear()
+
+
+FIFTH = """
+from bert_fast.method import Method
+
+RENAMED = {"old": "share"}
+
+
+def make(share: float = 0.25) -> Method:
+    return Method(name="fifth", report=lambda *_: {"share": share})
+"""
+
+
+def test_method_of_another_package_is_found_configured_and_trained(installed, small_shards, tmp_path):
+    installed("fifth", FIFTH)
+    config = small_config(small_shards, methods="fifth,token_drop", fifth__share=0.5, steps=4, log_every=2)
+    run(config, tmp_path / "run")
+    rows = [row for row in read_rows(tmp_path / "run/metrics.jsonl") if row["split"] == "train"]
+    assert [row["fifth/share"] for row in rows] == [0.5, 0.5]
+    assert methods.renamed()["fifth.old"] == "fifth.share"
+    assert encoder.load(tmp_path / "run").about.methods[0] == ("fifth", {"share": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("layer_drop", FIFTH, "the method 'layer_drop' of layer_drop-package has the name of another method"),
+        ("sixth", "import nowhere_to_be_found", "sixth-package cannot be imported from sixth_package .*nowhere"),
+        ("sixth", "x = 1", "sixth-package: sixth_package has no function `make`"),
+    ],
+)
+def test_broken_method_of_another_package_is_named(installed, name, code, message):
+    installed(name, code)
+    with pytest.raises(BadInput, match=message):
+        methods.known()

@@ -1,6 +1,6 @@
-"""The commands, one file each: what it does in a line, an example, its flags, and `run`.
+"""The commands, one file each: a line on what it does, an example, its flags, and `run`.
 
-What a command needs beyond its flags it imports when it runs, so that --help is quick.
+A command imports what it needs when it runs, so that --help is quick.
 """
 
 import importlib
@@ -11,36 +11,52 @@ from absl import flags
 from bert_fast import BadInput
 
 REQUIRED = "required"
-# As people meet them: first what makes a model, then what is done with it.
-NAMES = ("prepare", "plan", "pretrain", "evaluate", "fill-mask", "finetune", "predict", "export", "import")
+# In the order in which people need them: first to make a model, then to use it.
+NAMES = (
+    "prepare",
+    "plan",
+    "pretrain",
+    "evaluate",
+    "fill-mask",
+    "embed",
+    "finetune",
+    "predict",
+    "export",
+    "import",
+)
 
 
 def known() -> dict[str, types.ModuleType]:
-    """The module of every command, by its name."""
+    """The module of each command, by its name."""
     return {name: importlib.import_module(f"{__name__}.{name.replace('-', '_')}") for name in NAMES}
 
 
 def checkpoint_flag(args: flags.FlagValues):
     flags.DEFINE_string(
-        "checkpoint", None, "A run folder (its newest good step) or one checkpoints/STEP. " + REQUIRED, flag_values=args
+        "checkpoint",
+        None,
+        "A run folder (its newest undamaged checkpoint) or one checkpoints/STEP. " + REQUIRED,
+        flag_values=args,
     )
 
 
 def process_flags(args: flags.FlagValues):
-    """The flags of a command that several processes run together."""
+    """Adds the flags of a command that several processes can run together."""
     flags.DEFINE_bool(
         "distributed",
         False,
-        "Several processes, which JAX finds by itself (TPU slice, Slurm).",
+        "Join the processes that JAX finds by itself (TPU slice, Slurm).",
         flag_values=args,
     )
-    flags.DEFINE_string("coordinator", None, "Several processes elsewhere: HOST:PORT of the first.", flag_values=args)
-    flags.DEFINE_integer("process_count", None, "With --coordinator: how many processes there are.", flag_values=args)
-    flags.DEFINE_integer("process_index", None, "With --coordinator: which of them this is, from 0.", flag_values=args)
+    flags.DEFINE_string("coordinator", None, "Join processes anywhere else: HOST:PORT of the first.", flag_values=args)
+    flags.DEFINE_integer("process_count", None, "With --coordinator: the number of processes.", flag_values=args)
+    flags.DEFINE_integer(
+        "process_index", None, "With --coordinator: the number of this process, from 0.", flag_values=args
+    )
 
 
 def join_processes(args):
-    """Connects to the other processes, if there are any. Raises BadInput for flags that do not go together."""
+    """Connects to the other processes, if any. Raises BadInput if only some of the three flags are given."""
     import jax
 
     given = [args[name].value is not None for name in ("coordinator", "process_count", "process_index")]
@@ -51,18 +67,29 @@ def join_processes(args):
 
 
 def keep_programs():
-    """Keeps compiled programs on disk; called by commands that compute."""
+    """Keeps compiled programs on disk. Called by commands that compute."""
     from bert_fast.train import cache
 
     cache.keep_programs()
 
 
 def needs(args, *names: str):
+    """Raises BadInput if one of these flags is missing."""
     for name in names:
         if args[name].value is None:
             raise BadInput(f"--{name} is missing: {args[name].help.replace(REQUIRED, '').strip()}")
 
 
 def nothing(texts: list[str]):
+    """Raises BadInput if there are arguments that are not options."""
     if texts:
         raise BadInput(f"unexpected argument {texts[0]!r}: every option is written --name=value")
+
+
+def with_config_files(argv: list[str]) -> list[str]:
+    """The command line with shipped configs, given by name, replaced by their files."""
+    if not any(arg.lstrip("-").split("=")[0] in ("config", "compare") for arg in argv):
+        return argv
+    from bert_fast.commands import config_flag
+
+    return config_flag.with_files(argv)

@@ -1,4 +1,4 @@
-"""The command `evaluate`: held-out loss of a checkpoint, one JSON line."""
+"""The command `evaluate`."""
 
 import json
 
@@ -6,18 +6,18 @@ from absl import flags
 
 from bert_fast.commands import checkpoint_flag, keep_programs, needs, nothing
 
-WHAT = "held-out loss of a checkpoint, one JSON line"
+WHAT = "held-out loss of a checkpoint, as one JSON line"
 EXAMPLE = "--checkpoint=runs/mini"
 
 
 def define(args, argv: list[str]):
     checkpoint_flag(args)
-    flags.DEFINE_string("data", None, "Another shards folder than the run's own.", flag_values=args)
-    flags.DEFINE_integer(
-        "examples", None, "Rows of the valid split; by default the run's --config.eval.", flag_values=args
+    flags.DEFINE_string("data", None, "A shards folder other than the run's own.", flag_values=args)
+    flags.DEFINE_integer("examples", None, "Number of held-out examples [the run's --config.eval].", flag_values=args)
+    flags.DEFINE_integer("seq_len", None, "Their length in tokens [the run's --config.eval].", flag_values=args)
+    flags.DEFINE_bool(
+        "unigram", False, "Also the loss of a unigram model (add-one counts) on the same masks.", flag_values=args
     )
-    flags.DEFINE_integer("seq_len", None, "Their length; by default the run's --config.eval.", flag_values=args)
-    flags.DEFINE_bool("unigram", False, "Also the loss of add-one word counts on the same masks.", flag_values=args)
 
 
 def run(args, texts: list[str]) -> int:

@@ -1,21 +1,24 @@
-"""The command `export`: a checkpoint as a Hugging Face folder, with tokenizer and model card."""
+"""The command `export`."""
 
 from absl import flags
 
 from bert_fast.commands import REQUIRED, checkpoint_flag, needs, nothing
 
-WHAT = "a checkpoint as a Hugging Face folder, with tokenizer and model card"
+WHAT = "write a checkpoint as a Hugging Face folder, with tokenizer and model card"
 EXAMPLE = "--checkpoint=runs/mini --out=mini-hf --verify"
 
 
 def define(args, argv: list[str]):
     checkpoint_flag(args)
-    flags.DEFINE_string("out", None, "The Hugging Face folder that is made. " + REQUIRED, flag_values=args)
+    flags.DEFINE_string("out", None, "The Hugging Face folder to create. " + REQUIRED, flag_values=args)
     flags.DEFINE_bool(
-        "verify", False, "Compare its logits with transformers, and fail above 1e-4 (needs torch).", flag_values=args
+        "verify",
+        False,
+        "Compare with transformers, and fail if a logit differs by more than 1e-4 (needs torch).",
+        flag_values=args,
     )
     flags.DEFINE_bool(
-        "initialised_heads", False, "Of an imported model, write the heads too that it came without.", flag_values=args
+        "initialised_heads", False, "Also write the heads that an imported model came without.", flag_values=args
     )
     flags.DEFINE_string(
         "results", None, "A folder with results.json of finetune, for the model card.", flag_values=args

@@ -1,4 +1,4 @@
-"""The command `fill-mask`: the most probable words for each [MASK]."""
+"""The command `fill-mask`."""
 
 from absl import flags
 
@@ -11,7 +11,7 @@ EXAMPLE = '--checkpoint=runs/mini "The capital of France is [MASK]."'
 
 def define(args, argv: list[str]):
     checkpoint_flag(args)
-    flags.DEFINE_integer("top", 5, "How many words for each mask.", lower_bound=1, flag_values=args)
+    flags.DEFINE_integer("top", 5, "Number of words shown for each mask.", lower_bound=1, flag_values=args)
 
 
 def run(args, texts: list[str]) -> int:
@@ -21,7 +21,7 @@ def run(args, texts: list[str]) -> int:
     keep_programs()
     needs(args, "checkpoint")
     if not texts:
-        raise BadInput('no text: give one or more, as "The capital of France is [MASK]."')
+        raise BadInput('no text: give at least one, such as "The capital of France is [MASK]."')
     for text, masks in zip(texts, fill_mask(encoder.load(args.checkpoint), texts, args.top), strict=True):
         print(text)
         for number, words in enumerate(masks, 1):

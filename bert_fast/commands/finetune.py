@@ -1,4 +1,4 @@
-"""The command `finetune`: a checkpoint's scores on GLUE or SQuAD."""
+"""The command `finetune`."""
 
 import pathlib
 
@@ -6,29 +6,22 @@ from absl import flags
 
 from bert_fast.commands import REQUIRED, join_processes, keep_programs, needs, nothing, process_flags
 
-WHAT = "a checkpoint's scores on GLUE or SQuAD; the same command continues an interrupted call"
-EXAMPLE = "--config=configs/glue.py:task=mrpc --checkpoint=runs/mini --workdir=runs/mrpc --config.data.dir=GLUE"
+WHAT = "fine-tune a checkpoint on GLUE or SQuAD and score it; the same command continues"
+EXAMPLE = "--config=glue:task=mrpc --checkpoint=runs/mini --workdir=runs/mrpc --config.data.dir=GLUE"
 
 
 def define(args, argv: list[str]):
-    from ml_collections import config_flags
+    from bert_fast.commands import config_flag
 
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "configs/glue.py or configs/squad.py with arguments, as configs/glue.py:task=mrpc; single values are changed "
-        "by --config.seeds=0,1 and so on. " + REQUIRED,
-        sys_argv=argv,
-        flag_values=args,
-    )
+    config_flag.define(args, argv, what="The config (glue:task=mrpc or squad:version=1.1)")
     flags.DEFINE_string(
         "workdir",
         None,
-        "Where results go; runs that are finished there are not run again. " + REQUIRED,
+        "The folder of the results. Runs that are finished in it are not repeated. " + REQUIRED,
         flag_values=args,
     )
     flags.DEFINE_string("checkpoint", None, "The encoder: a run folder or one checkpoints/STEP.", flag_values=args)
-    flags.DEFINE_string("hf", None, "Or a Hugging Face folder, such as one of BERT.", flag_values=args)
+    flags.DEFINE_string("hf", None, "The encoder instead: a Hugging Face folder.", flag_values=args)
     process_flags(args)
 
 

@@ -1,10 +1,10 @@
-"""The command `import`: a Hugging Face folder as a checkpoint."""
+"""The command `import`."""
 
 from absl import flags
 
 from bert_fast.commands import REQUIRED, needs, nothing
 
-WHAT = "a Hugging Face folder as a checkpoint"
+WHAT = "turn a Hugging Face folder into a checkpoint"
 EXAMPLE = "--hf=bert-base-uncased --out=runs/base"
 
 
@@ -13,7 +13,7 @@ def define(args, argv: list[str]):
         "hf", None, "A bert, megatron-bert or roberta-prelayernorm folder. " + REQUIRED, flag_values=args
     )
     flags.DEFINE_string(
-        "out", None, "The run folder that is made, with the model as step 0. " + REQUIRED, flag_values=args
+        "out", None, "The run folder to create, with the model as step 0. " + REQUIRED, flag_values=args
     )
 
 

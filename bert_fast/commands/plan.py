@@ -1,38 +1,40 @@
-"""The command `plan`: what a run will cost, before it starts."""
+"""The command `plan`."""
 
 import os
 import pathlib
 
 from absl import flags
 
-from bert_fast.commands import REQUIRED, needs, nothing
+from bert_fast.commands import needs, nothing
 
 WHAT = "what a run will cost, before it starts"
-EXAMPLE = "--config=configs/combined.py:size=base --topology=v5e:4x4 --compare=configs/bert.py:size=base"
+EXAMPLE = "--config=combined:size=base --topology=v5e:4x4 --compare=bert:size=base"
 
 
 def define(args, argv: list[str]):
-    # Compiling for a TPU takes none; without this JAX would look for one, and hold it.
+    # Compiling for a TPU does not need one. Without this JAX would look for a TPU, and hold it.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from ml_collections import config_flags
+    from bert_fast.commands import config_flag
 
-    what = "The run: a file in configs/ with its arguments, and --config.NAME=VALUE as in pretrain. " + REQUIRED
-    config_flags.DEFINE_config_file("config", None, what, sys_argv=argv, flag_values=args)
-    what = "Another run, which it is compared with; --compare.NAME=VALUE changes it."
-    config_flags.DEFINE_config_file("compare", None, what, sys_argv=argv, flag_values=args)
-    flags.DEFINE_string("topology", "cpu", "A TPU slice such as v5e:4x4; cpu or gpu: FLOPs alone.", flag_values=args)
+    config_flag.define(args, argv, what="The config")
+    config_flag.define(args, argv, "compare", "A config to compare with", required=False)
+    flags.DEFINE_string("topology", "cpu", "A TPU slice such as v5e:4x4; cpu or gpu: FLOPs only.", flag_values=args)
     flags.DEFINE_float(
         "utilisation",
         0.4,
-        "The share of a TPU's peak at which hours and price are stated.",
+        "The share of a TPU's peak assumed for hours and price.",
         0.01,
         1.0,
         flag_values=args,
     )
-    flags.DEFINE_bool("profile", False, "Also where the cycles go, by source line and operation.", flag_values=args)
-    flags.DEFINE_bool("largest_batch", False, "Also the largest batch that fits (several compiles).", flag_values=args)
+    flags.DEFINE_bool(
+        "profile", False, "Also show where the cycles go, by source line and operation.", flag_values=args
+    )
+    flags.DEFINE_bool(
+        "largest_batch", False, "Also find the largest batch that fits (several compiles).", flag_values=args
+    )
     flags.DEFINE_string(
-        "cache", "~/.cache/bert_fast/plan", "Where what the compiler said of a program is kept.", flag_values=args
+        "cache", "~/.cache/bert_fast/plan", "The folder in which results of the compiler are kept.", flag_values=args
     )
 
 
@@ -52,30 +54,21 @@ def run(args, texts: list[str]) -> int:
         words = shards.read_manifest(folder)["vocab"] if folder else estimate.BERT
         return settings.make(config, words, tuple(methods.known()))
 
+    def show(planned: estimate.CostEstimate) -> bool:
+        totals = cost_report.totals(planned, args.utilisation)
+        print("\n".join([cost_report.stages(planned), *cost_report.details(planned), *totals]))
+        return planned.fits
+
     where, cache = estimate.on(args.topology), pathlib.Path(args.cache).expanduser()
     for flag in ("profile", "largest_batch"):
         if args[flag].value and where.chip is None:
-            raise BadInput(f"--{flag} asks the TPU compiler: give --topology=v5e:1x1 or another TPU slice with it")
+            raise BadInput(f"--{flag} needs the TPU compiler: add --topology=v5e:1x1, or another TPU slice")
     planned = estimate.plan(settings_of("config"), where, cache, say)
-    print(
-        "\n".join(
-            [cost_report.stages(planned), *cost_report.details(planned), *cost_report.totals(planned, args.utilisation)]
-        )
-    )
-    fits = planned.fits
+    fits = show(planned)
     if args.compare is not None:
         other = estimate.plan(settings_of("compare"), where, cache, say)
-        print(
-            "\n".join(
-                [
-                    "",
-                    cost_report.stages(other),
-                    *cost_report.details(other),
-                    *cost_report.totals(other, args.utilisation),
-                ]
-            )
-        )
-        fits = fits and other.fits
+        print()
+        fits = show(other) and fits
         print("\n".join(["", *cost_report.comparison(planned, other)]))
     if args.profile:
         print("\n".join(cost_report.profile(stage) for stage in planned.stages))

@@ -1,10 +1,10 @@
-"""The command `prepare`: text to shards and a vocabulary."""
+"""The command `prepare`."""
 
 from absl import flags
 
 from bert_fast.commands import REQUIRED, needs, nothing
 
-WHAT = "text to shards and a vocabulary"
+WHAT = "turn text into shards and a vocabulary"
 EXAMPLE = '--source="files:corpus/*.txt.gz" --out=shards'
 
 
@@ -12,20 +12,20 @@ def define(args, argv: list[str]):
     flags.DEFINE_string(
         "source", None, "Text: docs, files:GLOB or tfds:NAME[/CONFIG]:SPLIT. " + REQUIRED, flag_values=args
     )
-    flags.DEFINE_string("out", None, "The shards folder that is made. " + REQUIRED, flag_values=args)
-    flags.DEFINE_string("vocab", None, "An existing vocab.txt; without it one is trained.", flag_values=args)
-    flags.DEFINE_integer("vocab_size", 30_522, "Word pieces of a vocabulary that is trained.", flag_values=args)
+    flags.DEFINE_string("out", None, "The shards folder to create. " + REQUIRED, flag_values=args)
+    flags.DEFINE_string("vocab", None, "An existing vocab.txt. Without it one is trained.", flag_values=args)
+    flags.DEFINE_integer("vocab_size", 30_522, "Size of a trained vocabulary, in word pieces.", flag_values=args)
     flags.DEFINE_bool("cased", False, "Keep upper case.", flag_values=args)
-    flags.DEFINE_bool(
-        "strip_accents", None, "Strip accents; as BERT does, exactly where case is dropped.", flag_values=args
-    )
-    flags.DEFINE_float("valid_fraction", 0.01, "Share of documents that are held out, by a hash.", flag_values=args)
+    flags.DEFINE_bool("strip_accents", None, "Strip accents [as BERT does: only if not --cased].", flag_values=args)
+    flags.DEFINE_float("valid_fraction", 0.01, "Share of documents to hold out, chosen by a hash.", flag_values=args)
     flags.DEFINE_string(
-        "text_key", "text", "Field of a .jsonl, .parquet or tfds record with the text.", flag_values=args
+        "text_key", "text", "The field of a .jsonl, .parquet or tfds record that holds the text.", flag_values=args
     )
-    flags.DEFINE_string("tfds_data_dir", None, "Where tensorflow-datasets keeps its data.", flag_values=args)
-    flags.DEFINE_bool("skip_bad", False, "Count and skip documents that cannot be read.", flag_values=args)
-    flags.DEFINE_integer("processes", None, "Processes; by default one a core.", flag_values=args)
+    flags.DEFINE_string(
+        "tfds_data_dir", None, "The folder in which tensorflow-datasets keeps its data.", flag_values=args
+    )
+    flags.DEFINE_bool("skip_bad", False, "Skip documents that cannot be read, and count them.", flag_values=args)
+    flags.DEFINE_integer("processes", None, "Number of processes [one per core].", flag_values=args)
 
 
 def run(args, texts: list[str]) -> int:

@@ -1,24 +1,54 @@
-"""The methods, one file each. A file with a `make(**arguments) -> Method` is found by its name."""
+"""The training methods, one file each. A file's `make(**arguments) -> Method` makes the method of that name.
+
+Another package can add a method. Its pyproject.toml names the module:
+
+    [project.entry-points."bert_fast.methods"]
+    my_method = "my_package.my_method"
+"""
 
 import difflib
+import functools
 import importlib
+import importlib.metadata
 import inspect
 import pkgutil
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bert_fast import BadInput
 from bert_fast.method import Method, chain
 
+GROUP = "bert_fast.methods"  # of entry points
+
+
+@functools.cache
+def modules() -> Mapping[str, types.ModuleType]:
+    """The modules of all methods by name: the files of this package, and the entry points of other packages.
+
+    Raises BadInput if an entry point cannot be imported, has no `make`, or has the name of a method of this package.
+    """
+    found = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        where = f"the method {entry.name!r} of {entry.dist.name if entry.dist else 'an installed package'}"
+        if entry.name in found:
+            raise BadInput(f"{where} has the name of another method: uninstall that package, or rename its entry point")
+        try:
+            found[entry.name] = entry.load()
+        except Exception as error:
+            raise BadInput(f"{where} cannot be imported from {entry.value} ({error}): mend or uninstall it") from error
+        if not callable(getattr(found[entry.name], "make", None)):
+            raise BadInput(f"{where}: {entry.value} has no function `make`, which makes the method: give it one")
+    return dict(sorted(found.items()))
+
 
 def known() -> dict[str, Callable[..., Method]]:
-    """The `make` of every method, by the name of its file."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return {name: importlib.import_module(f"{__name__}.{name}").make for name in names}
+    """The `make` of every method, by name."""
+    return {name: module.make for name, module in modules().items()}
 
 
 def defaults() -> dict[str, dict[str, Any]]:
-    """The arguments of every method with the defaults of its `make`, where a method's defaults are kept."""
+    """The arguments of every method with the defaults of its `make`."""
     return {
         name: {key: parameter.default for key, parameter in inspect.signature(make).parameters.items()}
         for name, make in known().items()
@@ -26,10 +56,9 @@ def defaults() -> dict[str, dict[str, Any]]:
 
 
 def renamed() -> dict[str, str]:
-    """Arguments that had another name in earlier versions, as "method.old": "method.new" (a method's `RENAMED`)."""
+    """Arguments renamed since an earlier version, as {"method.old": "method.new"} (from each method's `RENAMED`)."""
     found = {}
-    for name in known():
-        module = importlib.import_module(f"{__name__}.{name}")
+    for name, module in modules().items():
         for old, new in getattr(module, "RENAMED", {}).items():
             found[f"{name}.{old}"] = f"{name}.{new}"
     return found
@@ -38,7 +67,7 @@ def renamed() -> dict[str, str]:
 def make(methods: Iterable[tuple[str, Mapping[str, Any]]]) -> Method:
     """The chain of the named methods, each made with its arguments.
 
-    Raises BadInput for an argument that a method does not have, and where its value is impossible.
+    Raises BadInput for an unknown argument or an invalid value.
     """
     made, makes, has = [], known(), defaults()
     for name, arguments in methods:

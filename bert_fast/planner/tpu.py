@@ -1,7 +1,7 @@
-"""Asks the TPU compiler, which needs no TPU, what a train step takes on a described slice.
+"""Asks the TPU compiler, which needs no TPU, what a train step costs on a described slice.
 
-Cycles are the compiler's own estimate, and no measurement: they rank programs and show waste. Gathers, scatters, sorts,
-custom calls and collectives carry no estimate; they are listed by their bytes.
+Cycles are the compiler's own estimate, not a measurement: they rank programs and show waste. Gathers, scatters, sorts,
+custom calls and collectives have no estimate; they are listed by their bytes.
 """
 
 import ctypes
@@ -21,23 +21,22 @@ from typing import Any
 
 import jax
 
-from bert_fast import BadInput
+from bert_fast import BadInput, versions
 from bert_fast.cost import hlo
 from bert_fast.cost.accelerators import TPUS, Accelerator
 from bert_fast.data.files import atomic_write
 
-LIBTPU = "0.0.42"  # what the `tpu` extra of jax 0.10.2 pins; a newer one failed with an older jaxlib
-FORMAT = 3  # of what is kept in the cache
-FLAGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")  # the variables that change what the compiler does
+FORMAT = 3  # of the cache entries
+FLAGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")  # environment variables that change what the compiler does
 KNOWN = ("v4:2x2x1", "v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4", "v6e:1x1", "v6e:16x16")
 
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """What the compiler said of one program, for one device.
+    """What the compiler said about one program, for one device.
 
-    text: the compiled HLO, with source lines as they were then. arguments, temporaries, peak: bytes. seconds: what
-    compiling took. problem: why it does not fit, "" where it does; then there is neither text nor memory.
+    text: the compiled HLO, with the source lines of that time. arguments, temporaries, peak: bytes. seconds: to
+    compile. problem: why the program does not fit, with neither text nor memory; "" if it fits.
     """
 
     seconds: float
@@ -50,8 +49,10 @@ class Said:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What is read from that. cycles: counted ones. not_counted: bytes by operation. collectives: bytes by kind.
-    lines: (source line, operation, cycles), the dearest first.
+    """Figures read from what the compiler said.
+
+    cycles: of counted work. not_counted: bytes by operation. collectives: bytes by kind. lines: (source line,
+    operation, cycles), most expensive first.
     """
 
     said: Said
@@ -64,7 +65,7 @@ class Compiled:
 def describe(topology: str) -> tuple[Accelerator, Sequence[Any]]:
     """The chip and the described devices of a topology such as v5e:4x4.
 
-    Raises BadInput where it is unknown, or where libtpu is missing or does not match.
+    Raises BadInput if it is unknown, or if libtpu is missing or does not match.
     """
     accelerator = TPUS.get(topology.split(":")[0])
     if accelerator is None or ":" not in topology:
@@ -78,31 +79,34 @@ def describe(topology: str) -> tuple[Accelerator, Sequence[Any]]:
             f"--topology={topology} needs libtpu, which holds the TPU compiler and runs on any Linux x86-64 machine: "
             "pip install -r requirements-tpu.txt"
         ) from None
-    if found != LIBTPU:
+    needed = versions.libtpu_of_jax()  # a newer libtpu failed with an older jaxlib
+    if found != needed and not found.startswith(f"{needed}."):
         raise BadInput(
-            f"libtpu {found} does not match jaxlib {importlib.metadata.version('jaxlib')}, which needs {LIBTPU}: "
+            f"libtpu {found} does not match jaxlib {importlib.metadata.version('jaxlib')}, which needs {needed}: "
             "pip install -r requirements-tpu.txt"
         )
-    # It must not look for a TPU in the neighbourhood, nor hold the lock that says that it uses one.
+    # Keeps libtpu from looking for a TPU, and from holding the lock that claims one.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     from jax.experimental import topologies
 
     options: dict[str, Any] = {}
     if re.fullmatch(r"1(x1)+", topology.split(":")[1]):  # the default is a host of four or eight chips
         options["chips_per_host_bounds"] = [1, 1, 1]
-    if accelerator.name == "v4":  # as on the chip itself both of its cores are one device; the default is two
+    if accelerator.name == "v4":  # one device for both cores, as on the real chip; the default is two
         options["chip_config_name"] = "megacore"
     try:
         return accelerator, topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise BadInput(f"--topology={topology}: {reason}; known to work are {', '.join(KNOWN)}") from None
+        raise BadInput(f"--topology={topology}: {reason}; known to work: {', '.join(KNOWN)}") from None
 
 
 def compile(lowered, topology: str, cache: pathlib.Path) -> Said:
-    """What the compiler says of a lowered step; from the cache where it has said so before."""
-    versions = f"{FORMAT} {jax.__version__} {importlib.metadata.version('jaxlib')} {LIBTPU} {topology}"
-    key = "\n".join([versions, *(os.environ.get(name, "") for name in FLAGS), lowered.as_text()])
+    """Compiles a lowered step, or reads an earlier result from the cache."""
+    packages = f"{jax.__version__} {importlib.metadata.version('jaxlib')} {versions.libtpu_of_jax()}"
+    key = "\n".join(
+        [f"{FORMAT} {packages} {topology}", *(os.environ.get(name, "") for name in FLAGS), lowered.as_text()]
+    )
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json.gz"
     if path.is_file():
         return Said(**json.loads(gzip.decompress(path.read_bytes())))
@@ -120,7 +124,7 @@ def compile(lowered, topology: str, cache: pathlib.Path) -> Said:
         outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
         peak = arguments + temporaries + outputs
         said = Said(time.monotonic() - began, compiled.as_text(), arguments, temporaries, peak)
-    # glibc keeps what the compiler has freed, at BERT-base size a gigabyte a program.
+    # glibc keeps memory that the compiler has freed: a gigabyte per program at BERT-base size.
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, gzip.compress(json.dumps(dataclasses.asdict(said)).encode()))
@@ -130,7 +134,7 @@ def compile(lowered, topology: str, cache: pathlib.Path) -> Said:
 def read(said: Said, running: float) -> Compiled:
     """The figures of a compiled program.
 
-    running: the share of a conditional's true branch, of layers that run in spans with `cond`.
+    running: how often a conditional takes its true branch, i.e. the share of layers that run in spans with `cond`.
     """
     if said.problem:
         return Compiled(said)
@@ -156,7 +160,7 @@ def read(said: Said, running: float) -> Compiled:
 
 
 def operation_of(name: str) -> str:
-    """The last part of an operation's name, with the pass that it belongs to."""
+    """The pass that an operation belongs to, and the last part of its name."""
     passes = "backward" if "transpose(" in name else "forward" if "jvp(" in name else "update"
     return f"{passes} {name.rsplit('/', 1)[-1]}" if name else "?"
 
@@ -164,8 +168,8 @@ def operation_of(name: str) -> str:
 def too_large(message: str, program: str) -> str:
     """Why a program does not fit, in one line: how much it uses, and its largest tensors.
 
-    message: the compiler's, which does not always list tensors. program: the text that was to be compiled, with
-    locations; its shapes are those of all devices together.
+    message: the compiler's, which does not always list tensors. program: the text of the lowered program, with
+    locations; its shapes span all devices together.
     """
     used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
     used = used or re.search(r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
@@ -175,13 +179,13 @@ def too_large(message: str, program: str) -> str:
         name = re.search(r'op_name="([^"]*)"', entry)
         if size and shape:
             listed.append(f"{size[1]} {shape[1]} ({operation_of(name[1] if name else '')})")
-    whose = "the largest" if listed else "the largest tensors, of all devices together"
+    whose = "largest tensors" if listed else "largest tensors, over all devices together"
     largest = "; ".join(listed or largest_tensors(program, 3))
-    return (f"uses {used[1]} of {used[2]}" if used else "out of memory") + (f", {whose}: {largest}" if largest else "")
+    return (f"uses {used[1]} of {used[2]}" if used else "out of memory") + (f"; {whose}: {largest}" if largest else "")
 
 
 def largest_tensors(program: str, count: int) -> list[str]:
-    """So many of the largest results in the text of a lowered program, each shape once, with what makes them."""
+    """The `count` largest results in the text of a lowered program, each shape once, with the operation behind it."""
     names = dict(re.findall(r'^(#loc\d+) = loc\("([^"]*)"', program, re.MULTILINE))
     makers: dict[str, tuple[int, str]] = {}
     for shape, kind, place in re.findall(r"tensor<((?:\d+x)+)(\w+)> loc\((#loc\d+)\)$", program, re.MULTILINE):

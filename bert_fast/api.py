@@ -1,0 +1,153 @@
+"""bert_fast from Python, for a notebook. The examples follow one another, from text to a Hugging Face folder.
+
+A checkpoint is a run folder (its newest undamaged checkpoint) or one `checkpoints/STEP`. Mistakes raise `BadInput` with
+the remedy. Ctrl-C saves and raises `Interrupted`; the same call continues.
+"""
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from bert_fast import BadInput, encoder, inference, methods
+from bert_fast.commands import config_flag
+from bert_fast.data import shards
+from bert_fast.data.prepare import prepare as prepare_shards
+from bert_fast.hf import write
+from bert_fast.inference import Model
+from bert_fast.tasks import settings as finetune_settings
+from bert_fast.tasks import sweep
+from bert_fast.train import cache, loop, settings
+
+Path = str | pathlib.Path
+
+
+def prepare(source: str, out: Path, **options) -> dict:
+    """Turns text into shards and a vocabulary in `out`; returns the manifest.
+
+    source: "docs" (the documentation installed on this machine), "files:GLOB" or "tfds:NAME/CONFIG:SPLIT".
+    options: `vocab`, `vocab_size`, `cased`, ...: see `bert_fast.data.prepare.prepare`.
+
+    >>> manifest = bert_fast.prepare("files:corpus/*.txt", "shards", vocab_size=300, valid_fraction=0.1)
+    >>> manifest["vocab"]["size"] <= 300
+    True
+    """
+    with contextlib.redirect_stdout(sys.stderr):  # where the other functions report their progress
+        return prepare_shards(source, out, **options)
+
+
+def pretrain(
+    config: str | ConfigDict, workdir: Path, data: Path = "", changes: Mapping[str, Any] | None = None
+) -> dict:
+    """Trains a model, or continues the run in `workdir`; returns the run's summary.
+
+    config: what `--config` takes, such as "bert:size=mini" or "mine.py", or a ConfigDict.
+    data: the shards folder. changes: values of the config by dotted key.
+
+    >>> summary = bert_fast.pretrain(
+    ...     "token_drop:size=tiny,objective=mlm,debug", "run", data="shards", changes={"learning_rate.peak": 1e-3}
+    ... )
+    >>> summary["steps"]
+    20
+    """
+    made = _config(config, data, changes)
+    if not made["data"]["dir"]:
+        raise BadInput("data is missing: give the folder that bert_fast.prepare made")
+    cache.keep_programs()
+    vocab = shards.read_manifest(made["data"]["dir"])["vocab"]
+    return loop.pretrain(settings.make(made, vocab, tuple(methods.known())), made, pathlib.Path(workdir))
+
+
+def load(checkpoint: Path) -> Model:
+    """The model of a checkpoint: its parameters, and a function from texts to hidden states and logits.
+
+    >>> model = bert_fast.load("run")
+    >>> outputs = model(["the quick brown fox", "a lazy dog"])
+    >>> outputs.hidden_BSD.shape[-1] == model.encoder.model.width
+    True
+    >>> outputs.logits_BSV.shape[:2] == outputs.real_BS.shape
+    True
+    """
+    cache.keep_programs()
+    return Model(encoder.load(checkpoint))
+
+
+def evaluate(checkpoint: Path, data: Path = "", unigram: bool = False, **changes) -> dict[str, Any]:
+    """Held-out losses of a checkpoint, in nats, on its own shards or those in `data`.
+
+    unigram: also the loss of word frequencies alone. changes: `examples`, `seq_len`, `batch_size` or `seed`.
+
+    >>> result = bert_fast.evaluate("run", unigram=True, examples=8)
+    >>> result["mlm_loss"] > 0 and result["unigram_loss"] > 0
+    True
+    """
+    cache.keep_programs()
+    return inference.evaluate(str(checkpoint), str(data), unigram, **changes)
+
+
+def fill_mask(model: Model | Path, texts: str | Sequence[str], top: int = 5) -> list[list[list[tuple[str, float]]]]:
+    """The `top` most probable word pieces with their probabilities, for each [MASK] of each text.
+
+    >>> [[words]] = bert_fast.fill_mask(model, "the quick [MASK] fox", top=3)
+    >>> len(words)
+    3
+    """
+    return inference.fill_mask(_encoder(model), [texts] if isinstance(texts, str) else texts, top)
+
+
+def embed(model: Model | Path, texts: Sequence[str], pooling: str = "mean", batch_size: int = 32) -> np.ndarray:
+    """One vector per text, from the last hidden states: [N, D] float32. `pooling` is "mean" or "cls".
+
+    >>> vectors = bert_fast.embed(model, ["the quick brown fox", "a lazy dog", "seven wizards"])
+    >>> vectors.shape == (3, model.encoder.model.width)
+    True
+    """
+    return inference.embed(_encoder(model), texts, pooling, batch_size)
+
+
+def finetune(
+    config: str | ConfigDict,
+    workdir: Path,
+    checkpoint: Path = "",
+    hf: Path = "",
+    data: Path = "",
+    changes: Mapping[str, Any] | None = None,
+) -> dict:
+    """Fine-tunes a checkpoint, or the Hugging Face folder `hf`, on GLUE or SQuAD; returns what results.json holds.
+
+    config: such as "glue:task=mrpc". data: the folder with the task's files. Finished runs in `workdir` are kept.
+
+    >>> results = bert_fast.finetune("glue:task=mrpc,seq=48,debug", "mrpc", checkpoint="run", data="glue")
+    >>> sorted(results["tasks"]["mrpc"]["last"])
+    ['accuracy', 'f1', 'score']
+    """
+    made = _config(config, data, changes)
+    cache.keep_programs()
+    return sweep.finetune(finetune_settings.make(made), made, pathlib.Path(workdir), str(checkpoint), str(hf))
+
+
+def export(checkpoint: Path, out: Path, verify: bool = False, **options) -> write.Export:
+    """Writes a checkpoint as a Hugging Face folder, with tokenizer and model card.
+
+    verify: compare with transformers, and keep nothing if a logit differs by more than 1e-4 (needs torch).
+
+    >>> bert_fast.export("run", "exported").class_name
+    'BertForMaskedLM'
+    """
+    return write.export(checkpoint, out, compare=verify, **options)
+
+
+def _config(config: str | ConfigDict, data: Path, changes: Mapping[str, Any] | None) -> dict:
+    """The values of a config after `changes`, with `data` as its folder."""
+    changes = {**(changes or {}), **({"data.dir": str(data)} if data else {})}
+    if isinstance(config, str):
+        return config_flag.load(config, changes).to_dict()
+    return config_flag.changed(config, changes).to_dict()
+
+
+def _encoder(model: Model | Path) -> encoder.Encoder:
+    return model.encoder if isinstance(model, Model) else load(model).encoder
