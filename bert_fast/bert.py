@@ -1,7 +1,8 @@
-"""BERT: the trunk that every method shares. Which layers and tokens of it work is said by `plan.py`.
+"""BERT: the trunk that every method shares. A plan (plan.py) says which layers run and which tokens they update.
 
-Axes: B examples, S tokens of a row, Q tokens that are updated, X tokens that are left alone, P
-prediction slots, R layers that run in this step, D width, V rows of the embedding table.
+Axes: B examples, S tokens of an example, Q queries (tokens that are updated), X tokens that are left alone,
+K keys (tokens that are attended to), P prediction slots, L layers, R layers that run in this step, D width,
+V rows of the embedding table.
 """
 
 import functools
@@ -18,9 +19,9 @@ Params = Mapping[str, Any]
 
 
 def init(config: Config, key) -> Params:
-    """Fresh parameters, float32; those of the layers are stacked: `[L, ...]`.
+    """Fresh float32 parameters; layer parameters are stacked: `[L, ...]`.
 
-    Layer i depends on (key, i) alone, so a deeper model begins with the same lower layers.
+    Layer i depends only on (key, i), so a deeper model starts with the same lower layers.
     """
     row = {name: jnp.zeros((1, 1), jnp.int32) for name in ("ids", "positions", "types")}
     x_BSD = jnp.zeros((1, 1, config.width), config.dtype)
@@ -46,7 +47,7 @@ def init(config: Config, key) -> Params:
 
 
 def narrow(layer: Params, heads: int, mlp_dim: int) -> Params:
-    """One layer's parameters with only its first so many heads and neurons."""
+    """One layer's parameters, cut to its first `heads` heads and `mlp_dim` neurons."""
 
     def first(name, kernel, bias):
         return {"kernel": layer[name]["kernel"][kernel], "bias": layer[name]["bias"][bias]}
@@ -62,7 +63,7 @@ def narrow(layer: Params, heads: int, mlp_dim: int) -> Params:
 
 
 def layers_of(stack: Params, indices_R: Sequence) -> list[Params]:
-    """The layers of a stack at these indices, which are distinct and may be traced."""
+    """The layers of a stack at `indices_R`, which are distinct and may be traced."""
     leaves, treedef = jax.tree.flatten(stack)
     taken = [_taken(len(leaf_L), leaf_L, list(indices_R)) for leaf_L in leaves]
     return [treedef.unflatten(layer) for layer in zip(*taken, strict=True)]
@@ -78,7 +79,7 @@ def _taken_forward(depth, leaf_L, indices_R):
 
 
 def _taken_backward(depth, indices_R, gradients_R):
-    """Each gradient is written to its place, once: those of slices would pad and add the whole stack for each."""
+    """Writes each gradient to its place once. Gradients of slices would pad and add the whole stack per layer."""
     gradient_L = jnp.zeros((depth, *gradients_R[0].shape), gradients_R[0].dtype)
     for gradient, index in zip(gradients_R, indices_R, strict=True):
         gradient_L = jax.lax.dynamic_update_index_in_dim(gradient_L, gradient, index, 0)
@@ -89,7 +90,7 @@ _taken.defvjp(_taken_forward, _taken_backward)
 
 
 def running(params: Params, frozen: Params, plan: Plan, route: Route) -> list[list[tuple]]:
-    """For each span, (parameters, index, scale) of every layer that runs in it; scale is None without a route."""
+    """Lists, for each span, (parameters, index, scale) of every layer that runs; scale is None without a route."""
     runs, at = [], 0
     for span in plan:
         count = span.stop - span.start
@@ -111,7 +112,7 @@ def running(params: Params, frozen: Params, plan: Plan, route: Route) -> list[li
 
 
 def merge(params: Params, frozen: Params) -> Params:
-    """One tree of two that share no leaf."""
+    """Merges two trees that share no leaf."""
     both = {**frozen, **params}
     for name in frozen.keys() & params.keys():
         both[name] = merge(params[name], frozen[name])
@@ -119,17 +120,17 @@ def merge(params: Params, frozen: Params) -> Params:
 
 
 def side_by_side(x, count: int):
-    """Every `count` neighbours of the batch in one row: [B, S, ...] to [B/count, count S, ...]."""
+    """Joins every `count` neighbouring examples along the token axis: [B, S, ...] to [B/count, count S, ...]."""
     return x.reshape(len(x) // count, count * x.shape[1], *x.shape[2:])
 
 
 def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, route: Route, key):
     """Hidden states of the last layer: [B, S, D].
 
-    `params` learn and `frozen` do not: `frozen["layers"]` are the lowest layers, `params["layers"]`
-    those above, and every other leaf is in one of the two. Dropout is off where key is None.
-    Attention is allowed between tokens of equal `segments`; padding (0) sees padding, so that no row
-    of the softmax is ever empty.
+    `params` are trained and `frozen` are not: `frozen["layers"]` are the lowest layers, `params["layers"]`
+    the ones above, and every other leaf is in one of the two. Dropout is off if `key` is None.
+    Tokens attend to each other if their `segments` are equal. Padding (0) attends to padding, so the
+    softmax always has at least one key.
     """
     embed_key, layers_key = keys_of(key, 2)
     if not plan[0].dropout:
@@ -139,19 +140,19 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
         {name: leaf for name, leaf in frozen.items() if name != "layers"},
     )
     x_BSD = apply(Embed(config), outside["embed"], batch, embed_key)
-    if frozen_depth(plan):  # below a layer that does not learn nothing does, whatever else the embeddings are used for
+    if frozen_depth(plan):  # nothing below a frozen layer is trained, even if the head uses the embeddings too
         x_BSD = jax.lax.stop_gradient(x_BSD)
     segments_BS = batch["segments"]
     for span, layers in zip(plan, running(params, frozen, plan, route), strict=True):
         shapes = config.widths_L[span.start : span.stop]
         if len(layers) < len(shapes) and len(set(shapes)) > 1:
-            raise ValueError(f"layers of {span} differ in width, so which of them run cannot be traced: use cond")
+            raise ValueError(f"layers of {span} differ in width, so a traced index cannot choose among them: use cond")
         x_BQD, idle_BXD = (x_BSD, None) if span.queries is None else jnp.split(x_BSD, [span.queries], axis=1)
         segments_BQ, segments_BK = segments_BS[:, : span.queries], segments_BS[:, : span.keys]
         if span.examples_per_row > 1:
             if span.queries != span.keys:
-                raise ValueError(f"{span} lays examples side by side, but its tokens attend to others than themselves")
-            # Examples in one row do not see each other: their segments are told apart.
+                raise ValueError(f"{span} joins several examples, which requires queries == keys")
+            # Joined examples must not attend to each other: make their segments distinct.
             places_B1 = jnp.arange(len(segments_BQ))[:, None] % span.examples_per_row
             x_BQD = side_by_side(x_BQD, span.examples_per_row)
             segments_BQ = segments_BK = side_by_side(
@@ -183,7 +184,7 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
             if layers_key is not None and span.dropout:
                 layer_key = jax.random.fold_in(layers_key, index)
             if span.cond and scale is not None:
-                # Checkpointed, or reverse mode carries every residual of the branch through the conditional.
+                # Without the checkpoint, reverse mode carries every residual of the branch through the conditional.
                 stay = lambda x_BQD, *_: x_BQD  # noqa: E731
                 x_BQD = jax.lax.cond(scale != 0, jax.checkpoint(update), stay, x_BQD, layer, scale, layer_key)
             else:
@@ -196,16 +197,16 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
 
 
 class Losses(NamedTuple):
-    """Cross-entropies in nats, float32: of each prediction slot, and of each example's next-sentence label or None."""
+    """Cross-entropies in nats, float32: one per prediction slot, and one per next-sentence label (None without)."""
 
     mlm_BP: Any
-    correct_BP: Any  # the label had the largest logit
+    correct_BP: Any  # whether the label had the largest logit
     next_B: Any
     next_correct_B: Any
 
 
 def predict(config: Config, params: Params, frozen: Params, x_BSD, slots_BP):
-    """MLM logits at the given positions: [B, P, V], minus infinity at padded ids."""
+    """MLM logits at the given positions: [B, P, V], minus infinity for padded ids."""
     x_BPD = jnp.take_along_axis(x_BSD, slots_BP[..., None], axis=1)
     head = merge(params.get("mlm", {}), frozen.get("mlm", {}))
     word_VD = (merge(params.get("embed", {}), frozen.get("embed", {})) if config.tied else head)["word"]
@@ -213,7 +214,7 @@ def predict(config: Config, params: Params, frozen: Params, x_BSD, slots_BP):
 
 
 def losses(config: Config, params: Params, frozen: Params, x_BSD, batch) -> Losses:
-    """What each prediction of the batch costs; nothing is weighted or averaged yet."""
+    """The loss of each prediction in the batch, neither weighted nor averaged."""
     logits_BPV = predict(config, params, frozen, x_BSD, batch["slots"])
     mlm_BP, correct_BP = cross_entropy(logits_BPV, batch["labels"])
     if "next" not in batch:

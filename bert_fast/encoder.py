@@ -1,4 +1,4 @@
-"""A trained encoder with its vocabulary: what is evaluated, fine-tuned and exported."""
+"""A trained encoder with its vocabulary, ready to evaluate, fine-tune or export."""
 
 import dataclasses
 import pathlib
@@ -19,8 +19,8 @@ from bert_fast.train.report import say
 class Encoder:
     """A model with its parameters, from a checkpoint or from a Hugging Face folder.
 
-    folder: where it came from. params: NumPy arrays; what methods add to them is applied.
-    about: its description; of a Hugging Face folder, as of a checkpoint of step 0.
+    folder: where it was loaded from. params: NumPy arrays, with the methods' additions applied.
+    about: its description; a Hugging Face folder is described like a checkpoint of step 0.
     """
 
     folder: pathlib.Path
@@ -41,12 +41,12 @@ class Encoder:
 
     @property
     def initialised(self) -> tuple[str, ...]:
-        """Names of the heads that a Hugging Face folder did not hold, and that are random since."""
+        """Names of the heads that the Hugging Face folder lacked, which were initialised at random."""
         return tuple(self.about.imported["initialised"]) if self.about.imported else ()
 
 
 def load(path: str | pathlib.Path) -> Encoder:
-    """The encoder of a run folder's newest good step, or of one step. Raises BadInput."""
+    """The encoder of a run folder's newest undamaged checkpoint, or of one checkpoint. Raises BadInput."""
     folder = checkpoint.find(path, say)
     about = checkpoint.about(folder)
     params, _ = methods.make(about.methods).weights(checkpoint.restore_params(folder))

@@ -1,8 +1,8 @@
 """The layers of BERT as Flax Linen modules, and the shape of a model.
 
-Axes: B examples, S tokens of a row, Q tokens that are updated, K tokens that are attended to,
-P prediction slots, L layers, H heads, E size of a head, D width, F hidden width of the feed-forward
-network, V rows of the embedding table, T token types.
+Axes: B examples, S tokens of an example, Q queries (tokens that are updated), K keys (tokens that are
+attended to), P prediction slots, L layers, H heads, E size of a head, D width, F hidden width of the
+feed-forward network, V rows of the embedding table, T token types.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ import numpy as np
 
 @jax.custom_vjp
 def gelu(x):
-    """x times the standard normal's distribution function (erf form): same shape and type.
+    """x times the standard normal CDF (erf form): same shape and type.
 
-    Its gradient is made from x alone. Without that, three arrays as wide as the feed-forward network
-    are kept for the backward pass, and on a CPU writing them takes longer than computing them anew.
+    The gradient is computed from x alone. Otherwise three arrays as wide as the feed-forward network
+    are kept for the backward pass, and on a CPU writing them takes longer than recomputing them.
     """
     return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
 def _gelu_backward(x, dy):
-    x = jax.lax.optimization_barrier(x)  # or the compiler finds the erf of the forward pass, and keeps that
+    x = jax.lax.optimization_barrier(x)  # otherwise the compiler reuses the forward pass's erf, and so keeps it
     density = jnp.exp(-0.5 * x * x) * np.sqrt(0.5 / np.pi).astype(x.dtype)
     return (dy * (0.5 * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype))) + x * density),)
 
@@ -41,8 +41,8 @@ ACTIVATIONS = {"gelu": gelu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=T
 class Config:
     """Shape of a model. Defaults are BERT-base's (Devlin et al. 2019, and its released `bert_config.json`).
 
-    `heads` and `mlp_dim` are one number, or one a layer where layers differ: the stacked parameters
-    are then as wide as the widest layer, and each layer reads its first so many heads and neurons.
+    `heads` and `mlp_dim` are one number, or one per layer if layers differ. The stacked parameters are
+    then as wide as the widest layer, and each layer reads only its own number of leading heads and neurons.
     """
 
     vocab_size: int
@@ -53,22 +53,22 @@ class Config:
     mlp_dim: int | tuple[int, ...] = 3072
     max_len: int = 512
     type_count: int = 2
-    norm: str = "post"  # LayerNorm after each residual sum, or "pre": before each branch and once at the end
+    norm: str = "post"  # LayerNorm after each residual sum; "pre": before each branch and once at the end
     embed_norm: bool = True  # LayerNorm on the embeddings
     activation: str = "gelu"
-    tied: bool = True  # the MLM head predicts with the embedding table; False: with one of its own
-    pooler: bool = False  # the [CLS] layer and the next-sentence head on it
+    tied: bool = True  # the MLM head predicts with the embedding table; False: with its own table
+    pooler: bool = False  # the [CLS] layer and its next-sentence head
     dropout: float = 0.1
     attention_dropout: float = 0.1
     init_std: float = 0.02
-    residual_init_std: float = 0.02  # of the two matrices that write to the residual stream
+    residual_init_std: float = 0.02  # for the two matrices that write to the residual stream
     norm_eps: float = 1e-12
     dtype: str = "float32"  # of activations; parameters, softmax, LayerNorm statistics and losses are float32
     special_ids: tuple[int, ...] = (0, 100, 101, 102, 103)  # [PAD] [UNK] [CLS] [SEP] [MASK]
 
     @property
     def table_rows(self) -> int:
-        """The vocabulary padded to a multiple of 128, the lanes of a TPU register. Padded ids are never predicted."""
+        """Vocabulary size, padded to a multiple of 128, the lanes of a TPU register. Padded ids are never predicted."""
         return -(-self.vocab_size // 128) * 128
 
     @property
@@ -85,19 +85,19 @@ class Config:
         return list(zip(self.heads_L, self.mlp_dim_L, strict=True))
 
     def with_widths(self, heads_L: Sequence[int], mlp_dim_L: Sequence[int]) -> "Config":
-        """The model with so many heads and neurons a layer: one number where layers agree."""
+        """The model with these heads and neurons per layer, as one number if all layers agree."""
         heads, mlp_dim = (n_L[0] if len(set(n_L)) == 1 else tuple(n_L) for n_L in (heads_L, mlp_dim_L))
         return dataclasses.replace(self, heads=heads, mlp_dim=mlp_dim)
 
 
 @jax.custom_vjp
 def residual(x):
-    """x itself, of which the gradient is written to memory once.
+    """x itself; its gradient is written to memory once.
 
     In a pre-LN model the gradient of the residual stream is a sum over all branches above, and XLA for CPU (jax
-    0.10.2) computes that sum anew in each of its uses: of 12 layers at BERT-base widths a third of a step's time, of
-    slim ones half, growing with the square of the depth. It fuses nothing across a conditional; an
-    optimization_barrier is gone by then. The same for x itself takes longer than it saves.
+    0.10.2) recomputes that sum at each use. This took a third of a step's time with 12 layers at BERT-base widths and
+    half with slim ones, and grows with the square of the depth. XLA does not fuse across a conditional; an
+    optimization_barrier is removed before fusion. Doing the same for x itself costs more time than it saves.
     """
     return x
 
@@ -176,7 +176,7 @@ attend.defvjp(_attend, _attend_backward)
 
 
 def apply(module: nn.Module, params: Mapping[str, Any], *args) -> Any:
-    """What a module computes with these parameters."""
+    """Output of `module` with the parameters `params`."""
     return module.apply({"params": params}, *args)
 
 
@@ -186,13 +186,13 @@ def keys_of(key, count: int):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Flax's LayerNorm, which subtracts float32 statistics from x of any type: it needs JAX's standard promotion."""
+    """Flax's LayerNorm. It subtracts float32 statistics from x of any type, which needs JAX's standard promotion."""
 
     __call__ = jax.numpy_dtype_promotion("standard")(nn.LayerNorm.__call__)
 
 
 def layer_norm(config: Config, name: str | None = None):
-    """LayerNorm over the width, statistics in float32."""
+    """LayerNorm over the width, with statistics in float32."""
     return LayerNorm(epsilon=config.norm_eps, dtype=config.dtype, use_fast_variance=True, name=name)
 
 
@@ -209,12 +209,12 @@ class Linear(nn.Module):
         config = self.config
         of = x.shape[x.ndim - self.contract :]
         std = config.residual_init_std if self.residual else config.init_std
-        # Truncated at two deviations, as `create_initializer` of google-research/bert.
+        # Truncated at two standard deviations, like `create_initializer` of google-research/bert.
         kernel = self.param("kernel", nn.initializers.truncated_normal(std), (*of, *self.to))
         bias = self.param("bias", nn.initializers.zeros_init(), self.to)
         axes = (tuple(range(x.ndim - self.contract, x.ndim)), tuple(range(self.contract)))
         if kernel.dtype != config.dtype:
-            # As an array of its own: else the TPU compiler casts in every product again.
+            # A separate array: otherwise the TPU compiler repeats the cast in every product.
             kernel = jax.lax.optimization_barrier(kernel.astype(config.dtype))
         y = jax.lax.dot_general(x, kernel, (axes, ((), ())))
         return y + jnp.expand_dims(bias.astype(config.dtype), tuple(range(y.ndim - bias.ndim)))
@@ -238,9 +238,9 @@ class Embed(nn.Module):
 
 
 class Block(nn.Module):
-    """One encoder layer: x_BQD updated, by attention to y_BKD and a feed-forward network.
+    """One encoder layer: x_BQD, updated by attention to y_BKD and a feed-forward network.
 
-    `scale` multiplies both residual branches (None: they are left alone).
+    `scale` multiplies both residual branches; None leaves them unscaled.
     """
 
     config: Config

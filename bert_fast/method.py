@@ -1,7 +1,7 @@
-"""What a method may change: programs, stages, and the hooks between which the train loop runs.
+"""The interface of a training method: programs, stages, and the hooks that the train loop calls.
 
-A method is a `Method`: a tuple of pure functions whose defaults change nothing, made by the `make`
-of a file in `methods/`. The trunk and the loop know no method by name; `chain` composes them.
+A method is a `Method`: a tuple of pure functions whose defaults change nothing. Each file in
+`methods/` makes one with its `make`. The trunk and the loop never name a method; `chain` composes them.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ State = Any  # a pytree of arrays; checkpointed
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """All that a compiled train step depends on. With its plan packed it is the key of the compiled programs.
+    """Everything a compiled train step depends on. With its plan packed, it is the key of the compiled programs.
 
-    batch_size: examples of a step, over all devices and micro-batches.
-    frozen_paths: regular expressions of the paths, outside the stack of layers, of leaves that do not learn.
+    batch_size: examples per step, over all devices and micro-batches.
+    frozen_paths: regular expressions for the paths of frozen leaves outside the layer stack.
     """
 
     model: Config
@@ -38,17 +38,17 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stretch of steps with one program.
+    """Consecutive steps that share one program.
 
-    steps: at most; `Method.observe` may end it earlier.
+    steps: maximum number of steps; `Method.observe` may end the stage earlier.
     ask_every: steps between calls of `Method.observe`; 0: never.
-    schedule_from: the schedule counts from the start of the "run" or of this "stage"; a restart begins the run anew.
-    warm_again: over so many steps the rate climbs once more, from 0 to what the schedule says.
-    skipped: steps of a stage that is cut in two which lie in the parts before this one.
-    data: "continue" in the shared order of this sequence length, or "restart": the training begins anew, with the
-        data, the schedule and the methods' clock at 0.
-    guess: the widths of the program's model are a guess, and `Method.enter` settles them. A guess counts in plans of
-        a run's cost; it is never compiled for a run, nor stored.
+    schedule_from: the schedule counts from the start of the "run" or of this "stage"; a restart counts as a new run.
+    warm_again: number of steps over which the rate climbs again, from 0 to the schedule's value.
+    skipped: if a stage was cut into parts, the number of its steps in earlier parts.
+    data: "continue" in the shared order of this sequence length, or "restart": training starts over, with the data,
+        the schedule and the methods' clock at 0.
+    guess: the widths of the program's model are a guess until `Method.enter` settles them. A guess is used to
+        estimate a run's cost; it is never compiled for a run or stored.
     """
 
     name: str
@@ -63,21 +63,21 @@ class Stage:
     guess: bool = False
 
     def learning_rate(self, clock: "Clock", since: int) -> float:
-        """The rate of the step that comes `since` steps after the first of this stage."""
+        """Learning rate `since` steps after the first step of this stage."""
         at = since + self.skipped
         rate = self.schedule(at if self.schedule_from == "stage" else clock.step)
         return rate * min(1.0, at / self.warm_again) if self.warm_again else rate
 
 
 class Clock(NamedTuple):
-    """How far a training is: steps done since it began, at step 0 or at a restart, and how many it has as planned."""
+    """Progress since training started (at step 0 or at a restart): steps done, and steps planned."""
 
     step: int
     steps: int
 
 
 def cut(stages: Sequence[Stage], at: int) -> tuple[Stage, ...]:
-    """The timeline with the stage in which step `at` lies cut in two there; learning rates stay what they were."""
+    """The timeline with the stage that contains step `at` cut in two there; learning rates do not change."""
     result, begins = [], 0
     for stage in stages:
         done, begins = at - begins, begins + stage.steps
@@ -91,7 +91,7 @@ def cut(stages: Sequence[Stage], at: int) -> tuple[Stage, ...]:
 
 
 def same(tree):
-    """The tree itself: what `Method.enter` returns for moments that stay as they are."""
+    """The tree itself: what `Method.enter` returns to keep the optimizer moments unchanged."""
     return tree
 
 
@@ -100,29 +100,29 @@ def _unchanged(params, state, old, new, initial, key):
 
 
 class Method(NamedTuple):
-    """The hooks. `params` on the host is the whole tree, what learns and what does not.
+    """The hooks. On the host, `params` is the whole tree, trainable and frozen.
 
-    name     stands before the method's keys in the metrics
-    needs_initial  whether `enter` may call `initial()`: the checkpoint of step 0 is then kept
+    name     prefix of the method's keys in the metrics
+    needs_initial  whether `enter` may call `initial()`; if so, the checkpoint of step 0 is kept
     init     (params, config) -> (params, state): once; may add leaves to the parameters
-    stages   (stages) -> stages: host, once; the timeline. Widths that only the run will tell are guessed, and
-             their stages marked with `guess`
-    observe  (params, state, stage, step) -> (state, done): host, every `stage.ask_every` steps: what is too
-             rare or too dear for `update`, and whether the stage ends here
+    stages   (stages) -> stages: host, once: the timeline. Widths that only the run can determine are
+             guessed, and their stages are marked with `guess`
+    observe  (params, state, stage, step) -> (state, done): host, every `stage.ask_every` steps: work that
+             is too rare or too expensive for `update`, and whether the stage ends here
     enter    (params, state, old, new, initial, key) -> (params, moments, state, new): host, between stages:
              grow, prune, rewind. `moments` is applied to each optimizer moment, a tree like the
-             parameters; None: a fresh optimizer. Settles what was a guess in `new.program`;
-             `initial()` gives the parameters of step 0
-    draw     (stage, clock, rng) -> scale_ML or None: host, each step, from a generator that is a
-             function of the run's seed and the step: what the residual branches of each
-             micro-batch's layers are multiplied by, 0 to skip; several methods' draws multiply
-    order    (state, batch, program, key) -> batch: traced: puts the tokens that are kept first
+             parameters; None: a fresh optimizer. Settles the guesses in `new.program`;
+             `initial()` returns the parameters of step 0
+    draw     (stage, clock, rng) -> scale_ML or None: host, each step: factors of the residual branches
+             of each micro-batch's layers, 0 to skip. `rng` is a function of the run's seed and the
+             step. The draws of several methods are multiplied
+    order    (state, batch, program, key) -> batch: traced: moves the tokens to keep to the front
     weights  (params) -> (params, penalty): traced, differentiable: the parameters that the trunk
-             sees. Called on what learns and on what does not, each by itself
-    update   (state, params, batch, losses) -> state: traced, after the step: learn from the losses of
-             the batch, or from the parameters that learn
-    report   (state, stage, clock, pieces) -> dict: host, for each row of the log, whose keys get the
-             method's name; `pieces` are the word pieces by id
+             sees. Called separately on the trainable and on the frozen parameters
+    update   (state, params, batch, losses) -> state: traced, after the step: learns from the losses of
+             the batch or from the trainable parameters
+    report   (state, stage, clock, pieces) -> dict: host, for each row of the log; its keys get the
+             method's name as a prefix. `pieces` are the word pieces by id
     """
 
     name: str = ""
@@ -142,7 +142,7 @@ class Method(NamedTuple):
 
 
 def chain(*methods: Method) -> Method:
-    """The methods as one, applied in order; its state is the tuple of theirs. `chain()` is the identity."""
+    """One method that applies `methods` in order; its state is the tuple of theirs. `chain()` is the identity."""
 
     def init(params, config):
         states = []

@@ -1,4 +1,4 @@
-"""Which layers and tokens work in a step, and which layers learn: the plan (static) and the route (traced).
+"""Which layers run, which tokens they update and which layers are trained: the plan (static) and the route (traced).
 
 Axes: M micro-batches, L layers, R layers that run in this step.
 """
@@ -15,24 +15,24 @@ Plan = tuple["Span", ...]
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Consecutive layers [start, stop) that are treated alike; a plan is a tuple of spans that covers every one."""
+    """Consecutive layers [start, stop) that are treated alike; a plan is a tuple of spans that covers every layer."""
 
     start: int
     stop: int
-    queries: int | None = None  # update the first so many tokens (None: all)
-    keys: int | None = None  # attend to the first so many tokens (None: all)
-    examples_per_row: int = 1  # examples laid side by side in a row; only where queries and keys are the same
-    frozen: bool = False  # does not learn, nor does anything below; frozen spans are a prefix of the plan
-    dropout: bool = True  # False: no dropout, and none on the embeddings where it is the lowest span
-    cond: bool = False  # skip layers by lax.cond instead of by gathering those that run
-    run: int | None = None  # how many of its layers run in this step; only pack() sets it
+    queries: int | None = None  # number of leading tokens to update (None: all)
+    keys: int | None = None  # number of leading tokens to attend to (None: all)
+    examples_per_row: int = 1  # examples joined along the token axis; requires queries == keys
+    frozen: bool = False  # not trained, nor is anything below; frozen spans are a prefix of the plan
+    dropout: bool = True  # False: no dropout, also none on the embeddings if this is the lowest span
+    cond: bool = False  # skip layers with lax.cond instead of gathering the ones that run
+    run: int | None = None  # number of its layers that run in this step; only pack() sets it
 
 
 class Route(NamedTuple):
-    """What changes from step to step without a new program: None means not in use.
+    """The traced part of a plan, which changes from step to step without recompiling. None: not in use.
 
-    `layers_R` are the indices of the layers that run, `scale_R` what their residual branches are
-    multiplied by. In a span with `cond` all layers are listed, and a scale of 0 skips one.
+    `layers_R` are the indices of the layers that run, `scale_R` the factors of their residual branches.
+    A span with `cond` lists all its layers; a scale of 0 skips one.
     """
 
     layers_R: Any = None
@@ -45,7 +45,7 @@ def whole(depth: int) -> Plan:
 
 
 def edit(plan: Plan, start: int, stop: int, **changes) -> Plan:
-    """The plan with `changes` in layers [start, stop); spans are split where they begin or end inside one."""
+    """The plan with `changes` applied to layers [start, stop); spans that cross a boundary are split."""
     spans = []
     for span in plan:
         cuts = [span.start, *(at for at in (start, stop) if span.start < at < span.stop), span.stop]
@@ -56,20 +56,20 @@ def edit(plan: Plan, start: int, stop: int, **changes) -> Plan:
 
 
 def frozen_depth(plan: Plan) -> int:
-    """How many layers, from the lowest, do not learn. Raises ValueError where they are no prefix."""
+    """Number of frozen layers. Raises ValueError if they are not a prefix of the plan."""
     depth = sum(span.stop - span.start for span in plan if span.frozen)
     if any(span.frozen != (span.start < depth) for span in plan):
-        raise ValueError(f"frozen spans must come first, below every span that learns: {plan}")
+        raise ValueError(f"frozen spans must come first, below every trainable span: {plan}")
     return depth
 
 
 def drops_tokens(plan: Plan) -> bool:
-    """Whether a layer of the plan leaves out a token."""
+    """Whether any layer of the plan leaves out tokens."""
     return any(span.queries is not None or span.keys is not None for span in plan)
 
 
 def at_length(plan: Plan, seq_len: int, other: int) -> Plan:
-    """A plan for rows of `seq_len` tokens with the same shares of rows of another length, examples each in a row."""
+    """The plan at `other` tokens, with the shares of queries and keys it has at `seq_len`; one example per row."""
 
     def same_share(count):
         return None if count is None else max(1, round(count * other / seq_len))
@@ -80,14 +80,13 @@ def at_length(plan: Plan, seq_len: int, other: int) -> Plan:
 
 
 def pack(plan: Plan, scale_ML: np.ndarray | None, widths_L: Sequence = ()) -> tuple[Plan, Route]:
-    """The plan with the number of layers that run made static, and the route that says which.
+    """The plan with a static number of layers that run in each span, and the route that says which ones run.
 
-    `scale_ML` holds a row for each micro-batch; 0 means "does not run", other values multiply the
-    residual branches. None: everything runs. `widths_L` are the layers' (heads, neurons), () if all
-    are alike: where they differ within a span it becomes a `cond` span, since a traced index cannot
-    choose a static width.
-    Host only. Raises ValueError where micro-batches differ in how many layers of a span run: that
-    number is static, and one program serves a step.
+    `scale_ML`: 0 skips a layer in a micro-batch, any other value multiplies its residual branches.
+    None: everything runs. `widths_L` are the layers' (heads, neurons), () if all are alike. A span
+    whose layers differ in width becomes a `cond` span, since a traced index cannot choose a static width.
+    Host only. Raises ValueError if micro-batches differ in how many layers of a span run: that
+    number is static, and one program serves the whole step.
     """
     if scale_ML is None:
         return plan, Route()
@@ -99,7 +98,7 @@ def pack(plan: Plan, scale_ML: np.ndarray | None, widths_L: Sequence = ()) -> tu
         runs_ML = np.ones_like(scale_ML_span, bool) if span.cond else scale_ML_span != 0
         counts_M = runs_ML.sum(1)
         if (counts_M != counts_M[0]).any():
-            raise ValueError(f"micro-batches run {counts_M} layers of {span}: they must run equally many")
+            raise ValueError(f"micro-batches run {counts_M} layers of {span}: the numbers must be equal")
         spans.append(span if span.cond else dataclasses.replace(span, run=int(counts_M[0])))
         layers_MS.append(np.stack([np.flatnonzero(runs_L) + span.start for runs_L in runs_ML]))
         scales_MS.append(np.stack([scale_L[runs_L] for scale_L, runs_L in zip(scale_ML_span, runs_ML, strict=True)]))

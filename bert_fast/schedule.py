@@ -1,6 +1,6 @@
 """Learning rates: warm-up, then decay. Host arithmetic; the compiled step takes the rate as an argument.
 
-`Stage.learning_rate` (method.py) calls a schedule: it decides which step to ask for, and may warm up again.
+`Stage.learning_rate` (method.py) decides which step to ask a schedule for, and may warm up again.
 """
 
 import dataclasses
@@ -13,11 +13,12 @@ DECAYS = ("linear", "polynomial", "exponential", "constant")
 class Schedule:
     """Learning rate at a step: linear warm-up from `start` to `peak`, then decay towards `end` at `steps`.
 
-    `linear` and `polynomial` decay from `peak` at step 0 (`decay_from="start"`: just after the
-    warm-up the rate is a little below its peak, as in `optimization.py` of google-research/bert) or
-    from the end of the warm-up. The warm-up climbs to the peak in both. In Model Garden it climbs to the decayed
-    rate, and nothing jumps (`PolynomialWarmUp` of official/modeling/optimization/lr_schedule.py). `exponential`
-    multiplies by `rate` every `interval` steps after the warm-up (schedule "LE" of DeepSpeedExamples bing_bert).
+    `linear` and `polynomial` decay from `peak`, starting at step 0 (`decay_from="start"`) or at the end of the
+    warm-up ("warmup"). With "start", the rate drops slightly below the peak just after the warm-up, as in
+    `optimization.py` of google-research/bert. The warm-up climbs to the peak in both cases. In Model Garden it climbs
+    to the decayed rate, without a jump (`PolynomialWarmUp` of official/modeling/optimization/lr_schedule.py).
+    `exponential` multiplies by `rate` every `interval` steps after the warm-up (schedule "LE" of DeepSpeedExamples
+    bing_bert).
     """
 
     peak: float
@@ -32,7 +33,7 @@ class Schedule:
     interval: int = 1000
 
     def __call__(self, step: int) -> float:
-        """The rate of step `step`, counted from 0."""
+        """The rate at `step`, counted from 0."""
         if step < self.warmup_steps:
             return self.start + (self.peak - self.start) * step / self.warmup_steps
         if self.decay == "constant":

@@ -1,9 +1,9 @@
-"""Settings of every test, and the shards folders that several of them share."""
+"""Settings for every test, and shards folders that several tests share."""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# One thread and one set of instructions, so that losses are equal from run to run: see test_golden.py.
+# One thread and one instruction set, so that losses are reproducible: see test_golden.py.
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=AVX2"
 
 
@@ -15,21 +15,21 @@ from bert_fast.data.masking import read_vocab
 from bert_fast.train import cache
 from helpers.made_shards import make_folder, make_small_folder
 
-# Compiling is most of what these tests do, and models this small gain nothing from optimised code.
+# Compilation takes most of the tests' time, and models this small gain nothing from optimised code.
 jax.config.update("jax_disable_most_optimizations", True)
 
-# What is added or multiplied has equally many axes and one type: else a wrong shape can give a plausible number.
+# Operands must have the same rank and type: otherwise a wrong shape can give a plausible number.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--accept_goldens", action="store_true", help="keep the losses of today's golden runs")
+    parser.addoption("--accept_goldens", action="store_true", help="accept the losses of these runs as the new goldens")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(tmp_path_factory, worker_id):
-    """Programs that several tests need are compiled by the first, in whichever process it runs."""
+    """Shares compiled programs between tests and processes: the first test that needs one compiles it."""
     root = tmp_path_factory.getbasetemp()
     os.environ["BERT_FAST_CACHE"] = str((root if worker_id == "master" else root.parent) / "compiled")
     cache.keep_programs()
@@ -37,13 +37,13 @@ def compile_once(tmp_path_factory, worker_id):
 
 @pytest.fixture(scope="session")
 def small_shards(tmp_path_factory):
-    """For tests that train."""
+    """Shards for tests that train."""
     return make_small_folder(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """For tests of rows and batches."""
+    """Shards for tests of examples and batches."""
     return make_folder(tmp_path_factory.mktemp("shards"))
 
 

@@ -1,4 +1,4 @@
-"""Batches: a row is a function of (seed, epoch, number) and of nothing else; evaluation; bad input."""
+"""Batches: an example depends on (seed, epoch, number) alone; evaluation; bad input."""
 
 import contextlib
 import itertools
@@ -31,16 +31,16 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("objective", examples.OBJECTIVES)
-def test_batches_are_stacked_rows_in_global_order(split, vocab, objective):
+def test_batches_are_stacked_examples_in_global_order(split, vocab, objective):
     made = batches.training_examples(split, vocab, bert(objective), seed=1)
     fresh = batches.training_examples(shards.Split(split.folder, "train"), vocab, bert(objective), seed=1)
     for b, (after, batch) in enumerate(take(batches.batches(made, 8, start=5), 3)):
         assert after == 5 + 8 * (b + 1)
-        for k in reversed(range(8)):  # another order of asking
+        for k in reversed(range(8)):  # read in another order
             assert_same(fresh[5 + 8 * b + k], {key: value[k] for key, value in batch.items()})
 
 
-def test_shapes_and_types_are_those_documented(split, vocab):
+def test_shapes_and_types_are_as_documented(split, vocab):
     made = batches.training_examples(split, vocab, bert("mlm+nsp"), seed=1)
     ((_, batch),) = take(batches.batches(made, 4, start=0), 1)
     shapes = dict.fromkeys(["ids", "types", "positions", "segments"], (4, 32)) | {"cls": (4,), "next": (4,)}
@@ -69,9 +69,9 @@ def test_processes_share_each_batch_without_changing_it(split, vocab):
         assert_same(batch, {key: np.concatenate([part[b][1][key] for part in parts]) for key in batch})
 
 
-def test_resuming_in_mid_epoch_equals_never_stopping(split, vocab):
+def test_resuming_mid_epoch_equals_never_stopping(split, vocab):
     made = batches.training_examples(split, vocab, bert(), seed=1)
-    first = len(made) - 20  # over the epoch's end
+    first = len(made) - 20  # crosses the end of the epoch
     uninterrupted = take(batches.batches(made, 8, start=first), 6)
     assert len(uninterrupted) == 6
     (stopped, _) = uninterrupted[1]
@@ -93,11 +93,11 @@ def test_epochs_and_seeds_differ_in_order_and_masks(split, vocab):
 
 @given(seed=st.integers(0, 2**70), epoch=st.integers(0, 2**40), n=st.integers(1, 3000))
 @hypothesis_settings(max_examples=30, deadline=None)
-def test_every_epoch_holds_every_row_once(seed, epoch, n):
+def test_every_epoch_holds_every_example_once(seed, epoch, n):
     assert sorted(batches.shuffled(seed, epoch, k, n) for k in range(n)) == list(range(n))
 
 
-def test_an_epoch_of_many_rows_holds_every_row_once_and_in_no_order():
+def test_an_epoch_of_many_examples_holds_every_example_once_in_random_order():
     n = 70_001
     order = np.array([batches.shuffled(3, 2, k, n) for k in range(n)])
     np.testing.assert_array_equal(np.sort(order), np.arange(n))
@@ -110,7 +110,7 @@ def prefetch_threads():
 
 
 @pytest.mark.parametrize("how", ["closed", "failed"])
-def test_a_stream_that_is_over_leaves_no_thread(split, vocab, how):
+def test_a_finished_stream_leaves_no_thread(split, vocab, how):
     before = prefetch_threads()
     made = batches.training_examples(split, vocab, bert(), seed=1)
     stream = batches.batches(made, 8, start=0)
@@ -121,7 +121,7 @@ def test_a_stream_that_is_over_leaves_no_thread(split, vocab, how):
         stream.close()
     else:
         made.masking = None
-        with pytest.raises(TypeError) as error:  # which keeps all that its traceback has seen
+        with pytest.raises(TypeError) as error:  # it keeps every object in its traceback alive
             list(stream)
         assert error
     for thread in mine:
@@ -143,11 +143,11 @@ if __name__ == "__main__":
     assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == 7
 
 
-def test_evaluation_rows_are_the_first_in_order_and_no_training_seed_moves_them(folder, vocab):
+def test_evaluation_examples_are_the_first_in_order_for_any_training_seed(folder, vocab):
     valid = shards.Split(folder, "valid")
     found = batches.evaluation_examples(valid, vocab, bert(), seed=1, limit=10)
     again = batches.evaluation_examples(shards.Split(folder, "valid"), vocab, bert(), seed=1, limit=10)
-    trained = batches.training_examples(valid, vocab, bert(), seed=1)  # equal seed
+    trained = batches.training_examples(valid, vocab, bert(), seed=1)  # with the same seed
     assert len(found) == 10
     stream = np.concatenate([valid[d].tokens_T for d in range(len(valid))])
     for i in range(10):
@@ -157,7 +157,7 @@ def test_evaluation_rows_are_the_first_in_order_and_no_training_seed_moves_them(
 
 
 @pytest.mark.parametrize("objective", examples.OBJECTIVES)
-def test_the_last_evaluation_batch_is_filled_up_with_rows_that_do_not_count(folder, vocab, objective):
+def test_the_last_evaluation_batch_is_filled_up_with_examples_that_do_not_count(folder, vocab, objective):
     found = batches.evaluation_examples(shards.Split(folder, "valid"), vocab, bert(objective), seed=1, limit=10)
     made = list(batches.evaluation_batches(found, 4))
     parts = [list(batches.evaluation_batches(found, 4, process_index=p, process_count=2)) for p in range(2)]
@@ -171,13 +171,13 @@ def test_the_last_evaluation_batch_is_filled_up_with_rows_that_do_not_count(fold
     assert not any(value.any() for key, value in last.items() if key != "ids")
 
 
-def test_a_split_shorter_than_a_row_can_be_evaluated(vocab, tmp_path):
+def test_a_split_shorter_than_an_example_can_be_evaluated(vocab, tmp_path):
     split = shards.Split(write_folder(tmp_path, {"valid": [[ORDINARY[:9].tolist()]]}), "valid")
     (batch,) = batches.evaluation_batches(batches.evaluation_examples(split, vocab, bert(), seed=1, limit=50), 4)
     assert np.count_nonzero(batch["segments"]) == 11
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_impossible_settings_are_refused():
     for changes, message in [
         ({"objective": "mlm_pack"}, "unknown objective 'mlm_pack'.*mlm_packed"),
         ({"seq_len": 2}, "seq_len is 2.*at least 3"),
@@ -191,7 +191,7 @@ def test_settings_that_cannot_be_are_refused():
 
 
 @pytest.mark.parametrize("objective", examples.OBJECTIVES)
-def test_the_shortest_rows_have_a_prediction(split, vocab, objective):
+def test_the_shortest_examples_have_a_prediction(split, vocab, objective):
     made = batches.training_examples(
         split, vocab, bert(objective, examples.OBJECTIVES[objective].least_seq_len), seed=1
     )
@@ -205,17 +205,17 @@ def test_splits_with_too_little_text_are_refused(vocab, tmp_path):
     for objective in examples.OBJECTIVES:
         with pytest.raises(BadInput, match=r"'valid'.* is empty"):
             batches.training_examples(valid, vocab, bert(objective), seed=1)
-    with pytest.raises(BadInput, match="has 20 tokens, a row of seq_len 32 takes 30"):
+    with pytest.raises(BadInput, match="has 20 tokens, but an example of seq_len 32 takes 30"):
         batches.training_examples(train, vocab, bert(), seed=1)
     with pytest.raises(BadInput, match="has 1 document"):
         batches.training_examples(train, vocab, bert("mlm+nsp", 16), seed=1)
-    with pytest.raises(BadInput, match="a batch has 64 rows, an epoch of seq_len 12 has 2"):
+    with pytest.raises(BadInput, match="a batch has 64 examples, but an epoch of seq_len 12 has 2"):
         batches.batches(batches.training_examples(train, vocab, bert(seq_len=12), seed=1), 64, start=0)
-    with pytest.raises(BadInput, match=r"batch size is 9.*2 processes"):
+    with pytest.raises(BadInput, match=r"batch size is 9: expected a multiple of 2"):
         batches.batches(batches.training_examples(train, vocab, bert(seq_len=3), seed=1), 9, start=0, process_count=2)
     with pytest.raises(BadInput, match="seed is -1"):
         batches.training_examples(train, vocab, bert(), seed=-1)
-    with pytest.raises(BadInput, match="evaluation rows is 0"):
+    with pytest.raises(BadInput, match="evaluation examples is 0"):
         batches.evaluation_examples(train, vocab, bert(), seed=1, limit=0)
 
 
@@ -228,14 +228,14 @@ def test_an_id_beyond_the_vocabulary_names_its_document(vocab, tmp_path, workers
         take(batches.batches(made, 2, start=0, workers=workers), 5)
 
 
-def test_a_vocabulary_other_than_the_shards_is_refused(vocab, tmp_path):
+def test_a_vocabulary_other_than_that_of_the_shards_is_refused(vocab, tmp_path):
     write_folder(tmp_path, {"train": [[[5]]]})
     assert [WORDS[i] for i in vocab.special] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert (vocab.pad, vocab.unk, vocab.cls, vocab.sep, vocab.mask) == vocab.special
     assert set(np.flatnonzero(vocab.continues_W)) == {i for i, word in enumerate(WORDS) if word.startswith("##")}
     path = tmp_path / "vocab.txt"
     path.write_text("".join(word + "\n" for word in [*WORDS, "extra"]))
-    with pytest.raises(BadInput, match="not the vocabulary that the files beside it were made with"):
+    with pytest.raises(BadInput, match="not the vocabulary that the files next to it were made with"):
         read_vocab(tmp_path)
     path.unlink()
     with pytest.raises(BadInput, match=r"vocab\.txt"):

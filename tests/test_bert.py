@@ -1,4 +1,4 @@
-"""The laws of the trunk, whatever method sets its plan and route. Axes: as in bert.py."""
+"""Properties of the trunk that hold for every plan and route. Axes: as in bert.py."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ DROPOUTS = {"dropout": 0.1, "attention_dropout": 0.1}
 both_norms = pytest.mark.parametrize("config", [POST, PRE], ids=["post", "pre"])
 
 
-# Conditionals are compiled anew wherever they stand, so better all at once.
+# Run eagerly, each conditional would be recompiled, so tests with conditionals compile the whole function.
 compiled = jax.jit(value_and_grad, static_argnums=(0, 4))
 
 
@@ -90,7 +90,7 @@ def test_gate_of_zero_equals_layer_removed(config, cond):
 
 @both_norms
 def test_gather_and_cond_agree(config):
-    # With dropout: a layer's masks follow from its index, wherever it stands among those that run.
+    # With dropout: a layer's masks depend on its index in the model, not on which layers run.
     config = dataclasses.replace(config, **DROPOUTS)
     params = reference.random_params(config)
     gathered = run(config, params, DENSE, [2, 0, 0.5], seed=0)
@@ -123,7 +123,7 @@ def test_order_of_tokens_is_free():
 
 
 def products(config, params, frozen, plan):
-    """How many matrix products the forward and backward pass have."""
+    """Number of matrix products in the forward and backward pass."""
     loss_of = lambda params: losses_sum(config, params, frozen, BATCH, plan, Route(), None)[0]  # noqa: E731
     return str(jax.make_jaxpr(jax.grad(loss_of))(params)).count("dot_general[")
 
@@ -134,15 +134,15 @@ def test_frozen_layers_have_no_backward_pass(config, of_first):
     dense = products(config, params, {}, DENSE)
     for depth in (1, 2):
         plan = edit(DENSE, 0, depth, frozen=True)
-        # 8 products a layer, each with a gradient for either operand. The query, key and value of the first
-        # layer that learns need none for their input, unless a LayerNorm that learns lies between.
+        # 8 products per layer, each with a gradient for both operands. The query, key and value of the lowest
+        # trainable layer need none for their input, unless a trainable LayerNorm comes before them.
         assert dense - products(config, *partition(params, program_of(config, plan)), plan) == 16 * depth + of_first
     plan = edit(DENSE, 0, 3, frozen=True)
     assert dense - products(config, *partition(params, program_of(config, plan)), plan) >= 16 * 3
 
 
 @both_norms
-def test_freezing_changes_no_gradient_of_what_learns(config):
+def test_freezing_changes_no_trainable_gradient(config):
     params = reference.random_params(config)
     loss, x_BSD, grads = run(config, params)
     plan = edit(DENSE, 0, 2, frozen=True)
@@ -174,7 +174,7 @@ def test_slim_layers_equal_the_whole_ones_with_the_rest_zeroed(config):
     close((loss, x_BSD), (whole_loss, whole_x_BSD))
     for name, mask in masks.items():
         of_slim, of_whole = grads["layers"][name]["kernel"], whole_grads["layers"][name]["kernel"]
-        close(of_slim, (np.asarray(of_whole).T * mask.T).T)  # and what is not read gets a gradient of zero
+        close(of_slim, (np.asarray(of_whole).T * mask.T).T)  # weights that are not read get a gradient of zero
         whole_grads["layers"][name]["kernel"] = of_slim
     close(grads, whole_grads)
 
@@ -200,7 +200,7 @@ def test_padded_ids_are_never_predicted():
 
 
 @pytest.mark.parametrize("seed", [None, 0], ids=["no dropout", "dropout"])
-def test_rows_of_padding_are_finite_and_change_no_other(seed):
+def test_examples_of_padding_are_finite_and_change_no_other(seed):
     config = dataclasses.replace(POST, **DROPOUTS)
     params = reference.random_params(config)
     empty = {key: BATCH[key] * (np.arange(3) != 1)[:, None] for key in ("ids", "types", "segments", "weights")}
@@ -211,7 +211,7 @@ def test_rows_of_padding_are_finite_and_change_no_other(seed):
     close(x_BSD[np.array([0, 2])], full_x_BSD[np.array([0, 2])])
 
 
-def test_packed_documents_equal_separate_rows():
+def test_packed_documents_equal_separate_examples():
     params, rng = reference.random_params(POST), np.random.default_rng(0)
     first, second = rng.integers(1, 150, (2, 5)).astype(np.int32)
     batch = {key: np.zeros((3, 12), np.int32) for key in ("ids", "positions", "types", "segments")}
@@ -228,7 +228,7 @@ IN_FLOAT32 = {"exp", "log", "rsqrt", "reduce_sum", "reduce_max"}
 
 
 def equations(jaxpr):
-    """Every equation of a jaxpr, those of inner jaxprs too."""
+    """Every equation of a jaxpr, including its inner jaxprs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jaxprs_in_params(equation.params):
@@ -276,7 +276,7 @@ def test_each_dropout_draws_its_own_mask(monkeypatch):
     assert len({tuple(map(int, key)) for key in keys}) == len(keys)
 
 
-def test_weights_begin_with_their_deviations_and_layers_as_in_a_shallower_model():
+def test_init_has_the_right_deviations_and_the_layers_of_a_shallower_model():
     config = dataclasses.replace(PRE, width=32, heads=4, mlp_dim=128, residual_init_std=0.01)
     init = jax.jit(bert.init, static_argnums=0)
     deep, shallow = (init(dataclasses.replace(config, depth=depth), jax.random.key(0)) for depth in (3, 2))
@@ -284,7 +284,7 @@ def test_weights_begin_with_their_deviations_and_layers_as_in_a_shallower_model(
     stack = deep["layers"]
     assert np.any(stack["query"]["kernel"][0] != stack["query"]["kernel"][1])
     for name, std in {"query": 0.02, "mlp_hidden": 0.02, "attention_output": 0.01, "mlp_output": 0.01}.items():
-        # A normal distribution cut at two deviations has 0.88 of its deviation left; BERT's is not scaled up again.
+        # Truncating a normal distribution at two deviations leaves 0.88 of its deviation; BERT does not rescale it.
         np.testing.assert_allclose(np.std(stack[name]["kernel"]), 0.8796 * std, rtol=0.05)
         assert np.abs(stack[name]["kernel"]).max() <= 2 * std * (1 + 1e-6)
         assert not np.any(stack[name]["bias"])

@@ -25,12 +25,12 @@ def said_with(**environment) -> list[str]:
     return [*done.stdout.split(), done.stderr]
 
 
-def test_place_is_one_bounded_folder_that_the_environment_moves_or_turns_off(tmp_path):
+def test_cache_is_one_bounded_folder_that_the_environment_moves_or_turns_off(tmp_path):
     home, other = {"HOME": str(tmp_path)}, str(tmp_path / "other")
     assert said_with(**home)[:2] == [str(tmp_path / ".cache/bert_fast/compiled"), str(4 * 2**30)]
     assert said_with(BERT_FAST_CACHE=other)[0] == other
     assert said_with(BERT_FAST_CACHE="off")[0] == "None"
-    assert said_with(JAX_COMPILATION_CACHE_DIR=other)[:2] == [other, "-1"]  # what a user has set stays
+    assert said_with(JAX_COMPILATION_CACHE_DIR=other)[:2] == [other, "-1"]  # the user's own setting stays
     (tmp_path / "file").write_text("")
     folder, _, said = said_with(BERT_FAST_CACHE=str(tmp_path / "file"))
     assert folder == "None"
@@ -49,7 +49,7 @@ def test_entry_of_a_killed_write_is_removed(tmp_path):
 
 
 @pytest.mark.slow
-def test_second_start_compiles_nothing_though_the_seed_is_another(small_shards, tmp_path):
+def test_second_start_compiles_nothing_even_with_another_seed(small_shards, tmp_path):
     config = small_config(small_shards)
     flags = [f"--config.data.dir={config['data']['dir']}", "--config.steps=3", "--config.checkpoint.every=0"]
     command = [sys.executable, "-m", "bert_fast", "pretrain", "--config=configs/bert.py:size=tiny,debug", *flags]

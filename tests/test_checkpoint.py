@@ -1,4 +1,4 @@
-"""Checkpoints: damage is found, whatever it is, and nothing half-written counts."""
+"""Checkpoints: any damage is found, and unfinished ones do not count."""
 
 import errno
 import pathlib
@@ -98,7 +98,7 @@ def test_unfinished_empty_and_foreign_folders_do_not_count(two, tmp_path):
     assert checkpoint.newest(root).name == "2"
 
 
-def test_nothing_but_damaged_checkpoints_is_an_error_and_no_new_beginning(two, tmp_path):
+def test_only_damaged_checkpoints_are_an_error_and_not_a_fresh_start(two, tmp_path):
     root = shutil.copytree(two, tmp_path / "copy")
     for step in (1, 2):
         (root / str(step) / "about.json").unlink()
@@ -125,13 +125,13 @@ def test_older_steps_go_when_a_new_one_is_complete(tmp_path):
     assert checkpoint.steps(tmp_path) == [0, 10, 15]
 
 
-def test_save_that_fails_for_another_reason_does_not_speak_of_the_disk(tmp_path, monkeypatch):
+def test_save_that_fails_for_another_reason_does_not_blame_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_arrays", lambda _: {"a": object()})
-    with pytest.raises(BadInput, match=r"could not be written.*when that is mended, give the same"):
+    with pytest.raises(BadInput, match=r"could not be written.*fix that, then run the same"):
         save(tmp_path, 3, set())
 
 
-def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
+def test_leftovers_of_a_killed_save_are_removed_by_the_next(tmp_path):
     (tmp_path / "2.part").mkdir()
     save(tmp_path, 3, set())
     assert [path.name for path in tmp_path.iterdir()] == ["3"]

@@ -1,4 +1,4 @@
-"""Programs that are compiled in the background."""
+"""Compiling programs in the background."""
 
 import threading
 
@@ -6,7 +6,7 @@ from bert_fast.method import Program
 from bert_fast.train.compile import Programs
 
 
-def test_waiting_programs_are_dropped_when_a_stage_ends_and_the_one_that_is_compiled_is_kept():
+def test_waiting_programs_are_dropped_when_a_stage_ends_and_the_one_being_compiled_is_kept():
     release, started, lowered = threading.Event(), threading.Event(), []
 
     class Lowered:

@@ -11,8 +11,8 @@ from helpers.interruption import interrupted
 from helpers.small_runs import rows_without_clock, run, small_config
 
 MSLT = {"stacking.variant": "mslt"}
-# methods, their arguments, and how many programs a run of 40 steps may compile: at most two a span that is
-# sampled (systematic counts differ by at most one), times the stages, and what the ramp of theta passes through.
+# Methods, their arguments, and the most programs that a run of 40 steps may compile: two per sampled span (systematic
+# counts differ by at most one), times the stages, plus those that the ramp of theta passes through.
 RUNS = {
     "stacking,early_bert": ({}, 4),
     "stacking,token_drop": ({}, 3),
@@ -51,7 +51,7 @@ def config_of(data_dir, name: str, **changes) -> dict:
 
 @pytest.fixture(scope="module")
 def finished(small_shards, tmp_path_factory):
-    """Every run of the table, once: its folder, its summary and how many train programs it compiled."""
+    """Does each run of the table once: its folder, its summary, and how many train programs it compiled."""
     done = {}
 
     def of(name):
@@ -75,7 +75,7 @@ def finished(small_shards, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_combination_trains_ends_full_grown_and_costs_less_than_dense(finished, name):
+def test_combination_trains_ends_fully_grown_and_costs_less_than_dense(finished, name):
     workdir, summary, _ = finished(name)
     assert summary["flops"] < summary["flops_dense"]
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "train"]
@@ -85,7 +85,7 @@ def test_combination_trains_ends_full_grown_and_costs_less_than_dense(finished, 
     result = inference.evaluate(str(workdir))
     assert result["mlm_loss"] == pytest.approx(summary["valid"]["mlm_loss"], abs=1e-5)
     for method in name.replace("mslt", "stacking").split(","):
-        assert any(key.startswith(f"{method}/") for row in rows for key in row), f"nothing of {method} is logged"
+        assert any(key.startswith(f"{method}/") for row in rows for key in row), f"{method} logs nothing"
     if "early_bert" in name:
         assert sum(trained.program.model.mlp_dim_L) < 4 * 64
         assert max(trained.program.model.heads_L) == 1
@@ -115,8 +115,8 @@ ORDERS = [
 ]
 
 
-@pytest.mark.parametrize(("names", "told"), ORDERS)
-def test_combination_without_meaning_is_refused_with_the_reason(small_shards, tmp_path, names, told):
-    with pytest.raises(BadInput, match=told):
+@pytest.mark.parametrize(("names", "message"), ORDERS)
+def test_combination_without_meaning_is_refused_with_the_reason(small_shards, tmp_path, names, message):
+    with pytest.raises(BadInput, match=message):
         run(config_of(small_shards, names), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Where text comes from: every kind of source streams the same documents, and bad input is named with its place."""
+"""Where text comes from: every kind of source streams the same documents, and errors name the place of bad input."""
 
 import gzip
 import importlib.util
@@ -69,7 +69,7 @@ def test_long_document_is_read_in_bounded_pieces_that_lose_nothing(tmp_path, mon
     assert "".join("".join(pieces).split()) == "".join(text.split())
 
 
-def test_files_come_in_order_of_their_names_and_another_key_is_read(tmp_path):
+def test_files_are_read_in_order_of_name_and_with_another_key(tmp_path):
     for name in ("b.jsonl", "a.jsonl"):
         write(tmp_path / name, json.dumps({"body": f"in {name}"}).encode())
     assert read(f"files:{tmp_path}/*.jsonl", text_key="body")[0] == ["in a.jsonl", "in b.jsonl"]
@@ -88,7 +88,7 @@ def test_identity_changes_with_the_files(tmp_path):
     [
         ("a.txt", b"fine\n\nna\xefve\n\nfine too", r"a\.txt: not UTF-8: byte 0xef at offset 8.*iconv.*--skip_bad"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": \n', r"a\.jsonl, line 2: not JSON"),
-        ("a.jsonl", b'{"text": "ok"}\n{"body": "x"}\n', r"line 2: no key 'text', there is \['body'\].*--text_key"),
+        ("a.jsonl", b'{"text": "ok"}\n{"body": "x"}\n', r"line 2: no key 'text', found \['body'\].*--text_key"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": " "}\n', r"line 2: an empty document"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": 3}\n', r"line 2: 'text' is int"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": "\xff"}\n', r"line 2: not UTF-8: byte 0xff at offset 25"),
@@ -130,9 +130,9 @@ def test_bad_parquet_is_named(tmp_path):
     with pytest.raises(BadInput, match=r"a\.parquet, row 1: an empty document"):
         read(write(tmp_path / "a.parquet", table))
     assert read(f"files:{tmp_path}/a.parquet", skip=True) == (["ok"], 2)
-    with pytest.raises(BadInput, match=r"no column 'body', there is \['text'\].*--text_key"):
+    with pytest.raises(BadInput, match=r"no column 'body', found \['text'\].*--text_key"):
         read(f"files:{tmp_path}/a.parquet", text_key="body")
-    with pytest.raises(BadInput, match=r"b\.parquet: no readable Parquet file"):
+    with pytest.raises(BadInput, match=r"b\.parquet: not a readable Parquet file"):
         read(write(tmp_path / "b.parquet", table[:-50]))
 
 
@@ -218,7 +218,7 @@ def test_documentation_becomes_prose():
     ]
 
 
-def test_documentation_is_one_document_an_object_and_a_paragraph_once(tmp_path):
+def test_documentation_is_one_document_per_object_with_each_paragraph_once(tmp_path):
     source = tmp_path / "m.py"
     sentence = "A sentence of more than twelve words, so that it is long enough to be kept as one."
     source.write_text(f'"""{sentence}"""\ndef f():\n  """{sentence[:-4]}two."""\n  return f"{{f}} {sentence * 3}"\n')

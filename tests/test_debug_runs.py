@@ -1,4 +1,4 @@
-"""Every config, with its default arguments and `debug`, trains to its end."""
+"""Every config, with its default arguments and `debug`, trains to the end."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from helpers.small_runs import run
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_debug_run_of_pre_training_comes_to_its_end(path, small_shards, tmp_path):
+def test_debug_run_of_pre_training_finishes(path, small_shards, tmp_path):
     config = get_config(path)("debug")
     config.data.dir = str(small_shards)
     summary = run(config.to_dict(), tmp_path / "run")
@@ -21,7 +21,7 @@ def test_debug_run_of_pre_training_comes_to_its_end(path, small_shards, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["bert", "early_bert"])
 @pytest.mark.parametrize("name", FINETUNE)
-def test_debug_run_of_fine_tuning_comes_to_its_end(name, recipe, tmp_path):
+def test_debug_run_of_fine_tuning_finishes(name, recipe, tmp_path):
     if name == "glue":
         write_glue(tmp_path / "data", ("mrpc",))
     else:

@@ -1,4 +1,4 @@
-"""A checkpoint's description: what is written is read back, and what another version wrote is converted or refused."""
+"""A checkpoint's description is read back as written. One from another version is converted or refused."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ STAGE = Stage(
     "s", PROGRAM, 10, Schedule(1e-3, 10), "stage", warm_again=2, skipped=3, ask_every=5, data="restart"
 )  # fmt: skip
 FIRST = dataclasses.replace(STAGE, name="first", data="continue")
-# Every field at another value than its default.
+# Every field differs from its default.
 FULL = Description(
     step=17,
     stage=STAGE,
@@ -46,7 +46,7 @@ FULL = Description(
 
 
 def written(folder, tree: dict):
-    """A folder with this about.json, and the vocabulary beside it."""
+    """A folder with this about.json, and the vocabulary next to it."""
     (folder / "vocab.txt").write_bytes(WORDS.content)
     (folder / "about.json").write_text(json.dumps(tree))
     return folder
@@ -69,7 +69,7 @@ def test_description_survives_json(whole, tmp_path):
     assert found.format == description.FORMAT == 3
 
 
-def test_description_of_today_has_todays_version(tmp_path):
+def test_new_description_has_the_current_version(tmp_path):
     assert description.read(written(tmp_path, Description(0, FIRST, WORDS).to_json())).version == __version__
 
 
@@ -90,7 +90,7 @@ def test_newer_format_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "told"),
+    ("place", "message"),
     [
         ((), "'surprise'"),
         (("stage",), "'surprise'"),
@@ -103,18 +103,18 @@ def test_newer_format_is_refused_by_name(tmp_path):
         (("counters",), r"kept other counts \(surprise\)"),
     ],
 )
-def test_field_that_is_not_known_is_refused_by_name(place, told, tmp_path):
+def test_unknown_field_is_refused_by_name(place, message, tmp_path):
     tree = FULL.to_json()
     branch = tree
     for key in place:
         branch = branch[key]
     branch["surprise"] = 1
-    with pytest.raises(BadInput, match=f"another version of bert_fast.*{told}"):
+    with pytest.raises(BadInput, match=f"another version of bert_fast.*{message}"):
         description.read(written(tmp_path, tree))
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Description) if field.name != "format"])
-def test_description_that_lacks_a_field_is_refused_by_name(name, tmp_path):
+def test_missing_field_is_refused_by_name(name, tmp_path):
     tree = FULL.to_json()
     del tree[name]
     version = "unknown" if name == "version" else r"0\.0\.1"
@@ -122,10 +122,10 @@ def test_description_that_lacks_a_field_is_refused_by_name(name, tmp_path):
         description.read(written(tmp_path, tree))
 
 
-def test_vocabulary_that_is_not_the_descriptions_is_refused(tmp_path):
+def test_vocabulary_other_than_the_descriptions_is_refused(tmp_path):
     folder = written(tmp_path, FULL.to_json())
     (folder / "vocab.txt").write_bytes(WORDS.content + b"more\n")
-    with pytest.raises(BadInput, match=r"vocab\.txt .* is not the vocabulary that the files beside it were made with"):
+    with pytest.raises(BadInput, match=r"vocab\.txt .* is not the vocabulary that the files next to it were made with"):
         description.read(folder)
 
 

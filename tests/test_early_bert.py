@@ -1,4 +1,4 @@
-"""EarlyBERT's coefficients and their penalty against NumPy written from the paper.
+"""EarlyBERT's coefficients and their penalty, compared with NumPy written from the paper.
 
 Axes: as in the method's file.
 """
@@ -37,7 +37,7 @@ def test_coefficients_of_one_change_nothing(config):
 
 
 def coefficient_layer(config, params, x_SD, c_H, c_F, mask_HQK):
-    """A post-LN layer with coefficients where the released code has them (`slimming_coef` in modeling_bert.py):
+    """A post-LN layer with coefficients at the released code's places (`slimming_coef` in modeling_bert.py):
     attention_probs = dropout(softmax(scores)) * c, intermediate = gelu(dense(x)) * c.
     """
     out_SD = np.zeros_like(x_SD)
@@ -72,7 +72,7 @@ def test_transform_equals_coefficients_after_softmax_and_dropout_and_after_gelu(
 
 
 def without(params, layers_drop):
-    """The parameters with one head less in each layer, the given one, by np.delete."""
+    """The parameters without one given head per layer, by np.delete."""
     axes = {("query", "kernel"): 1, ("key", "kernel"): 1, ("value", "kernel"): 1, ("attention_output", "kernel"): 0}
     axes |= {(name, "bias"): 0 for name in ("query", "key", "value")}
 
@@ -112,7 +112,7 @@ def test_penalty_is_the_weighted_sum_of_absolute_coefficients():
     np.testing.assert_array_equal(gradient["layers"]["neuron_scale"], np.float32(2e-4) * np.sign(c_LF))
 
 
-def test_base_begins_with_a_penalty_of_3_70():
+def test_base_starts_with_a_penalty_of_3_70():
     base = bert.Config(vocab_size=128)
     params = jax.eval_shape(lambda: bert.init(base, jax.random.key(0)))
     params, _ = make().init(params, base)
@@ -122,7 +122,7 @@ def test_base_begins_with_a_penalty_of_3_70():
     assert float(penalty) == pytest.approx(1e-4 * (144 + 36_864), rel=1e-6)
 
 
-def test_trees_without_coefficients_are_returned_as_they_are():
+def test_trees_without_coefficients_are_returned_unchanged():
     plain = random_params(CONFIG)
     for tree in (plain, {"embed": plain["embed"]}, {}):
         seen, penalty = make().weights(tree)
@@ -146,7 +146,7 @@ def test_coefficients_neither_decay_nor_have_a_trust_ratio(name):
     for decay in (0.0, 10.0):
         optimizer = optim.make(optim.Optimizer(name, 0.9, 0.999, 0.0, decay, True, 0.0))
         direction, _ = optimizer.update(moved, optimizer.init(params), params)
-        # Adam's first direction for a gradient of one, corrected for its bias.
+        # Adam's first direction for a gradient of one, with bias correction.
         np.testing.assert_allclose(direction["layers"]["head_scale"], 1, rtol=1e-5)
         np.testing.assert_allclose(direction["layers"]["neuron_scale"], 1, rtol=1e-5)
     assert np.abs(direction["layers"]["mlp_output"]["kernel"] - 1).max() > 0.1

@@ -1,4 +1,4 @@
-"""Runs with a search, a ticket and a slim model: what they cost, that they rewind, resume and are usable alone."""
+"""Runs with a search, a ticket and a slim model: their cost, rewinding, resuming, and use without the run folder."""
 
 import json
 import shutil
@@ -41,16 +41,16 @@ def two_phases(small_shards):
 
 @pytest.fixture(scope="module")
 def finished(small_shards, tmp_path_factory):
-    """10 steps of search, then 10 at 16 tokens and 10 at 32, never interrupted."""
+    """10 steps of search, then 10 at 16 tokens and 10 at 32, uninterrupted."""
     workdir = tmp_path_factory.mktemp("slim") / "run"
     return workdir, run(two_phases(small_shards), workdir)
 
 
 @pytest.fixture(scope="module")
 def stopped(small_shards, tmp_path_factory):
-    """The same, stopped where the search is over, and again after one step of the slim model; then run to its end.
+    """The same, stopped at the end of the search and again after one step of the slim model, then run to its end.
 
-    Copies of the folder at the two stops, and the folder at the end.
+    (copy of the folder at the first stop, at the second stop, the folder at the end).
     """
     workdir = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -61,7 +61,7 @@ def stopped(small_shards, tmp_path_factory):
     return workdir.parent / "at-10", workdir.parent / "at-11", workdir
 
 
-def test_damage_in_the_weights_of_step_0_is_reported_before_the_run_goes_on(small_shards, stopped, tmp_path, capsys):
+def test_damage_in_the_weights_of_step_0_is_reported_before_the_run_continues(small_shards, stopped, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(stopped[0], workdir)
     largest = max((workdir / "checkpoints/0").rglob("*"), key=lambda path: path.stat().st_size)
@@ -70,7 +70,7 @@ def test_damage_in_the_weights_of_step_0_is_reported_before_the_run_goes_on(smal
     largest.write_bytes(content)
     with pytest.raises(BadInput, match="checkpoints/0 is damaged"):
         run(two_phases(small_shards), workdir)
-    assert "search" not in capsys.readouterr().err  # the plan of the run was not printed yet
+    assert "search" not in capsys.readouterr().err  # the run's plan was not printed yet
 
 
 def same_arrays(one, other, step):
@@ -94,7 +94,7 @@ def test_search_counts_in_every_total_and_the_slim_stages_cost_less(finished):
     assert (full.heads, full.mlp_dim) == (2, 64)
     for stage in (first, second):
         assert stage.program.model.heads == 1
-        assert 70 < sum(stage.program.model.mlp_dim_L) <= 128 - 51  # the quantile is at 50.8 from the lowest
+        assert 70 < sum(stage.program.model.mlp_dim_L) <= 128 - 51  # the quantile is at index 50.8 from the lowest
     assert first.program.model == second.program.model
     flops = [10 * step_flops(stage.program).executed for stage in (searching, first, second)]
     assert flops[1] < flops[0]
@@ -122,16 +122,16 @@ def test_rows_show_masks_penalties_and_widths(finished):
         assert 0 < row["early_bert/neuron_distance"] <= row["early_bert/neuron_distance_max"] < 1
         assert 0 <= row["early_bert/head_distance"] <= row["early_bert/head_distance_max"] <= 1
         assert row["early_bert/heads"] == [1, 1]
-        assert 70 < sum(row["early_bert/neurons"]) <= 77  # fewer where some equal the threshold
+        assert 70 < sum(row["early_bert/neurons"]) <= 77  # fewer if some equal the threshold
     for row in slim:
         assert "penalty" not in row
         assert "early_bert/neuron_distance" not in row
-        # Drawn from the coefficients of step 10, of which the last mask was made.
+        # Drawn from the coefficients of step 10, like the last mask.
         assert row["early_bert/neurons"] == at_10["early_bert/neurons"]
         assert row["early_bert/heads"] == [1, 1]
 
 
-def test_slim_model_begins_with_the_initial_weights_and_a_fresh_optimizer(small_shards, stopped):
+def test_slim_model_starts_with_the_initial_weights_and_a_fresh_optimizer(small_shards, stopped):
     at_10, at_11, _ = stopped
     assert checkpoint.steps(at_11 / "checkpoints") == [0, 11]
     initial = checkpoint.restore_params(at_11 / "checkpoints/0")
@@ -164,14 +164,14 @@ def test_slim_model_begins_with_the_initial_weights_and_a_fresh_optimizer(small_
     assert jax.tree.structure(moments.mu) == jax.tree.structure(slim)
 
 
-def test_guessed_widths_are_written_nowhere_before_the_search_has_told_them(stopped):
+def test_guessed_widths_are_never_written_before_the_search_settles_them(stopped):
     at_10, at_11, end = stopped
     for folder, settled in ((at_10, 1), (at_11, 2), (end, 3)):
         stages = json.loads((folder / "stages.json").read_text())["stages"]
         assert [stage["name"] for stage in stages] == ["search", "16-tokens", "32-tokens"]
         assert [stage["program"] is None for stage in stages] == [False] * settled + [True] * (3 - settled)
         assert [stage["guess"] for stage in stages] == [False] * settled + [True] * (3 - settled)
-    # A checkpoint knows the stages up to its own, and no other.
+    # A checkpoint knows only the stages up to its own.
     for folder, names in (
         (at_10 / "checkpoints/0", ["search"]),
         (at_10 / "checkpoints/10", ["search"]),
@@ -189,16 +189,16 @@ def test_guessed_widths_are_written_nowhere_before_the_search_has_told_them(stop
 
 
 def stage_widths(workdir, index):
-    """Neurons of each layer as stages.json tells them."""
+    """Neurons of each layer, from stages.json."""
     stage = json.loads((workdir / "stages.json").read_text())["stages"][index]
     return description.stage_from_json(stage).program.model.mlp_dim_L
 
 
-def test_data_and_schedule_begin_anew_after_the_ticket(finished, stopped):
+def test_data_and_schedule_restart_after_the_ticket(finished, stopped):
     _, at_11, _ = stopped
     assert checkpoint.about(at_11 / "checkpoints/11").counters.data == {"mlm+nsp/16": 8}
     rates = [row["learning_rate"] for row in read_rows(finished[0] / "metrics.jsonl") if row["split"] == "train"]
-    # Of steps 4 and 9 of the whole training's schedule, in the search as after it: 20 steps, 2 of them warm-up.
+    # The rates of steps 4 and 9 of the full schedule, both in the search and after it: 20 steps, 2 of them warm-up.
     np.testing.assert_allclose(rates, [8e-3, 5.5e-3, 8e-3, 5.5e-3, 3e-3, 5e-4])
 
 
@@ -218,7 +218,7 @@ def test_run_stopped_in_the_search_ends_like_an_uninterrupted_one(finished, smal
 def test_search_that_ends_early_resumes_exactly(small_shards, tmp_path, monkeypatch):
     config = config_of(small_shards, EARLY, phases="16:1")
     summary = run(config, tmp_path / "whole")
-    assert summary["steps"] == 26  # 5 steps at least, and asked at each second
+    assert summary["steps"] == 26  # at least 5 steps, and observed every second step
     rows = [row for row in read_rows(tmp_path / "whole/metrics.jsonl") if row["split"] == "train"]
     assert [(row["step"], row["stage"]) for row in rows][:3] == [(5, "search"), (6, "search"), (10, "16-tokens")]
     searching, first = stages_of(tmp_path / "whole")

@@ -34,7 +34,7 @@ SEARCHING = dataclasses.replace(FIRST, name="search", steps=40, ask_every=2)
 
 
 def random_search(method, speed=0.02):
-    """Every second of 40 steps of a search in which coefficients walk at random: (step, state, over, coefficients)."""
+    """(step, state, over, coefficients) at every second of 40 search steps in which coefficients do a random walk."""
     params, state = method.init(random_params(CONFIG), CONFIG)
     c_LH, c_LF = np.ones((3, 4), np.float32), np.ones((3, 20), np.float32)
     rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def shapes_of(state):
 
 
 @pytest.mark.parametrize("neurons", ["global", "layer"])
-def test_masks_and_distances_follow_a_numpy_reimplementation(neurons):
+def test_masks_and_distances_match_a_numpy_reimplementation(neurons):
     method = make(window=3, neurons=neurons, head_penalty=1e-2, neuron_penalty=1e-3)
     first = method.init(random_params(CONFIG), CONFIG)[1]
     assert method.report(first, SEARCHING, None, ()) == {"heads": [4] * 3, "neurons": [20] * 3}
@@ -73,7 +73,7 @@ def test_masks_and_distances_follow_a_numpy_reimplementation(neurons):
                 assert f"{name}_distance" not in report
 
 
-def test_criterion_holds_when_all_neuron_masks_agree_and_never_before_the_least_steps():
+def test_criterion_holds_when_all_neuron_masks_agree_and_never_before_min_steps():
     held = {}
     for least in (1, 30):
         method = make(stop="early_bird", window=3, threshold=0.1, min_steps=least)
@@ -88,14 +88,14 @@ def test_criterion_holds_when_all_neuron_masks_agree_and_never_before_the_least_
     assert any(held[1][:14])
 
 
-def test_criterion_waits_for_half_of_the_search_and_is_not_asked_where_steps_are_fixed():
+def test_criterion_waits_for_half_of_the_search_and_is_ignored_if_steps_are_fixed():
     for stop, window, expected in (("early_bird", 2, 20), ("early_bird", 14, 28), ("steps", 2, None)):
         method = make(stop=stop, window=window, threshold=1.0)
         held = [step for step, _, over, _, _ in random_search(method) if over]
         assert held == ([] if expected is None else list(range(expected, 42, 2)))
 
 
-def test_heads_have_no_say_in_the_criterion():
+def test_heads_do_not_count_in_the_criterion():
     method = make(stop="early_bird", window=2, threshold=0.0, min_steps=1)
     params, state = method.init(random_params(CONFIG), CONFIG)
     c_LH, c_LF = random_coefficients(CONFIG)
@@ -130,16 +130,16 @@ def test_stages_that_cut_the_search_change_nothing():
 
 
 def not_pruned(stage):
-    """The stage with the model's own widths in place of a guess."""
+    """The stage with the model's own widths instead of a guess."""
     program = dataclasses.replace(stage.program, model=CONFIG)
     return dataclasses.replace(stage, program=program, guess=False)
 
 
-def test_search_is_the_beginning_of_the_training_run_alone():
+def test_search_is_the_start_of_the_training_run_on_its_own():
     second = dataclasses.replace(FIRST, name="second", program=dataclasses.replace(PROGRAM, seq_len=16), steps=100)
     searching, first, last = make(search=0.1).stages((FIRST, second))
     assert searching == dataclasses.replace(FIRST, name="search", steps=30, ask_every=2)
-    # What the ticket will leave is a guess until it is drawn: a third of the heads and two fifths of the neurons fall.
+    # Widths are a guess until the ticket is drawn: a third of the heads and two fifths of the neurons are pruned.
     for stage, plain in ((first, dataclasses.replace(FIRST, data="restart")), (last, second)):
         assert stage.guess
         assert stage.program.model.heads_L == (3, 3, 3)
@@ -150,8 +150,8 @@ def test_search_is_the_beginning_of_the_training_run_alone():
     assert (searching.steps, searching.ask_every) == (60, 7)
 
 
-def test_draw_before_the_update_takes_what_the_released_code_for_glue_records():
-    """`slimming_coef_step` t takes record t - 1 of coefficients that are recorded in every step, before its update."""
+def test_draw_before_the_update_uses_what_the_released_code_for_glue_records():
+    """`slimming_coef_step` t uses record t - 1; coefficients are recorded in every step, before its update."""
     updates = np.random.default_rng(0).normal(size=(40, 3, 20))
     for t in (3, 20, 40):
         c_LF, records = np.ones((3, 20)), []
@@ -191,7 +191,7 @@ def test_initial_weights_are_kept():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"search": 0.0}, "early_bert.search=0.0: expected steps"),
         ({"search": 1.5}, "early_bert.search=1.5"),
@@ -214,8 +214,8 @@ def test_initial_weights_are_kept():
         ),
     ],
 )
-def test_bad_arguments_are_refused(arguments, told):
-    with pytest.raises(BadInput, match=told):
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(BadInput, match=message):
         make(**arguments)
 
 
@@ -223,11 +223,11 @@ FROZEN = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, plan=ed
 
 
 @pytest.mark.parametrize(
-    ("arguments", "timeline", "told"),
+    ("arguments", "timeline", "message"),
     [
         ({}, (FIRST, dataclasses.replace(FIRST, data="restart")), "one search and one training"),
         ({}, (FROZEN,), "stage first are frozen.*before the method that freezes"),
-        ({"search": 300.0}, (FIRST,), "search=300 is more than the 200 steps"),
+        ({"search": 300.0}, (FIRST,), "search=300 is more than the 200 steps of training: lower it"),
         (
             {"search": 1.0, "draw_before_update": True},
             (FIRST,),
@@ -238,12 +238,12 @@ FROZEN = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, plan=ed
         ({"search": 20.0, "stop": "early_bird", "min_steps": 30}, (FIRST,), "at least 30 steps.*lower"),
     ],
 )
-def test_timelines_without_a_search_are_refused(arguments, timeline, told):
-    with pytest.raises(BadInput, match=told):
+def test_timelines_without_a_search_are_refused(arguments, timeline, message):
+    with pytest.raises(BadInput, match=message):
         make(**arguments).stages(timeline)
 
 
-def test_frozen_layers_after_the_ticket_are_none_of_its_business():
+def test_frozen_layers_after_the_ticket_are_allowed():
     assert not_pruned(make().stages((FIRST, FROZEN))[-1]) == FROZEN
 
 
@@ -284,7 +284,7 @@ def test_lamb_recipe_is_nvidias_in_one_schedule():
     rate = made.schedule
     assert rate(1_000) == pytest.approx(3e-3)
     assert rate(1_999) == pytest.approx(6e-3, rel=1e-3)
-    # base_lr * (1 - progress) ** 0.5, progress counted from step 0: `PolyWarmUpScheduler`.
+    # base_lr * (1 - progress) ** 0.5, with progress counted from step 0: `PolyWarmUpScheduler`.
     assert rate(3_910) == pytest.approx(6e-3 * 0.5**0.5)
     assert round(dict(made.methods)["early_bert"]["search"] * made.steps) == 391
 

@@ -1,4 +1,4 @@
-"""What each objective promises of a row before masking: nothing lost, blocks apart, honest labels."""
+"""What each objective promises about an example before masking: no token lost, blocks separate, correct labels."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from helpers.made_shards import ORDINARY, bert, unmasked, write_folder
 
 
 @pytest.mark.parametrize("seq_len", [8, 32, 128])
-def test_each_token_of_the_stream_stands_in_one_place_of_an_epoch(split, vocab, seq_len):
+def test_each_token_of_the_stream_is_in_one_place_of_an_epoch(split, vocab, seq_len):
     made = batches.training_examples(split, vocab, bert(seq_len=seq_len), seed=1)
     epoch = {batches.shuffled(1, 0, g, len(made)): made[g] for g in range(len(made))}
     stream = np.concatenate([split[d].tokens_T for d in range(len(split))])
@@ -28,7 +28,7 @@ def test_each_token_of_the_stream_stands_in_one_place_of_an_epoch(split, vocab, 
     assert all(len(part) == seq_len - 2 for part in found[:-1])
 
 
-def test_packed_rows_hold_every_piece_once_with_positions_from_zero(split, vocab):
+def test_packed_examples_hold_every_piece_once_with_positions_from_zero(split, vocab):
     made = batches.training_examples(split, vocab, bert("mlm_packed", 64), seed=1)
     found = []
     for i in range(len(made)):
@@ -53,7 +53,7 @@ def test_packed_rows_hold_every_piece_once_with_positions_from_zero(split, vocab
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=200))
 @hypothesis_settings(max_examples=100, deadline=None)
-def test_packing_loses_no_piece_and_fills_no_row_beyond_its_size(lengths):
+def test_packing_loses_no_piece_and_overfills_no_example(lengths):
     lengths_N = np.array(lengths)
     order_N, starts_R = packing.pack(lengths_N, 40)
     assert sorted(order_N) == list(range(len(lengths)))
@@ -65,7 +65,7 @@ def test_packing_loses_no_piece_and_fills_no_row_beyond_its_size(lengths):
 
 def test_packing_is_shortest_pack_first():
     counts_L = np.bincount([7, 5, 3, 6, 6, 6, 4, 4], minlength=11)
-    # A 4 goes to the 5 though it would just fill a 6, which the other then does; the 3 to a 6 and not to the 7.
+    # The first 4 joins the 5, which has more space than a 6; the second 4 fills a 6. The 3 joins a 6, not the 7.
     expected = [(1, (7,)), (1, (5, 4)), (1, (6, 4)), (1, (6, 3)), (1, (6,))]
     assert sorted(packing.strategies(counts_L, 10)) == sorted(expected)
 
@@ -78,7 +78,7 @@ def test_packing_leaves_hardly_any_padding():
 
 
 def locate(segment, documents):
-    """Where a segment stands: {(document, first token)}; chance finds are as good as excluded by its length."""
+    """Where a segment is: {(document, first token)}. Its length practically excludes matches by chance."""
     found = set()
     for d, tokens_T in enumerate(documents):
         for k in np.flatnonzero(tokens_T[: len(tokens_T) - len(segment) + 1] == segment[0]):
@@ -108,7 +108,7 @@ def test_next_means_that_b_follows_a_in_its_document(split, vocab):
         assert len(b) >= 1
         starts_a = {k for d, k in locate(a, documents) if d == owner[i]}
         assert starts_a
-        if min(len(a), len(b)) < 4:  # found anywhere
+        if min(len(a), len(b)) < 4:  # too short: found anywhere
             continue
         places_b = locate(b, documents)
         if row["next"] == 0:
@@ -121,26 +121,26 @@ def test_next_means_that_b_follows_a_in_its_document(split, vocab):
     assert min(checked.values()) > 50
 
 
-def test_half_of_the_pairs_are_random_and_a_tenth_is_short(vocab, tmp_path):
-    # Sentences of 5 tokens: every row has a choice, and none is short but by short_seq_prob.
+def test_half_of_the_pairs_are_random_and_a_tenth_are_short(vocab, tmp_path):
+    # Sentences of 5 tokens: every example has a choice, and only short_seq_prob makes one short.
     rng = np.random.default_rng(0)
     documents = [[rng.choice(ORDINARY, 5).tolist() for _ in range(200)] for _ in range(20)]
     split = shards.Split(write_folder(tmp_path, {"train": documents}), "train")
     made = batches.training_examples(split, vocab, bert("mlm+nsp", 128), seed=1)
-    # The last rows of a document are shorter than the others by nature.
+    # The last examples of a document are naturally shorter than the others.
     full = [i for i in range(len(made)) if i % 8 not in (6, 7)]
     found = [made(epoch, i) for epoch in range(12) for i in full]
     n = len(found)
     random_next = sum(int(row["next"]) for row in found)
     assert abs(random_next - n / 2) < 4 * np.sqrt(n / 4)
-    # A short row's target is uniform in 2..125; a target above 120 gives a full row.
+    # A short example's target is uniform in 2..125; a target above 120 gives a full example.
     short = sum(np.count_nonzero(row["segments"]) < 124 for row in found)
     expected = 0.1 * 119 / 124
     assert abs(short - n * expected) < 4 * np.sqrt(n * expected)
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
-def test_one_sentence_is_followed_by_a_random_segment(vocab, tmp_path, whole_word):
+def test_a_single_sentence_is_followed_by_a_random_segment(vocab, tmp_path, whole_word):
     rng = np.random.default_rng(0)
     documents = [[rng.choice(ORDINARY, 30).tolist()] for _ in range(5)]
     split = shards.Split(write_folder(tmp_path, {"train": documents}), "train")
@@ -148,11 +148,11 @@ def test_one_sentence_is_followed_by_a_random_segment(vocab, tmp_path, whole_wor
     assert all(made(epoch, i)["next"] == 1 for epoch in range(5) for i in range(len(made)))
 
 
-def test_rows_of_a_document_begin_at_its_sentences():
+def test_examples_of_a_document_begin_at_its_sentences():
     tokens_T, starts_N = np.arange(100), np.array([0, 10, 30, 90])
     np.testing.assert_array_equal(examples.sentences(tokens_T, starts_N, 0, 25), [0, 10, 30, 90, 100])
     np.testing.assert_array_equal(examples.sentences(tokens_T, starts_N, 25, 25), [30, 90, 100])
-    # No sentence begins in [50, 75): the row begins in the middle of one.
+    # No sentence begins in [50, 75): the example begins in the middle of one.
     np.testing.assert_array_equal(examples.sentences(tokens_T, starts_N, 50, 25), [50, 90, 100])
     np.testing.assert_array_equal(examples.sentences(tokens_T, starts_N, 95, 25), [95, 100])
     assert [examples.enough(np.array([30, 90, 100]), target) for target in (-5, 1, 60, 61, 500)] == [1, 1, 1, 2, 2]

@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from bert_fast import BadInput, bert, encoder
 from bert_fast.data import vocab
@@ -23,6 +21,9 @@ from helpers.command_line import bert_fast
 from helpers.made_folders import save_checkpoint
 from helpers.made_shards import WORDS
 from helpers.reference import random_params
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 BASE = bert.Config(
     len(WORDS), depth=2, width=24, heads=3, head_size=8, mlp_dim=40, max_len=20, type_count=2,
@@ -45,7 +46,7 @@ PAIRS = [("word1 word3", "word2"), ("word5", "word7 word8 word9"), ("word200 wor
 
 
 def made(folder, config, task, **about):
-    """A fine-tuned run whose unused heads and neurons are not zero."""
+    """A fine-tuned run. Its unused heads and neurons are not zero."""
     head = task_model.Head(task.kind, task.outputs)
     params = task_model.init(config, head, random_params(config), jax.random.key(0))
     rng = np.random.default_rng(1)
@@ -61,7 +62,7 @@ def config_of(layout):
 
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_logits_are_those_of_the_checkpoint(layout, kind, tmp_path):
+def test_logits_equal_the_checkpoints(layout, kind, tmp_path):
     task = TASKS[kind]
     done = write.export(made(tmp_path / "run", config_of(layout), task), tmp_path / "out", compare=True)
     suffix = "ForQuestionAnswering" if kind == "span" else "ForSequenceClassification"
@@ -75,7 +76,7 @@ def test_logits_are_those_of_the_checkpoint(layout, kind, tmp_path):
     assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert (theirs.config.model_type, theirs.config.num_labels) == (layout, task.outputs)
     assert any("slim" in note for note in done.notes) == (layout == "roberta-prelayernorm")
-    # The logits from texts, through their tokenizer and ours.
+    # Logits from texts, through transformers' tokenizer and ours.
     trained = encoder.load(tmp_path / "run")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.model_max_length == task.seq_len
@@ -137,15 +138,15 @@ def test_best_span_of_transformers_is_the_answer_of_predict(layout, tmp_path):
     assert row["score"] == pytest.approx(starts_S[first] + ends_S[last], abs=1e-4)
 
 
-def test_model_with_a_table_of_its_own_is_exported_once_fine_tuned(tmp_path):
+def test_model_with_an_untied_output_table_is_exported_once_fine_tuned(tmp_path):
     run = made(tmp_path / "run", dataclasses.replace(BASE, tied=False), TASKS["classes"])
     assert write.export(run, tmp_path / "out").class_name == "BertForSequenceClassification"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_head_of_a_task_is_not_read(layout, tmp_path):
+def test_task_heads_are_not_imported(layout, tmp_path):
     write.export(made(tmp_path / "run", config_of(layout), TASKS["classes"]), tmp_path / "out")
-    with pytest.raises(BadInput, match=r"not known classifier\..*Heads of a task are not read"):
+    with pytest.raises(BadInput, match=r"unknown classifier\..*Task heads are not read"):
         read.read(tmp_path / "out")
 
 
@@ -174,14 +175,14 @@ def test_export_that_differs_is_not_kept(kind, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_heads_are_the_rows_of_the_table():
+def test_task_heads_replace_the_mlm_head():
     for layout in LAYOUTS:
         config = config_of(layout)
         assert not any(path.startswith("mlm/") for _, path, _ in tensors.rows_of(config, "score"))
         assert len(tensors.rows_of(config, "score")) == len(tensors.rows_of(config, "span")) + 2
 
 
-def test_card_tells_the_task_and_the_scores(tmp_path):
+def test_card_gives_the_task_and_the_scores(tmp_path):
     call = tmp_path / "call"
     run = call / "mnli/lr=3e-05,seed=1"
     made(run, BASE, TASKS["classes"], init="runs/base/checkpoints/9", methods=(("early_bert", {"search": 0.1}),))
@@ -199,15 +200,15 @@ def test_card_tells_the_task_and_the_scores(tmp_path):
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags:\n- bert\n")
     for fact in (
         "A BERT fine-tuned on `mnli`", "the weights of `runs/base/checkpoints/9`", 'pipeline("text-classification"',
-        '"text_pair"', "AutoModelForSequenceClassification.from_pretrained", "rows of at most 16 tokens",
+        '"text_pair"', "AutoModelForSequenceClassification.from_pretrained", "examples of at most 16 tokens",
         "labels are `yes`, `maybe`, `no`", "| task | mnli: sentence1, sentence2 |", "| steps | 7, 2.5 epochs |",
         "| peak learning rate | 3e-05 |", "| seed | 1 |", "early_bert (search=0.1)",
         "|  | this model | mean | deviation | median |", "| accuracy | 81.25 | 80.50 | 0.75 | 80.25 |", "3 seeds",
-        "scores are flattered",
+        "scores are optimistic",
     ):  # fmt: skip
         assert fact in card, fact
     assert "train_loss" not in card
-    # Of another encoder, task or place nothing is told but the model's own scores.
+    # Results of other encoders or vocabularies leave only the model's own scores.
     (tmp_path / "others").mkdir()
     for changes in ({"checkpoint": "runs/other/checkpoints/9"}, {"vocab": "0"}, {"random_weights": True}):
         other = {**result, "encoder": {**result["encoder"], **changes}}
@@ -215,7 +216,7 @@ def test_card_tells_the_task_and_the_scores(tmp_path):
         write.export(run, out := tmp_path / f"out-{next(iter(changes))}", results=tmp_path / "others")
         assert "| accuracy | 81.25 |\n" in (out / "README.md").read_text()
     (tmp_path / "others/results.json").write_text('{"tasks": 1}')
-    with pytest.raises(BadInput, match="is none that finetune wrote"):
+    with pytest.raises(BadInput, match="was not written by finetune"):
         write.export(run, tmp_path / "no", results=tmp_path / "others")
 
 
@@ -224,11 +225,11 @@ def test_card_of_spans_and_scores(tmp_path):
     write.export(made(tmp_path / "a", BASE, TASKS["span"], scored=(row,)), tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
     for fact in (
-        "pipeline_tag: question-answering", "AutoModelForQuestionAnswering", "windows that begin 4 tokens after",
-        "holds no answer", "from random weights", "| seed | not known |", "| score | 81.25 |",
+        "pipeline_tag: question-answering", "AutoModelForQuestionAnswering", "windows that start 4 tokens apart",
+        "has no answer", "from random weights", "| seed | unknown |", "| score | 81.25 |",
     ):  # fmt: skip
         assert fact in card, fact
-    assert "_thresh" not in card  # a difference of logits is no percentage
+    assert "_thresh" not in card  # a difference of logits, not a percentage
     write.export(made(tmp_path / "b", BASE, TASKS["score"]), tmp_path / "score")
     assert "one number, the logit itself" in (tmp_path / "score/README.md").read_text()
 

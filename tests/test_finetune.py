@@ -1,4 +1,4 @@
-"""Fine-tuning: what a call leaves behind, what is compiled, what is refused, and EarlyBERT's ticket."""
+"""Fine-tuning: what a call writes, what is compiled, what is refused, and EarlyBERT's ticket."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def read(path: pathlib.Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_a_call_learns_and_says_so(finished):
+def test_a_call_learns_and_reports_it(finished):
     workdir, done = finished
     results = read(workdir / "results.json")
     runs = results["tasks"]["mrpc"]["runs"]
@@ -74,11 +74,11 @@ def test_a_call_learns_and_says_so(finished):
     assert runs[0]["last"] == runs[0]["curve"][-1]
     assert runs[0]["best"]["score"] == max(row["score"] for row in runs[0]["curve"])
     assert "mrpc" in done.stdout
-    assert "learning rates 0.003" in done.stderr
-    assert "no pooler" not in done.stderr, done.stderr
+    assert "learning rate 0.003; widths " in done.stderr
+    assert "no trained pooler" not in done.stderr, done.stderr
 
 
-def test_predictions_are_those_that_were_scored(finished, folder):
+def test_written_predictions_are_the_scored_ones(finished, folder):
     workdir, _ = finished
     run = workdir / "mrpc/lr=0.003,seed=0"
     labels = glue.read("mrpc", str(folder))["dev"].labels
@@ -96,7 +96,7 @@ def test_finished_runs_are_kept_and_another_config_is_refused(finished, folder, 
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("mrpc/*/result.json")}
     done = finetune_command(folder, run_folder, workdir)
     assert done.returncode == 0, done.stderr
-    assert "2 runs, 2 of them finished before" in done.stderr
+    assert "2 runs, 2 already finished" in done.stderr
     assert before == {path: path.stat().st_mtime_ns for path in workdir.glob("mrpc/*/result.json")}
     done = finetune_command(folder, run_folder, workdir, "--config.epochs=2.0")
     assert (done.returncode, "epochs: 3.0 there, 2.0 now" in done.stderr) == (2, True)
@@ -104,7 +104,7 @@ def test_finished_runs_are_kept_and_another_config_is_refused(finished, folder, 
 
 @pytest.fixture(scope="module")
 def trainer(folder, tmp_path_factory):
-    """Of MRPC, one width after another, some dropout."""
+    """A trainer for MRPC, with several widths and some dropout."""
     made, _ = make_settings(folder, dropout=0.1)
     start = make_encoder(tmp_path_factory.mktemp("encoder"))
     return Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
@@ -126,8 +126,8 @@ def test_everything_is_compiled_in_the_first_epoch_for_all_seeds_and_learning_ra
     lengths = trainer.task.train.lengths_N
     used = {batch.width for batch in batches.epoch(lengths, trainer.widths, 8, None)}
     assert len(used) == len(trainer.widths) == 2
-    assert counts[trainer.per_epoch - 1] == counts[-1] == len(used) + 2  # and of the held-out rows' widths
-    after_tests = compiled(trainer)  # the test rows' last
+    assert counts[trainer.per_epoch - 1] == counts[-1] == len(used) + 2  # 2: prediction, at both widths
+    after_tests = compiled(trainer)  # includes prediction of the test examples, which comes last
     again = train(trainer, tmp_path / "again")
     other = train(trainer, tmp_path / "other", rate=1e-3, seed=1)
     assert compiled(trainer) == after_tests
@@ -137,14 +137,14 @@ def test_everything_is_compiled_in_the_first_epoch_for_all_seeds_and_learning_ra
     assert other.result["curve"] != first.result["curve"]
 
 
-def test_interrupted_call_keeps_what_is_finished_and_goes_on(trainer, folder, run_folder, tmp_path, monkeypatch):
+def test_interrupted_call_keeps_finished_runs_and_resumes(trainer, folder, run_folder, tmp_path, monkeypatch):
     calls = []
 
     def one(trainer, rate, seed, folder, stop, progress):
         calls.append(seed)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGINT)
-            raise Interrupted(stop.signum(1), "the runs that are finished are kept")
+            raise Interrupted(stop.signum(1), "finished runs are kept")
         row = {"score": 50.0 + seed, "step": 1, "epoch": 1.0}
         rows = trainer.task.held_out | trainer.task.test
         result = {"task": "mrpc", "learning_rate": rate, "seed": seed, "diverged_at": None, "last": row, "best": row}
@@ -161,7 +161,7 @@ def test_interrupted_call_keeps_what_is_finished_and_goes_on(trainer, folder, ru
     assert score == {"mean": 51.0, "deviation": 1.0, "median": 51.0}
 
 
-def test_signal_ends_a_run_after_its_step_which_is_saved(trainer, tmp_path):
+def test_signal_ends_a_run_after_its_step_is_saved(trainer, tmp_path):
     steps = []
 
     def seen(step, numbers):
@@ -169,7 +169,7 @@ def test_signal_ends_a_run_after_its_step_which_is_saved(trainer, tmp_path):
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with StopSignal() as stop, pytest.raises(Interrupted, match="step 3 of this run is saved, finished runs are kept"):
+    with StopSignal() as stop, pytest.raises(Interrupted, match="step 3 of this run is saved; finished runs are kept"):
         train(trainer, tmp_path, stop=stop, seen=seen)
     assert steps == [1, 2]
     assert checkpoint.steps(tmp_path / finetune.UNDER_WAY / "checkpoints") == [3]
@@ -186,7 +186,7 @@ def test_all_tasks_of_a_folder_are_done_in_one_call(tmp_path):
 def test_the_width_of_a_batch_changes_nothing(trainer, kind):
     head, config = model.Head(kind, 2), trainer.start.model
     params = model.init(config, head, trainer.start.params, jax.random.key(0))
-    rows = batches.training_examples([["good w1 w2", "bad w3"]], np.array([1, 0]), trainer.start.vocab, 48)
+    rows = batches.make_examples([["good w1 w2", "bad w3"]], np.array([1, 0]), trainer.start.vocab, 48)
     found = []
     for width in (8, 24):
         batch = batches.fill(rows, batches.Batch(width, np.arange(2)), 2, trainer.start.vocab.pad)
@@ -212,8 +212,8 @@ def test_losses_are_cross_entropy_squared_error_and_the_mean_of_both_ends():
     np.testing.assert_allclose(loss, [-(np.log(0.8) + np.log(0.5)) / 2], rtol=1e-6)
 
 
-def test_padding_rows_weigh_nothing(trainer):
-    """A batch of 2 rows and 6 that fill it up is a step of 2 rows."""
+def test_padding_examples_have_no_weight(trainer):
+    """A batch of 2 examples and 6 of padding gives the same step as a batch of 2."""
     rows = trainer.task.train
     engine = trainer.engine(1.0, 0)
     engine.begin(trainer.first_params(0))
@@ -222,7 +222,7 @@ def test_padding_rows_weigh_nothing(trainer):
     results = []
     for size in (2, 8):
         batch = batches.fill(rows, batches.Batch(trainer.widths[-1], np.array([3, 4])), size, trainer.start.vocab.pad)
-        # Without dropout, whose draws depend on the size of the batch.
+        # No dropout: its draws depend on the batch size.
         still = dataclasses.replace(program.model, dropout=0.0, attention_dropout=0.0)
         of = dataclasses.replace(program, model=still)
         results.append(step(state, batch, Route(), np.float32(1e-3), np.uint32(0), program=of))
@@ -251,7 +251,7 @@ def test_every_model_is_fine_tuned_whole(folder, tmp_path, changes):
     assert found.shape == (8, 1)
 
 
-def test_pooler_of_pre_training_is_taken_and_otherwise_fresh(tmp_path):
+def test_pooler_comes_from_pre_training_or_is_fresh(tmp_path):
     with_pooler, without = (make_encoder(tmp_path, pooler=pooler) for pooler in (True, False))
     head = model.Head("classes", 2)
     taken = model.init(with_pooler.model, head, with_pooler.params, jax.random.key(0))
@@ -271,17 +271,17 @@ def test_pooler_of_pre_training_is_taken_and_otherwise_fresh(tmp_path):
         ("mlm+nsp", {"imported": {"initialised": ["pooler", "next-sentence head"]}}, False),
     ],
 )
-def test_pooler_that_nothing_trained_is_none(tmp_path, objective, about, learned):
+def test_an_untrained_pooler_does_not_count(tmp_path, objective, about, learned):
     made = make_encoder(tmp_path)
     stage = dataclasses.replace(made.about.stage, program=dataclasses.replace(made.program, objective=objective))
     made = dataclasses.replace(made, about=dataclasses.replace(made.about, stage=stage, **about))
     assert encoder.has_learned_pooler(made) == learned
 
 
-def test_random_weights_are_those_of_no_checkpoint_and_the_seeds_own(folder, tmp_path):
+def test_random_weights_come_from_the_seed_and_not_the_checkpoint(folder, tmp_path):
     made, _ = make_settings(folder, random_weights=True)
     start = make_encoder(tmp_path)
-    keys = (jax.random.key(seed) for seed in (1, 2))  # the encoder's is 0
+    keys = (jax.random.key(seed) for seed in (1, 2))  # the encoder's seed is 0
     one, two = (encoder.weights(start, start.model, made, key) for key in keys)
     word = lambda params: np.asarray(params["embed"]["word"])  # noqa: E731
     assert (word(one) != word(two)).any()
@@ -290,14 +290,14 @@ def test_random_weights_are_those_of_no_checkpoint_and_the_seeds_own(folder, tmp
     assert shapes == jax.tree.map(np.shape, {name: leaf for name, leaf in start.params.items() if name in one})
 
 
-def test_ticket_is_drawn_from_a_short_search_and_trained_from_the_beginning(folder, tmp_path):
+def test_ticket_is_drawn_after_a_short_search_and_trained_from_the_start(folder, tmp_path):
     changes = {"batch_size": 8, "widths": 1, "learning_rates": "4e-3", "early_bert__head_ratio": 0.5}
     made, _ = make_settings(folder, recipe="early_bert", early_bert__search=0.2, **changes)
     start = make_encoder(tmp_path)
     trainer = Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
     search, training = trainer.timeline(4e-3)
     assert search.steps == round(0.2 * training.steps) - 1  # trainer.py records coefficients before an update
-    # The search has a schedule of its own: 2e-5, over 3 epochs. The training begins at its rate, not where that ended.
+    # The search has its own schedule: 2e-5, over 3 epochs. The training starts at its own rate, not where that ended.
     assert (search.schedule.peak, search.schedule.steps) == (2e-5, 3 * trainer.per_epoch)
     assert (training.schedule.peak, training.schedule.steps) == (4e-3, training.steps)
     assert (search.guess, training.guess) == (False, True)
@@ -315,7 +315,7 @@ def test_ticket_is_drawn_from_a_short_search_and_trained_from_the_beginning(fold
     assert not engine.stage.guess
     assert slim.heads_L == (1, 1)
     assert sum(slim.mlp_dim_L) < 64
-    # Rewound: what is left are the weights, head included, from before the search; nothing else learns.
+    # Rewound: the kept weights, head included, are from before the search; nothing else learns.
     state = engine.state
     assert state.frozen == {}
     assert "head_scale" not in state.params["layers"]
@@ -332,7 +332,7 @@ def test_ticket_is_drawn_from_a_short_search_and_trained_from_the_beginning(fold
     assert result["flops"] < result["flops_dense"]
 
 
-def test_no_loss_of_the_search_is_told_as_the_trainings(folder, tmp_path):
+def test_losses_of_the_search_are_not_counted_in_the_training(folder, tmp_path):
     made, _ = make_settings(folder, recipe="early_bert", early_bert__search=0.2, widths=1)
     start = make_encoder(tmp_path)
     trainer = Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
@@ -350,7 +350,7 @@ def test_no_loss_of_the_search_is_told_as_the_trainings(folder, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["layer_drop", "token_drop", "stacking"])
-def test_methods_that_leave_something_out_are_refused(folder, tmp_path, method):
+def test_methods_that_drop_layers_or_tokens_or_grow_are_refused(folder, tmp_path, method):
     def trainer():
         made, _ = make_settings(folder, methods=method)
         start = make_encoder(tmp_path)
@@ -370,13 +370,13 @@ def test_methods_that_leave_something_out_are_refused(folder, tmp_path, method):
         (["--config.task=rte"], "holds no RTE/train.tsv"),
     ],
 )
-def test_mistakes_are_named_and_leave_no_folder(folder, run_folder, tmp_path, more, message):
+def test_bad_flags_are_named_and_leave_no_folder(folder, run_folder, tmp_path, more, message):
     done = finetune_command(folder, run_folder, tmp_path / "out", *more)
     assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_row_that_is_wrong_leaves_no_folder(folder, run_folder, tmp_path):
+def test_a_bad_data_file_leaves_no_folder(folder, run_folder, tmp_path):
     write_glue(tmp_path / "glue", ("mrpc",))
     path = tmp_path / "glue/MRPC/train.tsv"
     path.write_text(path.read_text().replace("Quality", "quality"))
@@ -385,7 +385,7 @@ def test_a_row_that_is_wrong_leaves_no_folder(folder, run_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_diverges_is_marked_and_scored_as_one_that_predicts_nothing(trainer, tmp_path):
+def test_a_diverged_run_is_marked_and_scored_as_if_it_predicted_nothing(trainer, tmp_path):
     done = train(trainer, tmp_path, rate=1e30)
     result, rows = done.result, trainer.task.held_out | trainer.task.test
     assert 0 < result["diverged_at"] == result["steps"] < trainer.steps
@@ -401,7 +401,7 @@ def test_a_run_that_diverges_is_marked_and_scored_as_one_that_predicts_nothing(t
 
 
 def test_a_run_whose_last_step_breaks_the_weights_has_diverged(folder, tmp_path):
-    # No later loss shows it: the weights themselves are looked at.
+    # No later loss shows it, so the weights themselves are checked.
     made, _ = make_settings(folder, epochs=1 / 19, learning_rate__warmup=0.0, optimizer__clip_norm=0.0)
     start = make_encoder(tmp_path)
     trainer = Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
@@ -426,7 +426,7 @@ def test_eight_devices_give_what_one_gives():
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_squad_is_fine_tuned_and_its_predictions_are_written(run_folder, tmp_path, version):
     write_squad(tmp_path, version)
-    # 20 is no multiple of the widths' step.
+    # 20 is not a multiple of the widths' step.
     values = {**SMALL, "data.seq_len": 20, "data.stride": 8, "epochs": 2.0, "widths": 1, "seeds": "0"}
     done = bert_fast(
         "finetune",

@@ -1,4 +1,4 @@
-"""Fine-tuning in two processes gives what one gives."""
+"""Fine-tuning in two processes gives the same results as in one."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def runs_of(workdir: pathlib.Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_two_processes_score_what_one_does(tmp_path):
+def test_two_processes_score_the_same_as_one(tmp_path):
     write_glue(tmp_path, ("mrpc",), train=60, dev=20, test=6)
     (tmp_path / "encoder").mkdir()
     write_checkpoint(tmp_path / "encoder")

@@ -1,4 +1,4 @@
-"""Fine-tuning runs that are stopped and go on, the weights that they keep, and micro-batches."""
+"""Fine-tuning runs that are stopped and resumed, the weights they keep, and micro-batches."""
 
 import dataclasses
 import json
@@ -19,8 +19,8 @@ from helpers.made_tasks import make_encoder, make_settings, write_checkpoint, wr
 from helpers.small_runs import CLOCKS
 
 RATE = 3e-3
-PER_EPOCH = 8  # 60 rows in batches of 8; of the last batch half is padding
-# Recipe, and what differs from it. The search is 6 of 16 steps, and the training has 16 more.
+PER_EPOCH = 8  # 60 examples in batches of 8; half of the last batch is padding
+# A recipe, and the changes to it. The search takes 6 of 16 steps, and the training 16 more.
 RECIPES = {
     "bert": ("bert", {"dropout": 0.1}),
     "early_bert": (
@@ -37,7 +37,7 @@ def glue_folder(tmp_path_factory):
 
 
 def make_trainer(glue_folder, folder, recipe="bert", **changes) -> Trainer:
-    """Of MRPC, in two widths, evaluated at each third step."""
+    """A trainer for MRPC, with two widths, evaluated every third step."""
     small = {"batch_size": 8, "eval__every": 3, "learning_rates": f"{RATE}"}
     made, _ = make_settings(glue_folder, recipe=recipe, **{**small, **changes})
     start = make_encoder(folder)
@@ -46,7 +46,7 @@ def make_trainer(glue_folder, folder, recipe="bert", **changes) -> Trainer:
 
 @pytest.fixture(scope="module")
 def trainers(glue_folder, tmp_path_factory):
-    """A trainer of each recipe."""
+    """A trainer for each recipe."""
     folder = tmp_path_factory.mktemp("encoder")
     return {name: make_trainer(glue_folder, folder, recipe, **more) for name, (recipe, more) in RECIPES.items()}
 
@@ -57,13 +57,13 @@ def train(trainer, folder, stop=None, seen=lambda step, numbers: None) -> finetu
 
 @pytest.fixture(scope="module")
 def whole(trainers, tmp_path_factory):
-    """A run of each recipe that was never stopped, and its folder."""
+    """A run of each recipe that is never stopped, and its folder."""
     folders = {name: tmp_path_factory.mktemp("whole") / name for name in trainers}
     return {name: (train(trainer, folders[name]), folders[name]) for name, trainer in trainers.items()}
 
 
 def stopped(trainer, folder: pathlib.Path, at_step: int):
-    """The run, stopped by SIGTERM while a step is under way."""
+    """Trains until stopped by SIGTERM during a step."""
     train_step = engine.Engine.train_step
 
     def stopping(self):
@@ -73,8 +73,8 @@ def stopped(trainer, folder: pathlib.Path, at_step: int):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.Engine, "train_step", stopping)
-        told = f"step {at_step} of this run is saved"
-        with StopSignal() as stop, pytest.raises(Interrupted, match=told) as interrupted:
+        message = f"step {at_step} of this run is saved"
+        with StopSignal() as stop, pytest.raises(Interrupted, match=message) as interrupted:
             train(trainer, folder, stop)
     assert interrupted.value.exit_code == 143
 
@@ -85,7 +85,7 @@ def without_clock(result: dict) -> dict:
 
 
 def same_run(one: finetune.Finished, other: finetune.Finished):
-    """Whether everything but the seconds is equal, to the last bit."""
+    """Asserts that everything but the seconds is equal, to the last bit."""
     assert without_clock(one.result) == without_clock(other.result)
     assert one.logits.keys() == other.logits.keys()
     for split, logits in one.logits.items():
@@ -97,11 +97,11 @@ def kept_params(folder: pathlib.Path):
     return checkpoint.restore_params(folder / f"checkpoints/{step}")
 
 
-def test_the_example_is_what_the_tests_take_it_for(whole):
+def test_the_whole_runs_are_what_the_tests_assume(whole):
     for name, (done, folder) in whole.items():
         steps = 2 * PER_EPOCH + (SEARCH if name == "early_bert" else 0)
         assert done.result["steps"] == steps
-        # At each third step of the training, and at its end.
+        # Every third step of the training, and its end.
         assert [row["step"] for row in done.result["curve"]] == [3, 6, 9, 12, 15, 16]
         assert len({row["train_loss"] for row in done.result["curve"]}) == 6
         assert done.result["examples"] < 8 * steps
@@ -110,8 +110,8 @@ def test_the_example_is_what_the_tests_take_it_for(whole):
         assert checkpoint.steps(folder / "checkpoints") == [steps]
 
 
-# Between two evaluations, at one, at the end of an epoch, one step before the end and at it. Of EarlyBERT within the
-# search, at its end, after the first step of the slim model, and at an evaluation.
+# Stops between two evaluations, at one, at the end of an epoch, one step before the end, and at the end. For EarlyBERT:
+# within the search, at its end, after the slim model's first step, and at an evaluation.
 @pytest.mark.parametrize(
     ("name", "stops"),
     [
@@ -128,7 +128,7 @@ def test_the_example_is_what_the_tests_take_it_for(whole):
         ("early_bert", (2, SEARCH + 5)),
     ],
 )
-def test_stopped_run_ends_like_one_that_never_was(trainers, whole, tmp_path, name, stops):
+def test_resumed_run_ends_like_an_unstopped_one(trainers, whole, tmp_path, name, stops):
     trainer, (expected, folder) = trainers[name], whole[name]
     for at_step in stops:
         stopped(trainer, tmp_path, at_step)
@@ -140,7 +140,7 @@ def test_stopped_run_ends_like_one_that_never_was(trainers, whole, tmp_path, nam
     jax.tree.map(np.testing.assert_array_equal, kept_params(tmp_path), kept_params(folder))
 
 
-def test_killed_run_goes_on_from_its_last_checkpoint(glue_folder, whole, trainers, tmp_path):
+def test_killed_run_resumes_from_its_last_checkpoint(glue_folder, whole, trainers, tmp_path):
     class Killed(Exception):
         pass
 
@@ -158,7 +158,7 @@ def test_killed_run_goes_on_from_its_last_checkpoint(glue_folder, whole, trainer
     same_run(found, whole["bert"][0])
 
 
-def test_stopped_call_goes_on_to_the_results_of_one_that_never_was(glue_folder, tmp_path):
+def test_resumed_call_has_the_results_of_an_unstopped_one(glue_folder, tmp_path):
     start = write_checkpoint(tmp_path, pooler=True)
     made, config = make_settings(glue_folder, seeds="0,1", batch_size=8, dropout=0.1, eval__every=3)
     expected = sweep.finetune(made, config, tmp_path / "whole", str(start))
@@ -188,7 +188,7 @@ def test_stopped_call_goes_on_to_the_results_of_one_that_never_was(glue_folder, 
             assert one.read_bytes() == other.read_bytes()
 
 
-def test_run_that_diverges_where_it_is_to_be_saved_is_scored_and_not_saved(glue_folder, tmp_path):
+def test_run_that_diverges_when_it_is_due_to_be_saved_is_scored_and_not_saved(glue_folder, tmp_path):
     for rate, more in ((1e30, {}), (3e38, {"learning_rate__warmup": 0.0, "optimizer__clip_norm": 0.0})):
         trainer = make_trainer(glue_folder, tmp_path, checkpoint__every=1, **more)
         folder = tmp_path / f"{rate}"
@@ -199,7 +199,7 @@ def test_run_that_diverges_where_it_is_to_be_saved_is_scored_and_not_saved(glue_
 
 
 def test_signal_at_a_step_that_diverges_ends_the_run_as_diverged(glue_folder, tmp_path):
-    # There is nothing that it could go on from; the call stops at the next run's first step.
+    # There is nothing to resume from; the call stops at the next run's first step.
     more = {"learning_rate__warmup": 0.0, "optimizer__clip_norm": 0.0}
     trainer = make_trainer(glue_folder, tmp_path, **more)
     with StopSignal() as stop:
@@ -214,17 +214,17 @@ def test_second_call_in_the_same_folder_at_the_same_time_is_refused(glue_folder,
     made, config = make_settings(glue_folder, batch_size=8, epochs=0.25)
     out = tmp_path / "out"
     out.mkdir()
-    with files.hold(out / ".lock", "held"), pytest.raises(BadInput, match=f"another fine-tuning is writing to {out}"):
+    with files.hold(out / ".lock", "held"), pytest.raises(BadInput, match=f"another finetune is writing to {out}"):
         sweep.finetune(made, config, out, str(start))
     assert [path.name for path in out.iterdir()] == [".lock"]
     refused = []
 
     def second(*_):
-        with pytest.raises(BadInput, match="another fine-tuning is writing to"):
+        with pytest.raises(BadInput, match="another finetune is writing to"):
             sweep.finetune(made, config, out, str(start))
         refused.append(True)
 
-    # While the first is at work, and after it no more.
+    # Refused while the first is running, but not after it.
     with pytest.MonkeyPatch.context() as patch:
         evaluate = finetune.FinetuneRun.evaluate
         patch.setattr(finetune.FinetuneRun, "evaluate", lambda self: second() or evaluate(self))
@@ -233,7 +233,7 @@ def test_second_call_in_the_same_folder_at_the_same_time_is_refused(glue_folder,
     sweep.finetune(made, config, out, str(start))
 
 
-def test_two_micro_batches_give_what_one_gives(glue_folder, tmp_path):
+def test_two_micro_batches_give_the_same_as_one(glue_folder, tmp_path):
     changes = {"eval__every": 1, "epochs": 1.0, "dropout": 0.0, "learning_rates": "1e-3", "widths": 1}
     found = []
     for count in (1, 2):
@@ -254,14 +254,14 @@ def test_two_micro_batches_give_what_one_gives(glue_folder, tmp_path):
 
 
 def predictions_of(trainer, folder: pathlib.Path):
-    """Step and dev logits of the weights that a run kept, as someone would who has nothing but them."""
+    """The weights that a run kept and their dev logits, from the kept files alone."""
     kept = encoder.load(folder)
     logits = trainer.logits(jax.device_put(kept.params), trainer.task.held_out["dev"], kept.program)
     return kept, logits
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_kept_weights_predict_what_was_scored(trainers, whole, name):
+def test_kept_weights_give_the_scored_predictions(trainers, whole, name):
     trainer, (done, folder) = trainers[name], whole[name]
     kept, logits = predictions_of(trainer, folder)
     np.testing.assert_array_equal(logits, done.logits["dev"])
@@ -276,7 +276,7 @@ def test_kept_weights_predict_what_was_scored(trainers, whole, name):
 
 
 def scores_of(trainer, scores: list[float]):
-    """The trainer with these scores, one an evaluation, and the logits that they were given to."""
+    """Makes the trainer score these, one per evaluation; returns the list of logits that it scored."""
     given = []
 
     def score(logits):
@@ -287,7 +287,7 @@ def scores_of(trainer, scores: list[float]):
     return given
 
 
-def test_best_weights_are_those_of_the_first_highest_score(glue_folder, tmp_path):
+def test_best_weights_come_from_the_first_highest_score(glue_folder, tmp_path):
     trainer = make_trainer(glue_folder, tmp_path, keep="best")
     given = scores_of(trainer, [50.0, 90.0, 70.0, 90.0, 60.0, 80.0])
     done = train(trainer, tmp_path / "run")
@@ -310,7 +310,7 @@ def test_best_weights_are_still_known_after_a_stop(glue_folder, tmp_path):
     np.testing.assert_array_equal(logits, given[1])
 
 
-def test_no_weights_are_kept_where_none_are_asked_for(glue_folder, tmp_path):
+def test_no_weights_are_kept_if_none_are_requested(glue_folder, tmp_path):
     trainer = make_trainer(glue_folder, tmp_path, keep="none", epochs=1.0)
     train(trainer, tmp_path / "run")
     assert not any((tmp_path / "run").rglob("checksums.json"))

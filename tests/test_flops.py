@@ -1,4 +1,4 @@
-"""The analytic count against the matrix products of the program that XLA is given."""
+"""The analytic count against the matrix products in the program that XLA gets."""
 
 import dataclasses
 import re
@@ -33,9 +33,9 @@ def program_of(model, plan=DENSE, **changes):
 
 
 def dot_flops(text: str) -> int:
-    """FLOPs of the `dot` instructions of a module of unoptimised HLO; loops times their trip count.
+    """FLOPs of the `dot` instructions in a module of unoptimised HLO. Loops count times their trip count.
 
-    Branches of a conditional are added up: of the trunk's two, one is empty.
+    Branches of a conditional are added up: one of the trunk's two is empty.
     """
     computations, entry = {}, None
     for line in text.splitlines():
@@ -75,7 +75,7 @@ def dot_flops(text: str) -> int:
 
 
 def lowered_step(program, scale_ML=None, evaluate=False):
-    """The train step (or the evaluation step) of a program, lowered on shapes alone."""
+    """A program's train step, or evaluation step, lowered from shapes alone."""
     model = program.model
     batch = random_batch(model, program.batch_size, program.seq_len, program.slots)
     if "nsp" not in program.objective:
@@ -97,7 +97,7 @@ def lowered_step(program, scale_ML=None, evaluate=False):
 
 
 def lowered_finetuning(program):
-    """The fine-tuning step of a program, whose objective says which head there is, lowered on shapes alone."""
+    """A program's fine-tuning step, lowered from shapes alone. Its objective names the head."""
     kind, outputs = program.objective.split(":")
     head, B, S = Head(kind, int(outputs)), program.batch_size, program.seq_len
     batch = {name: np.ones((B, S), np.int32) for name in ("ids", "types", "segments", "positions")}
@@ -131,7 +131,7 @@ CASES = {
     "untied, embeddings frozen": (program_of(dataclasses.replace(POST, tied=False), frozen_paths=(EMBED,)), None),
     "tokens": (program_of(POST, TOKENS), None),
     "tokens, pre-LN": (program_of(PRE, TOKENS), None),
-    "tokens, two examples beside each other": (program_of(PRE, edit(TOKENS, 1, 3, examples_per_row=2)), None),
+    "tokens, two examples per row": (program_of(PRE, edit(TOKENS, 1, 3, examples_per_row=2)), None),
     "tokens, every key": (program_of(POST, edit(DENSE, 1, 3, queries=8)), None),
     "fewer keys": (program_of(PRE, edit(DENSE, 1, 3, keys=8)), None),
     "layers": (program_of(POST), TWO_OF_THREE),
@@ -160,7 +160,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_analytic_count_equals_products_of_hlo(case):
+def test_analytic_count_equals_the_products_in_hlo(case):
     program, scale_ML = CASES[case]
     program, lowered = lowered_step(program, scale_ML)
     flops = step_flops(program)
@@ -180,7 +180,7 @@ def test_analytic_count_equals_products_of_hlo(case):
     ],
     ids=["post", "pre", "widths", "dropout", "micro-batches"],
 )
-def test_analytic_count_of_fine_tuning_equals_products_of_hlo(model, micro_batches, objective):
+def test_analytic_count_of_fine_tuning_equals_the_products_in_hlo(model, micro_batches, objective):
     program = program_of(model, slots=0, objective=objective, micro_batches=micro_batches)
     flops = step_flops(program)
     assert flops.recomputed == 0
@@ -196,11 +196,11 @@ def test_checkpointed_branches_recompute(model, plan):
     assert flops.executed + flops.recomputed == hlo_flops(lowered)
 
 
-def test_gates_weigh_their_layers():
+def test_gates_weight_their_layers():
     conditional = program_of(POST, edit(DENSE, 0, 4, cond=True))
     run, _ = lowered_step(program_of(POST), np.array([[1, 1, 0, 1.0]]))
     assert step_flops(conditional, [1, 1, 0, 1]).executed == step_flops(run).executed
-    upper = program_of(POST, edit(DENSE, 2, 4, cond=True))  # the others are not asked
+    upper = program_of(POST, edit(DENSE, 2, 4, cond=True))  # the gates of the others are not read
     assert step_flops(upper, [1, 0, 0, 1]).executed == step_flops(run).executed
     half, on, off = (step_flops(conditional, [1, 1, share, 1]) for share in (0.5, 1, 0))
     assert 2 * half.executed == on.executed + off.executed
@@ -219,7 +219,7 @@ def test_dense_equivalent_is_the_final_model_trained_whole():
 
 
 def test_known_value():
-    # Chinchilla-style by hand: 6 FLOPs a weight and token for the matrices, and attention's two products.
+    # By hand, Chinchilla-style: 6 FLOPs per weight and token for the matrices, and attention's two products.
     program = program_of(POST)
     tokens, slots, weights = 4 * 16, 4 * 3, 4 * (4 * 24 * 24 + 2 * 24 * 40)
     by_hand = 6 * (tokens * weights + 4 * 2 * tokens * 16 * 24 + slots * (24 * 24 + 24 * 256))

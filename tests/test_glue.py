@@ -1,4 +1,4 @@
-"""GLUE's files, metrics and submissions: all nine tasks in their official layout, and what is wrong with a file."""
+"""GLUE's files, metrics and submissions: all nine tasks in their official layout, and errors in a file."""
 
 import os
 import pathlib
@@ -35,7 +35,7 @@ def test_every_task_is_read_from_its_official_layout(folder, name):
     assert task.outputs == {"mnli": 3, "stsb": 1}.get(name, 2)
 
 
-def test_folders_of_tasks_are_found_whatever_their_case(tmp_path):
+def test_task_folders_are_found_in_any_case(tmp_path):
     write_glue(tmp_path, ("stsb", "cola", "sst2"))
     (tmp_path / "STS-B").rename(tmp_path / "STSB")
     (tmp_path / "CoLA").rename(tmp_path / "cola")
@@ -55,7 +55,7 @@ def test_quotes_byte_order_mark_and_strange_line_ends_are_text(tmp_path):
 
 
 def broken(tmp_path, name, change):
-    """A train.tsv whose rows were changed."""
+    """A train.tsv with changed rows."""
     _, header, *_ = LAYOUTS[name]
     found = rows(name, header, 5, 0, True)
     path = tmp_path / "train.tsv"
@@ -66,22 +66,22 @@ def broken(tmp_path, name, change):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("rte", lambda rows: rows[2].pop(), r"train\.tsv, line 4: 3 fields where there are 4 columns"),
-        ("rte", lambda rows: rows[2].__setitem__(3, "maybe"), "line 4: label 'maybe' is none of RTE's: entailment"),
+        ("rte", lambda rows: rows[2].pop(), r"train\.tsv, line 4: 3 fields, expected 4"),
+        ("rte", lambda rows: rows[2].__setitem__(3, "maybe"), "line 4: label 'maybe' is not one of RTE's: entailment"),
         ("rte", lambda rows: rows[0].__setitem__(1, " "), "line 2: the text 'sentence1' is empty"),
         ("cola", lambda rows: rows[1].__setitem__(1, "2"), "line 2: label '2'"),
-        ("stsb", lambda rows: rows[3].__setitem__(9, "5.1"), "line 5: score '5.1': STS-B has numbers from 0 to 5"),
+        ("stsb", lambda rows: rows[3].__setitem__(9, "5.1"), "line 5: score '5.1': expected a number from 0 to 5"),
         ("qqp", lambda rows: rows[3].pop(), "1 of 5 rows cannot be used"),
     ],
 )
-def test_what_is_wrong_is_named_with_file_and_line(tmp_path, name, change, message):
+def test_errors_name_file_and_line(tmp_path, name, change, message):
     with pytest.raises(BadInput, match=message):
         glue.read_tsv(glue.TASKS[name], broken(tmp_path, name, lambda rows: change(rows) and None), True)
 
 
 def test_missing_column_is_named(tmp_path):
     write_tsv(tmp_path / "train.tsv", "index sentence1 label", [["0", "a", "0"]])
-    with pytest.raises(BadInput, match=r"line 1: no column 'sentence2'; there is 'index', 'sentence1', 'label'"):
+    with pytest.raises(BadInput, match=r"line 1: no column 'sentence2'; found 'index', 'sentence1', 'label'"):
         glue.read_tsv(glue.TASKS["wnli"], tmp_path / "train.tsv", True)
     write_glue(tmp_path / "all", ("rte",))
     (tmp_path / "all/RTE/dev.tsv").unlink()
@@ -89,7 +89,7 @@ def test_missing_column_is_named(tmp_path):
         glue.read("rte", str(tmp_path / "all"))
 
 
-def test_rows_that_break_off_are_left_out_of_qqp_alone(tmp_path):
+def test_truncated_rows_are_left_out_in_qqp_only(tmp_path):
     _, header, *_ = LAYOUTS["qqp"]
     found = rows("qqp", header, 1500, 0, True)
     del found[700][4:]
@@ -97,7 +97,7 @@ def test_rows_that_break_off_are_left_out_of_qqp_alone(tmp_path):
     assert len(glue.read_tsv(glue.TASKS["qqp"], tmp_path / "train.tsv", True).labels) == 1499
 
 
-def test_metrics_are_the_official_ones():
+def test_metrics_equal_the_official_definitions():
     # Worked out by hand: 3 true positives, 1 false positive, 2 false negatives, 2 true negatives.
     labels = np.array([1, 1, 1, 1, 1, 0, 0, 0])
     values = np.array([1, 1, 1, 0, 0, 1, 0, 0])
@@ -126,7 +126,7 @@ def test_score_is_the_mean_of_a_tasks_metrics(folder):
     assert metrics == pytest.approx({"pearson": -100, "spearman": -100, "score": -100})
 
 
-def test_submissions_have_the_servers_names_and_labels(folder, tmp_path):
+def test_submissions_have_the_names_and_labels_of_the_server(folder, tmp_path):
     task, found = glue.TASKS["mnli"], glue.read("mnli", str(folder))
     path = glue.write(task, tmp_path, task.test[1], found["test_mismatched"], one_hot(np.arange(10) % 3, 3))
     assert path.name == "MNLI-mm.tsv"
@@ -139,7 +139,7 @@ def test_submissions_have_the_servers_names_and_labels(folder, tmp_path):
 
 
 def test_tensorflow_datasets_gives_the_same_examples(monkeypatch):
-    """Its columns and class labels, as its pages list them; a test split has the label -1."""
+    """Columns and class labels as listed on its pages; the label is -1 in a test split."""
     asked = []
 
     def rows_of(spec):

@@ -1,10 +1,10 @@
 """Golden runs: losses of 50 steps at debug size, kept in golden/losses.json as float32 in hexadecimal.
 
-    python -m pytest tests/test_golden.py --accept_goldens      keeps today's losses instead of comparing
+    python -m pytest tests/test_golden.py --accept_goldens      stores the current losses instead of comparing
 
-conftest.py pins what the result depends on: one thread, AVX2 instructions. On a machine and version of JAX like those
-that wrote the file the losses must be equal; elsewhere the first step within 1e-6 and the others within 1e-3 of a
-nat, since a rounding grows from step to step.
+conftest.py pins what the result depends on: one thread, AVX2 instructions. With the same kind of machine and version of
+JAX that wrote the file, the losses must be equal. Elsewhere the first step must agree within 1e-6 (relative) and the
+others within 1e-3 nats, since rounding differences grow from step to step.
 """
 
 import json
@@ -34,7 +34,7 @@ def difference(found: list[float], kept: list[float], exactly: bool) -> str:
     return ""
 
 
-# Every method is in the combined run. Without dropout less is computed, and nothing else. The rest are slow tests.
+# The combined run has every method. Without dropout, runs compute less and nothing new. The rest are slow tests.
 QUICK = [("dense", 0.1), ("combined", 0.1), ("finetune", 0.1)]
 MARKED = [
     pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow], id="-".join(map(str, case)))
@@ -43,7 +43,7 @@ MARKED = [
 
 
 @pytest.mark.parametrize(("name", "dropout"), MARKED)
-def test_losses_of_every_step_are_those_that_were_kept(name, dropout, small_shards, tmp_path, request):
+def test_losses_of_every_step_match_the_golden_ones(name, dropout, small_shards, tmp_path, request):
     found = losses_of(name, dropout, small_shards, tmp_path)
     assert len(found) >= STEPS  # a search that ends early adds its steps
     assert all(float(np.float32(loss)) == loss for loss in found)
@@ -57,8 +57,8 @@ def test_losses_of_every_step_are_those_that_were_kept(name, dropout, small_shar
     before = [float.fromhex(loss) for loss in kept["losses"][case]]
     problem = difference(found, before, exactly=kept["machine"] == machine())
     assert not problem, (
-        f"{case}: {problem}. If a change was meant to move it, accept it with --accept_goldens and say why in the "
-        "commit; if none was, it is a bug"
+        f"{case}: {problem}. If a change was meant to alter the losses, accept them with --accept_goldens and say why "
+        "in the commit. Otherwise it is a bug"
     )
 
 

@@ -1,4 +1,4 @@
-"""The trunk against Hugging Face's, on the same random weights: logits, hidden states and gradients."""
+"""The trunk against Hugging Face's with the same random weights: logits, hidden states and gradients."""
 
 import dataclasses
 
@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from bert_fast import BadInput, bert
 from bert_fast.hf import layouts, tensors
 from bert_fast.plan import Route, whole
 from helpers.reference import random_batch
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 SIZES = {
     "vocab_size": 150,
@@ -25,7 +26,7 @@ SIZES = {
     "attention_probs_dropout_prob": 0.0,
     "layer_norm_eps": 1e-12,
 }
-# Of each layout: configuration, class, length of the position table, id of the padding token.
+# For each layout: configuration, class, length of the position table, id of the padding token.
 MODELS = {
     "bert": (transformers.BertConfig, transformers.BertForPreTraining, 24, 0),
     "megatron-bert": (transformers.MegatronBertConfig, transformers.MegatronBertForPreTraining, 24, 0),
@@ -40,7 +41,7 @@ MODELS = {
 
 @dataclasses.dataclass
 class Both:
-    """Their model and ours with the same weights, and a batch."""
+    """Hugging Face's model and ours with the same weights, and a batch."""
 
     theirs: torch.nn.Module
     tensors: dict
@@ -61,7 +62,7 @@ def both(request):
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             parameter.normal_(1.0 if parameter.ndim == 1 and "weight" in name else 0.0, 0.1)
-        if request.param == "roberta-prelayernorm":  # no token stands at these positions
+        if request.param == "roberta-prelayernorm":  # no token uses these positions
             theirs.roberta_prelayernorm.embeddings.position_embeddings.weight[: pad_id + 1] = 0
     found = {name: parameter.detach().numpy() for name, parameter in theirs.named_parameters()}
     config = layouts.config_from_hf(their_config.to_dict())
@@ -73,7 +74,7 @@ def both(request):
 
 
 def our_loss(both, params):
-    """Sum of all losses, and (hidden states, MLM logits, NSP losses)."""
+    """The sum of all losses, and (hidden states, MLM logits, NSP losses)."""
     x_BSD = bert.encode(both.config, params, {}, both.batch, whole(both.config.depth), Route(), None)
     batch = both.batch if both.config.pooler else {k: v for k, v in both.batch.items() if k != "next"}
     losses = bert.losses(both.config, params, {}, x_BSD, batch)
@@ -103,7 +104,7 @@ def close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_equal_logits_losses_and_hidden_states(both):
+def test_logits_losses_and_hidden_states_are_equal(both):
     ours, (x_BSD, logits_BPV, next_B) = our_loss(both, both.params)
     with torch.no_grad():
         theirs, (their_x_BSD, their_logits_BPV, their_next_B) = their_loss(both)
@@ -116,7 +117,7 @@ def test_equal_logits_losses_and_hidden_states(both):
         close(next_B, their_next_B)
 
 
-def test_equal_gradients(both):
+def test_gradients_are_equal(both):
     grads = jax.jit(jax.grad(lambda params: our_loss(both, params)[0]))(jax.tree.map(jnp.asarray, both.params))
     both.theirs.zero_grad()
     their_loss(both)[0].backward()
@@ -141,7 +142,7 @@ def fresh(config):
     return jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
 
 
-def test_parameters_of_a_file_with_tied_copies(both):
+def test_files_with_tied_copies_are_read(both):
     state = {name: tensor.numpy() for name, tensor in both.theirs.state_dict().items()}
     assert len(state) == len(both.tensors) + 2
     jax.tree.map(np.testing.assert_array_equal, tensors.from_hf(state, both.config, both.pad_id), both.params)
@@ -150,7 +151,7 @@ def test_parameters_of_a_file_with_tied_copies(both):
         tensors.from_hf(state | {copy: state[copy] + 1}, both.config, both.pad_id)
 
 
-def test_parameters_of_a_file_with_tensorflow_names(both):
+def test_files_with_tensorflow_names_are_read(both):
     old = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
         for name, tensor in both.tensors.items()
@@ -163,13 +164,13 @@ def test_tensors_that_do_not_fit_are_named(both):
     without = {key: tensor for key, tensor in both.tensors.items() if key != name}
     with pytest.raises(BadInput, match=f"missing.*{name}"):
         tensors.from_hf(without, both.config, both.pad_id)
-    with pytest.raises(BadInput, match=r"not known.*classifier\.weight"):
+    with pytest.raises(BadInput, match=r"unknown.*classifier\.weight"):
         tensors.from_hf(both.tensors | {"classifier.weight": np.zeros(2)}, both.config, both.pad_id)
     with pytest.raises(BadInput, match=rf"{name} has shape \(2, 64\), expected \(64, 64\)"):
         tensors.from_hf(both.tensors | {name: both.tensors[name][:2]}, both.config, both.pad_id)
 
 
-def test_what_no_layout_holds_is_refused():
+def test_models_that_no_layout_holds_are_refused():
     config = bert.Config(vocab_size=10, depth=2, embed_norm=False)
     with pytest.raises(BadInput, match="no Hugging Face layout"):
         layouts.layout_of(config)
@@ -182,7 +183,7 @@ def test_what_no_layout_holds_is_refused():
             layouts.config_from_hf(theirs | wrong)
 
 
-def test_table_of_its_own_is_refused():
+def test_untied_output_table_is_refused():
     config = bert.Config(60, depth=1, width=8, heads=1, head_size=8, mlp_dim=8, max_len=8, tied=False)
-    with pytest.raises(BadInput, match="table of its own"):
+    with pytest.raises(BadInput, match="output table of its own"):
         layouts.check(config)

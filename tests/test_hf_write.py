@@ -1,4 +1,4 @@
-"""Checkpoints as Hugging Face folders: every layout and every shape of model, the model card, and what is refused."""
+"""Export to Hugging Face folders: every layout and shape of model, the model card, and what is refused."""
 
 import dataclasses
 import importlib.util
@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-import transformers
 
 from bert_fast import BadInput, bert, encoder
 from bert_fast.data import vocab
@@ -26,11 +25,13 @@ from helpers.made_shards import WORDS
 from helpers.reference import random_params
 from helpers.small_runs import run, small_config
 
+transformers = pytest.importorskip("transformers")
+
 BASE = bert.Config(
     len(WORDS), depth=2, width=24, heads=3, head_size=8, mlp_dim=40, max_len=20, type_count=2,
     special_ids=tuple(WORDS.index(piece) for piece in vocab.SPECIAL), norm_eps=1e-6,
 )  # fmt: skip
-# The [PAD] of these words is the 101st, so that positions of roberta-prelayernorm begin far from 0.
+# [PAD] is the 101st of WORDS, so that positions of roberta-prelayernorm start far from 0.
 MODELS = {
     "bert": {"pooler": True},
     "bert without a pooler": {},
@@ -47,7 +48,7 @@ def config_of(name):
 
 
 def made(folder, config, **about):
-    """A run folder of this model, whose unused heads and neurons are not zero."""
+    """A run folder of this model. Its unused heads and neurons are not zero."""
     return save_checkpoint(folder, config, random_params(config), WORDS, **about)
 
 
@@ -62,16 +63,16 @@ def test_export_equals_the_checkpoint_in_transformers(name, tmp_path):
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["model_type"] == name.split(",")[0].split(" ")[0]
     assert (config["num_attention_heads"], config["intermediate_size"]) == (3, max(model.mlp_dim_L))
-    told = " ".join(done.notes)
-    assert ("slim" in told) == ("slim" in name)
-    assert ("attention of this export is no smaller" in told) == ("slim" in name)
-    assert ("no next-sentence head" in told) == name.startswith("roberta")
-    assert ("bfloat16" in told) == (model.dtype == "bfloat16")
+    message = " ".join(done.notes)
+    assert ("slim" in message) == ("slim" in name)
+    assert ("attention of this export is no smaller" in message) == ("slim" in name)
+    assert ("no next-sentence head" in message) == name.startswith("roberta")
+    assert ("bfloat16" in message) == (model.dtype == "bfloat16")
     assert all(note in (tmp_path / "out/README.md").read_text() for note in done.notes)
 
 
 @pytest.mark.parametrize("name", ["bert", "megatron-bert, slim", "roberta-prelayernorm, slim"])
-def test_export_loads_by_the_auto_classes(name, tmp_path):
+def test_auto_classes_load_an_export(name, tmp_path):
     write.export(made(tmp_path / "run", config_of(name)), tmp_path / "out")
     for auto in ("AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification"):
         _, found = getattr(transformers, auto).from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -100,7 +101,7 @@ def test_tokenizer_keeps_case_and_accents_as_the_vocabulary_does(cased, strip_ac
 
 
 @pytest.mark.skipif("BERT_FAST_DATA" not in os.environ, reason="needs the real text and vocabulary of $BERT_FAST_DATA")
-def test_tokens_of_real_text_are_those_of_transformers(tmp_path):
+def test_tokens_of_real_text_equal_those_from_transformers(tmp_path):
     data = pathlib.Path(os.environ["BERT_FAST_DATA"])
     ours = vocab.load(data / "vocab/bert-base-uncased.txt")
     tokenizer.write(tmp_path, ours, 512)
@@ -110,7 +111,7 @@ def test_tokens_of_real_text_are_those_of_transformers(tmp_path):
         assert made == ours.tokenizer.encode(text, add_special_tokens=False).ids, text
 
 
-def test_wider_model_has_zeros_where_it_is_wider():
+def test_widened_model_is_zero_where_it_is_wider():
     for name in ("megatron-bert, slim", "roberta-prelayernorm, slim"):
         model = config_of(name)
         wide, config = tensors.widen(random_params(model), model)
@@ -127,7 +128,7 @@ def test_wider_model_has_zeros_where_it_is_wider():
     ("changes", "message"),
     [
         ({"embed_norm": False}, "no Hugging Face layout"),
-        ({"tied": False}, "table of its own"),
+        ({"tied": False}, "output table of its own"),
         ({"heads": 4}, "4 heads of 8 at a width of 24"),
         ({"head_size": 7, "heads": 1}, "1 heads of 7 at a width of 24"),
     ],
@@ -153,7 +154,7 @@ def test_export_that_differs_is_not_kept(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_export_that_lacks_a_tensor_or_makes_other_tokens_is_not_kept(tmp_path, monkeypatch):
+def test_export_with_a_missing_tensor_or_other_tokens_is_not_kept(tmp_path, monkeypatch):
     made(tmp_path / "run", BASE)
     true = weights.write
     with monkeypatch.context() as patch:
@@ -163,7 +164,7 @@ def test_export_that_lacks_a_tensor_or_makes_other_tokens_is_not_kept(tmp_path, 
     monkeypatch.setattr(
         tokenizer, "write_json", lambda path, value: path.write_text(json.dumps({**value, "do_lower_case": False}))
     )
-    with pytest.raises(BadInput, match="makes the tokens"):
+    with pytest.raises(BadInput, match=r"into tokens .* expected"):
         write.export(tmp_path / "run", tmp_path / "out", compare=True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -183,15 +184,15 @@ def test_export_needs_no_torch_and_verify_says_how_to_get_it(tmp_path, monkeypat
     ]  # fmt: skip
 
 
-def test_others_may_read_every_file_alike(tmp_path):
+def test_weights_are_as_readable_as_other_files(tmp_path):
     weights.write(tmp_path / "model.safetensors", {"a": np.ones(3, np.float32)})
     (tmp_path / "plain").touch()
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_export_into_a_folder_that_holds_something_is_refused(tmp_path):
+def test_export_into_a_folder_that_is_not_empty_is_refused(tmp_path):
     made(tmp_path / "run", BASE)
-    with pytest.raises(BadInput, match="is there already"):
+    with pytest.raises(BadInput, match="already exists"):
         write.export(tmp_path / "run", tmp_path / "run")
     (tmp_path / "empty").mkdir()
     write.export(tmp_path / "run", tmp_path / "empty")
@@ -208,7 +209,7 @@ RESULTS = {
 }
 
 
-def test_model_card_tells_the_run(tmp_path, capsys):
+def test_model_card_describes_the_run(tmp_path, capsys):
     counts = {"examples": 448, "tokens_real": 12_345, "tokens_padded": 13_000, "flops": 6e12, "flops_dense": 8e12}
     counters = Counters(counts=counts, ends=[3], end_seconds=[50.0], times={"seconds": 125.0})
     early = Stage("search", read.program_of(BASE, False)[0], 5_000, Schedule(1e-3, 5_000))
@@ -242,15 +243,15 @@ def test_model_card_tells_the_run(tmp_path, capsys):
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask\ntags:\n- bert\n")
     for fact in (
         "files:corpus/*.txt", "1,200 documents, 345,678 tokens", "layer_drop (theta=0.5)", "| 7, lamb |",
-        "12,345 tokens", "6e+12 (forward", "8e+12 FLOPs: 75% of them ran", "2 min 05 s",
-        "| search | 3 |", "| made | 4 |", "It began from the weights of `runs/bert-base`",
+        "12,345 tokens", "6e+12 (forward", "8e+12 on these examples; this run took 75%", "2 min 05 s",
+        "| search | 3 |", "| made | 4 |", "Training started from the weights of `runs/bert-base`",
         "5.4321 | 5.5000", "- | 6.2500",
         "| mrpc | 81.25 | 0.50 | 81.50 | 3 | 7 |",
     ):  # fmt: skip
         assert fact in card, fact
     assert card.count("mrpc") == 1
-    assert "3 results.json of other models are left out" in capsys.readouterr().err
-    with pytest.raises(BadInput, match="is no folder"):
+    assert "left out of the model card: 3 results.json of other models" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="is not a folder"):
         write.export(tmp_path / "run", tmp_path / "other", results=tmp_path / "typo")
     assert "1.0000" not in card
 
@@ -278,14 +279,14 @@ def test_commands_export_and_import(tmp_path):
         (["export", f"--checkpoint={tmp_path}/run"], "--out is missing"),
         (["export", f"--checkpoint={tmp_path}", f"--out={tmp_path}/new"], "no checkpoint in"),
         (["import", f"--hf={tmp_path}", f"--out={tmp_path}/new"], "no config.json in"),
-        (["import", f"--hf={tmp_path}/out", f"--out={tmp_path}/in"], "is there already"),
+        (["import", f"--hf={tmp_path}/out", f"--out={tmp_path}/in"], "already exists"),
     ):
         done = bert_fast(*mistake)
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "new").exists()
 
 
-# Of a run of 20 steps: its methods and their arguments, and the steps that are exported.
+# Runs of 20 steps: methods and their arguments, and the steps to export.
 TRAINED = {
     "layer dropping, pre-LN": ({"methods": "layer_drop", "model__norm": "pre"}, (20,)),
     "token dropping, post-LN": ({"methods": "token_drop"}, (20,)),
@@ -319,7 +320,7 @@ def test_checkpoints_of_every_method_export_and_verify(name, small_shards, tmp_p
     assert "## Losses" in (tmp_path / f"{last}/README.md").read_text()
 
 
-def test_disk_that_is_full_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     made(tmp_path / "run", BASE)
 
     def full(*_, **__):

@@ -106,25 +106,25 @@ def counted(running):
     return sum(work.times * work.cycles for work in works(running) if work.cycles is not None)
 
 
-def test_loops_count_as_often_as_they_run_and_branches_as_often_as_they_are_taken():
+def test_loops_and_branches_count_as_often_as_they_run():
     assert counted(1.0) == 7 + 4 * 100 + 3 * 100 + 1000
     assert counted(0.25) == 7 + 4 * 100 + 3 * 100 + 250
     assert counted(0.0) == 7 + 4 * 100 + 3 * 100
 
 
-def test_what_carries_no_estimate_is_listed_with_the_bytes_that_it_moves():
+def test_work_without_an_estimate_is_listed_with_the_bytes_it_moves():
     found = {work.operation: work.bytes for work in works(1.0) if work.cycles is None}
     assert found == {
-        "gather": 2 * 4 * 8 * 4,  # what it writes, and that much of the table
+        "gather": 2 * 4 * 8 * 4,  # what it writes, and as much of the table
         "scatter": 3 * 4 * 8 * 4,  # its updates, and the rows that change, read and written
         "sort": 2 * 8 * 4 + 2 * 8 * 4,
         "custom-call": 2 * 8 * 4,  # the kernel alone: a view moves nothing
         "copy-start": 2 * 8 * 4,
-        "slice-start": 2 * 2 * 4,  # not all that it is cut from
+        "slice-start": 2 * 2 * 4,  # the slice, not the whole that it is cut from
     }
 
 
-def test_work_is_laid_to_the_innermost_line_of_this_package():
+def test_work_is_attributed_to_the_innermost_line_of_this_package():
     by_name = {work.name.rsplit("/", 1)[-1]: work.source for work in works(1.0) if work.name}
     assert by_name == {"add": "train/step.py:10", "mul": "layers.py:55", "dot_general": "layers.py:55"}
 
@@ -137,14 +137,14 @@ def test_sizes_of_types(result, size):
     assert hlo.size_of(result) == size
 
 
-def test_collectives_are_counted_once_though_they_start_and_end_or_are_cut_in_pieces():
-    # The pieces of an all-gather stand in two fusions of a loop that runs three times.
+def test_split_and_asynchronous_collectives_count_once():
+    # The pieces of an all-gather are in two fusions of a loop that runs three times.
     assert hlo.collectives(hlo.parse(TEXT)) == {
         "all-reduce": 3200, "all-gather": 3 * 16 * 4, "reduce-scatter": 0, "collective-permute": 0, "all-to-all": 0,
     }  # fmt: skip
 
 
-def test_loop_of_which_nothing_says_how_often_it_runs_counts_once_and_is_listed():
+def test_loop_with_an_unknown_trip_count_counts_once_and_is_listed():
     text = TEXT.replace("direction=LT", "direction=NE")
     found = list(hlo.walk(hlo.parse(text)))
     assert [work.cycles for work in found if work.operation == "while"] == [None]
@@ -157,7 +157,7 @@ def test_updates_of_a_scatter_may_be_larger_than_its_table():
     assert scatter.bytes == 3 * 400 * 8 * 4
 
 
-def test_libraries_in_a_clone_that_is_called_like_the_package_are_none_of_it():
+def test_libraries_in_a_clone_named_like_the_package_do_not_belong_to_it():
     text = TEXT.replace("/somewhere/site-packages", "/home/me/bert_fast/.venv/lib/site-packages")
     sources = {work.source for work in hlo.walk(hlo.parse(text)) if work.name}
     assert sources == {"train/step.py:10", "layers.py:55"}

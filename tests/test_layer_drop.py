@@ -1,4 +1,4 @@
-"""Progressive layer dropping: its schedules, its draws, and its configs.
+"""Progressive layer dropping: schedules, draws and configs.
 
 Axes: as in layer_drop.py and bert.py; N draws.
 """
@@ -26,7 +26,7 @@ both_variants = pytest.mark.parametrize("variant", ["paper", "deepspeed"])
 
 
 def reference_draw(depth, theta):
-    """(keep, scale) of each layer, as the loop of the released code has them: drawn with p, scaled with the next p."""
+    """(keep, scale) of each layer, by the released code's loop: drawn with p, scaled with the next p."""
     keep_L, scale_L, p = [], [], 1.0
     for _ in range(depth):
         keep_L.append(p)
@@ -54,7 +54,7 @@ def test_gamma_follows_the_length_of_the_training_unless_given():
     assert mean == pytest.approx(0.505, abs=5e-4)
 
 
-def test_released_code_sees_the_theta_of_the_step_before():
+def test_released_code_uses_the_theta_of_the_previous_step():
     thetas = [theta_at(step, 1000, 0.5, 1e-3, "deepspeed") for step in range(4)]
     assert thetas == [1, *(theta_at(step, 1000, 0.5, 1e-3, "paper") for step in range(3))]
 
@@ -81,7 +81,7 @@ def test_released_code_scales_by_the_next_layers_probability():
 
 
 def drawn_at(step, **arguments):
-    """How often each of 12 layers runs in step `step` of 1000, and the largest of what it is multiplied by."""
+    """(share of draws in which each of 12 layers runs at `step` of 1000, largest factor of each layer)."""
     method, stage = make(gamma=0.0, theta=0.5, sampling="independent", **arguments), stage_of()
     scale_NL = np.stack([
         method.draw(stage, Clock(step, stage.steps), np.random.default_rng((step, n)))[0] for n in range(2000)
@@ -91,7 +91,7 @@ def drawn_at(step, **arguments):
 
 
 DEPTH_L = np.arange(1, 13) / 12
-SEEN = 5 * np.sqrt(0.25 / 2000)  # five deviations of a share of 2000 draws
+SEEN = 5 * np.sqrt(0.25 / 2000)  # five standard deviations of a share of 2000 draws
 
 
 @both_variants
@@ -121,7 +121,7 @@ def test_neither_schedule_is_a_constant_theta_for_every_layer(step):
 
 
 @both_variants
-def test_without_the_rescale_a_layer_that_runs_is_left_as_it_is(variant):
+def test_without_the_rescale_a_layer_that_runs_is_unscaled(variant):
     keep_L, scale_L = keep_and_scale(12, 0.5, variant, rescale=False)
     equal((keep_L, scale_L), (keep_and_scale(12, 0.5, variant)[0], np.ones(12)))
     scale_L = drawn_at(900, rescale=False, variant=variant)[1]
@@ -138,7 +138,7 @@ def test_layers_run_as_often_as_they_should_and_the_mean_gate_is_one(sampling, v
         keep_L = 1 / scale_L
     equal(np.unique(scale_NML[..., 2]), np.array([0, scale_L[2]]))
     deviation_L = np.sqrt(keep_L * (1 - keep_L) / count)
-    assert np.all(np.abs((scale_NML != 0).mean(0) - keep_L) <= 5 * deviation_L)  # each micro-batch by itself
+    assert np.all(np.abs((scale_NML != 0).mean(0) - keep_L) <= 5 * deviation_L)  # each micro-batch on its own
     gain_L = keep_L * scale_L  # 1 in the paper
     assert np.all(np.abs(scale_NML.mean(0) - gain_L) <= 5 * deviation_L * scale_L + 1e-12)
 
@@ -183,20 +183,20 @@ def test_systematic_number_of_layers_is_the_mean_rounded():
             assert abs(counts_N.mean() - mean) < 5 * math.sqrt(0.25 / 1000)
 
 
-def test_systematic_sets_of_layers_are_not_of_one_order():
-    # Without the shuffle 11 subsets of 12 layers occur, and neighbours correlate to -0.92.
+def test_systematic_sets_of_layers_do_not_follow_a_fixed_order():
+    # Without the shuffle only 11 subsets of 12 layers occur, and neighbours correlate to -0.92.
     keep_L, _ = keep_and_scale(12, 0.5, "paper")
     rng = np.random.default_rng(0)
     runs_NL = np.concatenate([systematic(keep_L, whole(12), 2, rng) for _ in range(3000)])
     correlation_LL = np.corrcoef(runs_NL.T.astype(float)) - np.eye(12)
     assert np.abs(correlation_LL).max() < 0.2
-    keep_L = keep_and_scale(4, 0.5, "paper")[0]  # 2.75 layers in the mean
+    keep_L = keep_and_scale(4, 0.5, "paper")[0]  # 2.75 layers on average
     seen = {tuple(runs_L) for _ in range(2000) for runs_L in systematic(keep_L, whole(4), 2, rng)}
     assert seen == {runs_L for runs_L in itertools.product([False, True], repeat=4) if sum(runs_L) in (2, 3)}
 
 
 class Edge:
-    """A generator whose u is the smallest or the largest."""
+    """A generator whose u is the smallest or the largest possible."""
 
     def __init__(self, largest: bool):
         self.largest, self.rng = largest, np.random.default_rng(0)
@@ -209,8 +209,8 @@ class Edge:
 
 
 @pytest.mark.parametrize("largest", [False, True])
-def test_rounding_does_not_part_micro_batches(largest):
-    # Sums of these are whole, but not in floating point, nor the same in every order.
+def test_rounding_does_not_make_micro_batches_differ(largest):
+    # The exact sums are whole numbers. In floating point they are not, and they depend on the order.
     for keep_L in (np.array([0.9, 0.8, 0.7, 0.6]), np.full(10, 0.1), np.linspace(1, 0.1, 10)):
         sums = {float(np.cumsum(np.random.default_rng(n).permutation(keep_L))[-1]) for n in range(50)}
         runs_ML = systematic(keep_L, whole(len(keep_L)), 500, Edge(largest))
@@ -227,7 +227,7 @@ def test_micro_batches_run_equally_many_layers_but_not_the_same(sampling, varian
         for step in (*range(50), *range(LATE, LATE + 100)):
             scale_ML = drawn(method, stage, step)
             assert scale_ML.shape == (8, 12)
-            pack(plan, scale_ML)  # raises where numbers differ
+            pack(plan, scale_ML)  # raises if the numbers differ
             differ += len(np.unique(scale_ML, axis=0)) > 1
         assert differ > 100
 
@@ -254,7 +254,7 @@ def test_both_executions_draw_the_same_gates_and_conditional_plans_keep_their_to
         equal(drawn(gather, stage, step), drawn(cond, conditional, step))
 
 
-def test_sampling_is_systematic_where_another_method_splits_the_plan():
+def test_sampling_is_systematic_if_another_method_splits_the_plan():
     split, frozen = stage_of(plan=TOKENS), stage_of(plan=edit(whole(12), 0, 9, frozen=True))
     for stage, sampling in ((stage_of(), "independent"), (split, "systematic"), (frozen, "systematic")):
         for step in range(LATE, LATE + 20):
@@ -270,7 +270,7 @@ def test_few_programs_serve_all_steps():
     assert len(programs(make(), whole(12), (*ramp, *late))) <= 13
     assert len(programs(make(sampling="systematic"), whole(12), ramp)) <= 5
     assert len(programs(make(sampling="systematic"), whole(12), late)) == 2
-    assert len(programs(make(), TOKENS, late)) <= 5  # one more than spans
+    assert len(programs(make(), TOKENS, late)) <= 5  # one more than the number of spans
     assert len(programs(make(sampling="independent"), TOKENS, late)) > 40
     for plan in (whole(12), TOKENS):
         assert len(programs(make(execution="cond"), plan, (*ramp, *late))) == 1
@@ -296,7 +296,7 @@ def test_bad_arguments_are_refused(arguments, message):
         methods.make([("layer_drop", arguments)])
 
 
-def test_post_ln_is_warned_of_with_the_reason(recwarn):
+def test_post_ln_gets_a_warning_with_the_reason(recwarn):
     make().stages((stage_of(),))
     assert not recwarn
     with pytest.warns(UserWarning, match="LayerNorms out of the residual path.*--config.model.norm=pre"):
@@ -327,7 +327,7 @@ def test_config_is_the_published_recipe():
         assert made.schedule(step) == pytest.approx(rate, rel=1e-2)
 
 
-def test_controls_take_one_step_each_towards_the_method():
+def test_each_control_is_one_step_closer_to_the_method():
     method, post, pre = (config_of(text)[1] for text in ("", "control=post", "control=pre"))
     assert (post.methods, pre.methods) == ((), ())
     assert pre == dataclasses.replace(method, methods=())

@@ -1,4 +1,4 @@
-"""Progressive layer dropping through the train loop: two runs with equal gates, one by gather and one by cond."""
+"""Progressive layer dropping through the train loop: two runs with equal gates, one with gather and one with cond."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def config_of(small_shards, execution):
 
 @pytest.fixture(scope="module")
 def runs(small_shards, tmp_path_factory):
-    """For each execution (config, folder, programs that were compiled) of a run."""
+    """(config, folder, compiled programs) of one run per execution."""
     finished, add = {}, compile.Programs.add
     for execution in EXECUTIONS:
         config, workdir = config_of(small_shards, execution), tmp_path_factory.mktemp(execution) / "run"
@@ -57,7 +57,7 @@ def runs(small_shards, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def layers_run(small_shards):
-    """How many layers run in each step, drawn here anew."""
+    """Number of layers that run in each step, drawn independently of the runs."""
     settings = make_settings(config_of(small_shards, "gather"))
     (stage,) = timeline.stages(settings, chain())
     method = chain(make())
@@ -70,9 +70,9 @@ def train_rows(workdir):
 
 
 @both_executions
-def test_rows_tell_theta_and_the_layers_that_ran(runs, execution, layers_run):
+def test_rows_report_theta_and_the_layers_that_ran(runs, execution, layers_run):
     rows = train_rows(runs[execution][1])
-    assert set(layers_run) == set(range(DEPTH + 1))  # every number, none too
+    assert set(layers_run) == set(range(DEPTH + 1))  # every number, including none
     for row, begins in zip(rows, range(0, STEPS, EVERY), strict=True):
         assert row["layer_drop/theta"] == theta_at(row["step"] - 1, STEPS, 0.5, 100 / STEPS, "paper")
         assert row["layers_run"] == np.mean(layers_run[begins : begins + EVERY])
@@ -80,7 +80,7 @@ def test_rows_tell_theta_and_the_layers_that_ran(runs, execution, layers_run):
 
 
 @both_executions
-def test_logged_flops_are_those_of_the_layers_that_ran(runs, execution, layers_run):
+def test_logged_flops_count_only_the_layers_that_ran(runs, execution, layers_run):
     config, workdir, _ = runs[execution]
     (stage,) = timeline.stages(make_settings(config), chain())
 
@@ -95,7 +95,7 @@ def test_logged_flops_are_those_of_the_layers_that_ran(runs, execution, layers_r
     assert rows[-1]["flops"] < rows[-1]["flops_dense"]
 
 
-def test_one_program_a_number_of_layers_or_one_with_conditionals(runs, layers_run):
+def test_one_program_per_number_of_layers_or_one_with_conditionals(runs, layers_run):
     gathered, conditional = ([program.plan for program in programs] for _, _, programs in runs.values())
     assert sorted(span.run for (span,) in gathered) == sorted(set(layers_run))
     assert conditional == [(Span(0, DEPTH, cond=True),)]

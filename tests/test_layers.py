@@ -1,4 +1,4 @@
-"""Dropout and attention, each alone."""
+"""Dropout and attention, each on its own."""
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,13 @@ def test_dropout_keeps_the_rate_and_the_mean():
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_attention_and_its_gradient_are_those_of_the_formula(rate):
+def test_attention_and_its_gradient_equal_the_formula(rate):
     rng, key = np.random.default_rng(0), jax.random.key(0)
     q, k, v = (rng.standard_normal((2, count, 2, 8)).astype(np.float32) for count in (5, 7, 7))
     allowed_BQK = rng.random((2, 5, 7)) < 0.5
-    allowed_BQK[0, 1] = False  # a query without any key, as padding has where the padding is no key
+    allowed_BQK[0, 1] = False  # a query without any key, such as padding that may not attend to padding
     weights_BQHE = rng.standard_normal(q.shape).astype(np.float32)
-    weights_BQHE[0, 1] = 0  # on which nothing depends
+    weights_BQHE[0, 1] = 0  # nothing depends on its output
 
     def formula(q, k, v):
         logits_BHQK = jnp.einsum("BQHE,BKHE->BHQK", q, k) / np.sqrt(8)
@@ -48,7 +48,7 @@ def test_attention_and_its_gradient_are_those_of_the_formula(rate):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_are_cast_as_arrays_of_their_own(dtype):
+def test_weights_are_cast_into_separate_arrays(dtype):
     linear = layers.Linear(layers.Config(10, dtype=dtype), (4,))
     x_BD = jnp.ones((2, 3), dtype)
     program = jax.jit(linear.apply).lower(linear.init(jax.random.key(0), x_BD), x_BD).as_text()

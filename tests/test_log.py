@@ -1,11 +1,11 @@
-"""MetricWriter of a run: read back whole, cut short by a kill, and damaged."""
+"""A run's log: rows read back whole, cut short by a kill, and damaged; times and counts as people read them."""
 
 import json
 
 import pytest
 
 from bert_fast import BadInput
-from bert_fast.train.log import MetricWriter, read_rows
+from bert_fast.train.log import MetricWriter, clock, counted, read_rows
 
 ROWS = [{"step": step, "split": "train", "loss": 1.5} for step in (1, 2, 3)]
 LINES = [json.dumps(row).encode() + b"\n" for row in ROWS]
@@ -41,3 +41,24 @@ def test_damaged_line_is_named_and_no_row_is_dropped(tmp_path, bad, number):
     with pytest.raises(BadInput, match=rf"metrics.jsonl, line {number}: expected .* delete that line"):
         MetricWriter(tmp_path, after_step=3)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (185, "3 min 05 s"),
+        (2 * 3600 + 600, "2 h 10 min"),
+        (48 * 3600 - 1, "47 h 59 min"),
+        (48 * 3600, "2 d 0 h"),
+        (76.5 * 3600, "3 d 4 h"),
+        (1967 * 3600, "81 d 23 h"),
+    ],
+)
+def test_long_times_are_in_days(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_one_is_singular():
+    assert [counted(number, "step") for number in (0, 1, 2000)] == ["0 steps", "1 step", "2,000 steps"]

@@ -50,7 +50,7 @@ def test_rows_and_summary_say_how_much_of_the_peak_is_used(small_shards, tmp_pat
     one, two = (row for row in read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train")
     assert summary["peak_flops_per_second"] == 1e12
     assert 0 < summary["utilisation"] <= summary["utilisation_padded"] == summary["utilisation_dense"]
-    # Of the steps since the last row, not since the beginning.
+    # It covers the steps since the last row, not since the start.
     spent = two["seconds"] - one["seconds"]
     assert two["utilisation_padded"] == pytest.approx((two["flops"] - one["flops"]) / spent / 1e12, rel=0.2)
 
@@ -66,7 +66,7 @@ def same_arrays(one, other):
     return all(jax.tree.leaves(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes(), a, b)))
 
 
-# In the middle of a stage and between rows, and exactly where a stage ends.
+# Mid-stage and between rows, and exactly at the end of a stage.
 @pytest.mark.parametrize("at_step", [25, 30])
 def test_interrupted_run_ends_like_an_uninterrupted_one(finished, small_shards, tmp_path, monkeypatch, at_step):
     config = small_config(small_shards)
@@ -78,7 +78,7 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(finished, small_shards, 
 
 
 def test_run_killed_between_checkpoints_writes_no_row_twice(finished, small_shards, tmp_path):
-    # What SIGKILL leaves at step 55: the checkpoint of step 40, and rows later than it.
+    # What SIGKILL leaves at step 55: the checkpoint of step 40, and later rows.
     shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/60")
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
@@ -88,7 +88,7 @@ def test_run_killed_between_checkpoints_writes_no_row_twice(finished, small_shar
     assert same_arrays(tmp_path / "run", finished[0])
 
 
-def test_damaged_row_is_told_before_a_run_continues(finished, small_shards, tmp_path):
+def test_damaged_row_is_reported_before_a_run_continues(finished, small_shards, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/60")
     lines = (finished[0] / "metrics.jsonl").read_text().splitlines()
@@ -100,7 +100,7 @@ def test_damaged_row_is_told_before_a_run_continues(finished, small_shards, tmp_
     assert checkpoint.steps(tmp_path / "run/checkpoints")[-1] == 40
 
 
-def test_damaged_newest_checkpoint_is_passed_over(finished, small_shards, tmp_path, capsys):
+def test_damaged_newest_checkpoint_is_skipped(finished, small_shards, tmp_path, capsys):
     shutil.copytree(finished[0], tmp_path / "run")
     data = next(path for path in (tmp_path / "run/checkpoints/60/arrays").rglob("d/*") if path.stat().st_size > 1000)
     content = bytearray(data.read_bytes())
@@ -111,13 +111,13 @@ def test_damaged_newest_checkpoint_is_passed_over(finished, small_shards, tmp_pa
     assert same_arrays(tmp_path / "run", finished[0])
 
 
-def test_run_in_a_folder_of_another_config_is_refused(finished, small_shards):
+def test_folder_of_a_run_with_another_config_is_refused(finished, small_shards):
     config = small_config(small_shards, learning_rate__peak=2e-2)
     with pytest.raises(BadInput, match=r"learning_rate\.peak: 0\.01 there, 0\.02 now"):
         run(config, finished[0])
 
 
-def test_folder_in_which_another_run_writes_is_refused(small_shards, tmp_path):
+def test_folder_that_another_run_is_writing_to_is_refused(small_shards, tmp_path):
     with files.hold(tmp_path / ".lock", "held"), pytest.raises(BadInput, match="another run is writing to"):
         run(small_config(small_shards), tmp_path)
     assert not (tmp_path / "config.json").exists()
@@ -127,11 +127,11 @@ def test_finished_run_is_not_run_again(finished, small_shards):
     before = (finished[0] / "metrics.jsonl").read_text()
     summary = run(small_config(small_shards), finished[0])
     assert (finished[0] / "metrics.jsonl").read_text() == before
-    # The time that the last save took is known only after it.
+    # How long the last save took is known only afterwards.
     assert summary | {"save_seconds": 0} == finished[1] | {"save_seconds": 0}
 
 
-def test_warm_start_begins_where_the_other_run_ended(finished, small_shards, tmp_path):
+def test_warm_start_starts_where_the_other_run_ended(finished, small_shards, tmp_path):
     config = small_config(small_shards, init=str(finished[0]), steps=1, learning_rate__peak=0.0, phases="16:1")
     run(config, tmp_path / "run")
     valid = read_rows(tmp_path / "run/metrics.jsonl")[-1]
@@ -144,16 +144,16 @@ def test_warm_start_from_another_model_is_refused(finished, small_shards, tmp_pa
         run(config, tmp_path)
 
 
-def test_model_that_cannot_be_continued_is_told_from_one_that_can(finished, small_shards, tmp_path, monkeypatch):
+def test_warm_start_from_a_pruned_model_says_that_no_config_matches(finished, small_shards, tmp_path, monkeypatch):
     about = checkpoint.about(checkpoint.find(finished[0]))
     slim = dataclasses.replace(about.program, model=about.model.with_widths(about.model.heads_L, [38, 39]))
     about = dataclasses.replace(about, stage=dataclasses.replace(about.stage, program=slim))
     monkeypatch.setattr(checkpoint, "about", lambda _: about)
-    with pytest.raises(BadInput, match=r"mlp_dim_L is \(38, 39\) there.*a new run cannot begin with that"):
+    with pytest.raises(BadInput, match=r"mlp_dim_L is \(38, 39\) there.*a new run cannot start from it"):
         run(small_config(small_shards, init=str(finished[0])), tmp_path)
 
 
-def test_loss_that_is_not_finite_ends_the_run_and_saves_nothing_of_it(small_shards, tmp_path):
+def test_loss_that_is_not_finite_ends_the_run_and_is_not_saved(small_shards, tmp_path):
     config = small_config(small_shards, learning_rate__peak=1e38, optimizer__clip_norm=0.0, checkpoint__every=1)
     with pytest.raises(BadInput, match=rf"not finite.*in another --workdir; .*--config.init={tmp_path}"):
         run(config, tmp_path)
@@ -175,15 +175,15 @@ LAST_STEP_OVERFLOWS = {
     "learning_rate__warmup_steps": 0,
     "learning_rate__decay": "constant",
     "optimizer__clip_norm": 0.0,
-    "optimizer__bias_correction": False,  # so that the first update is 3 where a gradient is not 0
+    "optimizer__bias_correction": False,  # the first update is then 3 wherever a gradient is not 0
 }
 
 
 @pytest.mark.parametrize("every", [0, 1])
 def test_weights_that_are_not_finite_after_the_last_step_end_the_run(small_shards, tmp_path, every):
-    # The loss of the last step is that of the weights before it; no later step would show what it did to them.
+    # The last step's loss is computed before its update, and no later step would show what the update did.
     config = small_config(small_shards, eval__every=every, checkpoint__every=every, **LAST_STEP_OVERFLOWS)
-    with pytest.raises(BadInput, match=r"params/.* is not finite .*nothing of it is saved\. Try a lower"):
+    with pytest.raises(BadInput, match=r"params/.* is not finite .*so this step is not saved\. Try a lower"):
         run(config, tmp_path)
     assert checkpoint.steps(tmp_path / "checkpoints") == []
     rows = read_rows(tmp_path / "metrics.jsonl")
@@ -192,13 +192,13 @@ def test_weights_that_are_not_finite_after_the_last_step_end_the_run(small_shard
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_checkpoint_with_a_weight_that_is_not_finite_is_used_nowhere(small_shards, tmp_path, monkeypatch):
+def test_checkpoint_with_a_weight_that_is_not_finite_is_refused_everywhere(small_shards, tmp_path, monkeypatch):
     small = {"steps": 4, "phases": "16:1", "eval__every": 0, "checkpoint__every": 2, "learning_rate__peak": 1e-3}
     config = small_config(small_shards, **small)
     save = checkpoint.save
 
     def poisoned(root, state, about, keep):
-        """Writes a NaN into the weights of one leaf, as if no one had looked."""
+        """Saves with a NaN in one leaf of the weights, and without the check."""
         params = {**state.params, "mlm": {**state.params["mlm"], "bias": state.params["mlm"]["bias"].at[3].set(np.nan)}}
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, "refuse_not_finite", lambda tree, consequence: None)
@@ -209,14 +209,14 @@ def test_checkpoint_with_a_weight_that_is_not_finite_is_used_nowhere(small_shard
         interrupted(config, tmp_path / "run", 2, monkeypatch)
     assert checkpoint.steps(tmp_path / "run/checkpoints") == [2]
     assert checkpoint.damage(tmp_path / "run/checkpoints/2") is None
-    told = r"mlm/bias is not finite \(NaN or infinity\), so .*checkpoints/2 cannot be used"
+    message = r"mlm/bias is not finite \(NaN or infinity\), so .*checkpoints/2 cannot be used"
     for use in (
         lambda: encoder.load(tmp_path / "run"),
         lambda: inference.evaluate(str(tmp_path / "run")),
         lambda: run(config, tmp_path / "run"),
         lambda: run(small_config(small_shards, init=str(tmp_path / "run"), **small), tmp_path / "other"),
     ):
-        with pytest.raises(BadInput, match=told):
+        with pytest.raises(BadInput, match=message):
             use()
     assert [path.name for path in (tmp_path / "other").iterdir()] == [".lock"]
 
@@ -244,7 +244,7 @@ def test_moment_or_method_state_that_is_not_finite_is_refused_by_its_name(
     assert checkpoint.steps(tmp_path / "checkpoints") == []
 
 
-def test_so_many_checkpoints_are_kept(small_shards, tmp_path):
+def test_only_the_newest_checkpoints_are_kept(small_shards, tmp_path):
     run(small_config(small_shards, steps=14, phases="16:1", checkpoint__every=2, checkpoint__keep=5), tmp_path)
     assert checkpoint.steps(tmp_path / "checkpoints") == [6, 8, 10, 12, 14]
 
@@ -293,13 +293,13 @@ def test_refused_start_leaves_the_folder_free_for_the_corrected_one(small_shards
         ({"optimizer__b1": 1.5}, "optimizer.b1=1.5: expected a share"),
         ({"data__workers": -1}, "data.workers=-1: expected at least 0"),
         ({"eval__batch_size": 0}, "eval.batch_size=0: expected at least 1"),
-        ({"methods": "token_drop,token_drop"}, "methods=token_drop,token_drop: expected each method once"),
-        ({"micro_batches": 3}, "does not divide into"),
+        ({"methods": "token_drop,token_drop"}, "methods=token_drop,token_drop: list each method only once"),
+        ({"micro_batches": 3}, "is not divisible by"),
         ({"phases": "128:1"}, "above the model's 64"),
         ({"eval__seq_len": 65}, "above the model's 64"),
         ({"phases": "16:0.5,32:0.4"}, "sum to 1"),
         ({"methods": "layer_dorp"}, "unknown"),
-        ({"mesh__tensor": 3}, "does not fit 1 devices"),
+        ({"mesh__tensor": 3}, "does not fit the number of devices, 1:"),
         ({"optimizer__name": "adam"}, "adamw"),
         ({"data__objective": "mml"}, "mlm"),
         ({"learning_rate__decay": "cosine"}, "unknown"),

@@ -1,4 +1,4 @@
-"""Runs that an older version began are continued: see helpers/make_fixtures.py, which says what they are."""
+"""Runs that older versions started are continued. helpers/make_fixtures.py describes the fixtures."""
 
 import json
 import pathlib
@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from bert_fast.train import settings
 from helpers.small_runs import CLOCKS, rows_without_clock, run
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -14,21 +15,21 @@ ALL = sorted(folder for version in FIXTURES.iterdir() for folder in version.iter
 
 
 def same(found, kept) -> bool:
-    """Equal, or for numbers within a rounding of a few steps."""
+    """Whether two values are equal; floats may differ by the rounding of a few steps."""
     if isinstance(kept, float):
         return bool(np.isclose(found, kept, rtol=1e-4, atol=1e-5))
     return found == kept
 
 
 @pytest.mark.parametrize("fixture", ALL, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_a_run_goes_on_with_the_rows_that_its_own_version_would_have_written(fixture, small_shards, tmp_path):
+def test_a_run_continues_with_the_rows_that_its_own_version_would_have_written(fixture, small_shards, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(fixture, workdir)
     config = json.loads((fixture / "config.json").read_text())
     config["data"]["dir"] = str(small_shards)
     (workdir / "config.json").write_text(json.dumps(config))
     before = len(rows_without_clock(workdir))
-    run(config, workdir)
+    run(settings.current_keys(config), workdir)
     found = rows_without_clock(workdir)[before:]
     kept = [json.loads(line) for line in (fixture / "continued.jsonl").read_text().splitlines()]
     assert [row["step"] for row in found] == [row["step"] for row in kept]

@@ -97,7 +97,7 @@ def test_epsilon_before_the_correction_equals_the_update_of_keras_fairseq_and_tr
 
 @pytest.mark.parametrize(("step", "times"), [(1, 32), (100, 3)])
 def test_epsilon_before_the_correction_counts_32_times_at_first_and_3_times_in_step_100(step, times):
-    """From a constant gradient of 1 the direction is 1 / (1 + what epsilon counts)."""
+    """With a constant gradient of 1, the direction is 1 / (1 + the effective epsilon)."""
     params = {"layer": {"kernel": jnp.zeros(1)}}
 
     def counts(settings):
@@ -110,14 +110,14 @@ def test_epsilon_before_the_correction_counts_32_times_at_first_and_3_times_in_s
     assert round(counts(EPS_FIRST) / counts(ADAMW)) == times
 
 
-def test_epsilon_has_one_place_where_nothing_is_corrected(trees):
+def test_place_of_epsilon_does_not_matter_without_bias_correction(trees):
     params, grads = trees
     plain = dataclasses.replace(ADAMW, bias_correction=False, eps=0.1)
     first = dataclasses.replace(plain, eps_before_correction=True)
     close(after(first, params, grads), after(plain, params, grads), rtol=0, atol=0)
 
 
-def test_lamb_takes_its_trust_ratio_a_layer_and_leaves_biases_norms_and_coefficients_alone(trees):
+def test_lamb_takes_its_trust_ratio_per_layer_and_leaves_biases_norms_and_coefficients_alone(trees):
     params, grads = trees
     got = after(dataclasses.replace(ADAMW, name="lamb"), params, grads)
 
@@ -141,7 +141,7 @@ def test_lamb_takes_its_trust_ratio_a_layer_and_leaves_biases_norms_and_coeffici
     close(got, jax.tree_util.tree_map_with_path(expected, params, *grads), rtol=1e-5)
 
 
-def test_trust_ratio_is_one_where_a_norm_is_zero(trees):
+def test_trust_ratio_is_one_if_a_norm_is_zero(trees):
     params, _ = trees
     zeros = jax.tree.map(jnp.zeros_like, params)
     direction, _ = optim.scale_by_trust_ratio().update(params, (), zeros)
@@ -177,12 +177,12 @@ def test_warmup_then_linear_decay_counted_from_the_first_step():
     schedule = Schedule(peak=1e-4, steps=1_000_000, warmup_steps=10_000)
     assert schedule(0) == 0
     assert schedule(5_000) == pytest.approx(5e-5)
-    assert schedule(10_000) == pytest.approx(0.99e-4)  # the small step down of create_optimizer
+    assert schedule(10_000) == pytest.approx(0.99e-4)  # the small drop of create_optimizer
     assert schedule(500_000) == pytest.approx(5e-5)
     assert schedule(1_000_000) == schedule(2_000_000) == 0
 
 
-def test_decay_from_the_end_of_the_warmup_has_no_step():
+def test_decay_from_the_end_of_the_warmup_has_no_jump():
     schedule = Schedule(peak=1.0, steps=100, warmup_steps=20, decay_from="warmup", end=0.2)
     assert schedule(20) == 1.0
     assert schedule(60) == pytest.approx(0.6)

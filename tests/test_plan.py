@@ -47,7 +47,7 @@ def test_every_layer_is_covered_once_in_order(changes):
 
 
 @given(st.lists(edits(), max_size=3), edits())
-def test_edit_changes_its_layers_and_no_other(before, change):
+def test_edit_changes_only_its_own_layers(before, change):
     plan, (start, stop, fields) = apply(whole(DEPTH), *before), change
     (field,), (value,) = fields, fields.values()
     at = list(FIELDS).index(field)
@@ -72,7 +72,7 @@ def test_pack_without_a_draw_changes_nothing():
     assert pack(plan, None) == (plan, Route())
 
 
-def test_pack_lists_what_runs_of_each_span():
+def test_pack_lists_the_layers_that_run_in_each_span():
     plan = (Span(0, 3), Span(3, 4), Span(4, 6, cond=True))
     scale_ML = np.array([[1, 0, 2, 0, 0, 3], [0, 4, 5, 0, 6, 0]])
     packed, route = pack(plan, scale_ML)
@@ -99,7 +99,7 @@ def test_plan_at_another_length_keeps_its_shares():
     assert at_length(plan, 128, 128) == plan
 
 
-def test_same_counts_are_the_same_program():
+def test_equal_counts_give_the_same_program():
     plan = edit(whole(DEPTH), 2, 4, queries=4)
     one, _ = pack(plan, np.array([[1, 0, 1, 0, 1, 1.0]]))
     other, _ = pack(plan, np.array([[0, 0.5, 0, 1, 1, 1.0]]))
@@ -109,6 +109,6 @@ def test_same_counts_are_the_same_program():
 
 def test_pack_raises_on_unequal_micro_batches():
     scale_ML = np.array([[1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1.0]])
-    with pytest.raises(ValueError, match="must run equally many"):
+    with pytest.raises(ValueError, match="the numbers must be equal"):
         pack(whole(DEPTH), scale_ML)
     pack(edit(whole(DEPTH), 0, DEPTH, cond=True), scale_ML)

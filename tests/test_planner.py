@@ -1,4 +1,4 @@
-"""Plans of runs: what is counted without a compiler, and what is made of what the compiler said."""
+"""Plans of runs: what is counted without a compiler, and what is computed from the compiler's figures."""
 
 import dataclasses
 import pathlib
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bert_fast import BadInput, methods
+from bert_fast.configs import bert
 from bert_fast.cost.flops import step_flops
 from bert_fast.method import Clock
 from bert_fast.planner import estimate, programs, tpu
@@ -15,7 +16,6 @@ from bert_fast.train import compile, optim, settings, timeline
 from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import global_batch, make_mesh
 from bert_fast.train.step import make_step
-from configs import bert
 from experiments.timing import make_batch, stepper
 from helpers.command_line import bert_fast
 from helpers.estimates import V5E, made_plan
@@ -39,7 +39,7 @@ def plan(**changes):
 # --- what is counted without a compiler -------------------------------------------------------------------------------
 
 
-def test_dense_run_costs_what_it_costs():
+def test_dense_run_is_its_own_dense_equivalent():
     dense = plan()
     (stage,) = dense.stages
     assert stage.flops == stage.dense
@@ -47,7 +47,7 @@ def test_dense_run_costs_what_it_costs():
     assert dense.hours() is None
 
 
-def test_stages_of_growth_are_counted_each():
+def test_each_stage_of_growth_is_counted():
     grown = plan(methods="stacking", stacking__variant="mslt")
     assert [stage.steps for stage in grown.stages] == [200] * 5
     shares = [stage.flops / stage.dense for stage in grown.stages]
@@ -55,21 +55,21 @@ def test_stages_of_growth_are_counted_each():
     assert grown.flops < 0.8 * grown.dense
 
 
-def test_layers_that_are_dropped_are_counted_over_the_whole_ramp():
-    # Theta falls from 1 to a half: 100 / steps a step, so that all but the first twentieth is at the half.
+def test_dropped_layers_are_counted_over_the_whole_ramp():
+    # Theta decays from 1 to 0.5 at a rate of 100 / steps per step, so all but the first twentieth is near 0.5.
     dropped = plan(methods="layer_drop").stages[0]
     alone = plan(methods="layer_drop", layer_drop__execution="cond").stages[0]
     assert 0.75 < dropped.flops / dropped.dense < 0.9
     assert alone.flops == pytest.approx(dropped.flops, rel=0.02)
 
 
-def test_expected_ticket_has_the_widths_that_its_ratios_leave():
+def test_expected_ticket_has_the_widths_left_by_its_ratios():
     made = settings_of(methods="early_bert", early_bert__align=1)
     method = methods.make(made.methods)
     search, slim = timeline.stages(made, method)
     assert search.program.model == made.model
     assert (search.guess, slim.guess) == (False, True)
-    # A third of two heads is one, and two fifths of all neurons fall, here more and there fewer of them.
+    # A third of two heads is one. Two fifths of all neurons go, more in some layers than in others.
     assert slim.program.model.heads == 1
     mlp_dim_L = slim.program.model.mlp_dim_L
     assert sum(mlp_dim_L) == pytest.approx(0.6 * 4 * 512, abs=1)
@@ -78,7 +78,7 @@ def test_expected_ticket_has_the_widths_that_its_ratios_leave():
     assert set(timeline.stages(aligned, methods.make(aligned.methods))[1].program.model.mlp_dim_L) <= {256, 384}
 
 
-def test_shares_of_draws_sum_to_one_and_the_most_frequent_come_first():
+def test_draws_are_sorted_by_share_and_sum_to_one():
     made = settings_of(methods="layer_drop", layer_drop__sampling="independent")
     method = methods.make(made.methods)
     (stage,) = timeline.stages(made, method)
@@ -87,7 +87,7 @@ def test_shares_of_draws_sum_to_one_and_the_most_frequent_come_first():
     assert sum(shares) == pytest.approx(1)
     assert shares == sorted(shares, reverse=True)
     assert len(drawn) > 2
-    # All four layers run rarely, but they have to fit too.
+    # All four layers rarely run together, but that has to fit too.
     chosen = programs.to_compile(drawn, 2)
     assert sum(draw.share for draw in chosen) == pytest.approx(1)
     assert [draw.program for draw in chosen[:2]] == [draw.program for draw in drawn[:2]]
@@ -97,43 +97,41 @@ def test_shares_of_draws_sum_to_one_and_the_most_frequent_come_first():
     assert len(programs.to_compile(drawn, len(drawn))) == len(drawn)
 
 
-def test_clocks_begin_anew_where_the_training_does():
+def test_clocks_restart_with_the_training():
     made = settings_of(methods="early_bert", early_bert__search=100.0)
     stages = timeline.stages(made, methods.make(made.methods))
     assert [clock.step for clock in timeline.clocks(stages, 0, 3)] == [0, 49, 99]
     assert timeline.clocks(stages, 1, 3) == [Clock(0, 1000), Clock(499, 1000), Clock(999, 1000)]
 
 
-def test_shapes_are_those_that_a_step_is_given():
+def test_shapes_equal_those_that_a_step_gets():
     made = settings_of(methods="early_bert", model__width=32, model__head_size=16)
     method, mesh = methods.make(made.methods), make_mesh(1, 1, 1, jax.devices()[:1])
     optimizer = optim.make(made.optimizer)
     for index, stage in enumerate(timeline.stages(made, method)):
         real = stepper(method, stage, index == 0, optimizer, mesh)
         shapes = programs.state_shapes(method, stage, index == 0, optimizer, mesh)
-        told = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), shapes)
-        assert told == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), real.state)
+        message = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), shapes)
+        assert message == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), real.state)
         batch = jax.tree.map(lambda x: (x.shape, x.dtype), global_batch(make_batch(stage.program), mesh))
         assert jax.tree.map(lambda x: (x.shape, x.dtype), programs.batch_shapes(stage.program, mesh)) == batch
 
 
-def test_layers_of_conditional_spans_are_counted_as_often_as_they_run():
+def test_layers_in_conditional_spans_count_as_often_as_they_run():
     made = settings_of(methods="layer_drop", layer_drop__execution="cond", micro_batches=4)
     method = methods.make(made.methods)
     (stage,) = timeline.stages(made, method)
     (draw,) = timeline.draws(method, stage, [Clock(900, 1000)] * 500)
-    # Theta is a half: layer i of 4 runs with probability 1 - i/4 * 1/2.
+    # Theta is 0.5: layer i of 4 runs with probability 1 - i/4 * 1/2.
     np.testing.assert_allclose(draw.on_L, [0.875, 0.75, 0.625, 0.5], atol=0.04)
-    assert (
-        abs((draw.route.scale_R != 0).mean(0).sum() - sum(draw.on_L)) < 0.4
-    )  # 3 layers, not 2, where 2.75 is the mean
+    assert abs((draw.route.scale_R != 0).mean(0).sum() - sum(draw.on_L)) < 0.4  # 3 layers, not 2, for a mean of 2.75
     assert step_flops(draw.program, draw.on_L).executed < step_flops(draw.program).executed
 
 
 # --- what is compiled ------------------------------------------------------------------------------------------------
 
 
-def test_means_over_programs_are_scaled_to_all_of_them_and_memory_is_that_of_the_largest():
+def test_means_are_scaled_to_all_programs_and_memory_is_of_the_largest():
     stage = made_plan(flops=1.1e13).stages[0]
     often = tpu.Compiled(tpu.Said(60.0, "", 5, 10, 15), cycles=100, not_counted={"gather": 8}, lines=[("a", "b", 100)])
     largest = tpu.Compiled(tpu.Said(90.0, "", 5, 30, 35), cycles=900, lines=[("a", "b", 900)])
@@ -160,15 +158,17 @@ def test_largest_batch_is_the_last_that_fits(monkeypatch):
     assert estimate.largest_batch(settings_of(batch_size=500), V5E, pathlib.Path("unused"), SILENT) == 64
     assert tried == [256, 128, 64]
     monkeypatch.setattr(estimate, "plan", lambda *_: made_plan(problem="out of memory"))
-    with pytest.raises(BadInput, match=r"not even one example a device fits on v5e:2x4: more --config\.mesh\.fsdp"):
+    with pytest.raises(
+        BadInput, match=r"not even one example per device fits on v5e:2x4: use more --config\.mesh\.fsdp"
+    ):
         estimate.largest_batch(settings_of(), V5E, pathlib.Path("unused"), SILENT)
 
 
-def test_mesh_is_of_no_matter_where_only_flops_are_counted():
+def test_mesh_does_not_change_flops():
     assert plan(mesh__fsdp=4).flops == plan().flops
 
 
-def test_dense_training_is_that_of_the_model_before_it_is_pruned():
+def test_dense_training_is_of_the_unpruned_model():
     pruned = plan(methods="early_bert")
     search, slim = pruned.stages
     assert search.dense == slim.dense == plan().stages[0].dense
@@ -176,16 +176,16 @@ def test_dense_training_is_that_of_the_model_before_it_is_pruned():
     assert slim.flops < 0.9 * slim.dense
 
 
-def test_command_prints_a_plan_beside_another():
+def test_command_compares_two_plans():
     config = "configs/token_drop.py:size=tiny"
     done = bert_fast("plan", f"--config={config}", "--compare=configs/bert.py:size=tiny", "--compare.steps=1000")
     assert done.returncode == 0, done.stderr
     assert "the whole run:" in done.stdout
-    assert "against the compared config: FLOPs" in done.stdout
+    assert "relative to the compared config: FLOPs" in done.stdout
     assert bert_fast("plan", f"--config={config}", "--compare.stepz=1").returncode == 2
     asked = bert_fast("plan", f"--config={config}", "--largest_batch")
     assert asked.returncode == 2
-    assert "--largest_batch asks the TPU compiler" in asked.stderr
+    assert "--largest_batch needs the TPU compiler" in asked.stderr
 
 
 @pytest.mark.slow
@@ -210,12 +210,12 @@ def test_tpu_compiler_plans_a_run_of_two_stages(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     again = estimate.plan(made, where, tmp_path, SILENT)
     assert again == planned
-    # A quarter of the batch four times, at less use of the chip; and the compiler does not say how often a loop runs.
+    # Four quarters of a batch use the chip less well, and the compiler does not say how often a loop runs.
     looped = estimate.plan(dataclasses.replace(made, micro_batches=4), where, tmp_path, SILENT)
     assert looped.stages[0].cycles > 1.2 * low.cycles
 
 
-def test_steps_are_those_that_would_run():
+def test_planned_step_is_the_one_that_would_run():
     made = settings_of()
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     method, optimizer = methods.make(made.methods), optim.make(made.optimizer)

@@ -1,4 +1,4 @@
-"""Predictions of fine-tuned models: those that fine-tuning scored, from every kind of file, and what is refused."""
+"""Predictions of fine-tuned models: equal to the ones scored in fine-tuning, from every kind of file; and errors."""
 
 import json
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import transformers
 
 from bert_fast import BadInput, encoder
 from bert_fast.data import files
@@ -14,6 +13,8 @@ from bert_fast.tasks import inputs, predict
 from bert_fast.train.description import TaskHead
 from helpers.command_line import bert_fast
 from helpers.made_tasks import write_checkpoint, write_glue, write_squad
+
+transformers = pytest.importorskip("transformers")
 
 SMALL = {
     "data.seq_len": 48, "batch_size": 8, "epochs": 2.0, "widths": 2, "dropout": 0.0, "eval.batch_size": 16,
@@ -27,7 +28,7 @@ SPAN = TaskHead("squad1.1", "span", 2, (), ("question", "context"), 48)
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A pre-trained checkpoint, files of tasks, and fine-tuned runs of each kind, in folders `out-*`."""
+    """A pre-trained checkpoint, task files, and a fine-tuned run of each kind in folders `out-*`."""
     root = tmp_path_factory.mktemp("root")
     (root / "start").mkdir()
     write_checkpoint(root / "start", pooler=True)
@@ -60,7 +61,7 @@ def rows_of(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_labels_are_those_that_fine_tuning_wrote(root):
+def test_labels_equal_the_ones_written_in_fine_tuning(root):
     done = bert_fast("predict", f"--checkpoint={run_of(root, 'mrpc')}", f"--data={root}/glue/MRPC/dev.tsv")
     assert done.returncode == 0, done.stderr
     rows = rows_of(done.stdout)
@@ -74,12 +75,12 @@ def test_labels_are_those_that_fine_tuning_wrote(root):
         assert max(row["probabilities"], key=row["probabilities"].get) == row["label"]
 
 
-def test_scores_are_those_that_fine_tuning_wrote(root, tmp_path):
+def test_scores_equal_the_ones_written_in_fine_tuning(root, tmp_path):
     out = tmp_path / "scores.tsv"
     step = next((run_of(root, "stsb") / "checkpoints").iterdir())
     done = bert_fast("predict", f"--checkpoint={step}", f"--data={root}/glue/STS-B/dev.tsv", f"--out={out}")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert "21 predictions of stsb in" in done.stderr
+    assert "wrote 21 predictions of stsb to" in done.stderr
     head, *lines = (line.split("\t") for line in out.read_text().splitlines())
     assert head == ["index", "score"]
     written = (run_of(root, "stsb") / "dev/STS-B.tsv").read_text().splitlines()[1:]
@@ -88,7 +89,7 @@ def test_scores_are_those_that_fine_tuning_wrote(root, tmp_path):
 
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
-def test_answers_are_those_that_fine_tuning_wrote(root, version, tmp_path):
+def test_answers_equal_the_ones_written_in_fine_tuning(root, version, tmp_path):
     run, data = run_of(root, f"squad{version}"), root / f"dev-v{version}.json"
     done = bert_fast("predict", f"--checkpoint={run}", f"--data={data}", "--batch_size=3")
     assert done.returncode == 0, done.stderr
@@ -104,7 +105,7 @@ def test_answers_are_those_that_fine_tuning_wrote(root, version, tmp_path):
         differences = {row["id"]: row["none_minus_best"] for row in rows}
         assert differences == pytest.approx(read("null_odds.json"), rel=1e-4, abs=1e-5)
         assert all(row["none"] == (row["answer"] == "") == (row["none_minus_best"] > 0) for row in rows)
-    # The same questions, one object a line, of one id each.
+    # The same questions, one object per line, all with the same id.
     content = json.loads(data.read_text())
     asked = [(p["context"], q["question"]) for d in content["data"] for p in d["paragraphs"] for q in p["qas"]]
     lines = [json.dumps({"id": "same", "question": q, "context": c}) for c, q in asked]
@@ -114,7 +115,7 @@ def test_answers_are_those_that_fine_tuning_wrote(root, version, tmp_path):
     assert {row["id"] for row in again} == {"same"}
 
 
-def test_questions_without_answers_in_their_file_are_predicted(root, tmp_path):
+def test_questions_without_answers_in_the_file_are_predicted(root, tmp_path):
     content = json.loads((root / "dev-v1.1.json").read_text())
     for paragraph in content["data"][0]["paragraphs"]:
         del paragraph["qas"][0]["answers"]
@@ -130,13 +131,13 @@ def test_a_notebook_calls_it_with_texts(root):
     assert [row["index"] for row in rows] == [0, 1]
     assert {row["label"] for row in rows} <= {"0", "1"}
     assert predict.predict(found, []) == []
-    with pytest.raises(BadInput, match=r"row 1 is .*mrpc takes 2 texts a row.*#1 String, #2 String"):
+    with pytest.raises(BadInput, match=r"row 1 is .*mrpc takes 2 texts per row.*#1 String, #2 String"):
         predict.predict(found, [("a", "b"), "good"])
     (row,) = predict.predict(encoder.load(run_of(root, "squad1.1")), [("w3 w4", "\u0000\u200b")])
     assert (row["answer"], row["probability"], row["score"]) == ("", 0.0, None)
 
 
-def test_a_prediction_does_not_depend_on_its_companions(root):
+def test_a_prediction_does_not_depend_on_the_other_rows(root):
     found = encoder.load(run_of(root, "mrpc"))
     rows = [("w1 " * n, "w2 good") for n in range(1, 30)]
     together = predict.predict(found, rows, batch_size=4)
@@ -171,7 +172,7 @@ def test_tsv_has_a_column_for_each_label(root, tmp_path):
         (SPAN, ("id", "context", "question"), (), ("question", "context")),
     ],
 )
-def test_columns_are_the_given_ones_or_the_tasks_own_or_usual_ones(task, columns, given, expected):
+def test_columns_are_the_given_ones_or_the_tasks_own_or_generic_ones(task, columns, given, expected):
     assert inputs.choose(task, columns, given, "file") == expected
 
 
@@ -192,7 +193,7 @@ def test_columns_are_the_given_ones_or_the_tasks_own_or_usual_ones(task, columns
         (SPAN, ("sentence1", "sentence2"), (), "no columns question,context"),
     ],
 )
-def test_columns_that_are_not_there_are_named(task, columns, given, message):
+def test_missing_columns_are_named(task, columns, given, message):
     with pytest.raises(BadInput, match=message):
         inputs.choose(task, columns, given, "file")
 
@@ -200,29 +201,29 @@ def test_columns_that_are_not_there_are_named(task, columns, given, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.tsv", "text\tx\nw1\ty\nw1\n", r"a\.tsv, line 3: 1 fields where the header has 2 columns: correct"),
-        ("a.tsv", "text\tx\nw1\ty\n \ty\n", r"a\.tsv, line 3: the text 'text' is empty: write one"),
-        ("a.tsv", "text\ttext\n", "line 1: the column 'text' stands there twice"),
-        ("a.tsv", "text\n", "holds no row"),
-        ("a.tsv", "", "holds no row"),
-        ("a.jsonl", "", "holds no row"),
-        ("a.jsonl", '{"text": "w1"}\n{"text": \n', r"a\.jsonl, line 2: not JSON .*expected one object a line"),
+        ("a.tsv", "text\tx\nw1\ty\nw1\n", r"a\.tsv, line 3: 1 field, but the header has 2 columns: correct"),
+        ("a.tsv", "text\tx\nw1\ty\n \ty\n", r"a\.tsv, line 3: the text 'text' is empty: fill it in"),
+        ("a.tsv", "text\ttext\n", "line 1: the column 'text' occurs twice"),
+        ("a.tsv", "text\n", "holds no rows"),
+        ("a.tsv", "", "holds no rows"),
+        ("a.jsonl", "", "holds no rows"),
+        ("a.jsonl", '{"text": "w1"}\n{"text": \n', r"a\.jsonl, line 2: not JSON .*expected one object per line"),
         ("a.jsonl", '{"text": "w1"}\n\n{"text": "w1"}\n', r"a\.jsonl, line 2: not JSON"),
         ("a.jsonl", '{"text": "w1"}\n["w1"]\n', "line 2: a list, expected one object"),
-        ("a.jsonl", '{"text": "w1"}\n{"other": "w1"}\n', "line 2: no 'text', there is 'other': add it"),
+        ("a.jsonl", '{"text": "w1"}\n{"other": "w1"}\n', "line 2: no 'text', found 'other': add it"),
         ("a.jsonl", '{"text": 5}\n', "line 1: 'text' is 5, expected a text"),
         ("a.tsv", b"text\n\xff\n", "not UTF-8 at byte 5: convert it"),
-        ("a.csv", "text\nw1\n", r"the suffix '\.csv' is not known: expected \.tsv, \.jsonl"),
-        ("a.json", "{}", "SQuAD's JSON holds questions, and cola has none"),
+        ("a.csv", "text\nw1\n", r"unknown suffix '\.csv': expected \.tsv, \.jsonl"),
+        ("a.json", "{}", "SQuAD's JSON holds questions, which cola does not answer"),
     ],
 )  # fmt: skip
-def test_lines_that_cannot_be_used_are_named(name, content, message, tmp_path):
+def test_unusable_lines_are_named(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(BadInput, match=message):
         inputs.read(str(tmp_path / name), ONE)
 
 
-def test_files_that_are_read(tmp_path):
+def test_supported_files_are_read(tmp_path):
     (tmp_path / "a.tsv").write_bytes('\ufeffx\ttext\r\n1\t"w1\u2028 w2\r\n2\tw3\r\n'.encode())
     assert inputs.read(str(tmp_path / "a.tsv"), ONE) == ([('"w1\u2028 w2',), ("w3",)], None)
     (tmp_path / "a.jsonl").write_text('{"b": "w2", "a": "w1", "n": 1}\n{"a": "w3", "b": "w4"}')
@@ -235,7 +236,7 @@ def test_files_that_are_read(tmp_path):
         inputs.read(str(tmp_path / "b.tsv"), ONE)
 
 
-def test_mistakes_are_told_before_the_weights_are_loaded(root, tmp_path, monkeypatch):
+def test_mistakes_are_reported_before_the_weights_are_loaded(root, tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("the weights were loaded")
 
@@ -247,18 +248,18 @@ def test_mistakes_are_told_before_the_weights_are_loaded(root, tmp_path, monkeyp
     for mistake, message in (
         ([f"--data={dev}"], "--checkpoint is missing"),
         ([f"--checkpoint={run}"], "--data is missing"),
-        ([f"--checkpoint={root}/start", f"--data={dev}"], "was not fine-tuned, so it has no head that predicts: run"),
-        ([f"--checkpoint={root}/out-mrpc", f"--data={dev}"], f"holds runs of finetune: give one of {run}"),
-        ([f"--checkpoint={root}/out-mrpc/mrpc", f"--data={dev}"], f"holds runs of finetune: give one of {run}"),
+        ([f"--checkpoint={root}/start", f"--data={dev}"], "was not fine-tuned, so it has no head for predictions: run"),
+        ([f"--checkpoint={root}/out-mrpc", f"--data={dev}"], f"is a folder of finetune runs: give one of {run}"),
+        ([f"--checkpoint={root}/out-mrpc/mrpc", f"--data={dev}"], f"is a folder of finetune runs: give one of {run}"),
         ([f"--checkpoint={tmp_path}", f"--data={dev}"], "no checkpoint in"),
         ([f"--checkpoint={run}", f"--data={tmp_path}/bad.jsonl"], "bad.jsonl, line 2: no 'sentence2'"),
         ([f"--checkpoint={run}", f"--data={dev}", "--columns=a,b"], "has no column 'a'"),
         (
             [f"--checkpoint={run}", f"--data={dev}", "--out=x.csv"],
-            "suffix '.csv' is not known: expected .jsonl or .tsv",
+            "unknown suffix '.csv': expected .jsonl or .tsv",
         ),
-        ([f"--checkpoint={run}", f"--data={dev}", f"--out={tmp_path}/no/x.tsv"], "a file in a folder that exists"),
-        ([f"--checkpoint={run}", f"--data={dev}", f"--out={dev}"], "is the file of --data"),
+        ([f"--checkpoint={run}", f"--data={dev}", f"--out={tmp_path}/no/x.tsv"], "a file in an existing folder"),
+        ([f"--checkpoint={run}", f"--data={dev}", f"--out={dev}"], "is the same file as --data"),
         ([f"--checkpoint={run}", f"--data={dev}", "--batch_size=0"], "batch_size"),
         ([f"--checkpoint={run}", f"--data={dev}", "text"], "unexpected argument 'text'"),
     ):
@@ -275,7 +276,7 @@ def test_predictions_are_written_whole_or_not_at_all(root, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(BadInput, match=r"out\.tsv cannot be written \(No space left on device\): nothing is left"):
+    with pytest.raises(BadInput, match=r"out\.tsv cannot be written \(No space left on device\): no partial file"):
         predict.predict_file(str(run_of(root, "mrpc")), str(root / "glue/MRPC/dev.tsv"), str(tmp_path / "out.tsv"))
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Text to shards: the same bytes from any number of processes and after any interruption, and every word counted."""
+"""Text to shards: the same bytes from any number of processes and after any interruption, with every word counted."""
 
 import errno
 import os
@@ -70,7 +70,7 @@ def finished(corpus, tmp_path_factory):
     return out, run(corpus, out)
 
 
-def test_every_sentence_is_found_again_in_the_shards(corpus, finished):
+def test_every_sentence_is_in_the_shards(corpus, finished):
     out, manifest = finished
     assert shards.verify(out) == manifest
     words = vocab.load(out / "vocab.txt")
@@ -96,11 +96,11 @@ def test_bytes_do_not_depend_on_the_number_of_processes(corpus, finished, tmp_pa
 
 
 class Killed(BaseException):
-    """Stands for a SIGKILL: nothing catches it."""
+    """Simulates a SIGKILL: nothing catches it."""
 
 
-def test_bytes_do_not_depend_on_where_a_run_was_cut_short(corpus, finished, tmp_path, monkeypatch):
-    """Everything that counts appears by a rename: cut off before and after each of them."""
+def test_bytes_do_not_depend_on_where_a_run_was_cut_off(corpus, finished, tmp_path, monkeypatch):
+    """Everything that counts appears by a rename, so cut the run off before and after each rename."""
     rename = pathlib.Path.replace
     for when in ("before", "after"):
         for survived in range(200):
@@ -184,14 +184,14 @@ def wait_until(true, seconds=60):
 
 @pytest.fixture(scope="module")
 def large_corpus(corpus, tmp_path_factory):
-    """Text for a few seconds of work, more than what waits for two workers at once."""
+    """Text for a few seconds of work, more than the queues of two workers hold at once."""
     folder = tmp_path_factory.mktemp("large")
     (folder / "a.txt").write_text("\n\n".join([(corpus / "a.txt").read_text().replace("\n\n", "\n")] * 900))
     return folder
 
 
 def start_large(corpus, large_corpus, out):
-    """`prepare` with two workers, both of which have given back a part of their work."""
+    """`prepare` with two workers, each of which has returned some results."""
     args = [f"--source=files:{large_corpus}/a.txt", f"--out={out}", f"--vocab={corpus}/vocab.txt", "--processes=2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "bert_fast", "prepare", *args],
@@ -209,7 +209,7 @@ def start_large(corpus, large_corpus, out):
 @pytest.mark.parametrize("in_a_write", [False, True])
 def test_killed_worker_ends_prepare_and_the_same_command_continues(corpus, large_corpus, tmp_path, in_a_write):
     process, pids = start_large(corpus, large_corpus, tmp_path / "out")
-    if in_a_write:  # a parent that does not read blocks its workers in the middle of a result
+    if in_a_write:  # if the parent does not read, its workers block while writing a result
         process.send_signal(signal.SIGSTOP)
         time.sleep(1)
     os.kill(pids[0], signal.SIGKILL)
@@ -222,7 +222,7 @@ def test_killed_worker_ends_prepare_and_the_same_command_continues(corpus, large
         pytest.fail("prepare hangs")
     assert process.returncode == 2
     assert re.search(r"error: a worker process was killed by SIGKILL, perhaps by .* out-of-memory killer", said)
-    assert re.search(r"same command again, with fewer processes .*--processes=2.*continues", said)
+    assert re.search(r"same command again to continue, with fewer processes .*--processes=2", said)
     assert not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids)
     manifest = prepare(f"files:{large_corpus}/a.txt", tmp_path / "out", vocab=corpus / "vocab.txt", processes=2)
     assert sum(split["documents"] for split in manifest["splits"].values()) == 900
@@ -239,7 +239,7 @@ def test_signal_to_stop_ends_prepare_with_its_workers(corpus, large_corpus, tmp_
     wait_until(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids), 10)
 
 
-def test_what_a_call_in_a_worker_raises_is_not_taken_for_the_workers_death():
+def test_an_exception_in_a_worker_is_not_taken_for_its_death():
     with workers.Pool(1) as pool:
         with pytest.raises(FileNotFoundError, match="nowhere"):
             pool.submit(os.stat, "/nowhere").result()
@@ -252,8 +252,8 @@ def test_finished_folder_is_left_alone_and_other_settings_are_refused(corpus, fi
     out, manifest = finished
     before = contents(out)
     assert run(corpus, out) == manifest
-    assert "finished already" in capsys.readouterr().out
-    with pytest.raises(BadInput, match=r"(?s)valid_fraction: there 0\.1, asked for 0\.2.*another --out"):
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(BadInput, match=r"(?s)valid_fraction: 0\.1 there, 0\.2 now.*another --out"):
         run(corpus, out, valid_fraction=0.2)
     assert contents(out) == before
     (tmp_path / "letter.doc").write_text("mine")
@@ -266,7 +266,7 @@ def test_unfinished_folder_refuses_other_settings_and_a_second_writer(corpus, tm
     with pytest.raises(KeyboardInterrupt):
         run(corpus, tmp_path / "out")
     monkeypatch.undo()
-    with pytest.raises(BadInput, match="cased: there False, asked for True"):
+    with pytest.raises(BadInput, match="cased: False there, True now"):
         run(corpus, tmp_path / "out", cased=True)
     with staging.claimed(tmp_path / "new", {}), pytest.raises(BadInput, match="another prepare is writing"):
         run(corpus, tmp_path / "new")
@@ -311,7 +311,7 @@ def test_tiny_corpus_holds_one_document_out_and_a_single_document_is_refused(cor
     prepare(f"files:{tmp_path}/one.txt", tmp_path / "one", vocab=corpus / "vocab.txt", processes=1)
 
 
-def test_long_document_becomes_records_that_begin_at_sentences(corpus, finished, monkeypatch):
+def test_long_document_is_split_into_records_that_begin_at_sentences(corpus, finished, monkeypatch):
     monkeypatch.setattr(document_tokenizer, "MAX_TOKENS", 20)
     encoder = document_tokenizer.DocumentTokenizer(vocab.load(corpus / "vocab.txt"))
     (document,) = encoder(["The dog sleeps. " * 30 + "The dog " * 25 + "."])
@@ -323,7 +323,7 @@ def test_long_document_becomes_records_that_begin_at_sentences(corpus, finished,
     assert all(record.starts_N.tolist() == [0, 4, 8, 12, 16] for record in found[:6])
 
 
-def test_table_of_words_gives_the_ids_that_the_tokenizer_gives(tmp_path):
+def test_table_of_words_gives_the_same_ids_as_the_tokenizer(tmp_path):
     characters = [chr(code) for code in range(32, 127)] + list("  aaeeost##") + ["[MASK]", "é", "\t", "中", "\x00"]
     rng = random.Random(0)
     sentences = ["".join(rng.choices(characters, k=rng.randint(1, 60))) for _ in range(3000)] + ["x" * 200]
@@ -350,14 +350,14 @@ def test_sentences_end_where_they_should():
     ]
 
 
-def test_unknown_tokens_are_counted_and_warned_of(corpus, tmp_path, capsys):
+def test_unknown_tokens_are_counted_and_warned_about(corpus, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("The dog sleeps.\n\nThe жук dog.\n")
     manifest = prepare(f"files:{tmp_path}/a.txt", tmp_path / "out", vocab=corpus / "vocab.txt", processes=1)
     assert sum(split["unknown"] for split in manifest["splits"].values()) == 1
     assert "WARNING: 12.5%" in capsys.readouterr().out
 
 
-def test_bad_documents_are_skipped_and_counted_once_over_an_interruption(corpus, tmp_path, monkeypatch):
+def test_bad_documents_are_skipped_and_counted_once_despite_an_interruption(corpus, tmp_path, monkeypatch):
     good = b"The dog sleeps over the river bank.\n\n"
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_bytes((good * 30 + b"na\xefve\n\n") * 2)
@@ -380,7 +380,7 @@ def test_bad_documents_are_skipped_and_counted_once_over_an_interruption(corpus,
     assert prepare(source, tmp_path / "out", skip_bad=True, **options)["skipped_documents"] == 4
 
 
-def test_full_disk_is_told_and_the_folder_can_be_continued(corpus, finished, tmp_path, monkeypatch):
+def test_full_disk_is_reported_and_the_folder_can_be_continued(corpus, finished, tmp_path, monkeypatch):
     class FullWriter:
         def __init__(self, *_):
             pass
@@ -388,7 +388,7 @@ def test_full_disk_is_told_and_the_folder_can_be_continued(corpus, finished, tmp
         def write(self, _):
             pass
 
-        def close(self):  # what ArrayRecordWriter says on a full disk
+        def close(self):  # as ArrayRecordWriter does on a full disk
             raise RuntimeError("write() failed: No space left on device; writing x; at byte 262144")
 
     monkeypatch.setattr(staging, "ArrayRecordWriter", FullWriter)
@@ -407,7 +407,7 @@ def test_full_disk_is_told_and_the_folder_can_be_continued(corpus, finished, tmp
     assert contents(tmp_path / "out") == contents(finished[0])
 
 
-def test_settings_without_sense_are_refused(corpus, tmp_path):
+def test_nonsensical_settings_are_refused(corpus, tmp_path):
     for options, complaint in [
         ({"valid_fraction": 0.0}, "--valid_fraction=0.0"),
         ({"processes": 0}, "--processes=0"),

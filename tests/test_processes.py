@@ -1,4 +1,4 @@
-"""Two processes with two devices each write the rows of one process with four."""
+"""Two processes with two devices each write the same rows as one process with four devices."""
 
 import os
 import pathlib
@@ -42,14 +42,14 @@ def finish(*processes):
 
 
 @pytest.mark.slow
-def test_processes_of_one_device_save_what_they_begin_with(small_shards, tmp_path):
+def test_processes_with_one_device_each_save_their_initial_state(small_shards, tmp_path):
     flags = [*with_port(), "--config.methods=early_bert", "--config.early_bert.search=2", "--config.steps=4"]
     finish(*(start(small_shards, tmp_path, 1, *flags, f"--process_index={i}") for i in range(2)))
     assert 6 in checkpoint.steps(tmp_path / "checkpoints")
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_rows_of_one(small_shards, tmp_path):
+def test_two_processes_write_the_same_rows_as_one(small_shards, tmp_path):
     finish(start(small_shards, tmp_path / "one", 4))
     flags = with_port()
     finish(*(start(small_shards, tmp_path / "two", 2, *flags, f"--process_index={i}") for i in range(2)))
@@ -60,5 +60,5 @@ def test_two_processes_write_the_rows_of_one(small_shards, tmp_path):
         for key, value in a.items():
             assert b[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), key
     assert checkpoint.steps(tmp_path / "one/checkpoints") == checkpoint.steps(tmp_path / "two/checkpoints")
-    # What several processes wrote, one reads.
+    # One process reads what several wrote.
     checkpoint.restore_params(checkpoint.find(tmp_path / "two"))

@@ -72,7 +72,7 @@ def test_axis_that_does_not_divide_is_named():
         sharding.spec_of("layers/query/kernel", (2, 32, 4, 8), mesh)
 
 
-def test_matrices_of_the_table_lie_as_its_specs_say():
+def test_matrices_get_the_specs_of_the_table():
     mesh = one_device_mesh()
     assert sharding.spec_of("layers/query/kernel", (2, 32, 4, 8), mesh) == P(None, "fsdp", "tensor", None)
     assert sharding.spec_of("0/mu/layers/mlp_output/kernel", (2, 64, 32), mesh) == P(None, "tensor", "fsdp")
@@ -84,8 +84,8 @@ class Device:
     process_index: int
 
 
-def test_tensor_axis_is_within_a_process_where_that_can_be(monkeypatch):
-    # As on a torus of 4 x 4 chips, where a host has 2 x 2 of them and neighbours are in rows of four.
+def test_tensor_axis_is_within_a_process_if_possible(monkeypatch):
+    # A torus of 4 x 4 chips: a host has 2 x 2 of them, and neighbours are in rows of four.
     devices = [Device(4 * y + x, 2 * (y // 2) + x // 2) for y in range(4) for x in range(4)]
 
     def in_rows(sizes, names, *, devices, axis_types):
@@ -100,5 +100,5 @@ def test_tensor_axis_is_within_a_process_where_that_can_be(monkeypatch):
 
 @pytest.mark.parametrize("sizes", [(2, 1, 1), (-1, 3, -1), (0, 1, 1), (-1, 2, 1)])
 def test_mesh_that_does_not_fit_the_devices_is_refused(sizes):
-    with pytest.raises(BadInput, match="does not fit 1 devices"):
+    with pytest.raises(BadInput, match="does not fit the number of devices, 1:"):
         sharding.make_mesh(*sizes, devices=jax.devices()[:1])

@@ -32,12 +32,12 @@ def question(context, *texts, id="q", asked="who?", starts=None):
 
 
 def letters(count):
-    """A context of one token a letter, and where in it letter n stands."""
+    """A context of `count` letters, one token each; letter n is at character 2 n."""
     return " ".join(LETTERS[i % 7] for i in range(count))
 
 
 def logits_of_labels(made):
-    """Logits that point at the labels."""
+    """Logits that point to the labels."""
     return [
         [np.where(np.arange(len(ids)) == place, 9.0, 0.0) for ids, place in zip(made.ids, places, strict=True)]
         for places in (made.starts, made.ends)
@@ -49,7 +49,7 @@ def random_logits(made, seed=0):
     return [[rng.normal(size=len(ids) + 3).astype(np.float32) for ids in made.ids] for _ in range(2)]
 
 
-def test_a_row_is_the_question_and_a_part_of_the_context(words):
+def test_a_window_is_the_question_and_a_part_of_the_context(words):
     made = windows([question("The players play.", "players")], words, 32, 8, 16)
     token = words.tokenizer.id_to_token
     assert [token(i) for i in made.ids[0]] == ("[CLS] who ? [SEP] the play ##er ##s play . [SEP]".split())
@@ -63,25 +63,25 @@ def test_a_row_is_the_question_and_a_part_of_the_context(words):
     [
         ("Built in Zürich.", "Zürich"),
         ("The CAFÉ was", "CAFÉ"),
-        ("The cafe\u0301 was", "cafe\u0301"),  # a mark that is a character of its own, at the end
-        ("re\u0301sume\u0301, was", "re\u0301sume\u0301"),  # and inside; the next token follows at once
+        ("The cafe\u0301 was", "cafe\u0301"),  # a mark that is its own character, at the end
+        ("re\u0301sume\u0301, was", "re\u0301sume\u0301"),  # and inside; the next token follows immediately
         ("naïvely built", "naïvely"),
         ("a cafe\u0301\u0301\u0301", "cafe\u0301\u0301\u0301"),  # at the end of the text
-        ("İstanbul was", "İstanbul"),  # in lower case two characters
+        ("İstanbul was", "İstanbul"),  # two characters in lower case
         ("the 東京 cafe", "京"),
         ("the東京cafe", "東京"),
         ("built (1895).", "1895"),
         ("built (1895).", "95"),  # the second piece of a word
         ("players, playing", "playing"),
-        ("in\u00a0Zürich  \n was", "Zürich  \n was"),  # spaces are kept as they are
-        ("zz\u200bz the cafe", "cafe"),  # characters that are dropped, an unknown word
+        ("in\u00a0Zürich  \n was", "Zürich  \n was"),  # white space is unchanged
+        ("zz\u200bz the cafe", "cafe"),  # dropped characters, and an unknown word
         ("the [MASK] was", "[MASK]"),
         ("the [SEP] was built", "was"),
-        ("한국 was", "한"),  # three pieces of one character
+        ("한국 was", "한"),  # three pieces from one character
         ("한국 was", "국"),
     ],
 )
-def test_an_answer_is_its_characters_in_the_text_as_written(words, context, answer):
+def test_an_answer_is_a_substring_of_the_text_as_written(words, context, answer):
     asked = question(context, answer)
     made = windows([asked], words, 48, 8, 16)
     assert made.starts[0] >= made.firsts[0]
@@ -89,14 +89,14 @@ def test_an_answer_is_its_characters_in_the_text_as_written(words, context, answ
     assert found.best == {"q": answer}
 
 
-def test_marks_that_are_tokens_stay_their_own(tmp_path):
+def test_marks_that_are_tokens_stay_separate(tmp_path):
     words = load(tmp_path, strip_accents=False)
     made = windows([question("cafe\u0301 was", "cafe\u0301")], words, 32, 8, 16)
     assert [words.tokenizer.id_to_token(i) for i in made.ids[0][4:-1]] == ["cafe", "##\u0301", "was"]
     assert made.characters[0].tolist() == [[0, 4], [4, 5], [6, 9]]
 
 
-def test_a_special_token_in_a_text_is_no_special_token(words):
+def test_a_special_token_written_in_a_text_is_ordinary_text(words):
     context = "the [SEP] [MASK]"
     made = windows([question(context, "[MASK]", asked="[CLS] ?")], words, 32, 8, 16)
     ids = made.ids[0].tolist()
@@ -118,7 +118,7 @@ def test_a_long_question_is_cut(words):
 
 
 def spans_of_run_squad(tokens, room, stride):
-    """Start and length of each window, one after another."""
+    """Start and length of each window, in order."""
     start, found = 0, []
     while not found or sum(found[-1]) < tokens:
         found.append((start, min(room, tokens - start)))
@@ -137,7 +137,7 @@ def most_context_of_run_squad(spans, t):
 @pytest.mark.parametrize(
     ("tokens", "seq_len", "stride"), [*itertools.product((1, 9, 12, 13, 40), (17, 18), (1, 3, 7, 50)), (170, 155, 140)]
 )
-def test_windows_and_most_context_are_those_of_run_squad(words, tokens, seq_len, stride):
+def test_windows_and_most_context_match_run_squad(words, tokens, seq_len, stride):
     context, room = letters(tokens), seq_len - 5
     made = windows([question(context, "a")], words, seq_len, stride, 16)
     spans = spans_of_run_squad(tokens, room, stride)
@@ -148,11 +148,9 @@ def test_windows_and_most_context_are_those_of_run_squad(words, tokens, seq_len,
         assert len(made.ids[n]) == len(made.types[n]) == length + 5
 
 
-def test_a_row_is_labelled_with_the_first_answer_in_it_or_cls(words):
+def test_a_window_is_labelled_with_the_first_answer_in_it_or_cls(words):
     asked = question(letters(20), "f g a", "b c", "g", starts=(10, 16, 26))
-    made = windows(
-        [asked], words, 11, 4, 16
-    )  # six tokens of the context at a time; the first window ends within "f g a"
+    made = windows([asked], words, 11, 4, 16)  # six context tokens at a time; the first window ends within "f g a"
     labels = [(int(s) - 4, int(e) - 4) for s, e in zip(made.starts, made.ends, strict=True)]
     first = {0: None, 4: (5, 7), 8: (8, 9), 12: (13, 13), 16: None}
     assert [c[0, 0] // 2 for c in made.characters] == list(first)
@@ -165,7 +163,7 @@ def test_answers_of_unknown_place_and_questions_without_are_labelled_cls(words):
     assert made.starts.tolist() == made.ends.tolist() == [0, 0]
 
 
-def test_a_context_without_a_token_has_a_row_and_no_answer(words):
+def test_a_context_without_tokens_has_a_window_and_no_answer(words):
     asked = [question("\u200b", id="empty"), question("the cafe", "cafe", id="full")]
     made = windows(asked, words, 32, 8, 16)
     assert made.questions.tolist() == [0, 1]
@@ -199,7 +197,7 @@ def every_span(asked, made, start_logits, end_logits, longest):
 
 
 @pytest.mark.parametrize("longest", [1, 3, 60])
-def test_the_best_answers_are_those_of_all_spans(words, longest):
+def test_the_best_answers_are_the_best_of_all_spans(words, longest):
     asked = question(letters(33), "a")
     made = windows([asked], words, 17, 4, 16)
     logits = random_logits(made)
@@ -229,7 +227,7 @@ def test_no_answer_is_the_lowest_score_of_cls_against_the_best_span(words):
         assert found.best == {"q": expected}
         assert found.null_score_difference["q"] == pytest.approx(none - best)
     entries = found.n_best["q"]
-    assert len(entries) == 6  # it is far down here, and always told
+    assert len(entries) == 6  # no answer is far from the best 5 here, but always included
     assert entries[-1]["text"] == ""
     assert sum(entry["probability"] for entry in entries) == pytest.approx(1)
     for start in logits[0]:
@@ -239,14 +237,14 @@ def test_no_answer_is_the_lowest_score_of_cls_against_the_best_span(words):
     assert [entry["text"] == "" for entry in found.n_best["q"]] == [True] + [False] * 4
 
 
-def test_of_equal_spans_the_first_is_given(words):
+def test_the_first_of_equal_spans_wins(words):
     asked = question("b a c d", "a")
     made = windows([asked], words, 32, 8, 16)
     flat = np.zeros((1, 32))
     assert answers([asked], made, flat, flat, "1.1").best == {"q": "b"}
 
 
-def test_questions_that_share_a_context_keep_their_own_rows(words):
+def test_questions_that_share_a_context_keep_their_own_windows(words):
     asked = [question(letters(30), id=str(n), asked=letters(n + 1)) for n in range(3)]
     together = windows(asked, words, 16, 3, 16)
     apart = [windows([one], words, 16, 3, 16) for one in asked]

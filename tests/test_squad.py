@@ -1,4 +1,4 @@
-"""SQuAD's files, scores and submissions: the official layouts and the official scripts' figures."""
+"""SQuAD's files, scores and submissions: the official layouts, and the official scripts' figures."""
 
 import functools
 import gzip
@@ -71,23 +71,23 @@ def test_gzip_and_a_byte_order_mark_are_read(tmp_path):
         ("1.1", (asked(), asked()), "question '1': its id occurs twice"),
         ("1.1", (asked(answers=()),), r"question '1': no answer.*version=2\.0"),
         ("2.0", (asked(),), r"question '1': no 'is_impossible'.*version=1\.1"),
-        ("2.0", (asked(is_impossible=True),), "is_impossible is true and there are 1 answers"),
-        ("2.0", (asked(is_impossible=False, answers=()),), "is_impossible is false and there are 0 answers"),
+        ("2.0", (asked(is_impossible=True),), "is_impossible is true, with 1 answer:"),
+        ("2.0", (asked(is_impossible=False, answers=()),), "is_impossible is false, with 0 answers:"),
         ("2.0", (asked(is_impossible="no"),), "'is_impossible' is 'no', expected bool"),
-        ("1.1", ({"id": "1", "question": "When?"},), r"paragraphs\[0\].qas\[0\]: no 'answers', there is 'id'"),
-        ("1.1", (asked(answers=({"text": "1825"},)),), "no 'answer_start', there is 'text'"),
+        ("1.1", ({"id": "1", "question": "When?"},), r"paragraphs\[0\].qas\[0\]: no 'answers', found 'id'"),
+        ("1.1", (asked(answers=({"text": "1825"},)),), "no 'answer_start', found 'text'"),
         ("1.1", (asked(answers=(answer("1825", "54"),)),), "'answer_start' is '54', expected int"),
-        ("1.1", (asked(answers=("1825",)),), "no 'text', there is a str"),
-        ("1.1", (), "holds no question"),
+        ("1.1", (asked(answers=("1825",)),), "no 'text', found a str"),
+        ("1.1", (), "holds no questions"),
         ("3.0", (asked(),), r"version '3\.0': expected one of 1\.1, 2\.0"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_used_is_named(tmp_path, version, questions, complaint):
+def test_unusable_questions_are_named(tmp_path, version, questions, complaint):
     with pytest.raises(BadInput, match=complaint):
         squad.read(save(tmp_path, *questions), version, train=True)
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path):
+def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(BadInput, match=r"the context is empty"):
         squad.read(save(tmp_path, asked(answers=(answer("", 0),)), context=" \n"), "1.1", train=True)
     with pytest.raises(BadInput, match=r"no file at .*absent\.json"):
@@ -96,7 +96,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     for content, complaint in (
         (b'{"data":\n [}', r"broken\.json, line 2: not JSON"),
         (b'{"data": "\xff"}', "not UTF-8 at byte 10"),
-        (b"[]", "no 'data', there is a list"),
+        (b"[]", "no 'data', found a list"),
     ):
         path.write_bytes(content)
         with pytest.raises(BadInput, match=complaint):
@@ -108,9 +108,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "start"), [("1825", 55), ("831.", -4), ("1825", 4_000)])
-def test_answers_that_are_elsewhere_are_counted_and_the_first_is_named(tmp_path, capsys, text, start):
+def test_misplaced_answers_are_counted_and_the_first_is_named(tmp_path, capsys, text, start):
     path = save(tmp_path, asked(), asked("2", answers=(answer(text, start), answer("1825"), answer(" ", 4))))
-    with pytest.raises(BadInput, match=rf"2 of 4 answers .*The first: .*question '2': '{text}' at character {start}"):
+    with pytest.raises(BadInput, match=rf"2 of 4 answers: .*The first: .*question '2': '{text}' at character {start}"):
         squad.read(path, "1.1", train=True)
     questions = squad.read(path, "1.1", train=False)
     assert "2 of 4 answers" in capsys.readouterr().err
@@ -120,7 +120,7 @@ def test_answers_that_are_elsewhere_are_counted_and_the_first_is_named(tmp_path,
 
 @pytest.mark.parametrize("version", squad.VERSIONS)
 def test_tensorflow_datasets_copy_gives_the_same_questions(tmp_path, monkeypatch, version):
-    """A set with the features of the registered `squad/v1.1` and `squad/v2.0`, whose preparation downloads."""
+    """A data set with the features of the registered `squad/v1.1` and `squad/v2.0`, which would need a download."""
     import tensorflow_datasets as tfds
 
     questions = [asked("1", is_impossible=False, answers=(answer("1825"), answer("in 1825")))]
@@ -162,13 +162,13 @@ def question(*answers, id="q"):
         ("denver", ("Denver Broncos",), 0, 2 / 3),
         ("broncos denver", ("Denver Broncos",), 0, 1),
         ("Carolina", ("Denver Broncos",), 0, 0),
-        ("b b", ("b b c",), 0, 4 / 5),  # a word counts as often as it is in both
-        ("b", ("x y", "b c", "b d e"), 0, 2 / 3),  # the answer that fits best
-        ("b.c", ("bc",), 1, 1),  # punctuation goes, and leaves no space
+        ("b b", ("b b c",), 0, 4 / 5),  # a word counts as often as it occurs in both
+        ("b", ("x y", "b c", "b d e"), 0, 2 / 3),  # the best-fitting answer counts
+        ("b.c", ("bc",), 1, 1),  # punctuation is removed, and leaves no space
         ("an anthem", ("anthem",), 1, 1),
         ("anthem", ("them",), 0, 0),  # articles are whole words
         ("$5-million", ("5million",), 1, 1),
-        ("5\u2013million", ("5million",), 0, 0),  # a dash that is not ASCII is a character
+        ("5\u2013million", ("5million",), 0, 0),  # a non-ASCII dash is not punctuation
         ("Zürich", ("Zurich",), 0, 0),  # accents count
         ("ZÜRICH", ("zürich",), 1, 1),
         ("b\u00a0c", ("b c",), 1, 1),
@@ -186,11 +186,11 @@ def test_scores_by_the_rules_of_version_1_1(prediction, golds, exact, f1):
     [
         ("denver", ("Denver Broncos",), 0, 2 / 3),
         ("", (), 1, 1),
-        ("the", (), 1, 1),  # nothing is left of it
+        ("the", (), 1, 1),  # empty once normalised
         ("Denver", (), 0, 0),
         ("", ("Denver",), 0, 0),
-        ("", ("the",), 1, 1),  # an answer of which nothing is left is none
-        ("Denver", ("the", "Denver Broncos"), 0, 2 / 3),  # and does not count beside another
+        ("", ("the",), 1, 1),  # an answer that normalises to nothing is no answer
+        ("Denver", ("the", "Denver Broncos"), 0, 2 / 3),  # and does not count next to another
         ("", ("the", "Denver"), 0, 0),
     ],
 )
@@ -205,10 +205,10 @@ def test_scores_by_the_rules_of_version_2_0(prediction, golds, exact, f1):
 
 
 def test_parts_and_best_thresholds_of_version_2_0():
-    """Five questions by hand. With no threshold at all the two without an answer are right: 2 of 5.
+    """Five questions, worked out by hand. If every question counts as having no answer, two are right: 2 of 5.
 
-    By rising difference: a (right: 3), n (said something: 2), b (half right: exact 2, F1 2.5), c (right: exact 3,
-    F1 3.5), m (said nothing: no change). So exact match is best at 3, first reached at a; F1 at 3.5, at c.
+    In order of difference: a (right: 3), n (an answer to none: 2), b (half right: exact 2, F1 2.5), c (right: exact 3,
+    F1 3.5), m (no answer given: no change). So the best exact match is 3, first reached at a; the best F1 3.5, at c.
     """
     questions = [
         question(id="n"),
@@ -236,7 +236,7 @@ def test_parts_and_best_thresholds_of_version_2_0():
     }
 
 
-def test_a_question_without_prediction_counts_as_zero():
+def test_a_missing_prediction_counts_as_zero():
     result = squad.score([question("x"), question("x", id="r")], {"r": "x", "another": "x"})
     assert result == {"exact_match": 50.0, "f1": 50.0, "total": 2}
 
@@ -269,7 +269,7 @@ def test_gold_answers_of_the_official_dev_set_score_100():
 
 
 @real
-def test_every_answer_of_real_data_is_given_back_unless_it_ends_within_a_token():
+def test_every_answer_of_real_data_is_recovered_unless_it_ends_within_a_token():
     questions = squad.read(str(DATA / "squad/train-v1.1-subset.json.gz"), "1.1", train=True)[::40]
     made = squad.windows(questions, vocab.load(DATA / "vocab/bert-base-uncased.txt"), 256, 128, 64)
     at = [[np.eye(256, dtype=np.float32)[place] for place in places] for places in (made.starts, made.ends)]
@@ -284,7 +284,7 @@ def test_every_answer_of_real_data_is_given_back_unless_it_ends_within_a_token()
         assert text in covered
         if characters[first, 0] == start and characters[last, 1] == start + len(text):
             assert covered == text
-        else:  # one token fewer would have less than the answer
+        else:  # one token fewer would not cover the answer
             assert characters[first, 1] > start
             assert characters[last, 0] < start + len(text)
     exact = sum(found[question.id] == question.answers[0] for question in questions)

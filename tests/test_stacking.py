@@ -1,4 +1,4 @@
-"""The timeline of stacking and MSLT, its learning rates and costs, and bad input."""
+"""Timelines of stacking and MSLT, their learning rates and costs, and bad input."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ def summary(stages):
 
 
 def rate(stages, step):
-    """The learning rate of a step of the run, as the loop asks for it."""
+    """The learning rate of a step of the run, as the loop computes it."""
     total, begins = sum(stage.steps for stage in stages), 0
     for stage in stages:
         if begins <= step < begins + stage.steps:
@@ -77,7 +77,7 @@ def test_phases_and_growth_interleave():
         ("joint/512-tokens", 100_000, 12, 0),
     ]
     assert [stage.program.seq_len for stage in stages] == [128] * 5 + [512]
-    # A phase that begins inside a stage is no growth: the rate does not climb there once more.
+    # A phase that begins inside a stage is not a growth, so the rate does not climb again.
     assert [stage.skipped for stage in stages] == [0] * 5 + [100_000]
     one = stacking.make("mslt", warm_again=0.02).stages(plain(of_depth(12), 1_000_000))
     assert all(rate(stages, step) == rate(one, step) for step in range(0, 1_000_000, 997))
@@ -103,9 +103,9 @@ def test_depths_and_shares_are_taken_as_given():
 # Learning rates
 
 
-def test_rates_of_stacking_are_those_of_the_released_script():
+def test_rates_of_stacking_equal_the_released_script():
     stages = stacking.make().stages(plain(of_depth(12)))
-    # reproduce_bert.sh: --lr, --end-lr, --max-update of its three runs; of the third's 800,000, 280,000 are released.
+    # reproduce_bert.sh: --lr, --end-lr, --max-update of its three runs; 280,000 of the third's 800,000 are released.
     knots = [0, 10_000, 50_000, 120_000, 920_000], [1e-7, 8e-4, 5.5e-4, 3e-4, 0]
     steps = [0, 1, 5_000, 9_999, 10_000, 30_000, 49_999, 50_000, 85_000, 119_999, 120_000, 260_000, 399_999]
     np.testing.assert_allclose([rate(stages, step) for step in steps], np.interp(steps, *knots), rtol=1e-9)
@@ -115,7 +115,7 @@ def test_rates_of_stacking_are_those_of_the_released_script():
     np.testing.assert_allclose([rate(two, step) for step in steps], np.interp(steps, *knots), rtol=1e-9)
 
 
-def test_rates_of_mslt_are_the_runs_with_a_climb_after_each_growth():
+def test_rates_of_mslt_follow_the_run_with_a_climb_after_each_growth():
     schedule = Schedule(1e-4, 100_000, warmup_steps=1_000)
     stages = stacking.make("mslt").stages(plain(of_depth(12), 100_000, schedule=schedule))
     for step in (0, 500, 1_000, 19_999, 21_000, 39_999, 81_000, 99_999):
@@ -138,8 +138,8 @@ def flops(stages):
     return [step_flops(stage.program).executed for stage in stages]
 
 
-def test_cost_of_the_layers_is_one_forward_and_two_backward_where_they_learn():
-    # Without prediction slots the head costs nothing; in pre-LN the lowest layer that learns needs every product.
+def test_layers_cost_one_forward_and_two_more_for_backward_if_trained():
+    # Without prediction slots the head costs nothing. In pre-LN the lowest trainable layer needs every product.
     units = np.array(flops(stacking.make("mslt").stages(plain(of_depth(12), slots=0)))) / step_flops(
         plain(of_depth(1), slots=0)[0].program
     ).executed  # fmt: skip
@@ -164,8 +164,8 @@ def test_head_at_base_size_takes_some_of_the_saving():
     D, tokens = 768, 256 * 128
     layer = 2 * tokens * 12 * D * D + 4 * tokens * 128 * D
     heads, table = 2 * 256 * (20 * D * D + D * D + 2 * D), 2 * 256 * 20 * D * 30_592
-    # The heads are paid in full, but for the gradient of the frozen table; and the lowest post-LN layer that learns
-    # needs three products less.
+    # The heads cost their full price except for the gradient of the frozen table. The lowest trainable post-LN layer
+    # needs three products fewer.
     by_hand = [(n + 2 * 3) * layer - 3 * 2 * tokens * D * D + 3 * heads + 2 * table for n in (6, 9, 12)]
     by_hand = [(3 + 2 * 3) * layer + 3 * heads + 3 * table, *by_hand, 36 * layer + 3 * heads + 3 * table]
     assert flops(stages) == by_hand
@@ -180,19 +180,19 @@ def test_head_at_base_size_takes_some_of_the_saving():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depths": "3,6"}, r"depths=3,6: .*end with the model's 12 layers, as 4,12"),
-        ({"depths": "12"}, "at least two depths"),
-        ({"depths": "6,6,12"}, "each above the one before"),
-        ({"depths": "12,6,12"}, "each above the one before"),
-        ({"depths": "0,12"}, "at least two depths"),
+        ({"depths": "3,6"}, r"depths=3,6: .*end with the model's 12 layers, such as 4,12"),
+        ({"depths": "12"}, "at least two increasing depths"),
+        ({"depths": "6,6,12"}, "at least two increasing depths"),
+        ({"depths": "12,6,12"}, "at least two increasing depths"),
+        ({"depths": "0,12"}, "at least two increasing depths"),
         ({"depths": "3,6,24"}, "the model's 12 layers"),
         ({"depths": "5,12"}, "must be a multiple"),
-        ({"depths": "3;12"}, r'depths=.3;12.: expected numbers with commas between, as "3,6,12"'),
+        ({"depths": "3;12"}, r'depths=.3;12.: expected comma-separated numbers, such as "3,6,12"'),
         ({"shares": "0.5,0.5"}, r"shares=0.5,0.5: .*3-layers, 6-layers, 12-layers"),
         ({"shares": "0.5,0.4,0.3"}, "sum to 1"),
         ({"shares": "0.5,0.5,0"}, "above 0"),
         ({"shares": "1.2,-0.4,0.2"}, "above 0"),
-        ({"shares": "a,b"}, "expected numbers"),
+        ({"shares": "a,b"}, "expected comma-separated numbers"),
         ({"depths": "1,2,4,12"}, "no default for 4 stages"),
         ({"variant": "doubling"}, r"variant='doubling' is unknown: expected stacking, mslt"),
         ({"init": "zeros"}, "expected copy, random, identity"),
@@ -202,7 +202,7 @@ def test_head_at_base_size_takes_some_of_the_saving():
         ({"embedding": "A"}, "nothing is frozen"),
         ({"frozen_dropout": False}, "nothing is frozen"),
         ({"warm_again": 1.0}, "below 1"),
-        ({"warm_again": 0.2}, "the stage of 6-layers has 70000: make it smaller"),
+        ({"warm_again": 0.2}, "stage 6-layers has only 70000: lower it"),
         ({"variant": "mslt", "shares": "0.25,0.25,0.25,0.25"}, "12-layers, joint"),
         ({"variant": "mslt", "shares": "0.3,0,0.3,0.2,0.2"}, "above 0"),
     ],
@@ -215,14 +215,14 @@ def test_bad_arguments_are_refused(arguments, message):
 @pytest.mark.parametrize(
     ("timeline", "message"),
     [
-        (plain(of_depth(1)), "at least two depths"),
-        (plain(of_depth(7)), "at least two depths"),
-        (plain(of_depth(12), steps=3), "3 steps leave none for the stage of 3-layers"),
+        (plain(of_depth(1)), "at least two increasing depths"),
+        (plain(of_depth(7)), "at least two increasing depths"),
+        (plain(of_depth(12), steps=3), "3 steps leave none for stage 3-layers"),
         (plain(of_depth(12), schedule=dataclasses.replace(GONG, decay="exponential")), "learning_rate=run"),
-        (plain(of_depth(12), steps=40_000), "does not end within the first stage, of 5000 steps"),
+        (plain(of_depth(12), steps=40_000), "does not end within the first stage of 5000 steps"),
         (plain(of_depth(12, norm="post")), "a post-LN layer normalises"),
-        ([dataclasses.replace(s, data="restart") for s in plain()], "write stacking first"),
-        ([dataclasses.replace(s, ask_every=5) for s in plain()], "write stacking first"),
+        ([dataclasses.replace(s, data="restart") for s in plain()], "name stacking first"),
+        ([dataclasses.replace(s, ask_every=5) for s in plain()], "name stacking first"),
     ],
 )
 def test_timelines_that_cannot_grow_are_refused(timeline, message):
@@ -230,13 +230,13 @@ def test_timelines_that_cannot_grow_are_refused(timeline, message):
         stacking.make(init="identity").stages(timeline)
 
 
-def test_plans_of_other_methods_must_come_later():
+def test_stacking_must_come_before_methods_that_change_the_plan():
     (stage,) = plain()
     for changed in (
         dataclasses.replace(stage.program, plan=edit(whole(3), 1, 2, queries=8)),
         dataclasses.replace(stage.program, frozen_paths=("embed/",)),
     ):
-        with pytest.raises(BadInput, match="write stacking first"):
+        with pytest.raises(BadInput, match="name stacking first"):
             stacking.make().stages((dataclasses.replace(stage, program=changed),))
-    with pytest.raises(BadInput, match="write stacking first, and once"):
+    with pytest.raises(BadInput, match="name stacking first, and only once"):
         stacking.make().stages(stacking.make(depths="1,3").stages((stage,)))

@@ -30,7 +30,7 @@ ADAMW = optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 1.0)
 
 
 def entered(method, params, before, after, key=None):
-    """(new parameters, new stage, moments' surgery) as the engine gets them between two stages."""
+    """(new parameters, new stage, change of the moments), as the engine gets them between two stages."""
     key = jax.random.key(1) if key is None else key
     params, moments, _, new = method.enter(params, (), before, after, None, key)
     return params, new, moments
@@ -52,10 +52,10 @@ def same(a, b):
         (6, 9, [3, 4, 5]),  # the top 3
         (9, 12, [6, 7, 8]),
         (3, 5, [1, 2]),
-        (2, 5, [1, 0, 1]),  # three on top of two: both again, and the top one below them
+        (2, 5, [1, 0, 1]),  # three on top of two: a copy of the top one, then copies of both
     ],
 )
-def test_layers_that_are_added_are_copies_of_the_topmost(before, after, expected):
+def test_added_layers_are_copies_of_the_topmost(before, after, expected):
     np.testing.assert_array_equal(stacking.sources(before, after), [*range(before), *expected])
 
 
@@ -120,7 +120,7 @@ def test_identity_layers_change_nothing_in_a_pre_ln_model(variant, depths):
         for depth, tree in ((low, params), (high, grown))
     )
     np.testing.assert_array_equal(x_BSD, y_BSD)
-    # What is not an output is a copy, so that the new layers have something to learn from.
+    # All but the output matrices are copies, so that the new layers have something to learn from.
     assert same(layers_of(grown, high - 1)["query"], layers_of(params, low - 1)["query"])
 
 
@@ -142,7 +142,7 @@ def test_doubled_model_equals_its_equations(norm):
 # Moments
 
 
-def test_fresh_optimizer_only_where_the_model_grows_or_more_of_it_learns():
+def test_fresh_optimizer_only_if_the_model_grows_or_more_of_it_is_trained():
     method = stacking.make("mslt", depths="1,3")
     stages = method.stages(plain(phases=((16, 0.1), (8, 0.8), (16, 0.1))))
     names = [stage.name for stage in stages]
@@ -189,11 +189,11 @@ def test_carried_moments_are_copied_in_stacking_and_zero_in_new_layers_of_mslt()
         assert same(carried["mlm"], moments["mlm"])
 
 
-# What learns: the program
+# What is trained: the program
 
 
 def of_stage(variant="mslt", index=1, model=TINY, **arguments):
-    """The step of a stage of growth "1,3" or "2,4", its state, and its program."""
+    """(train step, state, program) of one stage."""
     method = stacking.make(variant, **arguments)
     program = method.stages(plain(model))[index].program
     optimizer = optim.make(ADAMW)
@@ -231,12 +231,12 @@ def test_frozen_leaves_are_byte_identical_and_have_no_backward_pass_when_compile
     learning |= {"embed/word"} if embedding == "A" else set()
     assert moved == learning
     assert ("mlm/word" in learning) == (embedding == "C") == (not program.model.tied)
-    # Weight decay and moments move the lowest layer no more than gradients do.
+    # Neither gradients nor weight decay nor moments move the lowest layer.
     assert same(layers_of(before, 0), layers_of(after, 0))
     assert not same(layers_of(before, 1)["query"], layers_of(after, 1)["query"])
     assert not same(layers_of(before, 2)["query"], layers_of(after, 2)["query"])
-    # 8 products a layer, two more for each in the backward pass of the two that learn; the heads' four likewise, but
-    # for the gradient of a frozen table.
+    # 8 products per layer, and two more for each in the backward pass of the two trainable layers. The same for the
+    # heads' four, except for the gradient of a frozen table.
     assert compiled_dots(compiled) == 3 * 8 + 2 * 16 + 3 * 4 - (embedding == "B")
 
 
@@ -245,7 +245,7 @@ def compiled_dots(compiled) -> int:
 
 
 @pytest.mark.parametrize("embedding", ["A", "B", "C"])
-def test_there_is_no_gradient_and_no_moment_for_what_is_frozen(embedding):
+def test_frozen_parameters_have_no_gradient_and_no_moments(embedding):
     step, state, _ = of_stage(depths="1,3", embedding=embedding)
     expected = {path for path in paths(join(state.params, state.frozen)) if not path.startswith("embed/")}
     expected |= {"embed/word"} if embedding == "A" else set()
@@ -253,7 +253,7 @@ def test_there_is_no_gradient_and_no_moment_for_what_is_frozen(embedding):
     assert {leaf.shape[0] for leaf in jax.tree.leaves(state.params["layers"])} == {2}
     moments = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert sorted(moments) == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(state.params)])
-    # In the program, too, nothing is as large as the whole stack.
+    # Nothing in the program is as large as the whole stack, either.
     text = str(jax.make_jaxpr(step)(state, random_batch(TINY, 4, 16, 2)))
     assert "f32[2,16,32]" in text
     assert "f32[3,16,32]" not in text
@@ -265,9 +265,9 @@ def test_a_frozen_layer_saves_16_matrix_products():
         return dots(jax.make_jaxpr(step)(state, random_batch(TINY, 4, 16, 2)).jaxpr)
 
     # A layer has 8 products (query, key, value, scores, values, output, two of the feed-forward network), each with
-    # two in its backward pass. In a pre-LN model the lowest layer that learns needs all of them, for its LayerNorm; in
-    # a post-LN model not the three that would be the gradient of its input. The heads have four products, and the
-    # frozen table takes no gradient.
+    # two in its backward pass. In a pre-LN model the lowest trainable layer needs all of them, for its LayerNorm. In
+    # a post-LN model it does not need the three for the gradient of its input. The heads have four products, and the
+    # frozen table gets no gradient.
     counts = [written(f"{frozen},4", 1) for frozen in (3, 2, 1)]
     assert counts == [32 + 16 + 11, 32 + 32 + 11, 32 + 48 + 11]
     assert written("2,4", 2) == 32 + 64 + 12
@@ -275,14 +275,14 @@ def test_a_frozen_layer_saves_16_matrix_products():
 
 
 @pytest.mark.parametrize("frozen_dropout", [True, False])
-def test_frozen_layers_and_embeddings_drop_out_only_where_asked(frozen_dropout):
+def test_frozen_layers_and_embeddings_have_dropout_only_if_asked(frozen_dropout):
     model = of_depth(3, dropout=0.3, attention_dropout=0.3)
     method = stacking.make("mslt", depths="2,3", init="identity", frozen_dropout=frozen_dropout)
     before, after, joint = method.stages(plain(model))
     grown, new, _ = entered(method, random_params(of_depth(2)), before, after)
     batch, (learns, frozen) = random_batch(TINY, 3, 12, 2), partition(grown, new.program)
 
-    # The new layer adds nothing, so this is what the frozen ones compute.
+    # The new layer adds nothing, so this is the output of the frozen ones.
     def trunk(seed):
         key = jax.random.key(seed)
         return np.asarray(bert.encode(model, learns, frozen, batch, new.program.plan, Route(), key))
@@ -296,7 +296,7 @@ def test_frozen_layers_and_embeddings_drop_out_only_where_asked(frozen_dropout):
 # Through the state of a run
 
 
-def test_untied_table_starts_from_the_embeddings_and_is_given_up_in_the_joint_stage():
+def test_untied_table_starts_from_the_embeddings_and_is_discarded_in_the_joint_stage():
     mesh, optimizer = make_mesh(1, 1, 1, jax.devices()[:1]), optim.make(ADAMW)
     for carry in ("fresh", "carry"):
         method = stacking.make("mslt", depths="1,3", embedding="C", optimizer=carry)
@@ -321,7 +321,7 @@ def test_untied_table_starts_from_the_embeddings_and_is_given_up_in_the_joint_st
         assert mu["mlm"]["dense"]["kernel"].max() == float(carry == "carry")
 
 
-def test_report_says_depth_and_what_learns():
+def test_report_gives_depth_and_number_of_learning_layers():
     method = stacking.make("mslt", depths="1,3")
     _, stage, _ = method.stages(plain())
     report = method.report((), stage, Clock(0, 1), ())

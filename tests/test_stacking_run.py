@@ -1,4 +1,4 @@
-"""Stacking and MSLT through the loop: checkpoints of every stage, exact resume, and what 8 devices send each other."""
+"""Stacking and MSLT through the loop: checkpoints of every stage, exact resume, and traffic between 8 devices."""
 
 import json
 import pathlib
@@ -22,7 +22,7 @@ from helpers.small_runs import make_settings, rows_without_clock, run, small_con
 
 
 def grown_config(small_shards, **arguments):
-    """30 steps of a model of 2 layers; no dropout, since compiling it is most of a run so short."""
+    """30 steps of a 2-layer model, without dropout, since compiling it would take most of such a short run."""
     return small_config(
         small_shards, methods="stacking", phases="16:1", steps=30, log_every=5, data__objective="mlm",
         model__norm="pre", model__pooler=False, model__dropout=0.0, model__attention_dropout=0.0, eval__every=0,
@@ -32,7 +32,7 @@ def grown_config(small_shards, **arguments):
 
 @pytest.fixture(scope="module")
 def mslt(small_shards, tmp_path_factory):
-    """15 steps of a layer, 9 of another on top of it, whose table is untied, and 6 of both."""
+    """15 steps of one layer, 9 of a second one on top of it with an untied table, and 6 of both."""
     config = grown_config(
         small_shards, variant="mslt", depths="1,2", shares="0.5,0.3,0.2", embedding="C", warm_again=0.1
     )
@@ -52,7 +52,7 @@ def lowest(params):
     return jax.tree.map(lambda leaf: leaf[0], params["layers"])
 
 
-def test_rows_say_depth_and_what_learns(mslt):
+def test_rows_report_depth_and_number_of_learning_layers(mslt):
     _, workdir, summary = mslt
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "train"]
     seen = [tuple(row[f"stacking/{key}"] for key in ("depth", "learning_layers")) for row in rows]
@@ -60,7 +60,7 @@ def test_rows_say_depth_and_what_learns(mslt):
     assert [row["stage"] for row in rows] == ["1-layers"] * 3 + ["2-layers"] * 2 + ["joint"] * 2
     assert seen == [(1, 1)] * 3 + [(2, 1)] * 2 + [(2, 2)] * 2
     assert summary["flops"] < 0.75 * summary["flops_dense"]
-    # The rate climbs again over 3 steps: that after the 24th is the first of the joint stage.
+    # The rate climbs again over 3 steps: the step after the 24th is the first of the joint stage.
     rates = [1e-2 * (1 - (row["step"] - 1) / 30) for row in rows]
     assert [row["learning_rate"] for row in rows] == pytest.approx([*rates[:5], 0, rates[6]])
 
@@ -81,7 +81,7 @@ def test_frozen_parameters_are_byte_identical_until_the_joint_stage(mslt):
     assert set(learns) == {"layers", "mlm", "final_norm"}
 
 
-# Inside a stage in which a layer is frozen, and at the boundaries before and after it.
+# Inside the stage with a frozen layer, and at the boundaries before and after it.
 @pytest.mark.parametrize("at_step", [18, 15, pytest.param(24, marks=pytest.mark.slow)])
 def test_killed_run_ends_like_an_uninterrupted_one(mslt, tmp_path, monkeypatch, at_step):
     config, whole, _ = mslt
@@ -112,7 +112,7 @@ def test_stacking_with_carried_moments_resumes_at_its_boundary(small_shards, tmp
     assert same(params_at(tmp_path / "stopped", 30), params_at(tmp_path / "whole", 30))
 
 
-# Moments of the table that learned and then is frozen, of the copies, and of what learns again in the joint stage.
+# The carried moments belong to the table that is trained and then frozen, to copies, and to layers trained again later.
 @pytest.mark.parametrize("embedding", ["A", "B", "C"])
 def test_mslt_with_carried_moments_runs_to_its_end(small_shards, tmp_path, embedding):
     arguments = {"variant": "mslt", "depths": "1,2", "shares": "0.5,0.3,0.2", "warm_again": 0.1}
@@ -127,7 +127,7 @@ def test_mslt_with_carried_moments_runs_to_its_end(small_shards, tmp_path, embed
 
 
 def counted(folder, config):
-    """Steps that the moments of a checkpoint have seen."""
+    """Number of steps counted by a checkpoint's moments."""
     made = make_settings(config)
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     state = resumed(folder, methods.make(made.methods), optim.make(made.optimizer), mesh)
@@ -160,10 +160,10 @@ def measured(*names):
     return found
 
 
-def test_only_gradients_of_what_learns_are_all_reduced():
+def test_only_gradients_of_trainable_parameters_are_all_reduced():
     found = measured("dense", "B")
     dense, grown = found["dense"], found["B"]
-    # Beside the gradients: sums for the losses and the metrics.
+    # In addition to the gradients: sums for the losses and the metrics.
     assert 0 < grown["all-reduce"] - grown["learns"] < 100
     # A dense step may send the gradient of its tied table once for each of its two uses.
     assert 0 < dense["all-reduce"] - dense["learns"] < dense["table"] + 100
@@ -172,7 +172,7 @@ def test_only_gradients_of_what_learns_are_all_reduced():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("embedding", ["A", "C"])
-def test_table_that_learns_is_all_reduced_once(embedding):
+def test_trainable_table_is_all_reduced_once(embedding):
     found = measured("B", embedding)
     assert 0 < found[embedding]["all-reduce"] - found[embedding]["learns"] < 100
     assert found[embedding]["learns"] - found["B"]["learns"] == found["B"]["table"]

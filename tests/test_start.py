@@ -1,4 +1,4 @@
-"""How a run begins: its timeline and clock, and the parameters and states that it takes from a checkpoint."""
+"""How a run starts: its timeline and clock, and the parameters and states that it takes from a checkpoint."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def test_rate_counts_from_the_run_or_from_the_stage():
     assert SCHEDULE(40) != SCHEDULE(7)
 
 
-def test_rate_climbs_once_more_from_zero_to_what_the_schedule_says():
+def test_rate_warms_up_again_from_zero_to_the_schedule():
     again = dataclasses.replace(STAGE, warm_again=5)
     shares = [again.learning_rate(Clock(50 + i, 100), i) / SCHEDULE(50 + i) for i in range(7)]
     assert shares == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 1])
@@ -55,11 +55,11 @@ def test_stage_that_is_cut_keeps_its_rates(changes):
         assert part.learning_rate(Clock(step, 100), since) == stage.learning_rate(Clock(step, 100), step)
 
 
-def test_clock_counts_the_steps_of_a_training_and_begins_anew_at_a_restart():
+def test_clock_counts_the_steps_of_a_training_and_starts_again_at_a_restart():
     restart = dataclasses.replace(STAGE, data="restart")
     steps = (10, 20, 30, 40)
     planned = [dataclasses.replace(s, steps=n) for s, n in zip((STAGE, STAGE, restart, STAGE), steps, strict=True)]
-    # The search ended at step 25 instead of 30; what was planned of it still counts in its own clock.
+    # The search ended at step 25 instead of 30; its own clock still counts the planned steps.
     assert timeline.clock_of(planned, 0, 5, 0) == Clock(5, 30)
     assert timeline.clock_of(planned, 1, 24, 0) == Clock(24, 30)
     assert timeline.clock_of(planned, 2, 25, 25) == Clock(0, 70)
@@ -80,14 +80,14 @@ def frozen_below(depth):
 def test_stage_in_which_nothing_learns_is_refused(small_shards):
     settings = make_settings(small_config(small_shards))
     assert len(timeline.stages(settings, frozen_below(1))) == 2
-    with pytest.raises(BadInput, match=r"no layer learns in stage 16-tokens: leave the topmost"):
+    with pytest.raises(BadInput, match=r"no layer learns in stage 16-tokens: do not freeze the topmost"):
         timeline.stages(settings, frozen_below(2))
 
 
-# --- a folder that holds a run already --------------------------------------------------------------------------------
+# --- a folder that already holds a run --------------------------------------------------------------------------------
 
 
-def test_key_that_is_newer_than_a_run_was_at_its_default_there(small_shards, tmp_path):
+def test_run_older_than_a_key_had_its_default(small_shards, tmp_path):
     config = small_config(small_shards)
     older = {**config, "token_drop": {**config["token_drop"]}, "optimizer": {**config["optimizer"]}}
     del older["token_drop"]["examples_per_row"]
@@ -105,7 +105,7 @@ def test_key_that_is_newer_than_a_run_was_at_its_default_there(small_shards, tmp
 # --- a checkpoint's parameters and states -----------------------------------------------------------------------------
 
 
-def test_keys_that_were_renamed_are_read_from_an_older_config(small_shards, tmp_path):
+def test_renamed_keys_are_read_from_an_older_config(small_shards, tmp_path):
     config = small_config(small_shards)
     older = {**config, "token_drop": {**config["token_drop"]}, "model": {**config["model"]}}
     older["token_drop"]["beside"] = older["token_drop"].pop("examples_per_row")
@@ -128,7 +128,7 @@ def test_parameters_of_another_model_are_refused():
         check_model("grown", without, CONFIG)
 
 
-def test_warm_start_applies_what_a_method_added_and_leaves_it_behind(small_shards, tmp_path):
+def test_warm_start_applies_what_a_method_added_and_drops_it(small_shards, tmp_path):
     search = {"search": 3.0, "neuron_ratio": 0.0, "head_ratio": 0.0}
     config = small_config(
         small_shards,
@@ -157,7 +157,7 @@ def test_warm_start_applies_what_a_method_added_and_leaves_it_behind(small_shard
     )
 
 
-def test_state_of_a_method_comes_back_with_the_shape_that_it_was_saved_with(tmp_path):
+def test_state_of_a_method_is_restored_with_its_saved_shape(tmp_path):
     counting = Method(init=lambda params, config: (params, {"seen": jnp.zeros(3), "steps": jnp.zeros((), jnp.int32)}))
     method, mesh = chain(counting), make_mesh(1, 1, 1, jax.devices()[:1])
     state = first_state(initial_params.fresh(CONFIG, 0, mesh), method, STAGE, OPTIMIZER, mesh)
@@ -172,7 +172,7 @@ def test_state_of_a_method_comes_back_with_the_shape_that_it_was_saved_with(tmp_
 # --- methods by name --------------------------------------------------------------------------------------------------
 
 
-def test_argument_that_a_method_does_not_have_is_refused():
+def test_unknown_argument_of_a_method_is_refused():
     methods.make([("token_drop", {"keep": 0.5})])
     with pytest.raises(BadInput, match=r"--config\.token_drop\.keeep is unknown: did you mean keep\?"):
         methods.make([("token_drop", {"keeep": 0.5})])

@@ -29,8 +29,8 @@ def test_frozen_layers_have_no_backward_pass(params):
         return dots(jax.make_jaxpr(step)(state, batch_of(), Route(), 0.1, SEED).jaxpr)
 
     # A layer has 8 products (query, key, value, scores, values, output, two of the feed-forward
-    # network), each with two in its backward pass; the lowest layer that learns after a frozen one
-    # needs no gradient of its input, which three products would give.
+    # network), each with two in its backward pass. The lowest layer that learns above a frozen one
+    # needs no gradient of its input, which saves three products.
     assert count(0) - count(1) == 16 + 3
     assert count(1) - count(2) == 16
 
@@ -86,7 +86,7 @@ def test_micro_batches_draw_their_own_layers(params):
 
 
 def test_dropped_layers_get_a_gradient_of_zero_and_still_decay(params):
-    # As in the reference of progressive layer dropping: no gradient, but weight decay at every step.
+    # As in the reference code of progressive layer dropping: no gradient, but weight decay at every step.
     plan, route = pack(whole(3), np.array([[1, 0, 1]], np.float32))
     step, state = step_and_state(dataclasses.replace(PROGRAM, plan=plan), params)
     state, _ = jax.jit(step)(state, batch_of(), route, 0.1, SEED)
@@ -106,7 +106,7 @@ def test_means_weigh_every_prediction_once(params):
     assert float(metrics["mlm_sum"] / metrics["predictions"]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_words_behind_a_mask_are_summed_once_more(params):
+def test_words_behind_a_mask_are_also_summed_separately(params):
     step, state = step_and_state(
         dataclasses.replace(PROGRAM, model=dataclasses.replace(CONFIG, special_ids=MASK)), params
     )
@@ -139,8 +139,7 @@ def test_randomness_is_a_function_of_seed_and_step(params):
 
 @pytest.mark.slow
 def test_gradient_of_the_residual_stream_is_summed_once():
-    # Else its sum over the layers above is computed anew in each of its uses, and a step's time grows with the square
-    # of the depth.
+    # Otherwise each use recomputes its sum over the layers above, and a step's time grows with the square of the depth.
     def sums(depth):
         model = dataclasses.replace(CONFIG, norm="pre", depth=depth)
         program = dataclasses.replace(PROGRAM, model=model, plan=whole(depth))

@@ -1,4 +1,4 @@
-"""What the suite forbids is forbidden: the settings of conftest.py and pyproject.toml are in force."""
+"""The strict settings of conftest.py and pyproject.toml are in force."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""What the layers that progressive layer dropping draws compute: the switchable block, in both executions.
+"""Layers drawn by progressive layer dropping compute the switchable block, in both executions.
 
 Axes: as in layer_drop.py and bert.py.
 """
@@ -65,7 +65,7 @@ def test_drawn_layers_compute_the_switchable_block(variant, gate_L):
     draws = (drawn(method, stage, LATE + n)[0] for n in range(1000))
     scale_L = next(scale_L for scale_L in draws if tuple(scale_L != 0) == tuple(map(bool, gate_L)))
     _, x_BSD, grads = run(PRE, params, scale_L=scale_L)
-    keep_L = 1 - np.array([1, 2, 3]) / 3 * 0.5  # the released code scales by the same, and draws by another
+    keep_L = 1 - np.array([1, 2, 3]) / 3 * 0.5  # the released code scales by this, but draws with other probabilities
     expected_BSD = switchable_encoder(PRE, params, BATCH, gate_L, keep_L)
     real_BS = BATCH["segments"] != 0
     close(np.asarray(x_BSD)[real_BS], expected_BSD[real_BS])
@@ -79,24 +79,24 @@ def test_theta_of_one_is_plain_pre_ln_bit_for_bit():
     params, stage = reference.random_params(config), stage_of(depth=3)
     plain = run(config, params, seed=0)
     equal(run(config, params, scale_L=drawn(make(theta=1.0), stage, LATE)[0], seed=0), plain)
-    equal(run(config, params, scale_L=drawn(make(), stage, 0)[0], seed=0), plain)  # the ramp begins with it
+    equal(run(config, params, scale_L=drawn(make(), stage, 0)[0], seed=0), plain)  # the ramp starts at 1
 
 
-def test_no_layer_of_a_span_may_run():
+def test_a_span_may_run_no_layer():
     params = reference.random_params(PRE)
     plan = (Span(0, 1), Span(1, 3, queries=8, keys=8))
     loss, x_BSD, grads = run(PRE, params, plan, [0, 1.5, 2])
     shallow, above = dataclasses.replace(PRE, depth=2), (Span(0, 2, queries=8, keys=8),)
     close((loss, x_BSD, layers_of(grads, 1, 2)), run(shallow, layers_of(params, 1, 2), above, [1.5, 2]))
     equal(layers_of(grads, 0)["layers"], jax.tree.map(np.zeros_like, layers_of(grads, 0)["layers"]))
-    # Nor of the whole model: all between the embeddings and the heads is then left out.
+    # The whole model may run none either: everything between the embeddings and the heads is then skipped.
     *_, grads = run(PRE, params, plan, [0, 0, 0])
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads["layers"]))
     assert all(np.any(leaf) for leaf in jax.tree.leaves((grads["embed"], grads["final_norm"])))
 
 
 def test_dropped_boundary_layer_passes_kept_tokens_on():
-    # The plan of token dropping: the layer that attends to all tokens but updates the kept ones is the one dropped.
+    # Token dropping's plan. The dropped layer is the one that attends to all tokens but updates only the kept ones.
     config = dataclasses.replace(PRE, depth=4)
     params = reference.random_params(config)
     plan = edit(edit(edit(whole(4), 1, 3, queries=8), 2, 3, keys=8), 3, 4, queries=None)
@@ -118,14 +118,14 @@ def test_frozen_layers_may_be_dropped_too():
 
 
 def test_gather_and_cond_agree_over_micro_batches():
-    # With dropout: the masks of a layer follow from its place in the model, not from its place among those that run.
+    # With dropout: a layer's masks depend on its index in the model, not on its index among the layers that run.
     model = dataclasses.replace(PROGRAM.model, depth=2, norm="pre", dropout=0.1, attention_dropout=0.1)
     params, optimizer = reference.random_params(model), optax.identity()
     scale_ML = np.array([[4 / 3, 0], [0, 2]])
     assert any((drawn(make(), stage_of(2, micro_batches=2), LATE + n) == scale_ML).all() for n in range(100))
 
     def step(plan):
-        """(gradients, loss and the like)."""
+        """(gradients, metrics)."""
         packed, route = pack(plan, scale_ML)
         program = dataclasses.replace(PROGRAM, model=model, plan=packed, micro_batches=2)
         state = TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), ())
@@ -136,7 +136,7 @@ def test_gather_and_cond_agree_over_micro_batches():
     close(step(edit(whole(2), 0, 2, cond=True)), step(whole(2)))
 
 
-def test_dropped_layers_get_no_gradient_but_their_moments_and_weights_decay():
+def test_dropped_layers_get_no_gradient_but_moments_and_weights_decay():
     model = dataclasses.replace(PROGRAM.model, norm="pre")
     params, rng, rate = reference.random_params(model), np.random.default_rng(1), 0.1
     plan, route = pack(whole(3), np.array([[1.2, 0, 2.0]]))

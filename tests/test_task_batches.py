@@ -1,4 +1,4 @@
-"""Batches of similar length: every row once, few widths, the same programs in every epoch, mostly real tokens."""
+"""Batches of similar length: every example once, few widths, the same programs in every epoch, few padding tokens."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ LENGTHS = np.clip(RNG.normal(40, 15, 500), 4, 97).astype(int)
 
 def rows_of(lengths, labels=None):
     ids = [np.arange(1, length + 1, dtype=np.int32) for length in lengths]
-    return batches.ExampleSource(ids, [np.zeros(len(i), np.int32) for i in ids], labels)
+    return batches.TaskExamples(ids, [np.zeros(len(i), np.int32) for i in ids], labels)
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,9 @@ def words(tmp_path_factory):
 
 
 def test_pairs_are_laid_out_as_bert_reads_them(words):
-    rows = batches.training_examples([["good w1"], ["bad [SEP] w2"]], None, words, 48)
+    rows = batches.make_examples([["good w1"], ["bad [SEP] w2"]], None, words, 48)
     tokens = [WORDS[i] for i in rows.ids_N[0]]
-    # A special token that stands in the text is three unknown words, not a separator.
+    # A special token written in the text is three unknown words, not a separator.
     assert tokens == ["[CLS]", "good", "w1", "[SEP]", "bad", "[UNK]", "[UNK]", "[UNK]", "w2", "[SEP]"]
     assert rows.types_N[0].tolist() == [0] * 4 + [1] * 6
 
@@ -39,7 +39,7 @@ def test_the_longer_text_is_cut_as_in_bert(words, a, b, room):
     expected_a, expected_b = list(first), list(second)
     while len(expected_a) + len(expected_b) > room:
         (expected_a if len(expected_a) > len(expected_b) else expected_b).pop()
-    rows = batches.training_examples([[" ".join(first)], [" ".join(second)]], None, words, room + 3)
+    rows = batches.make_examples([[" ".join(first)], [" ".join(second)]], None, words, room + 3)
     assert [WORDS[i] for i in rows.ids_N[0]] == ["[CLS]", *expected_a, "[SEP]", *expected_b, "[SEP]"]
 
 
@@ -62,7 +62,7 @@ def _combinations(values, count):
 
 
 @pytest.mark.parametrize("count", [500, 97, 31])
-def test_every_epoch_has_every_row_once_and_the_same_programs(count):
+def test_every_epoch_has_every_example_once_and_the_same_programs(count):
     lengths = LENGTHS[:count]
     widths = batches.choose_widths(LENGTHS, 5)
     shapes = []
@@ -75,7 +75,7 @@ def test_every_epoch_has_every_row_once_and_the_same_programs(count):
     assert sum(size < 32 for _, size in shapes[0]) <= 1
 
 
-def test_companions_and_order_change_with_seed_and_epoch_alone():
+def test_contents_and_order_of_batches_depend_on_seed_and_epoch_alone():
     rows = rows_of(LENGTHS)
     widths = batches.choose_widths(LENGTHS, 4)
     steps = len(batches.epoch(LENGTHS, widths, 32, None))
@@ -95,7 +95,7 @@ def test_companions_and_order_change_with_seed_and_epoch_alone():
     assert len(first & again) < 2
 
 
-def test_filled_batch_has_weight_only_where_there_are_rows():
+def test_filled_batch_has_weight_only_for_its_examples():
     rows = rows_of([3, 5], np.array([1, 0], np.int32))
     arrays = batches.fill(rows, batches.Batch(8, np.array([1, 0])), 4, pad=9)
     assert arrays["weights"].tolist() == [1, 1, 0, 0]
@@ -105,10 +105,10 @@ def test_filled_batch_has_weight_only_where_there_are_rows():
 
 
 @pytest.mark.skipif("BERT_FAST_DATA" not in os.environ, reason="needs BERT_FAST_DATA, the folder with glue/MRPC ...")
-def test_three_quarters_of_an_epochs_positions_at_mrpcs_lengths_are_real():
+def test_most_positions_of_an_epoch_of_mrpc_hold_real_tokens():
     root = pathlib.Path(os.environ["BERT_FAST_DATA"])
     words = vocab.load(root / "vocab/bert-base-uncased.txt")
     found = glue.read("mrpc", str(root / "glue"))["train"]
-    rows = batches.training_examples(found.texts, found.labels, words, 128)
+    rows = batches.make_examples(found.texts, found.labels, words, 128)
     share = batches.real_share(rows, batches.choose_widths(rows.lengths_N, 5), 32)
     assert share > 0.85

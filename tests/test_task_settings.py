@@ -1,4 +1,4 @@
-"""Fine-tuning's settings, refused where they are impossible, and the summary of the runs of a folder."""
+"""Fine-tuning's settings, refused if impossible, and the summary of a folder's runs."""
 
 import json
 import shutil
@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from bert_fast import BadInput
+from bert_fast.configs import glue as glue_config
 from bert_fast.tasks import data, glue, sweep
 from bert_fast.tasks.settings import make
-from configs import glue as glue_config
 from helpers.made_tasks import make_settings
 
 
@@ -16,13 +16,13 @@ from helpers.made_tasks import make_settings
     ("changes", "message"),
     [
         ({"task": "mrcp"}, "did you mean mrpc"),
-        ({"seeds": "0,0"}, "expected numbers from 0, below 2\\^32, each once"),
+        ({"seeds": "0,0"}, "expected distinct numbers from 0 to below 2\\^32"),
         ({"answers.n_best": 0}, "answers.n_best=0: expected at least 1"),
         ({"answers.max_tokens": 0}, "answers.max_tokens=0: expected at least 1"),
         ({"learning_rates": "2e-5,high"}, "learning_rates"),
-        ({"learning_rates": "nan"}, "expected numbers"),
-        ({"learning_rates": "mrpc:2e-5,3e-5"}, "those without a task would not be used"),
-        ({"seeds": "0,5000000000"}, "expected numbers"),
+        ({"learning_rates": "nan"}, "expected distinct numbers"),
+        ({"learning_rates": "mrpc:2e-5,3e-5"}, "rates without a task would not be used"),
+        ({"seeds": "0,5000000000"}, "expected distinct numbers"),
         ({"data.seq_len": 3}, "data.seq_len=3: expected at least 8"),
         ({"data.train_examples": -5}, "data.train_examples=-5: expected at least 0"),
         ({"learning_rate.warmup": 2.0}, "expected a share from 0 to 1"),
@@ -40,13 +40,13 @@ def test_impossible_settings_are_refused(changes, message):
         make(config.to_dict())
 
 
-def test_squad_is_no_other_data_set_of_tfds():
+def test_squad_refuses_other_data_sets_of_tfds():
     assert data.squad_file("tfds:squad", "1.1", True) == "tfds:squad/v1.1:train"
     with pytest.raises(BadInput, match=r"data\.dir=tfds:glue: expected tfds:squad"):
         data.squad_file("tfds:glue", "1.1", True)
 
 
-def test_learning_rates_of_a_task_come_before_those_of_all(folder):
+def test_a_tasks_own_learning_rates_come_before_the_common_ones(folder):
     made, _ = make_settings(folder, "all", learning_rates="2e-5,3e-5,mrpc:9e-5")
     assert made.rates_of("mrpc") == (9e-5,)
     assert made.rates_of("rte") == (2e-5, 3e-5)
@@ -78,7 +78,7 @@ def test_summary_chooses_the_learning_rate_by_the_mean_and_leaves_wnli_out(tmp_p
     assert [line.split()[0] for line in table.splitlines()[1:4]] == ["cola", "rte", "wnli"]
 
 
-def test_run_that_is_being_written_is_no_seed(tmp_path):
+def test_unfinished_run_does_not_count_as_a_seed(tmp_path):
     write_result(tmp_path, "rte", 2e-5, 0, 50, 50)
     done = sweep.folder_of(tmp_path, "rte", 2e-5, 0)
     shutil.copytree(done, sweep.unfinished_of(done))

@@ -1,4 +1,4 @@
-"""EarlyBERT's ticket, from masks to the slim model, against NumPy written from the released code's rules.
+"""EarlyBERT's ticket, from masks to the slim model, compared with NumPy written from the released code's rules.
 
 Axes: as in the method's file.
 """
@@ -57,7 +57,7 @@ def test_keep_is_the_rule_of_the_released_code(kind, together):
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_units_that_are_not_there_have_no_say(together):
+def test_padding_units_do_not_count(together):
     c_LU = np.random.default_rng(0).normal(0, 1, (3, 9)).astype(np.float32)
     counts_L = (9, 4, 6)
     kept = keep(c_LU, make_units(counts_L, 0.4, together))
@@ -69,7 +69,7 @@ def test_units_that_are_not_there_have_no_say(together):
         assert not kept[layer, len(c_U) :].any()
 
 
-def test_distance_is_a_share_of_the_units_that_are_there():
+def test_distance_is_a_share_of_the_real_units():
     units = make_units((9, 4, 6), 0.4, True)
     kept_WLU = np.zeros((3, 3, 9), bool)
     kept_WLU[0, 0, 3] = kept_WLU[0, 1, 2] = kept_WLU[2, 1, 2] = True
@@ -85,21 +85,21 @@ def first_mask(method, config, c_LH, c_LF):
     return method.report(state, stage, None, ())
 
 
-def test_four_of_twelve_heads_fall_in_every_layer_and_two_fifths_of_all_neurons():
+def test_four_of_twelve_heads_are_pruned_in_every_layer_and_two_fifths_of_all_neurons():
     rng = np.random.default_rng(0)
     c_LH, c_LF = rng.random((12, 12)).astype(np.float32), rng.random((12, 3072)).astype(np.float32)
     base = bert.Config(vocab_size=128)
     report = first_mask(make(), base, c_LH, c_LF)
     assert report["heads"] == [8] * 12
     counts_L = np.array(report["neurons"])
-    assert counts_L.sum() == 36_864 - 14_746  # the quantile is at 14,745.2 from the lowest, counted from 0
+    assert counts_L.sum() == 36_864 - 14_746  # the quantile is at index 14,745.2 from the lowest
     assert counts_L.sum() == pytest.approx(0.6 * 36_864, abs=1)
     assert len(set(counts_L)) > 1
     assert first_mask(make(neurons="layer"), base, c_LH, c_LF)["neurons"] == [3072 - 1229] * 12
 
 
 @pytest.mark.parametrize(("heads", "fall"), [(2, 1), (4, 1), (8, 3), (12, 4), (16, 5)])
-def test_a_third_of_the_heads_of_every_published_size(heads, fall):
+def test_a_third_of_the_heads_is_pruned_at_every_published_size(heads, fall):
     c_LH = np.random.default_rng(0).random((2, heads)).astype(np.float32)
     report = first_mask(make(), dataclasses.replace(CONFIG, depth=2, heads=heads), c_LH, np.ones((2, 20), np.float32))
     assert report["heads"] == [heads - fall] * 2
@@ -149,7 +149,7 @@ def test_slim_weights_are_rows_of_the_initial_ones_in_order():
             np.testing.assert_array_equal(got[name]["bias"], of[name]["bias"])
 
 
-def test_what_is_padded_is_zero():
+def test_padding_is_zero():
     _, _, slim, model = ticket_of()
     for layer, hidden in enumerate(model.mlp_dim_L):
         assert (slim["layers"]["mlp_hidden"]["kernel"][layer][:, :hidden] != 0).all()
@@ -195,7 +195,7 @@ def test_random_ticket_chooses_every_unit_equally_often():
 
 
 @pytest.mark.parametrize(
-    ("name", "counts_L", "ratio", "together", "c_LU", "told"),
+    ("name", "counts_L", "ratio", "together", "c_LU", "message"),
     [
         ("neuron", [3, 3], 0.4, True, np.ones((2, 3)), "layer 0 without neurons: all of .* are 1.0,.*search longer"),
         ("head", [2, 2], 0.333333, False, [[2, 1], [3, 3]], "layer 1 without heads: all of .* are 3.0,.*search longer"),
@@ -205,9 +205,9 @@ def test_random_ticket_chooses_every_unit_equally_often():
     ],
     ids=["equal", "equal in a layer", "single", "highest equal", "global"],
 )
-def test_ticket_that_empties_a_layer_is_refused(name, counts_L, ratio, together, c_LU, told):
+def test_ticket_that_empties_a_layer_is_refused(name, counts_L, ratio, together, c_LU, message):
     for align in (1, 128):
-        with pytest.raises(BadInput, match=told):
+        with pytest.raises(BadInput, match=message):
             draw_ticket(np.float32(c_LU), make_units(counts_L, ratio, together), name, align)
 
 
@@ -218,11 +218,11 @@ def test_nothing_is_drawn_at_step_0():
         leave_search(method, params, state)
 
 
-# --- what is saved ----------------------------------------------------------------------------------------------------
+# --- savings ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("seq_len", "saved"), [(128, 0.377), (384, 0.374), (512, 0.373)])
-def test_slim_layer_of_base_saves_what_its_shapes_say(seq_len, saved):
+def test_slim_layer_of_base_saves_what_its_shapes_imply(seq_len, saved):
     base = bert.Config(vocab_size=30_522)
 
     def forward(heads, hidden):
@@ -244,7 +244,7 @@ def test_ticket_of_base_is_smaller_in_flops_and_in_memory():
     assert len(set(model.mlp_dim_L)) > 6
     saved = step_flops(stage.program).executed - step_flops(slim.program).executed
     tokens = 256 * 128
-    # 6 FLOPs a weight and token, and the two products of scores and values, 4 heads of 64 fewer.
+    # 6 FLOPs per weight and token, plus the two products of scores and values, with 4 fewer heads of 64.
     by_hand = 6 * tokens * (12 * 4 * 768 * 256 + 2 * 768 * 14_746) + 12 * 6 * 2 * tokens * 128 * 256
     assert saved == by_hand
     leaves = jax.tree.leaves(jax.eval_shape(lambda: bert.init(model, jax.random.key(0)))["layers"])

@@ -1,4 +1,4 @@
-"""Token dropping's plan, order and forward pass against NumPy written from the released code."""
+"""Token dropping's plan, order and forward pass, compared with NumPy written from the released code."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ both_norms = pytest.mark.parametrize("config", [POST, PRE], ids=["post", "pre"])
 
 
 def reference_order(score_V, batch):
-    """[selected, not selected] of SelectTopK in routing.py, by NumPy."""
+    """[selected, not selected] of SelectTopK in routing.py, in NumPy."""
     return np.argsort(-np.asarray(score_V)[batch["ids"]], axis=1, kind="stable")
 
 
@@ -72,20 +72,20 @@ def test_plan_is_full_then_boundary_then_kept_then_full(depth, expected):
         (10, [(0, 10, None, None), (10, 11, 6, None), (11, 12, None, None)]),
     ],
 )
-def test_boundary_is_the_layer_that_is_given(boundary, expected):
+def test_boundary_is_the_given_layer(boundary, expected):
     assert covered(planned(dataclasses.replace(POST, depth=12), boundary=boundary)) == expected
 
 
-def test_boundary_of_half_the_layers_less_1_is_the_released_one():
+def test_boundary_of_half_the_layers_minus_1_is_the_released_one():
     for depth in (2, 3, 12, 24):
         model = dataclasses.replace(POST, depth=depth)
         assert planned(model, boundary=depth // 2 - 1) == planned(model)
 
 
 @pytest.mark.parametrize(("depth", "boundary", "most"), [(12, 11, 10), (3, 5, 1), (1, 0, -1)])
-def test_boundary_that_leaves_no_last_layer_is_refused_with_the_highest(depth, boundary, most):
-    told = rf"token_drop\.boundary={boundary}: stage only has {depth} layers.* set at most {most}, or -1"
-    with pytest.raises(BadInput, match=told):
+def test_boundary_that_leaves_no_last_layer_is_refused_with_the_maximum(depth, boundary, most):
+    message = rf"token_drop\.boundary={boundary}: stage only has {depth} layers.* set at most {most}, or -1"
+    with pytest.raises(BadInput, match=message):
         planned(dataclasses.replace(POST, depth=depth), boundary=boundary)
 
 
@@ -108,7 +108,7 @@ def test_frozen_layers_split_the_plan_and_stay_frozen():
 
 
 @pytest.mark.parametrize(("full_tail", "steps"), [(0.0, [60, 40]), (0.1, [60, 30, 10]), (0.5, [50, 10, 40])])
-def test_tail_of_the_steps_is_without_dropping(full_tail, steps):
+def test_tail_of_the_steps_drops_nothing(full_tail, steps):
     stages = (stage_of(steps=60), stage_of(steps=40))
     cut = token_drop.make(full_tail=full_tail).stages(stages)
     assert [stage.steps for stage in cut] == steps
@@ -129,7 +129,7 @@ def test_tail_is_a_share_of_the_last_training():
 
 @pytest.mark.parametrize(
     ("depth", "width", "seq_len", "slots", "saved"),
-    # tensorflow/models, bert_en_uncased_base_token_drop.yaml and its like: with the MLM head, forward and backward.
+    # tensorflow/models, bert_en_uncased_base_token_drop.yaml and similar: with the MLM head, forward and backward.
     [(12, 768, 512, 76, 0.245), (12, 768, 128, 20, 0.236), (24, 1024, 512, 76, 0.252)],
 )
 def test_a_step_is_a_quarter_cheaper(depth, width, seq_len, slots, saved):
@@ -145,7 +145,7 @@ def test_a_step_is_a_quarter_cheaper(depth, width, seq_len, slots, saved):
 # The order of the tokens
 
 
-def test_order_and_its_inverse_are_those_of_the_released_code():
+def test_order_and_its_inverse_equal_the_released_code():
     batch = {name: np.array([[0, 1, 2, 3]], np.int32) for name in ("ids", "types", "positions", "slots")}
     batch |= {"segments": np.ones((1, 4), np.int32), "cls": np.array([2], np.int32)}
     moved = token_drop.kept_first(jnp.array([[5.0, 9.0, 1.0, 9.0]]), batch)
@@ -155,7 +155,7 @@ def test_order_and_its_inverse_are_those_of_the_released_code():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_pointer_points_to_the_token_it_pointed_to(seed):
+def test_every_pointer_still_points_to_its_token(seed):
     batch = packed_batch(seed)
     moved = ordered(random_scores(seed), batch)
     order_BS = reference_order(random_scores(seed), batch)
@@ -169,7 +169,7 @@ def test_every_pointer_points_to_the_token_it_pointed_to(seed):
     assert "cls" not in ordered(batch={name: x for name, x in batch.items() if name != "cls"})
 
 
-def test_nothing_is_moved_where_the_plan_restricts_nothing():
+def test_nothing_is_moved_if_the_plan_drops_no_tokens():
     assert ordered(plan=whole(4)) is BATCH
 
 
@@ -178,22 +178,22 @@ def test_ties_stay_in_order():
     np.testing.assert_array_equal(moved["positions"][0], [0, 2, 1, *range(3, 12)])  # [CLS] and [MASK] before the others
 
 
-def test_padding_comes_last_whatever_its_score():
-    # As [PAD] of the released code drifts: above ids that are learned well.
+def test_padding_comes_last_at_any_score():
+    # In the released code the score of [PAD] drifts, above ids that are learned well.
     moved = ordered(SCORE_V.at[PAD].set(9e3))
     real_BS = np.asarray(moved["segments"]) != 0
     assert (np.diff(real_BS.astype(int), axis=1) <= 0).all()
     assert ordered(SCORE_V.at[PAD].set(2e4))["segments"][1, 0] == 1
 
 
-def test_tokens_are_looked_up_by_what_stands_in_the_input():
-    # The word to be predicted at position 7 is 6; what stands there is another, at 2 it is [MASK].
+def test_scores_are_looked_up_by_input_id():
+    # The label at position 7 is id 6, but the input there is another id. The input at position 2 is [MASK].
     score_V = jnp.full(POST.table_rows, 5.0).at[MASK].set(9.0).at[6].set(8.0).at[BATCH["ids"][0, 7]].set(1.0)
     moved = ordered(score_V)
     assert moved["slots"][0].tolist() == [0, 11, 10]
 
 
-def test_random_scores_are_drawn_anew_and_keep_special_tokens():
+def test_random_scores_change_with_the_key_and_keep_special_tokens():
     _, score_V = token_drop.make(scores="random").init({}, POST)
     one, again, other = (ordered(score_V, scores="random", key=jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one["ids"], again["ids"])
@@ -207,13 +207,13 @@ def test_random_scores_are_drawn_anew_and_keep_special_tokens():
 
 
 def restored(x_BSD, order_BS):
-    """Hidden states back in the order of the input."""
+    """Hidden states back in input order."""
     return jnp.take_along_axis(x_BSD, jnp.argsort(order_BS, axis=1)[..., None], axis=1)
 
 
 @both_norms
 @pytest.mark.parametrize("boundary", [0, 1, 2])
-def test_forward_pass_is_that_of_the_released_code(config, boundary):
+def test_forward_pass_equals_the_released_code(config, boundary):
     params, batch = reference.random_params(config), ordered()
     x_BSD = bert.encode(config, params, {}, batch, planned(config, boundary=boundary), Route(), None)
     losses = bert.losses(config, params, {}, x_BSD, batch)
@@ -232,7 +232,7 @@ def ordered_loss(params, config, plan, batch):
 
 
 def gathered_loss(params, config, order_BS):
-    """The same by gathers in the trunk, as the released code does it."""
+    """The same with gathers in the trunk, as in the released code."""
     depth, selected, unselected = config.depth, order_BS[:, :KEPT], order_BS[:, KEPT:]
     take = lambda x, at: jnp.take_along_axis(x, at if x.ndim == 2 else at[..., None], axis=1)  # noqa: E731
 
@@ -259,7 +259,7 @@ def gathered_loss(params, config, order_BS):
 
 
 def test_tokens_ordered_at_the_input_equal_tokens_gathered_in_the_trunk():
-    # With gradients. The same LayerNorm on queries and keys: in pre-LN it is the boundary's own.
+    # With gradients. Queries and keys go through the same LayerNorm: in pre-LN, the boundary's own.
     config, params = PRE, reference.random_params(PRE)
     ours = jax.jit(jax.value_and_grad(ordered_loss), static_argnums=(1, 2))
     gathered = jax.jit(jax.value_and_grad(gathered_loss), static_argnums=1)
@@ -268,18 +268,18 @@ def test_tokens_ordered_at_the_input_equal_tokens_gathered_in_the_trunk():
 
 
 @both_norms
-def test_examples_beside_each_other_do_not_see_each_other(config):
+def test_joined_examples_do_not_see_each_other(config):
     params, plan = reference.random_params(config), planned(config)
     paired = tuple(dataclasses.replace(span, examples_per_row=2 if span.keys else 1) for span in plan)
     batch = ordered(batch=jax.tree.map(lambda *x: np.concatenate(x)[:4], BATCH, packed_batch(1)))
     run = jax.jit(jax.value_and_grad(ordered_loss), static_argnums=(1, 2))
     assert sum(span.examples_per_row == 2 for span in paired) == 1
     close(run(params, config, paired, batch), run(params, config, plan, batch))
-    with pytest.raises(ValueError, match="attend to others than themselves"):
+    with pytest.raises(ValueError, match="requires queries == keys"):
         run(params, config, tuple(dataclasses.replace(span, examples_per_row=2) for span in plan), batch)
 
 
-def test_examples_are_laid_beside_each_other_where_only_kept_tokens_are():
+def test_examples_are_joined_in_layers_with_only_kept_tokens():
     stage = stage_of()
     stage = dataclasses.replace(stage, program=dataclasses.replace(stage.program, batch_size=4))
     (dropping,) = token_drop.make(examples_per_row=2).stages((stage,))
@@ -327,7 +327,7 @@ def test_a_dropped_token_reaches_kept_ones_up_to_the_boundary():
     other["types"][0, KEPT] ^= 1
     moved_BS = (below(params, 3, other) != below(params, 3, batch)).any(-1)
     assert moved_BS[0, :KEPT].all()
-    # Through the boundary's keys alone, too: the plan of two layers has no layer below it.
+    # Also through the boundary's keys alone: the plan of two layers has no layer below the boundary.
     model = dataclasses.replace(POST, depth=2)
     one, two = (
         bert.encode(
@@ -339,7 +339,7 @@ def test_a_dropped_token_reaches_kept_ones_up_to_the_boundary():
 
 
 def test_a_dropped_token_reaches_kept_ones_after_the_boundary_in_the_last_layer_only():
-    # What comes out of the boundary is made the embeddings of a model of the two layers above it.
+    # The boundary's output becomes the embeddings of a model made of the two layers above it.
     params, batch = reference.random_params(POST), ordered()
     x_BSD = below(params, 2, batch)
     above = dataclasses.replace(POST, vocab_size=36, depth=2, embed_norm=False)

@@ -1,4 +1,4 @@
-"""Token dropping through the train loop: rows, evaluations, checkpoints and resuming; and over devices."""
+"""Token dropping through the train loop: rows, evaluations, checkpoints, resuming, and several devices."""
 
 import json
 import os
@@ -22,7 +22,7 @@ TAIL = 12  # of 20 steps
 
 
 def dropping_config(small_shards, **changes):
-    """A run of 20 steps of which the last 8 are without dropping, three layers, rows of 16 tokens."""
+    """A run of 20 steps, the last 8 without dropping, with three layers and examples of 16 tokens."""
     return small_config(
         small_shards,
         **{
@@ -42,7 +42,7 @@ def dropping_config(small_shards, **changes):
 
 @pytest.fixture(scope="module")
 def finished(small_shards, tmp_path_factory):
-    """(workdir, programs that were compiled) of a run that was never interrupted."""
+    """(workdir, compiled programs) of an uninterrupted run."""
     workdir, compiled, add = tmp_path_factory.mktemp("token_drop") / "run", [], compile.Programs.add
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -59,7 +59,7 @@ def state_of(folder, config):
     return state.resumed(folder, method, optim.make(settings.optimizer), mesh)
 
 
-def test_rows_say_what_is_kept_and_which_words_matter(finished):
+def test_rows_report_what_is_kept_and_which_words_matter(finished):
     train = [row for row in read_rows(finished[0] / "metrics.jsonl") if row["split"] == "train"]
     assert [(row["step"], row["token_drop/kept"]) for row in train] == [
         (4, 0.5), (8, 0.5), (12, 0.5), (16, 1.0), (20, 1.0)
@@ -69,14 +69,14 @@ def test_rows_say_what_is_kept_and_which_words_matter(finished):
         most, least = row["token_drop/most_important"], row["token_drop/least_important"]
         assert len(most) == len(least) == 10
         assert {*most, *least} <= {*pieces} - {*pieces[:5]}
-    # The most frequent words are the first; they are learned first.
+    # The most frequent words have the lowest ids and are learned first.
     assert {"##c0", "w1"} <= {*train[-1]["token_drop/least_important"]}
     assert train[2]["flops"] / train[2]["flops_dense"] < 0.9
     saved_at, saved_in_all = (row["flops_dense"] - row["flops"] for row in (train[2], train[4]))
     assert saved_at == saved_in_all > 0
 
 
-def test_evaluation_is_without_dropping_and_the_other_stands_beside(finished, small_shards):
+def test_evaluation_drops_nothing_and_also_reports_the_loss_with_dropping(finished, small_shards):
     valid = {row["step"]: row for row in read_rows(finished[0] / "metrics.jsonl") if row["split"] == "valid"}
     assert [step for step, row in valid.items() if "mlm_loss_dropping" in row] == [6, 12]
     assert list(valid) == [6, 12, 18, 20]
@@ -91,7 +91,7 @@ def test_a_program_with_dropping_and_one_without_compile_once(finished):
     assert without.plan == whole(3) != with_dropping.plan
 
 
-# Inside the stage with dropping, exactly where it ends, and in the tail.
+# Inside the stage with dropping, exactly at its end, and in the tail.
 @pytest.mark.parametrize("at_step", [7, TAIL, pytest.param(15, marks=pytest.mark.slow)])
 def test_interrupted_run_ends_like_an_uninterrupted_one(finished, small_shards, tmp_path, monkeypatch, at_step):
     config = dropping_config(small_shards)
@@ -103,7 +103,7 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(finished, small_shards, 
     assert jax.tree.all(same)
 
 
-def test_scores_are_in_the_checkpoint_and_no_parameter(finished, small_shards):
+def test_scores_are_in_the_checkpoint_but_not_a_parameter(finished, small_shards):
     config = dropping_config(small_shards)
     kept = checkpoint.shapes(finished[0] / "checkpoints/6")
     learns = kept["params"]
@@ -115,7 +115,7 @@ def test_scores_are_in_the_checkpoint_and_no_parameter(finished, small_shards):
     assert len(jax.tree.leaves(state.opt_state)) == 2 * len(jax.tree.leaves(learns)) + 1
     (score_V,) = state.method
     assert np.asarray(score_V[:5]).tolist() == [-1e4, 1e4, 1e4, 1e4, 1e4]
-    assert set(np.asarray(score_V[83:]).tolist()) == {10.0}  # behind the vocabulary
+    assert set(np.asarray(score_V[83:]).tolist()) == {10.0}  # past the vocabulary
     learned = np.asarray(score_V[5:83]) != 10
     assert 10 < learned.sum() < 78
     assert (np.asarray(score_V[5:83])[learned] < 10).all()
@@ -139,7 +139,7 @@ def test_a_batch_over_eight_devices_is_ordered_and_learned_as_on_one():
 
 
 def eight_devices():
-    """Orders and learns from a batch that is spread over eight devices, and on one; prints JSON."""
+    """Orders and learns from a batch on eight devices and on one; prints JSON."""
     from bert_fast import bert
     from bert_fast.method import Program
     from helpers.token_drop_cases import POST, SCORE_V, planned

@@ -1,4 +1,4 @@
-"""Token dropping's scores, what it says of them, and bad input."""
+"""Token dropping's scores, its report of them, and bad input."""
 
 import dataclasses
 import functools
@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from bert_fast import BadInput, bert, methods
+from bert_fast.configs import token_drop as token_drop_config
 from bert_fast.method import Clock, Method, Program, chain
 from bert_fast.methods import token_drop
 from bert_fast.plan import Route, edit, whole
 from bert_fast.train import optim
 from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.step import TrainState, make_step
-from configs import token_drop as token_drop_config
 from helpers import reference
 from helpers.token_drop_cases import (
     BATCH,
@@ -71,7 +71,7 @@ def test_one_loss_moves_a_score_by_a_two_hundredth():
 def test_scores_are_learned_by_label_and_by_filled_slots_only():
     _, score_V = token_drop.make().init({}, POST)
     after_V = learned(score_V, LOSSES_BP)
-    # Words 5, 6, 7 and 9 are labels; [MASK] and what else stands in their places is not; label 0 is a slot not filled.
+    # Ids 5, 6, 7 and 9 are labels. [MASK] and the other inputs at their positions are not; label 0 is an unfilled slot.
     assert np.flatnonzero(after_V != np.asarray(score_V)).tolist() == [5, 6, 7, 9]
     without = {**BATCH, "weights": np.zeros((3, 3), np.float32)}
     with jax.debug_nans(True):
@@ -79,7 +79,7 @@ def test_scores_are_learned_by_label_and_by_filled_slots_only():
 
 
 def random_slots(seed, slots=40):
-    """Losses, labels (some of them special) and weights of 3 rows with many duplicates; some slots are not filled."""
+    """Losses, labels (some special) and weights of 3 examples with many duplicates and some unfilled slots."""
     rng = np.random.default_rng(seed)
     labels = rng.choice([0, 5, 6, 7, 8, 149, UNK, MASK], (3, slots))
     weights = rng.choice([0, 0.5, 1, 2], (3, slots))
@@ -108,12 +108,12 @@ def test_last_write_is_the_released_update():
     for seed in range(20):
         losses_BP, batch = random_slots(seed)
         old_V = table_V.copy()
-        # tensor_scatter_nd_update of routing.py, one slot after another: every one, and old scores gathered before.
+        # tensor_scatter_nd_update of routing.py, slot by slot: every slot is written, from scores gathered beforehand.
         for loss, v in zip(losses_BP.ravel(), batch["labels"].ravel(), strict=True):
             table_V[v] = 0.995 * old_V[v] + 0.005 * loss
         score_V = learned(score_V, losses_BP, batch, repeats="last_write")
     np.testing.assert_allclose(score_V, table_V, rtol=1e-5)
-    # What follows from it: [PAD] drifts upwards by slots that are not filled, [UNK] and [MASK] come down.
+    # As a consequence, [PAD] drifts upwards because of unfilled slots, and [UNK] and [MASK] come down.
     assert score_V[PAD] == pytest.approx(-1e4 * 0.995**20, abs=2)
     assert score_V[UNK] < 9.5e3 > score_V[MASK]
     assert score_V[CLS] == 1e4
@@ -137,7 +137,7 @@ def test_frequency_counts_real_input_ids():
     expected_V = -np.bincount(ids, minlength=POST.table_rows).astype(float)
     expected_V[[UNK, CLS, SEP, MASK]], expected_V[PAD] = 1e4, -1e4
     np.testing.assert_array_equal(score_V, expected_V)
-    # Counts above 10,000 are counts like others.
+    # Counts above 10,000 are not mistaken for pinned scores.
     word, rarer = BATCH["ids"][0, 1], BATCH["ids"][0, 5]
     many_V = method.update(score_V.at[word].set(-1e5).at[rarer].set(-2e4), {}, BATCH, None)
     assert many_V[word] < -1e5 < many_V[rarer] < -2e4
@@ -150,7 +150,7 @@ def test_random_learns_nothing():
     assert method.update(score_V, {}, BATCH, None) is score_V
 
 
-def test_scores_begin_anew_with_a_training():
+def test_scores_are_reset_at_a_restart():
     method = token_drop.make()
     _, first_V = method.init({}, POST)
     for data, expected_V in (("continue", SCORE_V), ("restart", first_V)):
@@ -180,18 +180,18 @@ def test_a_step_learns_from_its_own_losses(train_step):
     batch, state = train_step(1)
     params = reference.random_params(POST)
     _, mlm_BP, _ = reference_dropped(POST, params, batch, SCORE_V, KEPT)
-    # The table is no parameter: neither the rate nor the decay of 0.5 moves a score that no loss moves.
+    # The table is not a parameter: neither the learning rate nor the decay of 0.5 moves a score without a loss.
     np.testing.assert_allclose(state.method[0], learned(SCORE_V, mlm_BP, batch), rtol=1e-6)
     assert jax.tree.structure(state.params) == jax.tree.structure(params)
 
 
-def test_micro_batches_learn_what_the_batch_does(train_step):
+def test_micro_batches_learn_the_same_as_the_batch(train_step):
     one, two = train_step(1)[1], train_step(2)[1]
     np.testing.assert_allclose(one.method[0], two.method[0], rtol=1e-6)
     assert (np.asarray(one.method[0]) != np.asarray(SCORE_V)).sum() == 4
 
 
-# What is said
+# The report
 
 
 def test_report_names_the_words_that_were_learned():
@@ -202,7 +202,7 @@ def test_report_names_the_words_that_were_learned():
     clock = Clock(3, 10)
     assert method.report(first_V, stage, clock, pieces) == {"kept": 1.0, "most_important": [], "least_important": []}
     scored = {v: float(v) / 7 for v in range(40, 65)}
-    # Special ids, ids that were never predicted, and ids behind the vocabulary are left out.
+    # Special ids, ids that were never predicted, and ids past the vocabulary are left out.
     score_V = first_V.at[jnp.array([*scored, PAD, 200])].set(jnp.array([*scored.values(), 500.0, 900.0]))
     said = method.report(score_V, dropping, clock, pieces)
     assert said["kept"] == 0.5
@@ -212,7 +212,7 @@ def test_report_names_the_words_that_were_learned():
     assert random.report(random.init({}, POST)[1], dropping, clock, pieces) == {"kept": 0.5}
 
 
-def test_ids_behind_the_vocabulary_never_matter():
+def test_ids_past_the_vocabulary_never_matter():
     score_V = SCORE_V.at[150:].set(9e3)
     np.testing.assert_array_equal(ordered(score_V)["ids"], ordered()["ids"])
     np.testing.assert_array_equal(learned(score_V, LOSSES_BP)[:150], learned(SCORE_V, LOSSES_BP)[:150])
@@ -245,7 +245,7 @@ def test_bad_arguments_are_refused(arguments, message):
         methods.make([("token_drop", arguments)])
 
 
-def test_keep_that_cannot_hold_special_and_masked_tokens_is_refused_with_one_that_can():
+def test_keep_too_small_for_special_and_masked_tokens_is_refused_with_the_minimum():
     stage = stage_of(dataclasses.replace(POST, max_len=128), 128, 20)
     with pytest.raises(BadInput, match=r"keeps 22 of 128 .* hold 20 .* 3 special.*keep=0\.18,"):
         token_drop.make(keep=0.17).stages((stage,))
@@ -260,7 +260,7 @@ def test_keep_that_cannot_hold_special_and_masked_tokens_is_refused_with_one_tha
 def test_a_second_method_that_leaves_out_tokens_is_refused(changes):
     stage = stage_of()
     program = dataclasses.replace(stage.program, plan=edit(whole(4), 1, 2, **changes))
-    with pytest.raises(BadInput, match=r"--config\.methods: .* stage only leaves out .* token_drop cannot"):
+    with pytest.raises(BadInput, match=r"--config\.methods: .* stage only already leaves out .* token_drop cannot"):
         token_drop.make().stages((dataclasses.replace(stage, program=program),))
 
 
@@ -289,7 +289,7 @@ def test_config_is_the_released_recipe():
 
 
 def test_every_argument_can_be_set_by_a_flag():
-    # A flag sets an attribute: an argument with the name of one of ConfigDict's own methods would be out of its reach.
+    # A flag sets an attribute, so it could not set an argument with the name of one of ConfigDict's own methods.
     config = token_drop_config.get_config()
     for key, default in methods.defaults()["token_drop"].items():
         assert getattr(config.token_drop, key) == default

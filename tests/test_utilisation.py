@@ -11,7 +11,7 @@ def test_padding_is_waste_and_a_saving_is_not():
     assert used == pytest.approx({"utilisation": 0.45, "utilisation_padded": 0.5, "utilisation_dense": 2 / 3})
 
 
-def test_without_a_peak_or_before_the_first_second_there_is_none():
+def test_no_utilisation_without_a_peak_or_before_the_first_second():
     assert utilisation(COUNTS, 3.0, None) == {}
     assert utilisation(COUNTS, 0.0, 4e12) == {}
 
@@ -31,7 +31,7 @@ def test_without_a_peak_or_before_the_first_second_there_is_none():
         ("Tesla T4", "T4 (fp16)", 65e12),
     ],
 )
-def test_accelerators_are_found_by_what_jax_calls_them(kind, name, peak):
+def test_accelerators_are_found_by_jax_name(kind, name, peak):
     found = accelerators.find(kind)
     assert found is not None
     assert (found.name, found.peak) == (name, peak)
@@ -43,7 +43,7 @@ def test_unknown_devices_have_no_peak():
     assert accelerators.find("TPU v5 litest") is None
 
 
-def test_clocks_are_peak_over_flops_of_a_cycle():
+def test_clock_is_peak_over_flops_per_cycle():
     clocks = {name: round(tpu.clock / 1e9, 2) for name, tpu in accelerators.TPUS.items() if tpu.clock}
     # Four matrix units of 128 x 128 do 131,072 FLOPs a cycle.
     assert clocks["v5e"] == pytest.approx(197e3 / 131_072, abs=0.01)

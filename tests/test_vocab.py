@@ -1,4 +1,4 @@
-"""Vocabularies: special ids are read, never assumed; any script; what a user types is understood."""
+"""Vocabularies: special ids are read, never assumed; any script works; masks that a user types are understood."""
 
 import pytest
 
@@ -56,13 +56,13 @@ def test_case_and_accents_are_kept_or_dropped_as_asked(tmp_path):
         assert words.tokenizer.normalizer.normalize_str("Naïve The") == expected
 
 
-def test_mask_that_a_user_types_is_the_mask_and_a_full_stop(tmp_path):
+def test_mask_typed_by_a_user_is_the_mask_even_before_a_full_stop(tmp_path):
     words = trained(tmp_path, ENGLISH)
     assert words.tokenizer.encode("the fox is [MASK].").tokens[-2:] == ["[MASK]", "."]
     assert words.mask in words.tokenizer.encode("[MASK]dog").ids
 
 
-def test_mask_that_stands_in_a_corpus_is_only_a_word(tmp_path):
+def test_mask_in_a_corpus_is_ordinary_text(tmp_path):
     words = trained(tmp_path, [*ENGLISH, "[MASK] mask"])
     (document,) = document_tokenizer.DocumentTokenizer(words)(["the [MASK] dog"])
     assert words.mask.to_bytes(2, "little") not in [document.records[0][i : i + 2] for i in range(8, 24, 2)]
@@ -76,7 +76,7 @@ def test_rare_symbols_do_not_fill_a_small_vocabulary(tmp_path):
     assert sum(words.tokenizer.token_to_id(symbol) is not None for symbol in rare) < 50
 
 
-def test_fingerprint_is_of_the_bytes_and_windows_line_ends_are_read(tmp_path):
+def test_fingerprint_covers_the_bytes_and_windows_line_ends_are_read(tmp_path):
     path = write(tmp_path, [*vocab.SPECIAL, "a"])
     before = vocab.load(path)
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
@@ -89,7 +89,7 @@ def test_unusable_vocabularies_are_named(tmp_path):
     special = list(vocab.SPECIAL)
     for lines, complaint in [
         ([*special[:-1], "a"], r"vocab\.txt: no \[MASK\]: BERT needs"),
-        ([*special, "a", "b", "a"], "'a' stands in line 6 and again in line 8"),
+        ([*special, "a", "b", "a"], "'a' is in line 6 and again in line 8"),
         ([], "is empty"),
     ]:
         with pytest.raises(BadInput, match=complaint):

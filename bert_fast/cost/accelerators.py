@@ -1,6 +1,6 @@
-"""What accelerators can do and cost: the one table that utilisation, plans and prices are computed from.
+"""What accelerators can do and what they cost: the one table behind utilisation, plans and prices.
 
-Prices are lists of a day, for on-demand use in the United States; look yours up before you rely on a bill.
+Prices are on-demand list prices in the United States on the date given. Look up your own before you rely on them.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ GB, GIB = 10**9, 2**30
 class Accelerator:
     """One chip.
 
-    kinds: what JAX calls it (`device_kind`), in lower case; a name that ends in "*" stands for all that begin so.
-    peak: bf16 FLOP/s. clock: cycles/s of its matrix unit, 0 where it is not needed. memory: bytes.
-    bandwidth: bytes/s of that memory. devices: how many JAX devices a chip is. dollars: an hour, None where no list
-    price was found. sources: of the figures, and of the price with its date.
+    kinds: JAX's names for it (`device_kind`), in lower case; "*" at the end matches any ending.
+    peak: bf16 FLOP/s. clock: cycles/s of its matrix units, 0 if not needed. memory: bytes.
+    bandwidth: of that memory, bytes/s. devices: JAX devices per chip. dollars: per hour, None if no list price was
+    found. sources: of the figures, and of the price with its date.
     """
 
     name: str
@@ -34,29 +34,31 @@ class Accelerator:
 
 
 def tpu(name, kind, tflops, memory, bandwidth, flop_a_cycle, devices, dollars, priced) -> Accelerator:
-    """Its clock is its peak over the FLOPs of its matrix units a cycle: units x rows x columns x 2 (0: unknown)."""
+    """A TPU. flop_a_cycle: FLOPs of its matrix units per cycle, units x rows x columns x 2 (0: unknown). Its clock is
+    its peak over that.
+    """
     source, peak = f"docs.cloud.google.com/tpu/docs/{name}", tflops * 1e12
     clock = peak / flop_a_cycle if flop_a_cycle else 0.0
     return Accelerator(name, (kind,), peak, memory, bandwidth, clock, devices, dollars, (source, priced))
 
 
 GOOGLE = "cloud.google.com/tpu/pricing"
-# By the name that a topology begins with (v5e:4x4).
+# Keyed by the first part of a topology (v5e:4x4).
 TPUS = {
     accelerator.name: accelerator
     for accelerator in (
         tpu("v4", "tpu v4", 275, 32 * GIB, 1228 * GB, 8 * 128 * 128 * 2, 1, 3.22, f"{GOOGLE}, August 2022"),
         tpu("v5e", "tpu v5 lite", 197, 16 * GIB, 819 * GB, 4 * 128 * 128 * 2, 1, 1.20, f"{GOOGLE}, November 2024"),
-        # From memory, not read on that page: v5p's price.
+        # v5p's price is from memory, not from that page.
         tpu("v5p", "tpu v5", 459, 95 * GIB, 2765 * GB, 8 * 128 * 128 * 2, 1, 4.20, f"{GOOGLE}, 2024, unverified"),
-        # That page gives v6e two units, of which its peak would need 3.5 GHz; the compiler (libtpu 0.0.42) expects up
-        # to 456,000 FLOPs a cycle of a large product, which takes four.
+        # That page gives v6e two units, whose peak would need 3.5 GHz. The compiler (libtpu 0.0.42) expects up to
+        # 456,000 FLOPs per cycle of a large product, which takes four.
         tpu("v6e", "tpu v6 lite", 918, 32 * GIB, 1638 * GB, 4 * 256 * 256 * 2, 1, 2.70, f"{GOOGLE}, November 2024"),
         tpu("tpu7x", "tpu7x", 2307, 192 * GIB, 7380 * GB, 0, 2, None, ""),
     )
 }
 
-NVIDIA = "the datasheet of NVIDIA, dense tensor cores"
+NVIDIA = "NVIDIA's datasheet, dense tensor cores"
 GPUS = (
     Accelerator("H200 NVL", ("nvidia h200 nvl*",), 835e12, 141 * GB, 4800 * GB, sources=(NVIDIA, "")),
     Accelerator("H200", ("nvidia h200*",), 989e12, 141 * GB, 4800 * GB, sources=(NVIDIA, "")),
@@ -71,7 +73,7 @@ GPUS = (
 
 
 def find(kind: str) -> Accelerator | None:
-    """The accelerator that JAX calls so, or None."""
+    """The accelerator that JAX calls `kind`, or None."""
     for accelerator in (*TPUS.values(), *GPUS):
         for known in accelerator.kinds:
             if kind.lower() == known or (known.endswith("*") and kind.lower().startswith(known[:-1])):
@@ -80,13 +82,13 @@ def find(kind: str) -> Accelerator | None:
 
 
 def peak_of(device) -> float | None:
-    """bf16 FLOP/s of a JAX device; None where the table does not have it, as for every CPU."""
+    """bf16 FLOP/s of a JAX device; None if it is not in the table, like every CPU."""
     accelerator = find(device.device_kind)
     return None if accelerator is None else accelerator.peak / accelerator.devices
 
 
 def measured_peak(device, size: int = 3072, rounds: int = 5) -> float:
-    """FLOP/s of the best of a few large float32 matrix products on a device: about what a CPU can do at most."""
+    """FLOP/s of the fastest of a few large float32 matrix products on a device: about the most a CPU can do."""
     a = jax.device_put(jnp.ones((size, size)) / size, device)
     product = jax.jit(lambda a: a @ a)
     product(a).block_until_ready()

@@ -1,8 +1,8 @@
-"""FLOPs of a train step, from its program alone: matrix products, a multiplication and an addition each.
+"""FLOPs of a train step, computed from its program alone: matrix products, two FLOPs per multiply-add.
 
-What is counted is what runs: forward and backward of the layers, tokens, heads and neurons that the
-plan names. Recomputation stands apart; the optimizer and everything that is no matrix product are
-left out. Axes: as in bert.py; A = H E, the width of all heads together.
+Counts what runs: forward and backward passes of the layers, tokens, heads and neurons that the plan names.
+Recomputation is counted separately. The optimizer and everything that is not a matrix product are left out.
+Axes: as in bert.py; A = H E, the width of all heads together.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from bert_fast.plan import frozen_depth, whole
 
 
 class Flops(NamedTuple):
-    """Of one step over the whole batch: forward and backward, and what the backward pass computes once more."""
+    """FLOPs of one step over the whole batch: forward and backward passes, and recomputation in addition to them."""
 
     executed: int
     recomputed: int
@@ -25,8 +25,8 @@ class Flops(NamedTuple):
 class Product(NamedTuple):
     """A matrix product of the forward pass.
 
-    gradients: how many products of the same size its gradient takes: one for each operand that
-    carries a tangent. recomputed: whether the backward pass repeats it.
+    gradients: how many products of the same size its gradient takes, one per operand that carries a tangent.
+    recomputed: whether the backward pass repeats it.
     """
 
     flops: float
@@ -37,7 +37,7 @@ class Product(NamedTuple):
 def step_flops(program: Program, on_L: Sequence[float] | None = None) -> Flops:
     """FLOPs of one train step of a program with its plan packed.
 
-    on_L: for each layer, the share of micro-batches (or the probability) with its gate on; read in
+    on_L: for each layer, the share of micro-batches (or the probability) with its gate on. Only read in
     spans with `cond`, whose plan does not say which layers run. None: all are on.
     """
     products = list(products_of(program, on_L))
@@ -46,13 +46,13 @@ def step_flops(program: Program, on_L: Sequence[float] | None = None) -> Flops:
 
 
 def forward_flops(program: Program) -> int:
-    """FLOPs of one evaluation step on as many examples: the forward pass, with every layer and token."""
+    """FLOPs of one evaluation step with the same batch size: the forward pass, with every layer and token."""
     program = dataclasses.replace(program, plan=whole(program.model.depth))
     return round(sum(product.flops for product in products_of(program, None)))
 
 
 def dense_equivalent(program: Program, final: Config) -> int:
-    """FLOPs of the same rows and prediction slots through the final model, nothing dropped, everything trained."""
+    """FLOPs of the same examples and prediction slots in the final model, nothing dropped and everything trained."""
     plan = whole(final.depth)
     return step_flops(dataclasses.replace(program, model=final, plan=plan, frozen_paths=())).executed
 
@@ -65,7 +65,7 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
         return any(not any(re.search(pattern, path) for pattern in program.frozen_paths) for path in paths)
 
     def dense(path, flops, tangent):
-        """x . kernel: a gradient for the kernel where it learns, and one for x where that carries a tangent."""
+        """x . kernel: one gradient for the kernel if it learns, and one for x if x carries a tangent."""
         return Product(flops, learns(f"{path}/kernel") + tangent)
 
     def norm(path):
@@ -87,7 +87,7 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
 
     if config.norm == "pre":
         tangent = tangent or norm("final_norm")
-    D, slots = config.width, program.batch_size * program.slots  # of which fine-tuning has none
+    D, slots = config.width, program.batch_size * program.slots  # no slots in fine-tuning
     yield dense("mlm/dense", 2 * slots * D * D, tangent)
     hidden_tangent = tangent or learns("mlm/dense/kernel", "mlm/dense/bias") or norm("mlm/norm")
     table = "embed/word" if config.tied else "mlm/word"
@@ -107,11 +107,11 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
 def layer_products(
     config: Config, queries: int, keys: int, seen: int, heads: int, mlp_dim: int, tangent: bool
 ) -> Iterator[Product]:
-    """Those of one layer that learns, with a checkpoint around it: `queries` and `keys` tokens of the batch, of which
-    each query meets `seen`, allowed or not.
+    """The products of one layer that learns, with a checkpoint around it.
 
-    tangent: whether the layer's input carries one. Without it the gradient of query, key and value
-    ends at their kernels, except after a LayerNorm that learns.
+    queries, keys: tokens in the whole batch. seen: keys that each query is multiplied with, allowed or not.
+    tangent: whether the layer's input carries one. Without it the gradients of query, key and value
+    end at their kernels, except after a LayerNorm that learns.
     """
     D, A, pre = config.width, heads * config.head_size, config.norm == "pre"
     into = 1 + (tangent or pre)
@@ -122,5 +122,5 @@ def layer_products(
     yield Product(2 * queries * seen * A, 2, True)  # probabilities with values
     yield Product(2 * queries * A * D, 2, True)  # attention_output
     yield Product(2 * queries * D * mlp_dim, 2, True)  # mlp_hidden
-    # Only a LayerNorm after it needs what the feed-forward network adds once more.
+    # Its output is needed again only by a LayerNorm after it.
     yield Product(2 * queries * mlp_dim * D, 2, not pre)  # mlp_output

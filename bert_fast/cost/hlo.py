@@ -1,5 +1,6 @@
-"""What a compiled program does, read from its text: what it sends between devices, and what its compiler expects it to
-take. Only the TPU compiler writes estimates.
+"""Reads the text of a compiled program: what it sends between devices, and how many cycles its compiler expects.
+
+Only the TPU compiler writes estimates.
 """
 
 import re
@@ -12,14 +13,14 @@ COLLECTIVES: tuple[str, ...] = ("all-reduce", "all-gather", "reduce-scatter", "c
 BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 BYTES |= {"s8": 1, "u8": 1, "pred": 1, "token": 0}
 
-# Work that carries no estimate; the largest first where a fusion holds several.
+# Work without an estimate, largest first: a fusion with several of them counts as the first.
 NOT_COUNTED = ("scatter", "gather", "sort", "custom-call", "rng-bit-generator", "while")
-# Custom calls that only say something of their operand, name memory, or mark the ends of a collective.
+# Custom calls that only annotate their operand, name memory, or mark the ends of a collective.
 FREE = (
     *("ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked"),
     *("AllocateBuffer", "AsyncCollectiveStart", "AsyncCollectiveDone"),
 )
-# Copies that run beside other work: they are listed, but as a bound they would count what is hidden.
+# Copies that overlap other work: they are listed, but left out of the lower bound, as their time may be hidden.
 ASYNCHRONOUS = ("copy-start", "slice-start", "dynamic-slice-start")
 
 
@@ -34,7 +35,7 @@ class Instruction(NamedTuple):
 
 
 class Module(NamedTuple):
-    """Instructions by computation, the name of the entry, and the innermost source line of each stack frame."""
+    """Instructions by computation, the entry's name, and the source line of each stack frame."""
 
     computations: dict[str, list[Instruction]]
     entry: str
@@ -42,7 +43,7 @@ class Module(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One instruction of a step, and how often it runs; cycles are None where there is no estimate."""
+    """One instruction of a step, and how often it runs. cycles: None if there is no estimate."""
 
     times: float
     operation: str
@@ -53,12 +54,12 @@ class Work(NamedTuple):
 
 
 def size_of(result: str) -> int:
-    """Bytes of a type such as `f32[8,128]{1,0}` or of a tuple of them."""
+    """Bytes of a type such as `f32[8,128]{1,0}`, or of a tuple of types."""
     return sum(_sizes_of(result))
 
 
 def _sizes_of(result: str) -> list[int]:
-    """Bytes of each array of a type. Raises KeyError for a kind that is not known here."""
+    """Bytes of each array in a type. Raises KeyError for an element type that is not in BYTES."""
     return [
         BYTES[kind] * int(np.prod([int(size) for size in sizes.split(",") if size]))
         for kind, sizes in re.findall(r"([a-z]\w*)\[([\d,]*)\]", result)
@@ -96,7 +97,7 @@ def _sources(text: str) -> dict[int, str]:
     frames = table("StackFrames", r"\{file_location_id=(\d+)(?: parent_frame_id=(\d+))?")
 
     def source(frame: int) -> str:
-        """The innermost line of this package on the stack, or the innermost of all."""
+        """The innermost line of this package on the stack, else the innermost line of all."""
         innermost, seen = "", set()
         while frame in frames and frame not in seen:
             seen.add(frame)
@@ -105,10 +106,10 @@ def _sources(text: str) -> dict[int, str]:
             name = files[int(file)]
             innermost = innermost or f"{name.rsplit('/', 1)[-1]}:{line}"
             inside = name.rpartition("/bert_fast/")[2]
-            # A clone may be called so too, and hold libraries.
+            # A clone may have the package's name too, and hold libraries.
             if inside != name and "site-packages/" not in inside:
                 return f"{inside}:{line}"
-            frame = int(parent or 1) - 1  # written one too high (jaxlib 0.10.2): the outermost frame names itself
+            frame = int(parent or 1) - 1  # jaxlib 0.10.2 writes parents one too high: the outermost frame names itself
         return innermost
 
     return {frame: source(frame) for frame in frames}
@@ -119,11 +120,11 @@ def every_branch(branch: int) -> float:
 
 
 def run_by(module: Module, branch_share: Callable[[int], float]) -> Iterator[tuple[float, str, Instruction]]:
-    """Every instruction outside of fusions, with how often a step runs it and the computation that holds it.
+    """Every instruction outside fusions, with how often a step runs it and the computation that holds it.
 
-    branch_share: of a conditional's branch, by its number (0: the first, what a false predicate takes), the share of
-    steps in which it is taken. The body of a loop counts as often as its condition says; where that is not known it
-    counts once, and the loop itself comes too.
+    branch_share: the share of steps that take a conditional's branch, by its number (0: the first, for a false
+    predicate). The body of a loop counts as often as the loop runs. If that is unknown, it counts once, and the loop
+    itself is included.
     """
 
     def of(computation: str, times: float) -> Iterator[tuple[float, str, Instruction]]:
@@ -146,7 +147,7 @@ def run_by(module: Module, branch_share: Callable[[int], float]) -> Iterator[tup
 
 
 def _trips(module: Module, loop: Instruction) -> int | None:
-    """How often a loop runs that counts up from 0: what its condition compares with. None of another loop."""
+    """How often a loop runs: as the text says, or as its condition says if it counts up from 0; None if unknown."""
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
     if known:
         return int(known[1])
@@ -157,9 +158,9 @@ def _trips(module: Module, loop: Instruction) -> int | None:
 
 
 def collectives(module: Module, branch_share: Callable[[int], float] = every_branch) -> dict[str, float]:
-    """Bytes a device of the results of each kind of collective in a step.
+    """Bytes per device of the results of each kind of collective in a step.
 
-    One that is cut in pieces, each fused to other work that hides it, counts once: its pieces share a channel.
+    A collective cut into pieces, each fused with other work that hides it, counts once: its pieces share a channel.
     """
     found: dict[tuple[str, str], float] = {}
     for times, computation, outer in run_by(module, branch_share):
@@ -174,7 +175,7 @@ def collectives(module: Module, branch_share: Callable[[int], float] = every_bra
 
 
 def walk(module: Module, branch_share: Callable[[int], float] = every_branch) -> Iterator[Work]:
-    """Every instruction of a step that takes time, collectives left out, with how often it runs."""
+    """Every instruction of a step that takes time, except collectives, with how often it runs."""
     results = {
         computation: {instruction.name: instruction.result for instruction in instructions}
         for computation, instructions in module.computations.items()
@@ -186,7 +187,7 @@ def walk(module: Module, branch_share: Callable[[int], float] = every_branch) ->
             inner = module.computations.get(_called(instruction, "calls"), [])
             inside = {each.operation for each in inner if not _is_free(each)}
             kind = next((heavy for heavy in NOT_COUNTED if heavy in inside), kind)
-        # Of the program's own arithmetic a few scalars carry no estimate either.
+        # A few scalar operations have no estimate either, and are skipped.
         if (estimate is None and kind not in (*NOT_COUNTED, *ASYNCHRONOUS)) or _is_free(instruction):
             continue
         source = re.search(r"stack_frame_id=(\d+)", instruction.text)
@@ -206,13 +207,13 @@ def _is_free(instruction: Instruction) -> bool:
 
 
 def _moved(kind: str, instruction: Instruction, results: dict[str, str]) -> int:
-    """Bytes of memory that an instruction must at least move.
+    """Minimum bytes of memory that an instruction moves.
 
-    A gather reads what it writes, not the whole table; a scatter reads its updates, and reads and writes the rows of
-    them in the table, which is the operand of the result's size.
+    A gather reads only what it writes, not the whole table. A scatter reads its updates, and reads and writes their
+    rows of the table, which is the operand of the result's size.
     """
     operands = [size_of(results.get(name, "")) for name in instruction.operands]
-    if kind in ASYNCHRONOUS:  # its result holds the source too, of which a slice moves a piece
+    if kind in ASYNCHRONOUS:  # its result includes the source, and a slice moves only a piece of that
         return 2 * min((size for size in _sizes_of(instruction.result) if size > 4), default=0)
     result = size_of(instruction.result)
     if kind == "gather":
@@ -230,7 +231,7 @@ def _called(instruction: Instruction, key: str) -> str:
 
 
 def _branches(instruction: Instruction) -> list[str]:
-    """The computations of a conditional, that of a false predicate, or of index 0, first."""
+    """The computations of a conditional; first the one for a false predicate, or for index 0."""
     listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.text)
     if listed:
         return re.findall(r"%?([\w.-]+)", listed[1])

@@ -1,18 +1,18 @@
-"""How much of its accelerators' peak a run uses: matrix-product FLOPs a second over the peak of all its devices.
+"""How much of its accelerators' peak a run uses: matrix-product FLOPs per second over the peak of all its devices.
 
-Recomputation counts as nothing. `utilisation` counts real tokens only: FLOPs spent on padding are waste.
-`utilisation_padded` counts padding too, and is what most publications give. `utilisation_dense` counts what dense
-training on the same rows would have needed: above `utilisation_padded` by what a method saves.
+Recomputation does not count. `utilisation` counts real tokens only: FLOPs spent on padding are waste.
+`utilisation_padded` counts padding too, and is what most publications report. `utilisation_dense` counts what dense
+training on the same examples would have needed: it exceeds `utilisation_padded` by what a method saves.
 """
 
 from collections.abc import Mapping
 
 
 def utilisation(counts: Mapping[str, float], seconds: float, peak: float | None) -> dict[str, float]:
-    """The three of them from a run's counts (train/counters.py) over so many seconds; {} where the peak is not known.
+    """The three shares of the peak, from a run's counts (train/counters.py) over `seconds`; {} if the peak is unknown.
 
-    peak: FLOP/s of all devices together. Shares of it; padding is taken as a share of the positions, which also holds
-    for all matrix products but those of attention, quadratic in the length.
+    peak: FLOP/s of all devices together. The share of padding is taken from the positions. That is right for all matrix
+    products except attention's, which are quadratic in the length.
     """
     if peak is None or seconds <= 0:
         return {}

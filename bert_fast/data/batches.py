@@ -1,18 +1,17 @@
-"""Shards to batches: rows addressed by one number, shuffled, masked and stacked, through Grain.
+"""Shards to batches: examples addressed by one integer, shuffled, masked and stacked, with Grain.
 
-Row i of epoch e is a function of (seed, e, i) and of nothing else: not of workers, hosts, prefetching or
-how rows are grouped. One *global index* g runs through all epochs; epoch g // rows holds every row once,
-in an order of its own. So the position of a run in its data is one integer, and going on from any is
-immediate.
+Example i of epoch e depends on (seed, e, i) alone: not on workers, hosts, prefetching or batching. One
+*global index* g runs through all epochs. With n examples in an epoch, epoch g // n holds every example
+once, in its own order. So a run's position in its data is one integer, and resuming from it is immediate.
 
-Keys of a batch, and their axes (B rows, S positions, P prediction slots):
+Keys of a batch, and their axes (B examples, S positions, P prediction slots):
 
     ids types positions   [B, S] int32
-    segments              [B, S] int32    0 at padding; attention is allowed between equal others
-    slots labels          [B, P] int32    predicted positions, ascending, and their tokens; unfilled: 0
-    weights               [B, P] float32  1 where a slot is filled
+    segments              [B, S] int32    0 at padding; attention is allowed within each nonzero segment
+    slots labels          [B, P] int32    predicted positions, ascending, and their tokens; 0 if unfilled
+    weights               [B, P] float32  1 for a filled slot, else 0
     cls                   [B]    int32    position of the (first) [CLS]
-    next                  [B]    int32    "mlm+nsp" only: 0 B follows A, 1 B is random
+    next                  [B]    int32    "mlm+nsp" only: 0 if B follows A, 1 if B is random
 """
 
 import functools
@@ -32,12 +31,12 @@ from bert_fast.data.workers import belong
 
 Batch = dict[str, np.ndarray]
 
-# Uses of a seed. Part of every key, so that an evaluation seed equal to the training seed is harmless.
+# Uses of a seed. Each is part of its key, so the evaluation seed may equal the training seed.
 ORDER, TRAINING, EVALUATION = range(3)
 
 
 class ExampleSource:
-    """Rows of a split: `rows(epoch, i)` is one, `len(rows)` how many an epoch has, `rows[g]` the training order."""
+    """Examples of a split: `rows(epoch, i)` in order, `rows[g]` in training order; an epoch has `len(rows)`."""
 
     def __init__(self, split: Split, vocab: Vocab, settings: ExampleSettings, seed: int, use: int):
         if seed < 0:
@@ -53,7 +52,7 @@ class ExampleSource:
         return len(self.content)
 
     def __call__(self, epoch: int, i: int) -> Batch:
-        # The counter's low half stays free for the draws: no two rows share a number.
+        # The low half of the counter is left to the draws, so no two examples share a random number.
         rng = np.random.Generator(np.random.Philox(key=self.key, counter=(0, 0, i, epoch)))
         content = self.content(i, rng)
         row = self.masking(content.ids_S, content.segments_S, rng)
@@ -68,13 +67,13 @@ class ExampleSource:
         return self(epoch, shuffled(self.seed, epoch, position, len(self)))
 
     def absent(self) -> Batch:
-        """A row that fills up a batch and counts for nothing: padding only, segments 0, weights 0."""
+        """An example that fills up a batch and counts for nothing: all padding, segments 0, weights 0."""
         row = {key: np.zeros_like(value) for key, value in self(0, 0).items()}
         return row | {"ids": np.full_like(row["ids"], self.pad)}
 
 
 class EvaluationExamples:
-    """The first `limit` rows of a split in their order; behind them, absent rows."""
+    """The first `limit` examples of a split, in order, followed by absent examples."""
 
     def __init__(self, rows: ExampleSource, limit: int):
         self.rows, self.limit = rows, limit
@@ -87,15 +86,15 @@ class EvaluationExamples:
 
 
 def training_examples(split: Split, vocab: Vocab, settings: ExampleSettings, seed: int) -> ExampleSource:
-    """The training rows of a split.
+    """The training examples of a split.
 
-    Raises BadInput for a split that does not fill one row.
+    Raises BadInput if the split does not fill one example.
     """
     rows = ExampleSource(split, vocab, settings, seed, TRAINING)
     if (tokens := int(split.ends_D[-1])) < settings.seq_len - 2:
         raise BadInput(
-            f"split {split.name!r} in {split.folder} has {tokens} tokens, a row of seq_len {settings.seq_len} "
-            f"takes {settings.seq_len - 2}: prepare more text or train with shorter sequences"
+            f"split {split.name!r} in {split.folder} has {tokens} tokens, but an example of seq_len "
+            f"{settings.seq_len} takes {settings.seq_len - 2}: prepare more text or train with shorter sequences"
         )
     return rows
 
@@ -103,22 +102,22 @@ def training_examples(split: Split, vocab: Vocab, settings: ExampleSettings, see
 def evaluation_examples(
     split: Split, vocab: Vocab, settings: ExampleSettings, seed: int, limit: int
 ) -> EvaluationExamples:
-    """The first `limit` rows of a split (fewer where it has fewer), the same for whatever training seed.
+    """The first `limit` examples of a split (all, if it has fewer), the same for every training seed.
 
     Raises BadInput for an empty split, or a limit below 1.
     """
     if limit < 1:
-        raise BadInput(f"the number of evaluation rows is {limit}: expected 1 or more")
+        raise BadInput(f"the number of evaluation examples is {limit}: expected 1 or more")
     return EvaluationExamples(ExampleSource(split, vocab, settings, seed, EVALUATION), limit)
 
 
 def shuffled(seed: int, epoch: int, position: int, rows: int) -> int:
-    """Which row stands at a position of an epoch: a permutation of range(rows) keyed by (seed, epoch)."""
+    """The example at a position of an epoch: a permutation of range(rows) keyed by (seed, epoch)."""
     if rows <= 1 << 16:
-        # index_shuffle works on blocks of 16 bits or more: with few rows it takes milliseconds an index.
+        # index_shuffle works on blocks of at least 16 bits: with few examples, one index takes milliseconds.
         return int(_permutation(seed, epoch, rows)[position])
-    # Grain's own shuffle takes 4 rounds; at a million rows successive indices are then visibly related (the
-    # chi-square of their differences is 200 times its expectation), with 16 they are not.
+    # Grain's own shuffle uses 4 rounds. At a million examples, successive indices are then visibly related:
+    # the chi-square of their differences is 200 times its expectation. With 16 rounds they are not.
     return index_shuffle(position, max_index=rows - 1, seed=_order_seed(seed, epoch), rounds=16)
 
 
@@ -133,10 +132,10 @@ def _order_seed(seed: int, epoch: int) -> int:
 
 
 def check_batch(rows: ExampleSource, batch_size: int) -> None:
-    """Raises BadInput where a batch has more rows than an epoch."""
+    """Raises BadInput if a batch has more examples than an epoch."""
     if batch_size > len(rows):
         raise BadInput(
-            f"a batch has {batch_size} rows, an epoch of seq_len {rows.settings.seq_len} has {len(rows)}: "
+            f"a batch has {batch_size} examples, but an epoch of seq_len {rows.settings.seq_len} has {len(rows)}: "
             "prepare more text or lower the batch size"
         )
 
@@ -151,16 +150,16 @@ def batches(
     workers: int = 0,
     prefetch: int = 4,
 ) -> Generator[tuple[int, Batch], None, None]:
-    """Endless `(global index after the batch, this process's part of it)`, from global index `start` on.
+    """Endless `(global index after the batch, this process's part of it)`, starting at global index `start`.
 
-    Batch b holds the global indices start + [b B, (b+1) B); process p of n the p-th of n equal parts.
-    `prefetch` batches are made ahead, by a thread, or by `workers` processes: for these the caller must be
-    importable (an `if __name__ == "__main__"` around what runs). Close it after use (`contextlib.closing`).
+    Batch b holds the global indices start + [b B, (b+1) B); process p of n gets the p-th of n equal parts.
+    `prefetch` batches are made ahead, by a thread or by `workers` processes. With workers, the main module
+    must be importable (`if __name__ == "__main__"` around what it runs). Close after use (`contextlib.closing`).
 
-    Raises BadInput where the batch exceeds an epoch, or cannot be shared out.
+    Raises BadInput if the batch exceeds an epoch, or cannot be divided evenly among the processes.
     """
     check_batch(rows, batch_size)
-    # As good as endless, and still a length that fits an index.
+    # Practically endless, but still a length that fits an index.
     stop = start + batch_size * 2**40
     return _stream(rows, batch_size, start, stop, process_index, process_count, workers, prefetch)
 
@@ -174,9 +173,9 @@ def evaluation_batches(
     workers: int = 0,
     prefetch: int = 4,
 ) -> Iterator[Batch]:
-    """This process's part of each batch, until all rows were given; absent rows fill up the last.
+    """This process's part of each batch, until every example has been yielded. Absent examples fill up the last.
 
-    Absent rows have `weights` 0 and `segments` 0: leave them out of means by `segments[:, 0] > 0`.
+    Absent examples have `weights` 0 and `segments` 0: exclude them from means with `segments[:, 0] > 0`.
     """
     stream = _stream(rows, batch_size, 0, len(rows), process_index, process_count, workers, prefetch)
     return (batch for _, batch in stream)
@@ -194,18 +193,18 @@ def _stream(
 ) -> Generator[tuple[int, Batch], None, None]:
     if batch_size < 1 or batch_size % process_count:
         raise BadInput(
-            f"the batch size is {batch_size}: expected a multiple of the {process_count} processes "
-            "that share each batch"
+            f"the batch size is {batch_size}: expected a multiple of {process_count}, the number of "
+            "processes that share each batch"
         )
     part = batch_size // process_count
     make = functools.partial(_make, rows, process_index * part, part, batch_size)
-    # An element is a whole batch: one row at a time spends as long in Grain as in making rows.
-    # One thread, since Python runs no two of them at once.
+    # An element is a whole batch. With one example per element, Grain takes as long as making the examples.
+    # One thread, because Python runs only one at a time.
     dataset = grain.MapDataset.range(start, stop, batch_size).map(make)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch))
     if workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain reads its own flags here, and fails outside absl's app.run
+            flags.FLAGS.mark_as_parsed()  # Grain reads its flags here, and would fail outside absl's app.run
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
         dataset = dataset.mp_prefetch(options, worker_init_fn=belong)
     return _closing(dataset)
@@ -223,5 +222,5 @@ def _closing(dataset: grain.IterDataset) -> Generator[tuple[int, Batch], None, N
     try:
         yield from iterator
     finally:
-        # Left open, its threads and processes can hang the interpreter's exit (github.com/google/grain/issues/1196).
+        # If left open, its threads and processes can hang the interpreter's exit (github.com/google/grain/issues/1196).
         iterator.close()

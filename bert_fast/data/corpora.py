@@ -1,12 +1,12 @@
-"""Where text comes from: a corpus lists its parts cheaply, and streams the documents of each.
+"""Where text comes from: a corpus lists its parts cheaply, and streams the documents of each part.
 
     docs                        the documentation installed with Python and its packages (docs.py)
-    files:GLOB                  .txt, .jsonl, .parquet, each also with .gz
+    files:GLOB                  .txt, .jsonl and .parquet, each optionally gzipped (.gz)
     tfds:NAME[/CONFIG]:SPLIT    tensorflow-datasets, prepared as ArrayRecord; TensorFlow is not needed
 
-A document is a string with a paragraph a line: stripped, no empty lines. In `.txt` a blank line
-ends it, elsewhere a record does. A document longer than LONGEST characters is read as several, so
-that memory stays bounded.
+A document is a string with one paragraph per line, stripped, without empty lines. In `.txt` a blank
+line ends a document; elsewhere a record is a document. A document longer than LONGEST characters is
+read as several, which bounds memory.
 """
 
 import functools
@@ -26,19 +26,19 @@ from bert_fast.data import docs, parquet, tfds
 LONGEST = 1 << 20  # characters
 _CHUNK = 1 << 22  # bytes read at once
 _BLANK = re.compile(r"\n\s*\n")
-_BROKEN = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
+_BROKEN = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, decoded with `surrogateescape`
 KINDS = (".txt", ".jsonl", ".parquet")
 
 
 class Part(NamedTuple):
-    """A file, or a split of a data set, and the bytes of text in it (an estimate where it is compressed)."""
+    """A file or a split of a data set, and its bytes of text (an estimate unless it is a plain .txt file)."""
 
     name: str
     bytes: int
 
 
 class Bad:
-    """What to do with a document that cannot be used: raise BadInput, or count and skip it."""
+    """What to do with an unusable document: raise BadInput, or skip and count it."""
 
     def __init__(self, skip: bool = False):
         self.skip = skip
@@ -46,12 +46,12 @@ class Bad:
 
     def __call__(self, place: str, problem: str, remedy: str) -> None:
         if not self.skip:
-            raise BadInput(f"{place}: {problem}. {remedy}, or give --skip_bad to count and skip such documents")
+            raise BadInput(f"{place}: {problem}. {remedy}, or pass --skip_bad to skip and count such documents")
         self.count += 1
 
 
 class Corpus:
-    """Documents in a fixed order. `identity` changes when the source does."""
+    """Documents in a fixed order. `identity` changes when the source changes."""
 
     def __init__(self, spec: str, identity: str, parts: Callable[[], list[Part]], read: Callable):
         self.spec = spec
@@ -64,7 +64,7 @@ class Corpus:
         return self._parts()
 
     def documents(self, part: Part, bad: Bad) -> Iterator[str]:
-        """Cleaned documents of one part. Raises BadInput with file, place and remedy, unless `bad` skips."""
+        """Cleaned documents of one part. Raises BadInput naming the place and a remedy, unless `bad` skips."""
         try:
             for text in self._read(part.name, bad):
                 if bad.skip and _BROKEN.search(text):
@@ -83,10 +83,10 @@ class Corpus:
 def open_corpus(
     spec: str, *, text_key: str = "text", tfds_data_dir: str | None = None, processes: int | None = None
 ) -> Corpus:
-    """The corpus of a source specification; `text_key` names the field of a record that holds the text.
+    """The corpus of a source specification. `text_key` names the field of a record that holds the text.
 
-    Raises BadInput for an unknown kind, a pattern that no file matches, a file of an unknown kind,
-    an empty corpus, and a data set that is not there or needs TensorFlow.
+    Raises BadInput for an unknown kind of source, a pattern that matches no file, an unsupported type
+    of file, an empty corpus, and a data set that does not exist or needs TensorFlow.
     """
     kind, _, rest = spec.partition(":")
     if spec == "docs":
@@ -106,7 +106,7 @@ def open_corpus(
 
 
 def cut(text: str) -> tuple[str, str]:
-    """A text in two, the first at most LONGEST characters: after a line, else a word, else anywhere."""
+    """Cuts a text in two, the first part at most LONGEST characters: after a line, else a word, else anywhere."""
     at = max(text.rfind("\n", 1, LONGEST), 0) or max(text.rfind(" ", 1, LONGEST), 0) or LONGEST
     return text[:at], text[at:].lstrip()
 
@@ -114,16 +114,16 @@ def cut(text: str) -> tuple[str, str]:
 def _files(spec: str, pattern: str, text_key: str) -> Corpus:
     paths = sorted(path for path in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(path))
     if not paths:
-        hint = f"; it is a folder: files:{pattern}/*.txt names the files in it" if os.path.isdir(pattern) else ""
+        hint = f"; it is a folder: files:{pattern}/*.txt matches the files in it" if os.path.isdir(pattern) else ""
         raise BadInput(f"--source={spec}: no file matches {pattern} (from {os.getcwd()}){hint}")
     for path in paths:
         if not path.removesuffix(".gz").endswith(KINDS):
-            raise BadInput(f"{path}: expected a name that ends in {', '.join(KINDS)}, or one of these with .gz")
+            raise BadInput(f"{path}: expected a name that ends in {', '.join(KINDS)}, optionally followed by .gz")
     try:
         parts = [Part(path, _text_bytes(path)) for path in paths]
     except PermissionError as error:
         raise BadInput(
-            f"{error.filename}: no permission to read it: chmod it, or leave it out of the pattern"
+            f"{error.filename}: no permission to read it: make it readable (chmod), or exclude it from the pattern"
         ) from error
     if not any(part.bytes for part in parts):
         raise BadInput(f"--source={spec}: all {len(parts)} files are empty (the first: {paths[0]}): expected text")
@@ -147,7 +147,7 @@ def _text_bytes(path: str) -> int:
             plain = int.from_bytes(file.read(4), "little")
             while plain < size:
                 plain += 1 << 32
-            return plain if plain < 100 * size else 3 * size  # a file cut short ends in anything
+            return plain if plain < 100 * size else 3 * size  # a truncated file ends in arbitrary bytes
     return size
 
 
@@ -160,7 +160,7 @@ def _read_text(path: str, bad: Bad) -> Iterator[str]:
     with _open(path) as file:
         while chunk := file.read(_CHUNK):
             data = rest + chunk
-            # Up to the last character, of which bytes may be missing; a whole corpus may be one line.
+            # Hold back the last character, which may be incomplete; not the last line: a whole corpus may be one.
             starts = [at for at in range(max(0, len(data) - 4), len(data)) if data[at] & 0xC0 != 0x80]
             head, rest = (data[: starts[-1]], data[starts[-1] :]) if starts else (data, b"")
             text += decode(head, path, offset, bad)
@@ -185,13 +185,13 @@ def _read_jsonl(path: str, text_key: str, bad: Bad) -> Iterator[str]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                bad(place, f"not JSON ({error.msg} at column {error.colno})", "Correct the line")
+                bad(place, f"not JSON ({error.msg} at column {error.colno})", "Fix the line")
                 continue
             if not isinstance(record, dict) or text_key not in record:
                 keys = sorted(record) if isinstance(record, dict) else type(record).__name__
-                bad(place, f"no key {text_key!r}, there is {keys}", "Name the key of the text with --text_key")
+                bad(place, f"no key {text_key!r}, found {keys}", "Name the key that holds the text with --text_key")
             elif not isinstance(text := record[text_key], str):
-                bad(place, f"{text_key!r} is {type(text).__name__}, expected a string", "Correct the line")
+                bad(place, f"{text_key!r} is {type(text).__name__}, expected a string", "Fix the line")
             elif not text.strip():
                 bad(place, "an empty document", "Remove the line")
             else:
@@ -199,7 +199,7 @@ def _read_jsonl(path: str, text_key: str, bad: Bad) -> Iterator[str]:
 
 
 def decode(data: bytes, place: str, offset: int, bad: Bad) -> str:
-    """Text of bytes that begin at `offset` of a file; where documents may be skipped, broken ones are marked."""
+    """Decodes bytes that begin at `offset` of a file. If `bad` skips, bytes that are not UTF-8 become surrogates."""
     if offset == 0 and data.startswith(b"\xef\xbb\xbf"):
         data, offset = data[3:], 3
     try:
@@ -212,5 +212,5 @@ def decode(data: bytes, place: str, offset: int, bad: Bad) -> str:
 
 
 def default_processes() -> int:
-    """Cores this process may use."""
+    """Number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,8 @@
-"""The embedded default corpus: English documentation that every machine has after installation.
+"""The built-in corpus: English documentation that every machine has after installation.
 
 Docstrings, long string literals and long comments of the standard library and of the packages that bert_fast
-itself requires, the README of each, and their reference text, reduced to prose. Nothing is
-imported: sources are read with `ast`. One document per object, in a fixed order, each paragraph once.
+requires, with the README and reference text of each package, all reduced to prose. Sources are parsed with
+`ast`; nothing is imported. One document per object, in a fixed order, each paragraph once.
 """
 
 import ast
@@ -21,7 +21,7 @@ from bert_fast import BadInput
 from bert_fast.data import markup, workers
 from bert_fast.data.files import atomic_write
 
-# What requirements.txt brings, so that the corpus is the same with and without the test packages.
+# Only what requirements.txt installs, so the corpus is the same with and without the test packages.
 # fmt: off
 DISTRIBUTIONS = (
     "absl-py", "array-record", "attrs", "chex", "clu", "contourpy", "cycler", "dm-tree", "docstring-parser",
@@ -36,22 +36,22 @@ DISTRIBUTIONS = (
 # fmt: on
 
 _SUFFIXES = (".py", ".pyi", ".rst", ".md", ".txt")
-# Tests document tests; vendored copies and licences repeat text that is elsewhere.
+# Docstrings of tests describe only tests; vendored copies and licences repeat text from elsewhere.
 _SKIPPED = {"tests", "test", "testing", "_vendor", "site-packages", "dist-packages", "licenses", "__pycache__"}
 _COMMENTS = re.compile(r"(?m)(?:^[ \t]*#(?!!).*\n){2,}")  # long enough to explain something
-_LITERAL = 200  # characters from which a string that is no docstring counts as documentation
+_LITERAL = 200  # characters: a string at least this long counts as documentation even if it is not a docstring
 
 
 def cached(processes: int, folder: pathlib.Path | None = None) -> pathlib.Path:
-    """A text file of the corpus (a paragraph a line, a blank line between documents), made at the first call.
+    """A text file of the corpus (one paragraph per line, a blank line between documents), made on the first call.
 
-    It lies in `folder`, by default in `$XDG_CACHE_HOME/bert_fast`, under a name that changes with
-    the versions of Python, of the packages and of the cleaning.
+    It is in `folder`, by default `$XDG_CACHE_HOME/bert_fast`, under a name that changes with the
+    version of Python, the versions of the packages and the code that cleans the text.
     """
     folder = folder or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "bert_fast"
     path = folder / f"docs-{version()}.txt"
     if not path.is_file():
-        print(f"Collecting the documentation installed with Python and its packages, once, into {path} ...", flush=True)
+        print(f"Collecting the documentation of Python and its packages into {path} (only once) ...", flush=True)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             atomic_write(path, "\n\n".join(collect(processes)).encode())
@@ -61,14 +61,14 @@ def cached(processes: int, folder: pathlib.Path | None = None) -> pathlib.Path:
 
 
 def collect(processes: int) -> list[str]:
-    """All documents of the corpus, each with a paragraph a line."""
+    """All documents of the corpus, each with one paragraph per line."""
     paths = [str(path) for path in _paths()]
     with workers.Pool(processes) as pool:
         return list(_unique(document for found in pool.map(_documents, paths) for document in found))
 
 
 def _unique(documents: Iterable[list[str]]) -> Iterator[str]:
-    """Documents without the paragraphs that an earlier one had: parameters are described over and over."""
+    """Documents without the paragraphs of earlier ones: parameters are described over and over."""
     seen = set()
     for paragraphs in documents:
         fresh = [text for text in paragraphs if hashlib.sha1(text.lower().encode()).digest() not in seen]
@@ -78,7 +78,7 @@ def _unique(documents: Iterable[list[str]]) -> Iterator[str]:
 
 
 def version() -> str:
-    """What the corpus depends on, as a short hash."""
+    """A short hash of everything the corpus depends on."""
     here = pathlib.Path(__file__)
     versions = [f"{name}=={found.version}" for name in DISTRIBUTIONS if (found := _distribution(name))]
     code = here.read_text() + here.with_name("markup.py").read_text()
@@ -93,7 +93,7 @@ def _distribution(name: str) -> importlib.metadata.Distribution | None:
 
 
 def _paths() -> Iterator[pathlib.Path]:
-    """Source and text files, the standard library's first, each package's in order of its paths."""
+    """Source and text files: the standard library's, then those each package installs, sorted by path."""
     library = pathlib.Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
         if _SKIPPED.isdisjoint(path.relative_to(library).parts) and path.relative_to(library).parts[0] != "ensurepip":
@@ -109,7 +109,7 @@ def _paths() -> Iterator[pathlib.Path]:
 
 
 def _documents(path: str) -> list[list[str]]:
-    """Prose of each object of one file, as lists of paragraphs."""
+    """The prose of one file: a list of paragraphs for each object."""
     try:
         text = pathlib.Path(path).read_text("utf-8")
     except (UnicodeDecodeError, OSError):
@@ -124,7 +124,7 @@ def _documents(path: str) -> list[list[str]]:
 
 
 def _literals(source: str) -> list[str]:
-    """Docstrings and long strings of a module, in the order of the file; f-strings are left out, they are fragments."""
+    """Docstrings and long strings of a module, in file order. F-strings are left out: they are fragments."""
     if '"""' not in source and "'''" not in source:
         return []
     try:

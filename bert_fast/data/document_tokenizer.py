@@ -1,6 +1,6 @@
-"""Text to records: sentences, token ids, and the split a document belongs to. The part of prepare that workers do.
+"""Text to records: sentences, token ids, and the hash that decides a document's split. Workers of prepare run this.
 
-Axes: T tokens of one document, N its sentences.
+Axes: T tokens and N sentences of one document.
 """
 
 import hashlib
@@ -15,20 +15,20 @@ from tokenizers import Tokenizer
 from bert_fast.data import shards
 from bert_fast.data import vocab as vocabulary
 
-MAX_TOKENS = 65_536  # of one record
-# A sentence ends at a full stop, closing quotes and a space, where no lower-case letter follows;
-# scripts that write no space after theirs end at the stop itself.
+MAX_TOKENS = 65_536  # in one record
+# A sentence ends at a full stop, closing quotes and a space, unless a lower-case letter follows.
+# In scripts without a space after the full stop, it ends at the full stop.
 _END = re.compile(
     r"[.!?…؟।](?<!\b[A-Z]\.)(?<!\b(?:Mr|Ms|Dr|St|vs|pp|cf|Jr)\.)(?<!\b(?:Mrs|Col|Gen|Rev|Vol|Fig|e\.g|i\.e)\.)"
     r"[\"'”’)\]»]*\s+(?=[\"'“‘(\[«]*[^\W_a-z])|[。！？][”’」』）]*"
 )
-# Words of printable ASCII, as BERT's pre-tokeniser splits them: at spaces, each punctuation mark alone
+# Words of printable ASCII, as BERT's pre-tokeniser splits them: at spaces, with each punctuation mark alone
 _ASCII_WORD = re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9 ]")
 _CACHED_WORDS = 200_000  # about 40 MB
 
 
 class Encoded(NamedTuple):
-    """One document: its place in [0, 2^64) by a hash of its text, its records and what was counted."""
+    """One document: a hash of its text in [0, 2^64), its records and its counts."""
 
     hash: int
     records: list[bytes]
@@ -39,7 +39,7 @@ class Encoded(NamedTuple):
 
 
 class _Words(dict):
-    """Token ids of each word; the first ones met are kept, and those are the frequent ones."""
+    """Token ids of each word. Caches the first words it meets, which include the frequent ones."""
 
     def __init__(self, tokenizer: Tokenizer):
         super().__init__()
@@ -53,23 +53,23 @@ class _Words(dict):
 
 
 class DocumentTokenizer:
-    """Text to records with one vocabulary, in one thread.
+    """Turns text into records with one vocabulary, in one thread.
 
-    `tokenizers` looks every word up anew, with its place in the text. Most sentences are printable
-    ASCII, where BERT's normalisation is `lower` and its splitting a regular expression: for these
-    a table of the words met so far gives the same ids several times faster.
+    `tokenizers` looks up every word every time, and tracks its place in the text. Most sentences are printable
+    ASCII, for which BERT's normalisation is `lower` and its splitting a regular expression. For these, a
+    table of the words met so far gives the same ids several times faster.
     """
 
     def __init__(self, vocab: vocabulary.Vocab):
         self.unk = vocab.unk
         self.dtype = shards.token_dtype(vocab.size)
         self.tokenizer = vocab.tokenizer
-        self.tokenizer.encode_special_tokens = True  # "[MASK]" in a corpus is a word, not the mask
+        self.tokenizer.encode_special_tokens = True  # "[MASK]" in a corpus is text, not the mask
         self.cased = vocab.cased
         self._words = _Words(self.tokenizer)
 
     def __call__(self, texts: list[str]) -> list[Encoded]:
-        """The records of each document; none where no token is left of it."""
+        """The records of each document; none for a document without tokens."""
         sentences = [sentences_of(text) for text in texts]
         rest = [sentence for own in sentences for sentence in own if not _is_plain(sentence)]
         others = iter(self.tokenizer.encode_batch_fast(rest, add_special_tokens=False))
@@ -79,13 +79,13 @@ class DocumentTokenizer:
         ]
 
     def _plain(self, sentence: str) -> list[int]:
-        """Token ids of printable ASCII."""
+        """Token ids of a printable ASCII sentence."""
         words = _ASCII_WORD.findall(sentence if self.cased else sentence.lower())
         return list(itertools.chain.from_iterable(map(self._words.__getitem__, words)))
 
     def _document(self, text: str, ids: list[list[int]]) -> Encoded:
         pieces = [sentence for sentence in ids if sentence]
-        if sum(map(len, pieces)) > MAX_TOKENS:  # rare: only then look for sentences too long for any record
+        if sum(map(len, pieces)) > MAX_TOKENS:  # rare, so only now look for sentences too long for one record
             pieces = [piece[i : i + MAX_TOKENS] for piece in pieces for i in range(0, len(piece), MAX_TOKENS)]
         documents = []
         while pieces:
@@ -110,7 +110,7 @@ def _is_plain(sentence: str) -> bool:
 
 
 def sentences_of(text: str) -> list[str]:
-    """Its lines, each split again at sentence ends."""
+    """The lines of `text`, each split further at sentence ends."""
     found = []
     for line in text.split("\n"):
         start = 0
@@ -126,12 +126,12 @@ _encoder: DocumentTokenizer
 
 
 def start_worker(vocab_path: str, cased: bool, strip_accents: bool | None) -> None:
-    """Readies a worker process, which encodes in one thread."""
+    """Sets up a worker process, which encodes in one thread."""
     global _encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _encoder = DocumentTokenizer(vocabulary.load(vocab_path, cased, strip_accents))
 
 
 def encode(texts: list[str]) -> list[Encoded]:
-    """The records of each document, in a worker."""
+    """The records of each document, encoded in a worker."""
     return _encoder(texts)

@@ -1,12 +1,12 @@
-"""What stands in a row before masking: one class an objective, each a function of the row's number.
+"""What an example holds before masking: one class per objective, each a function of the example's number.
 
-    FullSentences   windows of the stream, across documents        "mlm"
-    PackedPieces    whole pieces of documents, several in a row    "mlm_packed"
-    SegmentPairs    two segments, the second next or random        "mlm+nsp"
+    FullSentences   windows of the stream, across documents            "mlm"
+    PackedPieces    whole pieces of documents, several per example     "mlm_packed"
+    SegmentPairs    two segments, the second either next or random     "mlm+nsp"
 
-None keeps anything that a row before it has drawn: row i is made from i and its own generator.
+No class carries state from one example to the next: example i is made from i and its own generator.
 
-Axes: S positions of a row, D documents, T tokens.
+Axes: S positions of an example, D documents, T tokens, N sentences or pieces, R examples.
 """
 
 import difflib
@@ -24,7 +24,7 @@ from bert_fast.data.vocab import Vocab
 
 @dataclass(frozen=True)
 class ExampleSettings:
-    """What a row is. BERT: `masked_share` 0.15, `whole_word` False, `short_seq_prob` 0.1 ("mlm+nsp" only)."""
+    """What an example is. BERT: `masked_share` 0.15, `whole_word` False, `short_seq_prob` 0.1 ("mlm+nsp" only)."""
 
     seq_len: int
     objective: str
@@ -40,7 +40,7 @@ class ExampleSettings:
         if self.seq_len < (least := OBJECTIVES[self.objective].least_seq_len):
             raise BadInput(f"seq_len is {self.seq_len}: objective {self.objective!r} needs at least {least}")
         if not 0 < self.masked_share <= 1:
-            raise BadInput(f"masked_share is {self.masked_share}: expected a share above 0, at most 1 (BERT: 0.15)")
+            raise BadInput(f"masked_share is {self.masked_share}: expected a share above 0 and at most 1 (BERT: 0.15)")
         if not 0 <= self.short_seq_prob <= 1:
             raise BadInput(f"short_seq_prob is {self.short_seq_prob}: expected a probability (BERT: 0.1)")
         if self.slots is not None and not 0 < self.slots <= self.seq_len:
@@ -52,17 +52,17 @@ class ExampleSettings:
 
 
 class Content(NamedTuple):
-    """One row. `segments_S` is 0 at padding, else the number of the block within which attention is allowed."""
+    """One example. `segments_S` is 0 at padding, else the number of the block within which attention is allowed."""
 
     ids_S: np.ndarray
     types_S: np.ndarray
     positions_S: np.ndarray
     segments_S: np.ndarray
-    next: int | None = None  # 0: the second segment follows the first, 1: it is random (as in BERT)
+    next: int | None = None  # 0 if the second segment follows the first, 1 if it is random (as in BERT)
 
 
 def fill(blocks: list[np.ndarray], seq_len: int, vocab: Vocab) -> Content:
-    """A row of blocks, each as [CLS] block [SEP] with positions from 0; type 0 throughout. The rest is padding."""
+    """An example of blocks, each as [CLS] block [SEP] with positions from 0. Types are 0; the rest is padding."""
     ids_S = np.full(seq_len, vocab.pad, np.int32)
     types_S, positions_S, segments_S = np.zeros((3, seq_len), np.int32)
     start = 0
@@ -78,22 +78,22 @@ def fill(blocks: list[np.ndarray], seq_len: int, vocab: Vocab) -> Content:
 
 
 def read(split: Split, document: int, vocab: Vocab) -> Document:
-    """Document number `document`. Raises BadInput where it has an id that the vocabulary has not."""
+    """Document number `document`. Raises BadInput if it has a token id outside the vocabulary."""
     found = split[document]
-    # Unsigned, so that one comparison finds ids below zero too.
+    # Unsigned, so that one comparison also finds negative ids.
     if len(found.tokens_T) and (largest := int(found.tokens_T.view(np.uint32).max())) >= vocab.size:
         raise BadInput(
-            f"document {document} of split {split.name!r} in {split.folder} has token id {largest}, the vocabulary "
-            f"has {vocab.size} words: the shards belong to another vocabulary or are damaged; prepare again"
+            f"document {document} of split {split.name!r} in {split.folder} has token id {largest}, but the vocabulary "
+            f"has {vocab.size} tokens: the shards belong to another vocabulary or are damaged; prepare again"
         )
     return found
 
 
 class FullSentences:
-    """Row i is the stream's tokens [i(S-2), (i+1)(S-2)) between [CLS] and [SEP]; the epoch's last is padded.
+    """Example i is the stream's tokens [i(S-2), (i+1)(S-2)) between [CLS] and [SEP]; an epoch's last is padded.
 
-    Windows cross documents as RoBERTa's FULL-SENTENCES do (arXiv 1907.11692, section 4.2), but without
-    their extra separator between documents: so each token of the stream has one place, found from i alone.
+    Windows cross documents, as in RoBERTa's FULL-SENTENCES (arXiv 1907.11692, section 4.2), but without the
+    extra separator between documents. So each token of the stream has one place, determined by i alone.
     """
 
     least_seq_len = 3  # one token between [CLS] and [SEP]
@@ -122,10 +122,11 @@ class FullSentences:
 
 
 class PackedPieces:
-    """Row i is a handful of whole pieces, packed so that hardly a position is padding (packing.py).
+    """Example i is a handful of whole pieces, packed so that hardly any position is padding (packing.py).
 
-    A piece is a document, or S-2 tokens of one that is longer, the last of them shorter. The packing is
-    the same in every epoch: pieces in a row do not see each other, so nothing is learned from their company.
+    A document of up to S-2 tokens is one piece. A longer one is cut into pieces of S-2 tokens, the last possibly
+    shorter. The packing is the same in every epoch: pieces do not attend to each other, so the model learns
+    nothing from which pieces share an example.
     """
 
     least_seq_len = 3  # one token between [CLS] and [SEP]
@@ -155,18 +156,18 @@ class PackedPieces:
 
 
 class SegmentPairs:
-    """Row i is [CLS] A [SEP] B [SEP]: BERT's next-sentence pairs (arXiv 1810.04805, appendix A.2).
+    """Example i is [CLS] A [SEP] B [SEP]: BERT's next-sentence pairs (arXiv 1810.04805, appendix A.2).
 
-    A document of T tokens has ceil(T / (S-3)) rows; row r starts at its first sentence at or after token
-    r(S-3), or at that token where no sentence starts in the row's S-3 tokens. Sentences are gathered up to
-    a target length (S-3, or in `short_seq_prob` of the rows a random one from 2) and split at random
-    between A and B. In half of the rows, and where there is but one sentence, B is instead the beginning
-    at a random sentence of another document, all documents being equally likely. A pair that is too long
-    loses tokens of its longer segment, at its front or back by a coin toss each.
+    A document of T tokens has ceil(T / (S-3)) examples. Its example r starts at the first sentence at or after
+    token r(S-3), or at that token if no sentence starts within the next S-3 tokens. Sentences are gathered up to a
+    target length (S-3, or with probability `short_seq_prob` a random length of at least 2) and split at random
+    between A and B. In half of the examples, and whenever there is only one sentence, B is instead text from another
+    document, from a random sentence on, all other documents being equally likely. If a pair is too long, its longer
+    segment loses tokens one by one, each from its front or back by a coin toss.
 
-    Google's create_pretraining_data.py differs in one point: where B is random it puts the sentences that
-    B displaced back, so that the next pair starts with them. That makes a row depend on the draws of all
-    rows before it. Here the starts are fixed, and a displaced B has its turn in another epoch.
+    Google's create_pretraining_data.py differs in one point: if B is random, it puts back the sentences that B
+    displaced, so the next pair starts with them. That makes an example depend on the draws of all examples before
+    it. Here the starts are fixed, and a displaced B gets its turn in another epoch.
     """
 
     least_seq_len = 5  # [CLS] [SEP] [SEP], and one token in each segment
@@ -177,7 +178,7 @@ class SegmentPairs:
         if (documents := np.count_nonzero(split.lengths_D)) < 2:
             raise BadInput(
                 f"split {split.name!r} in {split.folder} has {documents} document: next-sentence prediction takes "
-                "random segments from another one; prepare more text or choose the objective 'mlm'"
+                "random segments from another document; prepare more text or choose the objective 'mlm'"
             )
         self.ends_D = np.cumsum(-(-np.asarray(split.lengths_D, np.int64) // (self.seq_len - 3)))
 
@@ -215,22 +216,22 @@ class SegmentPairs:
 
 
 def sentences(tokens_T: np.ndarray, starts_N: np.ndarray, start: int, room: int) -> np.ndarray:
-    """Where the sentences from token `start` on begin, and at last where the document ends."""
+    """Starts of the sentences from token `start` on, then the end of the document."""
     bounds = np.append(starts_N[np.searchsorted(starts_N, start) :], len(tokens_T))
-    # One sentence longer than the row: without this its tail would stand in no row.
+    # A sentence longer than an example: without this, its tail would be in no example.
     return bounds if bounds[0] < min(start + room, len(tokens_T)) else np.insert(bounds, 0, start)
 
 
 def enough(bounds: np.ndarray, target: int) -> int:
-    """How many of the sentences between `bounds` it takes to reach `target` tokens: at least one, or all."""
+    """Number of sentences between `bounds` needed to reach `target` tokens: at least one, at most all."""
     return min(max(1, int(np.searchsorted(bounds, bounds[0] + target))), len(bounds) - 1)
 
 
 def truncate(a_T: np.ndarray, b_T: np.ndarray, room: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Both segments cut to `room` tokens together, as BERT's truncate_seq_pair does token by token.
+    """Both segments, cut to `room` tokens together, as BERT's truncate_seq_pair does token by token.
 
-    It takes each token from the longer one (from b if they are equal), at its front or back with equal
-    chance; so the number taken at the front is binomial.
+    It removes each token from the longer segment (from b if they are equal), at the front or back with
+    equal probability, so the number removed at the front is binomial.
     """
     length_b = min(len(b_T), max(room // 2, room - len(a_T)))
     length_a = min(len(a_T), room - length_b)

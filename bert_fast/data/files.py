@@ -1,4 +1,4 @@
-"""Files that are whole or absent: writing by renaming, and a full disk told as what it is."""
+"""Files that are either whole or absent: writing by renaming, and a clear error for a full disk."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from bert_fast import BadInput
 
 
 def atomic_write(path: pathlib.Path, content: bytes) -> None:
-    """Puts `content` at `path` so that a reader, or a run killed meanwhile, never sees a part of it."""
+    """Writes `content` to `path` whole or not at all, even if the process is killed meanwhile."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -27,38 +27,40 @@ def atomic_write(path: pathlib.Path, content: bytes) -> None:
 
 
 def atomic_json(path: pathlib.Path, value: dict) -> None:
-    """Puts `value` at `path` as indented JSON, whole or not at all."""
+    """Writes `value` to `path` as indented JSON, whole or not at all."""
     atomic_write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 @contextlib.contextmanager
 def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to be filled, which becomes `out` at the end of the block, and is gone where the block fails.
+    """A folder to fill. It becomes `out` at the end of the block, and is deleted if the block fails.
 
-    Raises BadInput where there is something at `out`, or it cannot be written.
+    Raises BadInput if `out` is a file or a folder with content, or cannot be written.
     """
     out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"{out} is there already: give a folder that is new or empty, or delete it")
+        raise BadInput(f"{out} already exists: give a new or empty folder, or delete it")
     part = out.with_name(f".{out.name}.unfinished")
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(part, ignore_errors=True)  # left by a killed run
         part.mkdir(parents=True)
         yield part
         part.rename(out)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise BadInput(f"{out} cannot be written ({error.strerror or error}): nothing is left of it") from error
+        raise BadInput(
+            f"{out} cannot be written ({error.strerror or error}): the partial output was removed"
+        ) from error
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
 
 
 def hold(path: pathlib.Path, otherwise: str) -> IO:
-    """A lock file that this process alone holds, until it is closed or the process ends, however it does.
+    """A lock file held by this process alone, until it is closed or the process ends, however it ends.
 
-    Raises BadInput with the text `otherwise` where another process holds it. Where a file system knows no locks it
-    holds nothing.
+    Raises BadInput with the text `otherwise` if another process holds it. On a file system without locks it
+    locks nothing.
     """
     lock = path.open("w")
     try:
@@ -73,13 +75,13 @@ def hold(path: pathlib.Path, otherwise: str) -> IO:
 
 @contextlib.contextmanager
 def full_disk_told(folder: pathlib.Path) -> Iterator[None]:
-    """Raises BadInput in place of the error of a disk, or quota, that is full."""
+    """Raises BadInput in place of the OSError of a full disk or an exhausted quota."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise BadInput(
-            f"no space left for {folder} ({error.strerror}): what is finished is kept; free some space "
-            "and run the same command again, it continues from there"
+            f"no space left for {folder} ({error.strerror}): finished work is kept; free some space "
+            "and run the same command again to continue"
         ) from error

@@ -1,16 +1,16 @@
-"""Documentation markup to prose: what a reader of reStructuredText, numpydoc or Markdown would read aloud.
+"""Documentation markup to prose: what someone reading reStructuredText, numpydoc or Markdown aloud would say.
 
-Code, doctests, tables, directives, headings and the names and types of parameters go; the
+Code, doctests, tables, directives, headings and the names and types of parameters are dropped. The
 sentences that describe them stay.
 """
 
 import re
 
-DOCUMENT_WORDS = 12  # fewer words are no document
+DOCUMENT_WORDS = 12  # with fewer words, it is not a document
 _PARAGRAPH_WORDS = 5
-_HANGING = 8  # characters of indent from which a line begins a paragraph of its own
-_LETTERS = 0.72  # of a paragraph's characters, letters at least; prose has about 0.8, code and tables 0.5
-_SYMBOLS = 0.045  # at most
+_HANGING = 8  # a line whose indent changes by more characters begins a new paragraph
+_LETTERS = 0.72  # minimum share of letters in a paragraph; prose has about 0.8, code and tables 0.5
+_SYMBOLS = 0.045  # maximum share of symbols
 
 _DIRECTIVE = re.compile(r"^(\s*)\.\. ?(\S.*)?$")
 _PROSE_DIRECTIVE = re.compile(r"^(note|warning|tip|important|hint|caution|attention|admonition|seealso|rubric)::")
@@ -20,7 +20,7 @@ _DROPPED_SECTION = re.compile(
 _UNDERLINE = re.compile(r"^\s*([-=~^\"'`*+#_.:])\1{2,}\s*$")
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _NUMPY_PARAMETER = re.compile(r"^\s*[\w*.\\`'\"{][^:.]{0,80}?\s:(\s.{0,160})?$")
-# `name (type): ` of Google's style, `:param name: ` of Sphinx's
+# `name (type): ` in Google style, `:param name: ` in Sphinx style
 _PARAMETER = re.compile(
     r"^\s*(?:[`*]{0,4}[A-Za-z_][\w.]*[`*]{0,4}(?:\s*\([^)]*\))?\s?[`*]{0,4}:[`*]{0,2}\s+(?=\S)"
     r"|[:@](?:param|type|returns?|rtype|raises?|arg|keyword|var|ivar|kwarg)\b[^:]*:\s*)"
@@ -35,7 +35,7 @@ _BULLET = re.compile(r"^\s*(?:[-*+•]|\(?\d{1,2}[.)]|[a-z]\))\s+")
 _INLINE = [
     (re.compile(r"!\[[^\]]*\]\([^)]*\)|<!--.*?-->|</?[a-zA-Z][^<>]{0,200}>|\[[^\]]*\]\[[^\]]*\]"), " "),
     (re.compile(r"\[([^\]]+)\]\([^)]*\)"), r"\1"),  # Markdown link
-    (re.compile(r"`([^`<]+?)\s*<[^>`]*>`_{0,2}"), r"\1"),  # link of reStructuredText
+    (re.compile(r"`([^`<]+?)\s*<[^>`]*>`_{0,2}"), r"\1"),  # reStructuredText link
     (re.compile(r":(?:[\w+.-]+:)?[\w+.-]+:`~?(?:[\w.]*\.)?([^`]*)`"), r"\1"),  # role
     (re.compile(r"\[(?:\d+|[A-Z]\w*\d\w*)\]_?|\s?\|[\w-]+\|_?"), ""),  # footnote, substitution
     (re.compile(r"(?:https?|ftp)://\S*[\w/]|\S+@\S+\.\w+"), ""),
@@ -49,13 +49,13 @@ _INLINE = [
 
 
 def paragraphs(text: str) -> list[str]:
-    """Paragraphs of prose in one docstring or page, in their order; empty where it is too short or none."""
+    """Paragraphs of prose in one docstring or page, in order; empty if there is too little prose."""
     found = [clean for block in _blocks(text.expandtabs()) if is_prose(clean := _inline(block))]
     return found if sum(len(paragraph.split()) for paragraph in found) >= DOCUMENT_WORDS else []
 
 
 def is_prose(text: str) -> bool:
-    """Whether a paragraph reads like a sentence: words enough, letters enough, few symbols."""
+    """Whether a paragraph reads like a sentence: enough words, enough letters, few symbols."""
     if len(words := text.split()) < _PARAGRAPH_WORDS or sum(map(str.islower, words)) < 0.45 * len(words):
         return False
     letters = sum(map(str.isalpha, text))
@@ -75,11 +75,11 @@ def _indent(line: str) -> int:
 
 
 def _blocks(text: str) -> list[str]:
-    """Joined lines of each paragraph, list item or description of a parameter."""
+    """Joined lines of each paragraph, list item or parameter description."""
     lines = text.split("\n")
     blocks: list[list[str]] = [[]]
     last_indent = 0
-    skip_deeper = -1  # inside a block to be dropped: its indent; lines that are deeper go
+    skip_deeper = -1  # indent of the block being dropped: deeper lines go with it
     skip_paragraph = fenced = dropped_section = False
     for i, line in enumerate(lines):
         following = lines[i + 1] if i + 1 < len(lines) else ""
@@ -127,5 +127,5 @@ def _blocks(text: str) -> list[str]:
 
 
 def _dehyphenate(lines: list[str]) -> str:
-    """Lines joined; a word that was broken at the end of a line is mended."""
+    """Lines joined; a word broken after a hyphen at the end of a line is rejoined, with its hyphen."""
     return re.sub(r"(?<=[a-z])- (?=[a-z]{3,}\b)", "-", " ".join(lines))

@@ -1,7 +1,7 @@
-"""Dynamic masking: which tokens of a row are predicted, and what stands in their place.
+"""Dynamic masking: which tokens of an example are predicted, and what replaces them.
 
-Axes: S positions of a row, M maskable positions, K predicted positions, P prediction slots (K of
-them filled), W words of the vocabulary.
+Axes: S positions of an example, M maskable positions, K predicted positions, P prediction slots (K of
+them filled), W tokens of the vocabulary.
 """
 
 import math
@@ -13,34 +13,34 @@ from bert_fast import BadInput
 from bert_fast.data import shards, vocab
 from bert_fast.data.vocab import Vocab
 
-# Of the predicted positions 80 % become [MASK], 10 % stay, 10 % become a random word (BERT, arXiv
-# 1810.04805, section 3.1; create_pretraining_data.py draws each position on its own, as here).
+# Of the predicted positions, 80 % become [MASK], 10 % stay and 10 % become a random token (BERT, arXiv
+# 1810.04805, section 3.1). Each position is drawn independently, as in create_pretraining_data.py.
 MASKED, UNCHANGED = 0.8, 0.1
 
 
 def read_vocab(folder: str | pathlib.Path) -> Vocab:
     """The vocabulary of a shards folder.
 
-    Raises BadInput where `vocab.txt` cannot be used, or is not the one that the shards were made with.
+    Raises BadInput if `vocab.txt` cannot be used, or is not the one that the shards were made with.
     """
     path = pathlib.Path(folder) / "vocab.txt"
     found = vocab.from_json(shards.read_manifest(folder)["vocab"], path)
     if found.size == len(found.special):
-        raise BadInput(f"{path} holds special tokens only: masking needs words; prepare again with a vocabulary")
+        raise BadInput(f"{path} holds only special tokens: masking needs words; prepare again with another vocabulary")
     return found
 
 
 def prediction_slots(seq_len: int, masked_share: float = 0.15) -> int:
-    """Slots that hold the predictions of every row: 20 at 128 and 77 at 512 as BERT's README advises."""
+    """Number of prediction slots in an example: 20 at `seq_len` 128 and 77 at 512, as BERT's README advises."""
     return max(1, math.ceil(masked_share * seq_len))
 
 
 class Masking:
-    """Chooses and replaces the predicted tokens of a row.
+    """Chooses and replaces the predicted tokens of an example.
 
-    Whole words are chosen together if asked: a word is a piece and the '##' pieces after it in the
-    same block. Special tokens, [UNK] among them, are never predicted, and never drawn as random
-    replacement; BERT draws from the whole vocabulary, its special tokens included.
+    With `whole_word`, whole words are chosen together: a word is a piece and the '##' pieces after it
+    in the same block. Special tokens, including [UNK], are never predicted, and never drawn as a random
+    replacement. (BERT draws from the whole vocabulary, including its special tokens.)
     """
 
     def __init__(self, vocab: Vocab, masked_share: float, slots: int, whole_word: bool):
@@ -50,9 +50,9 @@ class Masking:
         self.ordinary = np.flatnonzero(self.maskable_W).astype(np.int32)
 
     def __call__(self, ids_S: np.ndarray, segments_S: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """`ids` after masking, and the predictions: `slots` (ascending positions), `labels`, `weights`, [P] each.
+        """`ids` after masking, and the predictions: `slots` (ascending positions), `labels`, `weights`, each [P].
 
-        Unfilled slots hold position 0, label 0 and weight 0; a row without a maskable token has no other.
+        Unfilled slots hold position 0, label 0 and weight 0. Without a maskable token, every slot is unfilled.
         """
         chosen_K = self._choose(ids_S, segments_S, rng)
         fate_K = rng.random(len(chosen_K))
@@ -71,7 +71,7 @@ class Masking:
 
     def _choose(self, ids_S: np.ndarray, segments_S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         maskable_M = np.flatnonzero(self.maskable_W[ids_S])
-        # BERT counts the special tokens too: 19 predictions in 128 positions.
+        # The share is of all tokens, special ones included, as in BERT: 19 predictions in 128 positions.
         length = np.count_nonzero(segments_S)
         wanted = min(self.slots, max(1, round(self.masked_share * length)), len(maskable_M))
         if self.whole_word:
@@ -82,8 +82,8 @@ class Masking:
     def _choose_words(
         self, ids_S: np.ndarray, maskable_M: np.ndarray, wanted: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Words in random order, those left out that would exceed the number wanted, as BERT does."""
-        # A special token ends a word: a window may begin in the middle of one.
+        """Takes words in random order, skipping any that would exceed `wanted`, as BERT does."""
+        # A '##' piece after a special token starts a word: windows may begin in the middle of one.
         adjoins_M = np.diff(maskable_M, prepend=-1) == 1
         starts = np.flatnonzero(~(self.vocab.continues_W[ids_S[maskable_M]] & adjoins_M))
         sizes = np.diff(starts, append=len(maskable_M))

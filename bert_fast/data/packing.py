@@ -1,9 +1,9 @@
-"""Shortest-pack-first histogram packing: which pieces of text share a row.
+"""Shortest-pack-first histogram packing: which pieces of text share an example.
 
-The algorithm works on the histogram of the lengths, so its cost does not depend on how many pieces
-there are: Krell et al. 2021, arXiv 2107.02027, section 3.1 and listing 1 of its appendix (SPFHP).
+The algorithm works on the histogram of the lengths, so its cost does not depend on the number of
+pieces: Krell et al. 2021, arXiv 2107.02027, section 3.1 and listing 1 of its appendix (SPFHP).
 
-Axes: N pieces, R rows, L lengths 0..size.
+Axes: N pieces, R examples, L lengths 0..size.
 """
 
 import collections
@@ -12,9 +12,9 @@ import numpy as np
 
 
 def strategies(counts_L: np.ndarray, size: int) -> list[tuple[int, tuple[int, ...]]]:
-    """How often each combination of lengths is to be packed, `(times, lengths)`; no sum exceeds `size`.
+    """How often to pack each combination of lengths, as `(times, lengths)`; no sum exceeds `size`.
 
-    From the longest length down, each goes to the packs with the most free space.
+    From the longest length to the shortest, each goes into the packs with the most free space.
     """
     finished = []
     open_packs = collections.defaultdict(list)  # free space -> (times, lengths)
@@ -41,11 +41,11 @@ def strategies(counts_L: np.ndarray, size: int) -> list[tuple[int, tuple[int, ..
 
 
 def pack(lengths_N: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """`order_N` and `starts_R`: row r holds the pieces `order_N[starts_R[r]:starts_R[r + 1]]`.
+    """`order_N` and `starts_R`: example r holds the pieces `order_N[starts_R[r]:starts_R[r + 1]]`.
 
-    Each piece stands in one row, and pieces of a row in ascending order. Rows are in the order of
-    their first piece, so that the first rows of a corpus are its first documents and not its longest.
-    `starts_R` has one entry more than there are rows. Lengths are 1..size.
+    Each piece is in one example, and the pieces of an example are in ascending order. Examples are ordered by
+    their first piece, so the first examples hold the first documents of a corpus, not the longest ones.
+    `starts_R` has one entry more than there are examples. Lengths are 1..size.
     """
     by_length_N = np.argsort(lengths_N, kind="stable")
     counts_L = np.bincount(lengths_N, minlength=size + 1)

@@ -13,7 +13,7 @@ _ROWS = 512  # read at once
 
 
 def read(path: str, text_key: str, bad: Report) -> Iterator[str]:
-    """The strings of column `text_key`, row by row. Raises BadInput where there is no such column of strings."""
+    """The strings of column `text_key`, row by row. Raises BadInput if there is no such column of strings."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -26,7 +26,8 @@ def read(path: str, text_key: str, bad: Report) -> Iterator[str]:
             table = pq.ParquetFile(source)
             if text_key not in table.schema_arrow.names:
                 raise BadInput(
-                    f"{path}: no column {text_key!r}, there is {table.schema_arrow.names}: name it with --text_key"
+                    f"{path}: no column {text_key!r}, found {table.schema_arrow.names}: "
+                    "name the column that holds the text with --text_key"
                 )
             if (kind := table.schema_arrow.field(text_key).type) not in (pa.string(), pa.large_string(), pa.binary()):
                 raise BadInput(
@@ -38,4 +39,4 @@ def read(path: str, text_key: str, bad: Report) -> Iterator[str]:
                     yield from document(value, f"{path}, row {row}", text_key, bad)
                 first += len(batch)
         except pa.ArrowException as error:
-            raise BadInput(f"{path}: no readable Parquet file ({error}): copy or download it again") from error
+            raise BadInput(f"{path}: not a readable Parquet file ({error}): copy or download it again") from error

@@ -1,7 +1,7 @@
-"""Text to shards: plan, vocabulary, tokenised units by all cores, manifest. Killed anywhere, it goes on.
+"""Text to shards: plan, vocabulary, units tokenised on all cores, manifest. Resumes after a kill at any point.
 
-The corpus is one stream of documents, cut into units by bytes of text alone; so neither the number
-of processes nor an interruption changes a byte of what comes out.
+The corpus is one stream of documents, cut into units by length of text alone. So neither the number of
+processes nor an interruption changes a byte of the output.
 """
 
 import collections
@@ -19,28 +19,28 @@ from typing import NamedTuple
 import tqdm
 
 import bert_fast
-from bert_fast import BadInput, python
+from bert_fast import BadInput, command
 from bert_fast.data import corpora, document_tokenizer, shards, staging, workers
 from bert_fast.data import vocab as vocabulary
 from bert_fast.data.files import atomic_json, atomic_write, full_disk_told
 
 UNIT = 64 << 20  # characters of text in a unit: about 15 M tokens, 20 MB on disk
-_BLOCK = 1 << 19  # characters that a worker gets at once
-_AHEAD = 12  # blocks waiting for each worker, enough while a unit is written
-_TRAINING = 100 << 20  # bytes of text that a vocabulary is trained on, at most
-_UNKNOWN = 0.01  # a share of unknown tokens above this is worth a warning
-_EVERY = 5.0  # seconds between lines of progress where the output is no terminal
-# For estimates, as seen with the vocabulary of BERT on English Wikipedia and one core of a cloud machine
-_BYTES_A_SECOND = 8e6  # tokenised by one process; training a vocabulary took about as long on two
-_DISK_SHARE = 0.35  # bytes of shards a byte of text
+_BLOCK = 1 << 19  # characters sent to a worker at once
+_AHEAD = 12  # blocks queued per worker, enough to keep it busy while a unit is written
+_TRAINING = 100 << 20  # maximum bytes of text to train a vocabulary on
+_UNKNOWN = 0.01  # a higher share of unknown tokens prints a warning
+_EVERY = 5.0  # seconds between lines of progress if the output is not a terminal
+# For estimates, as measured with BERT's vocabulary on English Wikipedia on one core of a cloud machine
+_BYTES_A_SECOND = 8e6  # tokenised by one process; training a vocabulary is about as fast on two
+_DISK_SHARE = 0.35  # bytes of shards per byte of text
 
 
 class TextBlock(NamedTuple):
-    """Documents for one worker, and where the stream stands after them."""
+    """Documents for one worker, and the position of the stream after them."""
 
     texts: list[str]
     part: int
-    documents: int  # read of that part
+    documents: int  # read from that part so far
     skipped: int
     closes: bool  # a unit ends here
     last: bool = False
@@ -61,11 +61,11 @@ def prepare(
     processes: int | None = None,
     unit: int = UNIT,
 ) -> dict:
-    """The manifest of a shards folder made from `source`; continues, or finds finished, what is in `out`.
+    """The manifest of the shards folder `out`, made from `source`. Continues an unfinished folder.
 
-    `vocab` is a vocab.txt; without it one of `vocab_size` tokens is trained. `valid_fraction` of
-    the documents, chosen by a hash of their text, are held out. Raises BadInput for a source or
-    vocabulary that cannot be used, for an `out` begun with other settings, and for a full disk.
+    `vocab` is a vocab.txt; without it, a vocabulary of `vocab_size` tokens is trained. A share `valid_fraction`
+    of the documents, chosen by a hash of their text, is held out. Raises BadInput for a source or vocabulary
+    that cannot be used, for an `out` begun with other settings, and for a full disk.
     """
     out = pathlib.Path(out)
     if not 0 < valid_fraction < 1:
@@ -92,7 +92,7 @@ def prepare(
         manifest = shards.read_manifest(out)
         staging.refuse_other(out, manifest["settings"], settings)
         staging.forget(out)
-        print(f"{out} is finished already, with these settings: nothing to do")
+        print(f"{out} is already finished, with these settings: nothing to do")
         return manifest
 
     with full_disk_told(out), staging.claimed(out, settings) as folder:
@@ -102,7 +102,7 @@ def prepare(
             entries = _write_units(corpus, folder, words, valid_fraction, skip_bad, processes, unit)
             manifest = _finish(out, source, settings, words, entries)
         except KeyboardInterrupt:
-            print(f"\nStopped. What is finished is in {folder}; the same command continues.", flush=True)
+            print(f"\nStopped. Finished work is in {folder}; run the same command again to continue.", flush=True)
             raise
     staging.forget(out)
     _say_result(out, manifest)
@@ -120,18 +120,18 @@ def _say_plan(corpus, out, given, vocab_size, processes, unit) -> None:
         + (
             f"Vocabulary  given, {given.size:,} tokens\n"
             if given
-            else f"Vocabulary  {vocab_size:,} tokens, trained once on {sample / 1e6:,.1f} MB: the head of each part\n"
+            else f"Vocabulary  {vocab_size:,} tokens, trained once on {sample / 1e6:,.1f} MB: the start of each part\n"
         )
-        + f"Output      {out}: about {units} shard(s) of each split, "
+        + f"Output      {out}: about {units} shard(s) per split, "
         f"about {size * _DISK_SHARE / 1e6:,.1f} MB (estimate), {shutil.disk_usage(out).free / 1e6:,.0f} MB free\n"
         f"Time        about {seconds / 60:,.1f} minutes with {processes} process(es) (estimate)"
-        + (f"\nContinuing  {done} unit(s) of {unit / 1e6:,.0f} MB are there already" if done else ""),
+        + (f"\nContinuing  {done} unit(s) of {unit / 1e6:,.0f} MB are already finished" if done else ""),
         flush=True,
     )
 
 
 def _vocabulary(corpus, out, path, given, size, cased, strip_accents, skip_bad, processes) -> vocabulary.Vocab:
-    """The vocabulary in `out`: what an earlier run put there, else a copy of the given file, else trained."""
+    """The vocabulary in `out`: the one an earlier run put there, else a copy of the given file, else a trained one."""
     target = out / "vocab.txt"
     if not target.is_file():
         if given:
@@ -150,7 +150,7 @@ def _vocabulary(corpus, out, path, given, size, cased, strip_accents, skip_bad, 
 
 
 def _sample(corpus: corpora.Corpus, skip_bad: bool) -> Iterator[str]:
-    """The beginning of each part, in all at most _TRAINING bytes of text."""
+    """The beginning of each part, at most about _TRAINING bytes of text in total."""
     share = min(1.0, _TRAINING / max(1, sum(part.bytes for part in corpus.parts)))
     for part in corpus.parts:
         left = share * part.bytes
@@ -162,7 +162,7 @@ def _sample(corpus: corpora.Corpus, skip_bad: bool) -> Iterator[str]:
 
 
 def _blocks(corpus: corpora.Corpus, after: dict, bad: corpora.Bad, unit: int) -> Iterator[TextBlock]:
-    """The stream from where the last finished unit ends, in pieces that never reach over the end of a unit."""
+    """The stream from the end of the last finished unit, in blocks that never cross the end of a unit."""
     texts: list[str] = []
     size = total = 0
     part = documents = 0
@@ -170,7 +170,7 @@ def _blocks(corpus: corpora.Corpus, after: dict, bad: corpora.Bad, unit: int) ->
         skip = after["documents"] if part == after["part"] else 0
         for documents, text in enumerate(corpus.documents(corpus.parts[part], bad), 1):
             if documents == skip:
-                bad.count = after["skipped"]  # those before were counted when they were read first
+                bad.count = after["skipped"]  # earlier ones were counted when first read
             if documents <= skip:
                 continue
             texts.append(text)
@@ -183,7 +183,7 @@ def _blocks(corpus: corpora.Corpus, after: dict, bad: corpora.Bad, unit: int) ->
 
 
 def _encoded(blocks: Iterator[TextBlock], words: vocabulary.Vocab, path: pathlib.Path, processes: int):
-    """Blocks with their records, in order; the next ones are read and encoded meanwhile."""
+    """Blocks with their records, in order, while the next ones are read and encoded."""
     if processes == 1:
         encoder = document_tokenizer.DocumentTokenizer(words)
         with _environment("TOKENIZERS_PARALLELISM", "false"):
@@ -202,7 +202,7 @@ def _encoded(blocks: Iterator[TextBlock], words: vocabulary.Vocab, path: pathlib
 
 
 def _write_units(corpus, folder, words, valid_fraction, skip_bad, processes, unit) -> list[dict]:
-    """Entries of all units, those of an earlier run included."""
+    """Entries of all units, including those from an earlier run."""
     entries = staging.finished_units(folder)
     after = entries[-1] if entries else {"part": 0, "documents": 0, "skipped": 0, "last": False}
     if after["last"]:
@@ -229,16 +229,16 @@ def _write_units(corpus, folder, words, valid_fraction, skip_bad, processes, uni
 
 
 def _finish(out: pathlib.Path, source: str, settings: dict, words: vocabulary.Vocab, entries: list[dict]) -> dict:
-    """Puts the shards in place and writes the manifest, which makes the folder whole."""
+    """Moves the shards into place and writes the manifest, which completes the folder."""
     total = {split: sum(entry[split]["documents"] for entry in entries) for split in shards.SPLITS}
     if not all(total.values()):
         staging.forget(out)
-        for name in ("vocab.txt", "tokenizer.json"):  # the same command is to find the folder as it was
+        for name in ("vocab.txt", "tokenizer.json"):  # so that the same command can start over
             (out / name).unlink(missing_ok=True)
-        found = ", ".join(f"{count} for {split}" for split, count in total.items())
+        found = ", ".join(f"{count} in {split}" for split, count in total.items())
         raise BadInput(
             f"--source={source} has too few documents ({found}; {entries[-1]['skipped']} were skipped): expected at "
-            "least one for each. In .txt files a blank line ends a document; --valid_fraction is the share of valid"
+            "least one in each. In .txt files a blank line ends a document; --valid_fraction is the share held out"
         )
     splits = staging.assemble(out, entries)
     checksums = [shard["sha256"] for split in splits.values() for shard in split["shards"]]
@@ -261,7 +261,7 @@ def _finish(out: pathlib.Path, source: str, settings: dict, words: vocabulary.Vo
 
 @contextlib.contextmanager
 def _progress(total: int, done: int) -> Iterator[Callable[[int], object]]:
-    """A bar with the time left, or a line every few seconds where the output is no terminal."""
+    """A bar with the time left, or a line every few seconds if the output is not a terminal."""
     if sys.stderr.isatty():
         with tqdm.tqdm(total=max(total, 1), initial=done, unit="B", unit_scale=True, desc="Tokenising") as bar:
             yield bar.update
@@ -286,7 +286,7 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int], object]]:
 
 @contextlib.contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """`tokenizers` reads at each call whether it may use all cores."""
+    """Sets an environment variable in the block: `tokenizers` reads at each call whether it may use all cores."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -305,18 +305,18 @@ def _say_result(out: pathlib.Path, manifest: dict) -> None:
             f"{split['tokens']:>14,} tokens {split['raw_bytes'] / 1e6:>10,.1f} MB of text"
         )
     if cut := manifest["cut_documents"]:
-        print(f"{cut:,} document(s) of more than {document_tokenizer.MAX_TOKENS:,} tokens became several")
+        print(f"{cut:,} document(s) longer than {document_tokenizer.MAX_TOKENS:,} tokens were split")
     if lost := manifest["skipped_documents"] + manifest["empty_documents"]:
-        print(f"{lost:,} document(s) skipped, bad or without a token")
+        print(f"{lost:,} document(s) skipped: unreadable, or without tokens")
     tokens, unknown = (sum(split[key] for split in manifest["splits"].values()) for key in ("tokens", "unknown"))
     share = unknown / tokens
     print(f"Unknown tokens: {share:.3%}")
     if share > _UNKNOWN:
         print(
-            f"WARNING: {share:.1%} of the tokens are [UNK], the model learns nothing from them: is the vocabulary "
-            "(and --cased) right for this text? Without --vocab one is trained on it"
+            f"WARNING: {share:.1%} of the tokens are [UNK], from which the model learns nothing. Is the vocabulary "
+            "(and --cased) right for this text? Without --vocab, one is trained on it"
         )
     print(
-        f"Shards, manifest.json, vocab.txt and tokenizer.json are in {out}\nNext: {python()} -m bert_fast pretrain "
-        f"--config=configs/bert.py:size=mini --workdir=runs/mini --config.data.dir={out}"
+        f"Shards, manifest.json, vocab.txt and tokenizer.json are in {out}\nNext: {command()} pretrain "
+        f"--config=bert:size=mini --workdir=runs/mini --config.data.dir={out}"
     )

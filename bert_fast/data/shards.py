@@ -1,13 +1,13 @@
-"""The shards folder: tokenised documents in ArrayRecord files, and random access to any of them.
+"""The shards folder: tokenised documents in ArrayRecord files, with random access to each.
 
     manifest.json                           counts, checksums, vocabulary, source, settings
     vocab.txt  tokenizer.json
     {train,valid}-00000-of-00007.array_record
-    {train,valid}-lengths.npy               tokens of each document, in shard order
+    {train,valid}-lengths.npy               number of tokens of each document, in shard order
 
-A record is one document: how many sentences, where each begins, and the token ids (no special
-tokens). All documents of a split, one after another, are its *stream*; the lengths file is the
-index from which every row at every sequence length is found, so one preparation serves them all.
+A record is one document: the number of sentences, where each begins, and the token ids (no special
+tokens). All documents of a split, one after another, are its *stream*. The lengths file is the index
+that locates every example at every sequence length, so one preparation serves all sequence lengths.
 
 Axes: D documents, N sentences of one document, T tokens.
 """
@@ -37,14 +37,14 @@ class Document(NamedTuple):
 
 
 def encode(document: Document, dtype: str) -> bytes:
-    """The record of a document; `dtype` is the type of a token id, `uint16` or `uint32`."""
+    """A document as a record. `dtype` is the type of a token id: `uint16` or `uint32`."""
     count = np.array([len(document.starts_N)], "<u4")
     starts_N = np.asarray(document.starts_N, "<u4")
     return count.tobytes() + starts_N.tobytes() + np.asarray(document.tokens_T, dtype).tobytes()
 
 
 def decode(record: bytes, dtype: str) -> Document:
-    """The document of a record, as `int32` arrays."""
+    """The document in a record, as `int32` arrays."""
     (count,) = np.frombuffer(record, "<u4", 1)
     starts_N = np.frombuffer(record, "<u4", count, 4)
     tokens_T = np.frombuffer(record, dtype, -1, 4 + 4 * int(count))
@@ -63,48 +63,48 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def read_manifest(folder: str | pathlib.Path) -> dict:
-    """The manifest of a shards folder. Raises BadInput where there is none or it is of another format."""
+    """The manifest of a shards folder. Raises BadInput if there is none or it has another format."""
     path = pathlib.Path(folder) / "manifest.json"
     if not path.is_file():
         raise BadInput(
             f"no manifest.json in {folder}: expected a folder made by `python -m bert_fast prepare "
-            f"--source=... --out={folder}` (an unfinished one is continued by the same command)"
+            f"--source=... --out={folder}` (the same command continues an unfinished one)"
         )
     manifest = json.loads(path.read_text())
     if manifest.get("format") != FORMAT:
-        raise BadInput(f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}: prepare again")
+        raise BadInput(f"{path} has format {manifest.get('format')!r}, but this version reads {FORMAT}: prepare again")
     return manifest
 
 
 def verify(folder: str | pathlib.Path) -> dict:
-    """The manifest, after every file that it lists was found whole.
+    """The manifest, after checking that every file it lists is undamaged.
 
-    Raises BadInput that names the first file that is missing, cut short or changed.
+    Raises BadInput naming the first file that is missing, truncated or changed.
     """
     folder = pathlib.Path(folder)
     manifest = read_manifest(folder)
-    remedy = "delete the folder and prepare again, or copy the file from where it is whole"
+    remedy = "delete the folder and prepare again, or restore the file from an undamaged copy"
     for split in manifest["splits"].values():
         for entry in [*split["shards"], split["lengths"]]:
             path = folder / entry["file"]
             if not path.is_file():
-                raise BadInput(f"{path} is missing, the manifest lists it: {remedy}")
+                raise BadInput(f"{path} is missing, but the manifest lists it: {remedy}")
             if (size := path.stat().st_size) != entry["bytes"]:
                 raise BadInput(f"{path} has {size} bytes, expected {entry['bytes']}: {remedy}")
             if (digest := sha256(path)) != entry["sha256"]:
                 raise BadInput(f"{path} has sha256 {digest[:12]}..., expected {entry['sha256'][:12]}...: {remedy}")
     if (digest := sha256(folder / "vocab.txt")) != manifest["vocab"]["sha256"]:
         raise BadInput(
-            f"{folder / 'vocab.txt'} has sha256 {digest[:12]}..., the shards were made with "
-            f"{manifest['vocab']['sha256'][:12]}...: put the vocabulary back, or prepare again"
+            f"{folder / 'vocab.txt'} has sha256 {digest[:12]}..., but the shards were made with "
+            f"{manifest['vocab']['sha256'][:12]}...: restore that vocabulary, or prepare again"
         )
     return manifest
 
 
 class Split:
-    """One split of a shards folder: `split[d]` is document d; `lengths_D` their token counts.
+    """One split of a shards folder: `split[d]` is document d; `lengths_D` holds the token counts.
 
-    Picklable (readers are opened on first use), so that loader processes can hold it.
+    Readers are opened on first use. This keeps it picklable, so that loader processes can hold it.
     """
 
     def __init__(self, folder: str | pathlib.Path, split: str):
@@ -132,7 +132,7 @@ class Split:
     def __getitem__(self, document: int) -> Document:
         shard = bisect.bisect_right(self.firsts, document) - 1
         if shard not in self._readers:
-            # Without these the reader keeps a read-ahead thread pool for each file.
+            # Without these options, the reader keeps a read-ahead thread pool for each file.
             options = "readahead_buffer_size:0,max_parallelism:0"
             self._readers[shard] = ArrayRecordReader(str(self.folder / self.files[shard]), options)
         (record,) = self._readers[shard].read([document - self.firsts[shard]])

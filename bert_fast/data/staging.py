@@ -1,9 +1,9 @@
-"""A shards folder in the making: units of text, each whole or absent, and what turns them into shards.
+"""A shards folder in the making: units of text, each whole or absent, and how they become shards.
 
-.unfinished/settings.json               what the run was asked for
-.unfinished/unit-00003.json             written last: counts, checksums, and where the text goes on
+.unfinished/settings.json               settings of the run
+.unfinished/unit-00003.json             written last: counts, checksums, and where the text continues
 .unfinished/unit-00003-{train,valid}.array_record
-.unfinished/unit-00003-{train,valid}.npy    tokens of each record
+.unfinished/unit-00003-{train,valid}.npy    number of tokens of each record
 """
 
 import contextlib
@@ -26,16 +26,16 @@ COUNTS = ("documents", "sentences", "tokens", "unknown", "raw_bytes")
 
 
 class Unit:
-    """The documents between two places of the stream; becomes one shard of each split."""
+    """The documents between two positions of the stream. Becomes one shard of each split."""
 
     def __init__(self, valid_fraction: float):
         self._threshold = valid_fraction * 2.0**64
         self._rows: dict[str, list[Encoded]] = {split: [] for split in shards.SPLITS}
-        self.cut = 0  # documents that became several records
-        self.empty = 0  # documents of which no token is left
+        self.cut = 0  # documents split into several records
+        self.empty = 0  # documents without tokens
 
     def add(self, document: Encoded) -> None:
-        """Puts a document into the split that its text decides."""
+        """Adds a document to the split chosen by the hash of its text."""
         if not document.records:
             self.empty += 1
             return
@@ -43,9 +43,9 @@ class Unit:
         self._rows["valid" if document.hash < self._threshold else "train"].append(document)
 
     def give_valid_one(self) -> None:
-        """Where no document fell into valid, moves the one of the smallest hash there, if there are two.
+        """If valid is empty, moves the document with the smallest hash there, unless it is the only one.
 
-        Asked of the first unit only, so a corpus that grows at its end keeps its valid split.
+        Called for the first unit only, so a corpus that grows at its end keeps its valid split.
         """
         if not self._rows["valid"] and len(self._rows["train"]) > 1:
             smallest = min(self._rows["train"], key=lambda document: document.hash)
@@ -53,7 +53,7 @@ class Unit:
             self._rows["valid"].append(smallest)
 
     def write(self, folder: pathlib.Path, number: int, **state) -> dict:
-        """Writes records, lengths, and at last the entry that makes them count."""
+        """Writes the records, the lengths, and last the entry that makes them count."""
         entry = {"cut_documents": self.cut, "empty_documents": self.empty, **state}
         for split, rows in self._rows.items():
             path = folder / f"unit-{number:05d}-{split}.array_record"
@@ -76,12 +76,12 @@ class Unit:
 def _write_records(path: pathlib.Path, records: list[bytes]) -> None:
     partial = path.with_suffix(".partial")
     try:
-        # One record a group: a flipped bit costs one document, and reading one decompresses no other.
+        # One record per group: a flipped bit costs one document, and reading one decompresses no other.
         writer = ArrayRecordWriter(str(partial), "group_size:1")
         for record in records:
             writer.write(record)
         writer.close()
-    except RuntimeError as error:  # the writer knows no OSError
+    except RuntimeError as error:  # the writer never raises OSError
         partial.unlink(missing_ok=True)
         if "No space left" in str(error) or "quota" in str(error).lower():
             raise OSError(28, "No space left on device", str(path)) from error
@@ -96,7 +96,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def finished_units(folder: pathlib.Path) -> list[dict]:
-    """Entries of the units that are whole, up to the first that is not."""
+    """Entries of the finished units, up to the first unfinished one."""
     entries = []
     while (path := folder / f"unit-{len(entries):05d}.json").is_file():
         entries.append(json.loads(path.read_text()))
@@ -104,9 +104,9 @@ def finished_units(folder: pathlib.Path) -> list[dict]:
 
 
 def assemble(out: pathlib.Path, entries: list[dict]) -> dict[str, dict]:
-    """Moves the units' files into place as shards; returns the manifest's entry of each split.
+    """Moves the units' files into place as shards; returns the manifest's entry for each split.
 
-    May be cut short anywhere and called again: what is already in place is left there.
+    May be interrupted anywhere and called again: files already in place stay there.
     """
     splits = {}
     for split in shards.SPLITS:
@@ -136,15 +136,15 @@ def assemble(out: pathlib.Path, entries: list[dict]) -> dict[str, dict]:
 def claimed(out: pathlib.Path, settings: dict) -> Iterator[pathlib.Path]:
     """The folder of unfinished work in `out`, held by this process alone.
 
-    Raises BadInput where another prepare writes there, where the work was begun with other
-    settings (showing the difference), and where `out` holds files of something else.
+    Raises BadInput if another prepare is writing to it, if the work was begun with other settings
+    (showing the difference), or if `out` holds unrelated files.
     """
     folder = out / NAME
     if not folder.exists() and out.exists() and (strange := sorted(path.name for path in out.iterdir())):
         raise BadInput(f"--out={out} holds {', '.join(strange[:5])}: expected a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with hold(folder / "lock", f"another prepare is writing to {out}: wait for it, or choose another --out"):
-        for partial in out.glob("*.partial"):  # of a run that was killed
+    with hold(folder / "lock", f"another prepare is writing to {out}: wait until it ends, or choose another --out"):
+        for partial in out.glob("*.partial"):  # left by a killed run
             partial.unlink()
         begun = folder / "settings.json"
         if begun.is_file():
@@ -155,15 +155,16 @@ def claimed(out: pathlib.Path, settings: dict) -> Iterator[pathlib.Path]:
 
 
 def refuse_other(out: pathlib.Path, there: dict, asked: dict) -> None:
-    """Raises BadInput with the difference between the settings of a folder and those asked for."""
+    """Raises BadInput if a folder was begun with other settings than this run has, showing the difference."""
     differing = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
     if differing:
-        lines = "".join(f"\n  {key}: there {there.get(key)!r}, asked for {asked.get(key)!r}" for key in differing)
+        lines = "".join(f"\n  {key}: {there.get(key)!r} there, {asked.get(key)!r} now" for key in differing)
         raise BadInput(
-            f"{out} was begun with other settings:{lines}\nGive those again, choose another --out, or delete the folder"
+            f"{out} was begun with other settings:{lines}\n"
+            "Use the earlier settings, choose another --out, or delete the folder"
         )
 
 
 def forget(out: pathlib.Path) -> None:
-    """Removes the unfinished folder of a finished one."""
+    """Removes the folder of unfinished work from `out`."""
     shutil.rmtree(out / NAME, ignore_errors=True)

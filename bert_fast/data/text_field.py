@@ -1,4 +1,4 @@
-"""The text field of a record: decoded, and checked."""
+"""The text field of a record, decoded and checked."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,7 +6,7 @@ Report = Callable[[str, str, str], None]  # place, problem, remedy: corpora.Bad
 
 
 def document(value: object, place: str, text_key: str, bad: Report) -> Iterator[str]:
-    """The text of one record, or none after the report of what is wrong with it."""
+    """The text of one record, or nothing after reporting what is wrong with it."""
     if isinstance(value, bytes):
         try:
             value = value.decode()
@@ -19,7 +19,7 @@ def document(value: object, place: str, text_key: str, bad: Report) -> Iterator[
         bad(
             place,
             f"{text_key!r} is {type(value).__name__}, expected a string",
-            "Name the key of the text with --text_key",
+            "Name the key that holds the text with --text_key",
         )
     else:
         yield value

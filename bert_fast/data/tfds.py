@@ -12,11 +12,11 @@ from bert_fast import BadInput
 from bert_fast.data.text_field import Report, document
 
 _ROWS = 512  # read at once
-_SAMPLE = 32  # examples from which the size of a data set's text is estimated
+_SAMPLE = 32  # number of examples from which a data set's text size is estimated
 
 
 class TfdsSource(NamedTuple):
-    """A split of a data set: about how many bytes of text, what identifies it, and its documents."""
+    """A split of a data set: its approximate bytes of text, what identifies it, and a reader of its documents."""
 
     bytes: int
     identity: str
@@ -24,13 +24,16 @@ class TfdsSource(NamedTuple):
 
 
 def source(spec: str, data_dir: str | None) -> TfdsSource:
-    """The documents of the split `NAME[/CONFIG][:VERSION]:SPLIT`. Raises BadInput as `examples`."""
+    """The documents of the split `NAME[/CONFIG][:VERSION]:SPLIT`. Raises BadInput as `examples` does."""
     rows, info, name, split = _tfds(spec, data_dir, "--source")
 
     def read(text_key: str, bad: Report) -> Iterator[str]:
         for i, row in enumerate(_each(rows)):
             if text_key not in row:
-                raise BadInput(f"{name}: no feature {text_key!r}, there is {sorted(row)}: name it with --text_key")
+                raise BadInput(
+                    f"{name}: no feature {text_key!r}, found {sorted(row)}: "
+                    "name the feature that holds the text with --text_key"
+                )
             yield from document(row[text_key], f"{name}, example {i}", text_key, bad)
 
     sample = rows.__getitems__(range(0, len(rows), -(-len(rows) // _SAMPLE)))
@@ -40,10 +43,10 @@ def source(spec: str, data_dir: str | None) -> TfdsSource:
 
 
 def examples(spec: str, data_dir: str | None = None) -> Iterator[dict]:
-    """The examples of the split `NAME[/CONFIG][:VERSION]:SPLIT`, prepared as ArrayRecord where it is not yet.
+    """The examples of the split `NAME[/CONFIG][:VERSION]:SPLIT`, prepared as ArrayRecord first if necessary.
 
-    Raises BadInput where the data set does not exist, or its preparation needs a package that is
-    not installed: TensorFlow for many, which tensorflow-datasets reports as "not found".
+    Raises BadInput if the data set does not exist, or its preparation needs a package that is not
+    installed. For many that is TensorFlow, and tensorflow-datasets then reports the data set as "not found".
     """
     return _each(_tfds(spec, data_dir, "--config.data.dir")[0])
 
@@ -54,8 +57,8 @@ def _each(rows) -> Iterator[dict]:
 
 
 def _tfds(spec: str, data_dir: str | None, option: str) -> tuple[Any, Any, str, str]:
-    """A split's rows, what its builder says of it, its name without the split, and the split."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it lists every data set it knows
+    """A split's examples, its builder's info, its name without the split, and the split."""
+    with contextlib.redirect_stdout(io.StringIO()):  # the import may list every data set it knows
         import tensorflow_datasets as tfds
 
     name, _, split = spec.rpartition(":")
@@ -63,22 +66,22 @@ def _tfds(spec: str, data_dir: str | None, option: str) -> tuple[Any, Any, str, 
         raise BadInput(f"{option}=tfds:{spec}: expected tfds:NAME/CONFIG:SPLIT, such as tfds:lm1b:train")
     where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     without = (
-        f"or copy a copy prepared elsewhere with file_format='array_record' into {where} (or where TFDS_DATA_DIR "
-        "or --tfds_data_dir says): that is read without it"
+        f"or prepare the data set elsewhere with file_format='array_record' and copy it into {where} (or the folder "
+        "that TFDS_DATA_DIR or --tfds_data_dir names): reading it does not need the package"
     )
     try:
         rows: Any = tfds.data_source(name, split=split, data_dir=data_dir)
         info = tfds.builder(name, data_dir=data_dir, file_format="array_record").info
     except tfds.core.DatasetNotFoundError as error:
-        # It skips a builder whose import fails, and then does not know its name; its source is there all the same.
+        # A builder whose import fails counts as unknown, but its source file is still installed.
         builder = name.partition("/")[0].partition(":")[0]
         if builder.isidentifier() and any(pathlib.Path(tfds.__file__).parent.glob(f"*/{builder}*")):
             raise BadInput(
-                f"{option}=tfds:{spec}: preparing {name} needs TensorFlow, which bert_fast does not: "
+                f"{option}=tfds:{spec}: preparing {name} needs TensorFlow, which bert_fast itself does not: "
                 f"pip install tensorflow, {without}"
             ) from error
         raise BadInput(
-            f"{option}=tfds:{spec}: no data set {name!r} in {where}, and tensorflow-datasets knows none"
+            f"{option}=tfds:{spec}: no data set {name!r} in {where}, and tensorflow-datasets does not know it either"
         ) from error
     except ImportError as error:
         raise BadInput(

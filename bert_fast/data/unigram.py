@@ -1,4 +1,4 @@
-"""The baseline that any model must beat: each word as often as in the training text, whatever stands around it."""
+"""The baseline every model must beat: predicting tokens by their frequency in the training text, without context."""
 
 from collections.abc import Iterable
 

@@ -1,6 +1,6 @@
 """WordPiece vocabularies: trained or loaded, with BERT's normalisation and splitting.
 
-The ids of special tokens are read from the vocabulary, wherever they stand in it.
+The ids of special tokens are read from the vocabulary, wherever they are in it.
 """
 
 import collections
@@ -18,19 +18,19 @@ from bert_fast import BadInput
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUES = "##"
 _LONGEST_WORD = 100  # characters; a longer word is [UNK] (google-research/bert, max_input_chars_per_word)
-# Of all characters, the share that the alphabet covers; a word with another one is unknown
-# (sentencepiece calls it character_coverage). Without a limit, rare symbols of other scripts
-# would take most of a small vocabulary.
+# The share of all characters that the alphabet covers (character_coverage in sentencepiece); a word with
+# any other character is unknown. Without a limit, rare symbols of other scripts would take most of a
+# small vocabulary.
 _COVERAGE = 0.9999
-_ALPHABET_SAMPLE = 10_000_000  # characters that are counted for it
+_ALPHABET_SAMPLE = 10_000_000  # characters counted to choose the alphabet
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """A vocabulary, and how text is normalised before it is looked up.
+    """A vocabulary, and how text is normalised before lookup.
 
     content: the bytes of its vocab.txt; `fingerprint` is their sha256.
-    strip_accents: None does what BERT does: strip them where letters are lower-cased.
+    strip_accents: None does what BERT does: strip accents if letters are lower-cased.
     """
 
     content: bytes = dataclasses.field(compare=False, repr=False)
@@ -42,7 +42,7 @@ class Vocab:
     tokenizer: Tokenizer = dataclasses.field(compare=False, repr=False)
 
     def to_json(self) -> dict:
-        """The entry of a manifest or a checkpoint. With vocab.txt beside it, `from_json` reads it back."""
+        """The entry for a manifest or a checkpoint. With vocab.txt next to it, `from_json` reads it back."""
         return {
             "size": self.size,
             "sha256": self.fingerprint,
@@ -57,7 +57,7 @@ class Vocab:
         return tuple(self.special_ids[token] for token in SPECIAL)
 
     def for_text(self) -> Tokenizer:
-        """A tokenizer for which a special token that stands in a text is a word like any other."""
+        """A tokenizer that treats a special token written in a text like any other word."""
         tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
         tokenizer.encode_special_tokens = True
         return tokenizer
@@ -84,53 +84,54 @@ class Vocab:
 
     @functools.cached_property
     def continues_W(self) -> np.ndarray:
-        """For each id whether it goes on with the word before it ("##"), for whole-word masking."""
+        """For each id, whether it continues the word before it ("##"). Used for whole-word masking."""
         tokens = (self.tokenizer.id_to_token(i) for i in range(self.size))
         return np.array([token is not None and token.startswith(CONTINUES) for token in tokens], bool)
 
 
 def load(path: str | pathlib.Path, cased: bool = False, strip_accents: bool | None = None) -> Vocab:
-    """The vocabulary of a vocab.txt: a token a line, its id the number of the line from 0.
+    """The vocabulary of a vocab.txt: one token per line, whose id is the line number from 0.
 
-    A special token that a user writes into a sentence gets its id; set
-    `tokenizer.encode_special_tokens` where text is data, in which such a word is only a word.
-    Raises BadInput for a file that is missing or empty, a token that occurs twice, and a special
-    token that does not occur.
+    A special token that a user writes into a sentence gets its id. If the text is data, set
+    `tokenizer.encode_special_tokens`: it is then a word like any other. Raises BadInput for a file that
+    is missing or empty, a token that occurs twice, and a special token that does not occur.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise BadInput(f"no vocabulary at {path}: expected a vocab.txt, a token a line; without --vocab one is trained")
+        raise BadInput(
+            f"no vocabulary at {path}: expected a vocab.txt, one token per line; without --vocab one is trained"
+        )
     return parse(path.read_bytes(), path, cased, strip_accents)
 
 
 def from_json(entry: dict, path: str | pathlib.Path) -> Vocab:
-    """The vocabulary of an entry that `to_json` made, whose vocab.txt is at `path`.
+    """The vocabulary of an entry made by `to_json`, whose vocab.txt is at `path`.
 
-    Raises BadInput where the file cannot be used, or is another than the entry's.
+    Raises BadInput if the file cannot be used, or is not the one the entry was made from.
     """
     found, sha256, size = load(path, entry["cased"], entry["strip_accents"]), entry["sha256"], entry["size"]
     if (found.fingerprint, found.size) != (sha256, size):
         raise BadInput(
-            f"{path} ({found.size} words, sha256 {found.fingerprint[:12]}...) is not the vocabulary that the files "
-            f"beside it were made with ({size} words, sha256 {sha256[:12]}...): put that back, or make them again"
+            f"{path} ({found.size} tokens, sha256 {found.fingerprint[:12]}...) is not the vocabulary that the files "
+            f"next to it were made with ({size} tokens, sha256 {sha256[:12]}...): restore that one, or remake the files"
         )
     return found
 
 
 def parse(content: bytes, path: str | pathlib.Path, cased: bool, strip_accents: bool | None) -> Vocab:
-    """The vocabulary of the bytes of a vocab.txt, which stand at `path`. Raises BadInput as `load` does."""
+    """The vocabulary in `content`, the bytes of the vocab.txt at `path`. Raises BadInput as `load` does."""
     try:
         lines = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 at byte {error.start}: expected a vocab.txt, a token a line") from error
+        raise BadInput(f"{path}: not UTF-8 at byte {error.start}: expected a vocab.txt, one token per line") from error
     if lines == [""]:
-        raise BadInput(f"{path} is empty: expected a token a line")
+        raise BadInput(f"{path} is empty: expected one token per line")
     ids = {token: i for i, token in enumerate(lines)}
     if len(ids) < len(lines):
         twice = next(i for i, token in enumerate(lines) if ids[token] != i)
         raise BadInput(
-            f"{path}: {lines[twice]!r} stands in line {twice + 1} and again in line {ids[lines[twice]] + 1}, "
-            "each token may occur once: ids would shift; use the file that belongs to the model"
+            f"{path}: {lines[twice]!r} is in line {twice + 1} and again in line {ids[lines[twice]] + 1}: "
+            "each token may occur only once, or ids would shift; use the file that belongs to the model"
         )
     if missing := [token for token in SPECIAL if token not in ids]:
         raise BadInput(f"{path}: no {', '.join(missing)}: BERT needs {' '.join(SPECIAL)}, each on a line of its own")
@@ -146,10 +147,10 @@ def parse(content: bytes, path: str | pathlib.Path, cased: bool, strip_accents: 
 
 
 def train(texts: Iterable[str], size: int, cased: bool = False, strip_accents: bool | None = None) -> bytes:
-    """The vocab.txt of at most `size` tokens for these texts, special tokens first.
+    """The bytes of a vocab.txt of at most `size` tokens for these texts, special tokens first.
 
-    Two runs differ (ties are broken by the order of a hash map in `tokenizers`): train once, and
-    keep the file. Raises BadInput where the texts hold no word.
+    Two runs differ, because `tokenizers` breaks ties by the order of a hash map: train once, and keep
+    the file. Raises BadInput if the texts hold no word.
     """
     texts = iter(texts)
     head: list[str] = []
@@ -163,13 +164,13 @@ def train(texts: Iterable[str], size: int, cased: bool = False, strip_accents: b
     for space in [character for character in characters if character.isspace()]:
         del characters[space]
     if not characters:
-        raise BadInput("the text holds no word to train a vocabulary on: expected text")
+        raise BadInput("the text has no word to train a vocabulary on: expected text")
 
     tokenizer = _tokenizer({token: i for i, token in enumerate(SPECIAL)}, cased, strip_accents)
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         special_tokens=list(SPECIAL),
-        # A character may stand in the vocabulary twice, "a" and "##a"
+        # A character may be in the vocabulary twice, as "a" and "##a"
         limit_alphabet=min(_alphabet(characters), (size - len(SPECIAL)) // 3),
         continuing_subword_prefix=CONTINUES,
         show_progress=False,
@@ -186,7 +187,7 @@ def _chained(head: list[str], rest: Iterator[str]) -> Iterator[str]:
 
 
 def _alphabet(characters: collections.Counter[str]) -> int:
-    """How many of the most frequent characters make up _COVERAGE of all."""
+    """Number of the most frequent characters that together make up _COVERAGE of the text."""
     missing = characters.total() * (1 - _COVERAGE)
     for rank, (_, count) in enumerate(reversed(characters.most_common())):
         if (missing := missing - count) < 0:

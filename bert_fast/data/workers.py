@@ -1,4 +1,4 @@
-"""Worker processes that end with their parent, however it ends, and whose own death is told at once."""
+"""Worker processes that end with their parent, however it ends, and whose own death is reported at once."""
 
 import concurrent.futures
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from bert_fast import BadInput
 
-_SPAWN = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of the parent hold
+_SPAWN = multiprocessing.get_context("spawn")  # a fork would copy locks held by the parent's threads
 
 
 class _Worker(NamedTuple):
@@ -28,10 +28,10 @@ class _Raised(NamedTuple):
 
 
 class Pool(concurrent.futures.Executor):
-    """Processes that each called `setup(*args)`, with one thread and one pipe for each.
+    """Processes that have each called `setup(*args)`, with one thread and one pipe per process.
 
-    `concurrent.futures.ProcessPoolExecutor` has one pipe for all results. A worker that is killed in the middle of one
-    leaves that pipe locked, and the parent waits for the rest of the result forever.
+    `concurrent.futures.ProcessPoolExecutor` has one pipe for all results. A worker that is killed while writing a
+    result leaves that pipe locked, and the parent waits for the rest of the result forever.
     """
 
     def __init__(self, processes: int, setup: Callable | None = None, *args):
@@ -47,7 +47,7 @@ class Pool(concurrent.futures.Executor):
             raise
 
     def submit(self, fn: Callable, /, *args, **kwargs) -> concurrent.futures.Future:
-        """The result of `fn(*args, **kwargs)` in a worker; asking for it raises BadInput where that worker died."""
+        """A future for `fn(*args, **kwargs)` in a worker. Its `result()` raises BadInput if that worker died."""
         return self._threads.submit(self._call, fn, args, kwargs)
 
     def _call(self, fn: Callable, args: tuple, kwargs: dict) -> Any:
@@ -57,8 +57,8 @@ class Pool(concurrent.futures.Executor):
             result = worker.pipe.recv()
         except (EOFError, OSError) as error:
             raise BadInput(
-                f"a worker process {_end_of(worker.process)}: what is finished is kept. Run the same command again, "
-                f"with fewer processes if memory was short (--processes={len(self._workers)}); it continues"
+                f"a worker process {_end_of(worker.process)}: finished work is kept. Run the same command again to "
+                f"continue, with fewer processes if memory ran out (it had --processes={len(self._workers)})"
             ) from error
         finally:
             self._free.put(worker)
@@ -67,7 +67,7 @@ class Pool(concurrent.futures.Executor):
         return result
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
-        """Ends the workers at once, and drops what they have not finished."""
+        """Ends the workers at once, and drops their unfinished work."""
         for worker in self._workers:
             worker.process.kill()
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
@@ -78,14 +78,14 @@ class Pool(concurrent.futures.Executor):
 
 def _start(setup: Callable | None, args: tuple) -> _Worker:
     ours, theirs = _SPAWN.Pipe()
-    with theirs:  # the parent keeps no copy of that end, so the pipe ends when the worker does
+    with theirs:  # the parent keeps no copy of this end, so the pipe closes when the worker ends
         process = _SPAWN.Process(target=_serve, args=(theirs, setup, args))
         process.start()
     return _Worker(process, ours)
 
 
 def _end_of(process: BaseProcess) -> str:
-    """How a process ended, for people."""
+    """How a process ended, in words."""
     process.join()
     code = process.exitcode or 0
     if code >= 0:
@@ -95,11 +95,11 @@ def _end_of(process: BaseProcess) -> str:
 
 
 def _serve(pipe: Connection, setup: Callable | None, args: tuple) -> None:
-    """Answers calls until the pipe ends."""
+    """Answers calls until the pipe closes."""
     belong()
     if setup:
         setup(*args)
-    with contextlib.suppress(EOFError, OSError):  # of the pipe: the parent is gone
+    with contextlib.suppress(EOFError, OSError):  # the pipe is closed: the parent is gone
         while True:
             fn, args, kwargs = pipe.recv()
             try:
@@ -111,14 +111,14 @@ def _serve(pipe: Connection, setup: Callable | None, args: tuple) -> None:
 
 
 def belong(*_) -> None:
-    """Makes this process one that its parent ends, and that ends with it: what a worker calls first."""
-    for signum in (signal.SIGINT, signal.SIGTERM):  # a signal to stop reaches all processes of a terminal or a job
+    """Ties this process to its parent: it ignores stop signals, and ends when the parent does. Call it first."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a terminal or a job sends them to all its processes
         signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
 def _follow_parent() -> None:
-    """A worker of a killed parent would wait for work forever: Grain's queues have no end that it could see."""
+    """Exits when the parent does. Without this, a worker would wait for work forever: Grain's queues signal no end."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The model card of an export: what is known of the run, from its own files, and nothing else."""
+"""The model card of an export, written from the run's own files and nothing else."""
 
 import dataclasses
 import itertools
@@ -17,13 +17,13 @@ from bert_fast.train.log import clock, read_rows
 from bert_fast.train.report import say
 
 LOSSES = {
-    "mlm_loss": "loss of predicted words, nats",
-    "mask_loss": "loss of words behind [MASK], nats",
-    "mlm_accuracy": "share of words predicted right",
-    "nsp_loss": "loss of the next sentence, nats",
-    "nsp_accuracy": "share of next sentences right",
+    "mlm_loss": "masked-LM loss, nats",
+    "mask_loss": "masked-LM loss on [MASK] tokens only, nats",
+    "mlm_accuracy": "masked-LM accuracy",
+    "nsp_loss": "next-sentence loss, nats",
+    "nsp_accuracy": "next-sentence accuracy",
 }
-# With which class of transformers an export is best begun, by its own.
+# The Auto class to load an export with, by the ending of its own class.
 AUTO = {
     "ForPreTraining": "AutoModelForMaskedLM",
     "ForMaskedLM": "AutoModelForMaskedLM",
@@ -31,7 +31,7 @@ AUTO = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
 }
-# What the Hub calls their use; of others "feature-extraction".
+# The Hub's name for the task of a class; all others are "feature-extraction".
 PIPELINES = {
     "ForPreTraining": "fill-mask",
     "ForMaskedLM": "fill-mask",
@@ -39,21 +39,21 @@ PIPELINES = {
     "ForQuestionAnswering": "question-answering",
 }
 OBJECTIVES = {
-    "mlm+nsp": "masked words and the next sentence (BERT)",
-    "mlm": "masked words, in full sentences across documents",
-    "mlm_packed": "masked words, in whole documents of which each sees itself alone",
+    "mlm+nsp": "masked LM and next-sentence prediction (BERT)",
+    "mlm": "masked LM on full sentences, across documents",
+    "mlm_packed": "masked LM on whole documents, each attending only to itself",
 }
 
 
 def run_of(folder: pathlib.Path) -> pathlib.Path:
-    """The run folder of a checkpoint, or where it stands alone its own."""
+    """The run folder of a checkpoint; the checkpoint's own folder if it is not in a run."""
     return folder.parent.parent if folder.parent.name == "checkpoints" else folder
 
 
 def results_in(folder: pathlib.Path) -> dict[str, dict]:
-    """The `results.json` files below a folder, by their place in it. Raises BadInput for one that is no JSON."""
+    """The `results.json` files in and below a folder, by relative path. Raises BadInput if one is not JSON."""
     if not folder.is_dir():
-        raise BadInput(f"--results={folder} is no folder: give one with results.json of finetune in or below it")
+        raise BadInput(f"--results={folder} is not a folder: expected one with results.json of finetune in or below it")
     return {str(path.relative_to(folder).parent): read_json(path) for path in sorted(folder.rglob("results.json"))}
 
 
@@ -64,25 +64,26 @@ def card(
     results: Mapping[str, dict],
     differences: Mapping[str, float] | None,
 ) -> str:
-    """The page, with the head that the Hub reads. `results` are `results.json` files of `finetune`, by their folder;
-    `differences` those from transformers, where they were looked for.
+    """The whole page, with the front matter that the Hub reads.
+
+    results: `results.json` files of `finetune`, by folder. differences: from transformers; None if not compared.
     """
     about, run = trained.about, run_of(trained.folder)
     came = about.imported
     origin = (
-        f"It was imported from the Hugging Face folder {came['folder']} and not trained since; how it was trained is "
-        "not known here."
+        f"It was imported from the Hugging Face folder {came['folder']} and has not been trained since. How it was "
+        "trained is not recorded."
         if came
         else f"It was pre-trained with bert_fast {about.version}, in JAX."
     )
     if about.init:
-        origin += f" It began from the weights of `{about.init}`, whose training is not told here."
+        origin += f" Training started from the weights of `{about.init}`, whose own training is not described here."
     sections = [
         front(about, class_name),
         f"# {run.absolute().name}",
-        f"A BERT encoder, {shape_of(trained.model)}, in the layout of `{class_name}`. {origin}",
+        f"A BERT encoder in the layout of `{class_name}`: {shape_of(trained.model)}. {origin}",
         use(class_name, differences),
-        "## What to know\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "",
+        "## Notes\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "",
         "" if came else training(trained, run),
         losses(about, run),
         scores(trained, results),
@@ -91,7 +92,7 @@ def card(
 
 
 def front(about: Description, class_name: str) -> str:
-    """The YAML between the two lines of dashes."""
+    """The YAML front matter, with its two lines of dashes."""
     tags = ["bert", "bert_fast", *(name for name, _ in about.methods)]
     task = PIPELINES.get(heads_of(class_name), "feature-extraction")
     return "\n".join(
@@ -100,20 +101,20 @@ def front(about: Description, class_name: str) -> str:
 
 
 def heads_of(class_name: str) -> str:
-    """The end of a class's name, such as ForMaskedLM."""
+    """The ending of a class name, such as ForMaskedLM."""
     return re.sub(r".*(?=For)", "", class_name)
 
 
 def shape_of(model: Config) -> str:
     heads, hidden = ranged(model.heads_L), ranged(model.mlp_dim_L)
     return (
-        f"{model.depth} layers of width {model.width}, {heads} heads of {model.head_size}, {hidden} neurons, "
+        f"{model.depth} layers of width {model.width}, {heads} heads of size {model.head_size}, {hidden} MLP neurons, "
         f"{model.norm}-LN, {model.max_len} positions, {model.vocab_size:,} word pieces"
     )
 
 
 def ranged(counts_L: tuple[int, ...]) -> str:
-    """The one number, or the smallest and the largest."""
+    """The count if all are equal, else the smallest and the largest."""
     return f"{min(counts_L):,}" if len(set(counts_L)) == 1 else f"{min(counts_L):,} to {max(counts_L):,}"
 
 
@@ -121,10 +122,8 @@ def use(class_name: str, differences: Mapping[str, float] | None) -> str:
     auto = AUTO.get(heads_of(class_name), "AutoModel")
     compared = ""
     if differences:
-        told = ", ".join(f"{value:.1e} ({name.replace('_', ' ')})" for name, value in differences.items())
-        compared = (
-            f"\n\nCompared with the checkpoint when it was written, in float32: the largest differences are {told}."
-        )
+        listed = ", ".join(f"{value:.1e} ({name.replace('_', ' ')})" for name, value in differences.items())
+        compared = f"\n\nCompared with the original checkpoint in float32 at export. Largest differences: {listed}."
     return (
         f"""```python
 from transformers import {auto}, AutoTokenizer
@@ -142,7 +141,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def training(trained: Encoder, run: pathlib.Path) -> str:
-    """Data, stages, methods and what they cost, up to this step."""
+    """The data, stages and methods up to this step, and what they cost."""
     about, words, counters = trained.about, trained.vocab, trained.about.counters
     assert about.data is not None
     counts, times, data = counters.counts, counters.times, about.data
@@ -153,15 +152,17 @@ def training(trained: Encoder, run: pathlib.Path) -> str:
         ("data", source_of(data.dir)),
         ("vocabulary", f"{words.size:,} word pieces, {casing}, sha256 {words.fingerprint[:12]}"),
         ("objective", f"{OBJECTIVES[data.objective]}; {data.masked_share:.0%} of the tokens are predicted"),
-        ("methods", methods_of(about) or "none: every layer and token worked in every step"),
+        ("methods", methods_of(about) or "none: every step ran every layer on every token"),
         ("steps", f"{about.step:,}" + (f", {optimizer}" if optimizer else "")),
-        ("rows", f"{counts['examples']:,}, with {counts['tokens_real']:,} tokens that are no padding"),
-        ("FLOPs", f"{counts['flops']:.3g} (forward and backward matrix products of what ran)"),
+        ("examples", f"{counts['examples']:,}, with {counts['tokens_real']:,} tokens, not counting padding"),
+        ("FLOPs", f"{counts['flops']:.3g} (forward and backward matrix products that ran)"),
     ]
     if counts["flops_dense"]:
         share = counts["flops"] / counts["flops_dense"]
-        facts.append(("the same rows, nothing left out", f"{counts['flops_dense']:.3g} FLOPs: {share:.0%} of them ran"))
-    facts.append(("time in steps", clock(times["seconds"])))
+        facts.append(
+            ("FLOPs of dense training", f"{counts['flops_dense']:.3g} on these examples; this run took {share:.0%}")
+        )
+    facts.append(("time in train steps", clock(times["seconds"])))
     rows = [
         (
             stage.name,
@@ -175,12 +176,12 @@ def training(trained: Encoder, run: pathlib.Path) -> str:
         )
         for stage, steps in zip(stages, steps_of(about), strict=True)
     ]
-    head = ("stage", "steps", "tokens a row", "rows a step", "layers", "heads", "neurons", "peak learning rate")
+    head = ("stage", "steps", "sequence length", "batch size", "layers", "heads", "neurons", "peak learning rate")
     return "\n\n".join(["## Training", table(("", ""), facts), table(head, rows)])
 
 
 def methods_of(about: Description) -> str:
-    """Every method with its arguments."""
+    """The methods with their arguments; "" if there are none."""
     return "; ".join(
         f"{name} ({', '.join(f'{key}={value}' for key, value in arguments.items() if value != '')})"
         for name, arguments in about.methods
@@ -188,12 +189,12 @@ def methods_of(about: Description) -> str:
 
 
 def steps_of(about: Description) -> list[int]:
-    """Steps that each stage took: a stage may end before the steps that it was given."""
+    """Steps that each stage took; a method may end a stage before its planned steps."""
     return [end - began for began, end in itertools.pairwise([0, *about.counters.ends, about.step])]
 
 
 def source_of(folder: str) -> str:
-    """Where the text came from, as the shards' manifest says if it can be read; else the shards' folder."""
+    """The source of the text, from the shards' manifest if there is one; else the name of the shards folder."""
     manifest = read_json(pathlib.Path(folder) / "manifest.json")
     if "source" not in manifest:
         return f"shards in `{pathlib.Path(folder).name}`"
@@ -202,7 +203,7 @@ def source_of(folder: str) -> str:
 
 
 def losses(about: Description, run: pathlib.Path) -> str:
-    """The newest losses of each split up to the step of the checkpoint."""
+    """The last losses of each split up to the step of the checkpoint."""
     last = {row["split"]: row for row in read_rows(run / "metrics.jsonl") if row["step"] <= about.step}
     columns = [(name, last[split]) for name, split in (("held-out", "valid"), ("training", "train")) if split in last]
     if not columns:
@@ -216,13 +217,13 @@ def losses(about: Description, run: pathlib.Path) -> str:
     seq_len = about.eval.seq_len if about.eval else 0
     return (
         f"## Losses\n\n{table(head, rows)}\n\n"
-        f"Held out: rows of {seq_len} tokens with every layer and token taking part, fingerprint "
-        f"{about.fingerprint}: losses compare only where it is equal."
+        f"Held-out losses are of examples of {seq_len} tokens, with every layer and token active. Compare them only "
+        f"with losses of the same fingerprint, {about.fingerprint}."
     )
 
 
 def is_of(trained: Encoder, encoder: Mapping[str, Any]) -> bool:
-    """Whether what was fine-tuned is this model: a checkpoint of a run of this name, vocabulary and shape."""
+    """Whether the `encoder` of a `results.json` is this model: the same run name, vocabulary and shape."""
     if encoder.get("random_weights", False) or "checkpoint" not in encoder:
         return False
     run = run_of(pathlib.Path(encoder["checkpoint"]).absolute())
@@ -231,9 +232,10 @@ def is_of(trained: Encoder, encoder: Mapping[str, Any]) -> bool:
 
 
 def scores(trained: Encoder, results: Mapping[str, dict]) -> str:
-    """Scores of this model's fine-tuning, at the end of training, over seeds; of other models' nothing, which is said.
+    """Scores of this model's fine-tuning, at the end of training, over seeds. Reports results of other models, and
+    leaves them out.
 
-    Raises BadInput where a file is none of `finetune`.
+    Raises BadInput if a file was not written by `finetune`.
     """
     rows, others = [], []
     for place, result in results.items():
@@ -243,17 +245,17 @@ def scores(trained: Encoder, results: Mapping[str, dict]) -> str:
             else:
                 others.append(place)
         except (KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{place}/results.json is none that finetune wrote ({error!r}): move it away") from error
+            raise BadInput(f"{place}/results.json was not written by finetune ({error!r}): move it away") from error
     if others:
-        say(f"{len(others)} results.json of other models are left out of the model card (the first in {others[0]})")
+        say(f"left out of the model card: {len(others)} results.json of other models (the first is in {others[0]})")
     if not rows:
         return ""
-    head = ("task", "mean", "deviation", "median", "seeds", "checkpoint of step")
-    return f"## Scores\n\nFine-tuned, on the held-out sets, at the end of training.\n\n{table(head, rows)}"
+    head = ("task", "mean", "deviation", "median", "seeds", "checkpoint step")
+    return f"## Scores\n\nAfter fine-tuning, on the held-out sets, at the end of training.\n\n{table(head, rows)}"
 
 
 def rows_of(result: Mapping[str, Any]) -> list[tuple]:
-    """A row for each task of a `results.json`."""
+    """One row per task of a `results.json`."""
     rows = []
     for task, numbers in result["tasks"].items():
         score, seeds = numbers["last"]["score"], numbers["learning_rates"][numbers["chosen"]]["seeds"]

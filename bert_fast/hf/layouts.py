@@ -1,14 +1,14 @@
-"""Which of Hugging Face's layouts holds a model, and its `config.json` in both directions.
+"""The Hugging Face layout that holds a model, and its `config.json`, in both directions.
 
-Three of them hold what we train, and give the same logits and gradients:
+Three layouts hold the models we train, with the same logits and gradients:
 
-    layout                LayerNorm   embedding LayerNorm   next-sentence head   their class
+    layout                LayerNorm   embedding LayerNorm   next-sentence head   transformers class
     bert                  post        yes                   yes                  BertForPreTraining
     megatron-bert         pre         no                    yes                  MegatronBertForPreTraining
     roberta-prelayernorm  pre         yes                   no                   RobertaPreLayerNormForMaskedLM
 
-Fine-tuned models are their ...ForSequenceClassification and ...ForQuestionAnswering, which compute what our heads do
-in all three.
+Fine-tuned models become ...ForSequenceClassification and ...ForQuestionAnswering, whose heads compute the same as ours
+in all three layouts.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from bert_fast import BadInput
 from bert_fast.bert import Config
 from bert_fast.train.description import TaskHead
 
-# By (norm, embed_norm).
+# Keyed by (norm, embed_norm).
 ARRANGEMENTS = {("post", True): "bert", ("pre", False): "megatron-bert", ("pre", True): "roberta-prelayernorm"}
 WITH_NEXT = ("bert", "megatron-bert")
 CLASSES = {"bert": "Bert", "megatron-bert": "MegatronBert", "roberta-prelayernorm": "RobertaPreLayerNorm"}
@@ -28,7 +28,7 @@ SIZES = (
     "vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
     "max_position_embeddings",
 )  # fmt: skip
-# What the classes of transformers take where a file says nothing: Google's small BERTs have no more than sizes.
+# The defaults of the transformers classes for missing keys: Google's small BERTs list nothing but sizes.
 ABSENT = {
     "model_type": "bert",
     "hidden_act": "gelu",
@@ -39,7 +39,7 @@ ABSENT = {
     "layer_norm_eps": 1e-12,
 }
 PAD_IDS = {"bert": 0, "megatron-bert": 0, "roberta-prelayernorm": 1}
-# What makes another model of it, where it is not this value; newer files may leave all of them out.
+# Any other value means a different model. Newer files may leave all of these out.
 PLAIN = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -50,7 +50,7 @@ PLAIN = {
 
 
 def layout_of(config: Config) -> str:
-    """The layout that holds a model. Raises BadInput for post-LN without an embedding LayerNorm: none does."""
+    """The layout that holds a model. Raises BadInput for post-LN without an embedding LayerNorm: no layout has that."""
     if (config.norm, config.embed_norm) not in ARRANGEMENTS:
         raise BadInput(
             f"no Hugging Face layout has norm={config.norm!r} with embed_norm={config.embed_norm}: "
@@ -60,16 +60,17 @@ def layout_of(config: Config) -> str:
 
 
 def check(config: Config, task: TaskHead | None = None):
-    """Raises BadInput where no layout holds a model, or one that was fine-tuned for `task`."""
+    """Raises BadInput if no layout holds the model, or its fine-tuned form if `task` is given."""
     layout_of(config)
     if not config.tied and task is None:
         raise BadInput(
-            "the MLM head of this model has a table of its own: export a step of the last stage, which has not"
+            "the MLM head of this model has an output table of its own: export a checkpoint of the last stage, whose "
+            "head uses the embedding table"
         )
     if config.width % config.head_size or max(config.heads_L) * config.head_size > config.width:
         raise BadInput(
             f"no Hugging Face layout has {max(config.heads_L)} heads of {config.head_size} at a width of "
-            f"{config.width}: the width must be a multiple of head_size, and the heads together not be wider"
+            f"{config.width}: the width must be a multiple of head_size, and the heads together no wider than it"
         )
 
 
@@ -80,12 +81,12 @@ def pad_id_of(theirs: Mapping[str, Any]) -> int:
 
 
 def config_from_hf(theirs: Mapping[str, Any]) -> Config:
-    """The model of their `config.json`, with a next-sentence head where the layout has one.
+    """The model of a Hugging Face `config.json`, with a next-sentence head if the layout has one.
 
     Raises BadInput that names what is missing, or what our trunk does not compute.
     """
     if missing := [name for name in SIZES if name not in theirs]:
-        raise BadInput(f"config.json lacks {', '.join(missing)}: expected that of a BERT model")
+        raise BadInput(f"config.json lacks {', '.join(missing)}: expected the config.json of a BERT model")
     stated = {**ABSENT, **theirs}
     kind, activation = stated["model_type"], stated["hidden_act"]
     norms = {layout: arrangement for arrangement, layout in ARRANGEMENTS.items()}
@@ -98,23 +99,23 @@ def config_from_hf(theirs: Mapping[str, Any]) -> Config:
     for name, plain in PLAIN.items():
         if (value := theirs.get(name, plain)) not in (plain, None):
             raise BadInput(
-                f"{name}={value!r} is not supported: only encoders with all their heads and absolute positions are "
-                f"({name}={plain!r}, or left out)"
+                f"{name}={value!r} is not supported: expected {name}={plain!r}, or no {name}. Only encoders with all "
+                "their heads and absolute positions are supported"
             )
     for name in (*SIZES, "type_vocab_size"):
         if type(stated[name]) is not int or stated[name] < 1:
             raise BadInput(f"config.json: {name}={stated[name]!r}: expected a whole number of at least 1")
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps"):
         if type(stated[name]) not in (int, float) or not 0 <= stated[name] < 1:
-            raise BadInput(f"config.json: {name}={stated[name]!r}: expected a number from 0 up to, not including, 1")
+            raise BadInput(f"config.json: {name}={stated[name]!r}: expected a number of at least 0 and below 1")
     width, heads = stated["hidden_size"], stated["num_attention_heads"]
     if width % heads:
         raise BadInput(f"config.json: hidden_size={width} is not a multiple of num_attention_heads={heads}")
     positions = stated["max_position_embeddings"] - position_shift(kind, pad_id_of(stated))
     if positions < 1:
         raise BadInput(
-            f"config.json: max_position_embeddings={stated['max_position_embeddings']} leaves no position, as they "
-            f"count from pad_token_id + 1 = {pad_id_of(stated) + 1}"
+            f"config.json: max_position_embeddings={stated['max_position_embeddings']} leaves no positions: they count "
+            f"from pad_token_id + 1 = {pad_id_of(stated) + 1}"
         )
     arrangement, embed_norm = norms[kind]
     return Config(
@@ -139,12 +140,12 @@ def config_from_hf(theirs: Mapping[str, Any]) -> Config:
 
 
 def position_shift(layout: str, pad_id: int) -> int:
-    """How many rows stand in their position table before that of the first token."""
+    """How many rows of the Hugging Face position table come before the first token's."""
     return pad_id + 1 if layout == "roberta-prelayernorm" else 0
 
 
 def architecture(layout: str, mlm: bool, next_: bool) -> str:
-    """The class of transformers that has these heads."""
+    """The transformers class with these heads."""
     heads = {
         (True, True): "ForPreTraining",
         (True, False): "ForMaskedLM",
@@ -155,12 +156,12 @@ def architecture(layout: str, mlm: bool, next_: bool) -> str:
 
 
 def task_architecture(layout: str, task: TaskHead) -> str:
-    """The class of transformers that has the head of a task."""
+    """The transformers class with the head of a task."""
     return CLASSES[layout] + ("ForQuestionAnswering" if task.kind == "span" else "ForSequenceClassification")
 
 
 def task_to_hf(task: TaskHead) -> dict[str, Any]:
-    """What the head of a task adds to their `config.json`; they count the labels for the size of the head."""
+    """What a task's head adds to `config.json`. transformers sizes the head by the number of labels."""
     labels = {"classes": task.labels, "score": ("score",), "span": ("start", "end")}[task.kind]
     problem = {"classes": "single_label_classification", "score": "regression", "span": None}[task.kind]
     names = {
@@ -171,9 +172,10 @@ def task_to_hf(task: TaskHead) -> dict[str, Any]:
 
 
 def config_to_hf(config: Config, class_name: str, dtype: str) -> dict[str, Any]:
-    """Their `config.json` of a model whose layers are alike; its special ids are those of the vocabulary.
+    """The Hugging Face `config.json` of a model whose layers all have the same width.
 
-    dtype: of the weights. Inverse of `config_from_hf`, but for what only matters while training.
+    config: its special ids must be the vocabulary's. dtype: of the weights. The inverse of `config_from_hf`, except for
+    fields that only matter in training.
     """
     layout = layout_of(config)
     pad, _, cls, sep, _ = config.special_ids

@@ -1,4 +1,4 @@
-"""A Hugging Face folder as a model of ours, and as a checkpoint of step 0: the command `import`."""
+"""Reads a Hugging Face folder as one of our models, and saves it as a checkpoint of step 0: the command `import`."""
 
 import base64
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_fast import BadInput, bert, python
+from bert_fast import BadInput, bert, command
 from bert_fast.bert import Config, Params
 from bert_fast.data.files import atomic_json, new_folder
 from bert_fast.data.masking import prediction_slots
@@ -25,49 +25,51 @@ from bert_fast.train.report import say
 from bert_fast.train.settings import Data, Evaluation
 from bert_fast.train.step import TrainState
 
-# Of which weights may be, and still be the same in float32 and back.
+# Types of weights that survive the conversion to float32 and back unchanged.
 TYPES = ("float32", "float16", "bfloat16")
-# A head is there with all of its tensors, or is initialised: its name, and the branch of our parameters.
+# Heads and their branches of our parameters. A folder has all tensors of a head, or none: then it is initialised.
 HEADS = {"MLM head": "mlm/", "pooler": "next/pooler/", "next-sentence head": "next/next/"}
-LANES = 128  # tables are often rounded up to a multiple of at most so many rows
-SEED = 0  # of heads that are initialised
-# How BERT was evaluated while it was trained, where --data is given: arXiv 1810.04805, section 3.1.
+LANES = 128  # tables are often rounded up to a multiple of at most this many rows; this many extra rows draw a warning
+SEED = 0  # for heads that are initialised
+# BERT's own evaluation during training, used when --data is given: arXiv 1810.04805, section 3.1.
 MASKED_SHARE, SHORT_SEQ_PROB = 0.15, 0.1
 EVALUATION = Evaluation(every=0, examples=2_000, seq_len=128, batch_size=32, seed=0)
 
 
 def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Encoder:
-    """The model and the vocabulary of a folder; heads that are missing are initialised, and `warn` is told.
+    """The model and the vocabulary of a folder. Missing heads are initialised, and reported through `warn`.
 
-    Raises BadInput, naming it, for whatever is missing, left over, of another shape, type or kind, or
-    no number.
+    Raises BadInput that names what is missing, left over, of another shape, type or kind, or not finite.
     """
     folder = pathlib.Path(path)
     if not (folder / "config.json").is_file():
-        raise BadInput(f"no config.json in {folder}: expected a folder that save_pretrained(DIR) made")
+        raise BadInput(f"no config.json in {folder}: expected a folder written by save_pretrained(DIR)")
     theirs = read_json(folder / "config.json")
     config, pad_id = layouts.config_from_hf(theirs), layouts.pad_id_of(theirs)
     layout = layouts.layout_of(config)
     vocab = tokenizer.read(folder)
     if vocab.size > config.vocab_size:
-        raise BadInput(f"{folder}: the vocabulary has {vocab.size} words, the model a table of {config.vocab_size}")
+        raise BadInput(
+            f"{folder}: the vocabulary has {vocab.size} word pieces, but the model's table has only "
+            f"{config.vocab_size} rows: is it the vocabulary of this model?"
+        )
     if layouts.position_shift(layout, pad_id) and pad_id != vocab.pad:
         raise BadInput(
-            f"{folder}: pad_token_id is {pad_id} in config.json, from which positions count, and [PAD] is {vocab.pad} "
-            "in the vocabulary: they must agree"
+            f"{folder}: pad_token_id is {pad_id} in config.json, but [PAD] is {vocab.pad} in the vocabulary: they must "
+            "agree, because positions count from it"
         )
     config = dataclasses.replace(config, special_ids=vocab.special)
     if config.vocab_size - vocab.size >= LANES:
         warn(
-            f"{folder}: the vocabulary has {vocab.size} words and the model a table of {config.vocab_size}: do they "
-            "belong together? The rows beyond are kept, and never used"
+            f"{folder}: the vocabulary has {vocab.size} word pieces, but the model's table has {config.vocab_size} "
+            "rows: do they belong together? The extra rows are kept but never used"
         )
     as_named = weights.read(folder)
     check_types(folder, as_named, config, pad_id)
     found = {tensors.today(name): array for name, array in as_named.items()}
     params, initialised = with_heads(found, config, pad_id)
     if initialised:
-        warn(f"{folder} holds no {', no '.join(initialised)}: initialised at random")
+        warn(f"{folder} has no {', no '.join(initialised)}: initialised at random")
     program, data, evaluation = program_of(config, "next-sentence head" in initialised)
     stage = Stage("imported", program, steps=0, schedule=Schedule(peak=0.0, steps=0))
     about = Description(
@@ -82,7 +84,7 @@ def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Encoder:
 
 
 def check_types(folder: pathlib.Path, found: dict[str, np.ndarray], config: Config, pad_id: int):
-    """Raises BadInput for weights of a type that float32 does not hold, for no numbers, and for two of one name."""
+    """Raises BadInput for types that float32 cannot hold, values that are not finite, and tensors that occur twice."""
     fixed, layout = tensors.constants(config, pad_id), layouts.layout_of(config)
     seen: dict[str, str] = {}
     for name, array in found.items():
@@ -93,15 +95,13 @@ def check_types(folder: pathlib.Path, found: dict[str, np.ndarray], config: Conf
         if full in fixed:
             continue
         if array.dtype.name not in TYPES:
-            raise BadInput(f"{folder}: {name} is {array.dtype.name}, expected {', '.join(TYPES)}: convert it")
+            raise BadInput(f"{folder}: {name} is {array.dtype.name}, expected one of {', '.join(TYPES)}: convert it")
         if not np.isfinite(array).all():
-            raise BadInput(
-                f"{folder}: {name} holds values that are no numbers (NaN or infinite): take another step of it"
-            )
+            raise BadInput(f"{folder}: {name} contains NaN or infinite values: use another checkpoint of the model")
 
 
 def with_heads(found: dict[str, np.ndarray], config: Config, pad_id: int) -> tuple[Params, tuple[str, ...]]:
-    """Our parameters, those of heads without any tensor initialised, and the names of these heads. Raises BadInput."""
+    """Our parameters, and the names of the heads that had no tensors and were initialised. Raises BadInput."""
     layout, rows = layouts.layout_of(config), tensors.rows_of(config)
     there = {tensors.full_name(name, layout) for name in found}
     there |= {of for copy, of in tensors.TIED.items() if copy in there}
@@ -114,7 +114,7 @@ def with_heads(found: dict[str, np.ndarray], config: Config, pad_id: int) -> tup
             zeros = np.broadcast_to(np.float32(0), tensors.leaf_at(shapes, path).shape)
             theirs[name] = tensors.theirs_from(change, zeros, config, pad_id)
     params = tensors.from_hf(theirs, config, pad_id)
-    if missing:  # every check has passed: now a device may be used, and nothing is computed but these heads
+    if missing:  # all checks have passed: only now use a device, and compute nothing but these heads
         wanted = [path for _, path, _ in rows if any(path.startswith(HEADS[head]) for head in missing)]
         fresh = jax.jit(lambda: {path: tensors.leaf_at(make(), path) for path in wanted})()
         for path, leaf in fresh.items():
@@ -124,7 +124,7 @@ def with_heads(found: dict[str, np.ndarray], config: Config, pad_id: int) -> tup
 
 
 def program_of(config: Config, without_next: bool) -> tuple[Program, Data, Evaluation]:
-    """How a model is evaluated that was not trained here: as BERT was, as far as its heads and length allow."""
+    """How to evaluate a model that was not trained here: like BERT, as far as its heads and length allow."""
     objective = "mlm+nsp" if config.pooler and not without_next else "mlm"
     evaluation = dataclasses.replace(EVALUATION, seq_len=min(EVALUATION.seq_len, config.max_len))
     data = Data("", objective, MASKED_SHARE, whole_word=False, short_seq_prob=SHORT_SEQ_PROB, workers=0)
@@ -142,7 +142,7 @@ def program_of(config: Config, without_next: bool) -> tuple[Program, Data, Evalu
 
 def description(folder: pathlib.Path, found: dict, config: Config, pad_id: int, initialised: tuple[str, ...]) -> dict:
     """What an export needs to write the same tensors again: names and types, heads that were initialised, and the
-    rows of RoBERTa's position table in which no token stands, as the base64 of float32 ("": all zero).
+    rows of RoBERTa's position table that no token uses, as base64 of float32 ("": all zero).
     """
     layout = layouts.layout_of(config)
     unused = b""
@@ -161,7 +161,7 @@ def description(folder: pathlib.Path, found: dict, config: Config, pad_id: int, 
 def as_they_came(
     arrays: dict[str, np.ndarray], config: Config, pad_id: int, description: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Of all tensors of a model those that came in, by their names and in their types."""
+    """The tensors that were imported, under their original names and in their original types."""
     layout = layouts.layout_of(config)
     arrays = {**arrays, **tensors.constants(config, pad_id)}
     if unused := base64.b64decode(description["unused_positions"]):
@@ -177,29 +177,29 @@ def as_they_came(
 
 
 def save(imported: Encoder, out: str | pathlib.Path) -> pathlib.Path:
-    """Writes a run folder with the model as `checkpoints/0`; returns the folder of that step.
+    """Writes a run folder with the model as `checkpoints/0`, and returns the checkpoint's folder.
 
-    Raises BadInput where `out` holds something, or cannot be written.
+    Raises BadInput if `out` is not empty, or cannot be written.
     """
     with new_folder(pathlib.Path(out)) as part:
         state = TrainState(np.zeros((), np.int32), imported.params, {}, (), ())
         checkpoint.save(part / "checkpoints", state, imported.about, set())
-        # A run that is told to continue here finds another config than its own, and says so.
+        # A run that tries to continue in this folder finds a config other than its own, and is refused.
         atomic_json(part / "config.json", {"imported": str(imported.folder)})
     return pathlib.Path(out) / "checkpoints" / "0"
 
 
 def to_go_on(imported: Encoder, out: str | pathlib.Path) -> str:
-    """The commands that evaluate a model and pre-train it further, as one would type them."""
-    model, command = imported.model, f"{python()} -m bert_fast"
+    """The commands that evaluate an imported model and pre-train it further, ready to paste."""
+    model, start = imported.model, command()
     same = ("depth", "width", "heads", "head_size", "mlp_dim", "max_len", "type_count", "norm", "embed_norm")
     flags = " ".join(f"--config.model.{name}={getattr(model, name)}" for name in (*same, "activation", "norm_eps"))
     pairs = imported.program.objective
     return (
-        f"its vocabulary for `{command} prepare`: --vocab={out}/checkpoints/0/vocab.txt"
+        f"to `{start} prepare` text with its vocabulary: --vocab={out}/checkpoints/0/vocab.txt"
         + (" --cased" if imported.vocab.cased else "")
         + ("" if imported.vocab.strip_accents is None else f" --strip_accents={imported.vocab.strip_accents}")
-        + f"\ntry: {command} evaluate --checkpoint={out} --data=SHARDS\n"
-        f"     {command} pretrain --config=configs/bert.py:objective={pairs} --config.init={out} \\\n"
+        + f"\ntry: {start} evaluate --checkpoint={out} --data=SHARDS\n"
+        f"     {start} pretrain --config=bert:objective={pairs} --config.init={out} \\\n"
         f"       {flags} \\\n       --config.data.dir=SHARDS --workdir=DIR"
     )

@@ -10,17 +10,17 @@ from bert_fast.hf.tokenizer import read_json
 from bert_fast.train.description import TaskHead
 from bert_fast.train.log import clock
 
-NO_METRICS = ("step", "epoch", "train_loss")  # of a row of `Description.scored`
+NO_METRICS = ("step", "epoch", "train_loss")  # keys of a row of `Description.scored` that are not metrics
 
 
 def results_of(folder: pathlib.Path) -> dict[str, dict]:
-    """The `results.json` of the call that fine-tuned a checkpoint, by its folder; none where it stands elsewhere."""
+    """The `results.json` of the `finetune` call that made a checkpoint, by its folder; {} if it is not there."""
     found = read_json((workdir := call_of(folder)) / "results.json")
     return {str(workdir): found} if found else {}
 
 
 def call_of(folder: pathlib.Path) -> pathlib.Path:
-    """WORKDIR of a checkpoint WORKDIR/TASK/lr=R,seed=S/checkpoints/STEP."""
+    """The WORKDIR of a checkpoint WORKDIR/TASK/lr=R,seed=S/checkpoints/STEP."""
     return run_of(folder).absolute().parent.parent
 
 
@@ -31,7 +31,7 @@ def card(
     results: Mapping[str, dict],
     differences: Mapping[str, float] | None,
 ) -> str:
-    """The page, with the head that the Hub reads; arguments as those of `card.card`."""
+    """The whole page, with the front matter that the Hub reads. Arguments as in `card.card`."""
     about, task = trained.about, trained.about.task
     assert task is not None
     origin = f"from the weights of `{about.init}`" if about.init else "from random weights"
@@ -39,11 +39,11 @@ def card(
     sections = [
         front(about, class_name),
         f"# {run_of(trained.folder).absolute().parent.name}",
-        f"A BERT fine-tuned on `{task.name}`, {shape_of(trained.model)}, as `{class_name}`. It was fine-tuned with "
+        f"A BERT fine-tuned on `{task.name}`, as a `{class_name}`: {shape_of(trained.model)}. It was fine-tuned with "
         f"bert_fast {about.version}, in JAX, {origin}.",
         *([example(task)] if task.kind != "span" else []),
         use(class_name, differences),
-        "## What to know\n\n" + "\n".join(f"- {note}" for note in notes),
+        "## Notes\n\n" + "\n".join(f"- {note}" for note in notes),
         training(trained, task),
         scores(trained, task, results),
     ]
@@ -51,7 +51,7 @@ def card(
 
 
 def example(task: TaskHead) -> str:
-    """A call of transformers' pipeline."""
+    """A code block that calls transformers' pipeline."""
     given = '"..."' if len(task.columns) == 1 else '{"text": "...", "text_pair": "..."}'
     return f"""```python
 from transformers import pipeline
@@ -62,19 +62,20 @@ predict({given}, truncation=True)  # {", ".join(task.columns)}
 
 
 def limits(task: TaskHead) -> list[str]:
-    """What someone who uses the head must know."""
+    """What a user of the head must know."""
     notes = [
-        f"It was fine-tuned on rows of at most {task.seq_len} tokens, at which the tokenizer cuts if it is told to."
+        f"It was fine-tuned on examples of at most {task.seq_len} tokens. With truncation=True the tokenizer cuts "
+        "longer ones to that length."
     ]
     if task.kind == "classes":
         notes.append(f"Its labels are {', '.join(f'`{label}`' for label in task.labels)}.")
     elif task.kind == "score":
-        notes.append("It gives one number, the logit itself.")
+        notes.append("It outputs one number, the logit itself.")
     else:
         stride, version = task.options["stride"], task.options["version"]
-        notes.append(f"Longer contexts are read in windows that begin {stride} tokens after one another.")
+        notes.append(f"Longer contexts are read in windows that start {stride} tokens apart.")
         if version == "2.0":
-            notes.append("A span that begins and ends at [CLS] means that the context holds no answer.")
+            notes.append("A span that starts and ends at [CLS] means that the context has no answer.")
     return notes
 
 
@@ -85,27 +86,27 @@ def training(trained: Encoder, task: TaskHead) -> str:
     facts = [
         ("task", f"{task.name}: {', '.join(task.columns)}"),
         ("steps", f"{about.step:,}" + (f", {scored[-1]['epoch']:.3g} epochs" if scored else "")),
-        ("rows a step", f"{program.batch_size}"),
+        ("batch size", f"{program.batch_size}"),
         ("peak learning rate", f"{about.stage.schedule.peak:g}"),
         ("dropout", f"{trained.model.dropout:g}"),
         ("methods", methods_of(about) or "none"),
-        ("seed", str(result.get("seed", "not known"))),
-        ("time in steps", clock(about.counters.times["seconds"])),
+        ("seed", str(result.get("seed", "unknown"))),
+        ("time in train steps", clock(about.counters.times["seconds"])),
     ]
     return f"## Fine-tuning\n\n{table(('', ''), facts)}"
 
 
 def scores(trained: Encoder, task: TaskHead, results: Mapping[str, dict]) -> str:
-    """Metrics of these very weights on the held-out rows, and beside them those of all seeds of the learning rate.
+    """Held-out metrics of these weights, next to the mean, deviation and median over all seeds of their learning rate.
 
-    Raises BadInput where a file is none of `finetune`.
+    Raises BadInput if a file was not written by `finetune`.
     """
     about = trained.about
     if not about.scored:
         return ""
     last = about.scored[-1]
     own = {name: last[name] for name in last if name not in NO_METRICS and not name.endswith("_thresh")}
-    head, rows, told = ["", "this model"], [[name, f"{value:.2f}"] for name, value in sorted(own.items())], ""
+    head, rows, notes = ["", "this model"], [[name, f"{value:.2f}"] for name, value in sorted(own.items())], ""
     for place, result in results.items():
         try:
             if not is_of(trained, task, result):
@@ -116,17 +117,17 @@ def scores(trained: Encoder, task: TaskHead, results: Mapping[str, dict]) -> str
             head += ["mean", "deviation", "median"]
             for row in rows:
                 row += [f"{seeds['last'][row[0]][key]:.2f}" for key in ("mean", "deviation", "median")]
-            told = f" Means are of {len(seeds['seeds'])} seeds at the end of training."
+            notes = f" Mean, deviation and median are over {len(seeds['seeds'])} seeds, at the end of training."
             break
         except (KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{place}/results.json is none that finetune wrote ({error!r}): move it away") from error
+            raise BadInput(f"{place}/results.json was not written by finetune ({error!r}): move it away") from error
     if read_json(call_of(trained.folder) / "config.json").get("keep") == "best":
-        told += " The held-out rows also chose this step among those of its training, so its own scores are flattered."
-    return f"## Scores\n\nOn the held-out rows, in percent.{told}\n\n{table(head, rows)}"
+        notes += " This step was chosen by its score on the same held-out set, so this model's scores are optimistic."
+    return f"## Scores\n\nOn the held-out set, in percent.{notes}\n\n{table(head, rows)}"
 
 
 def is_of(trained: Encoder, task: TaskHead, result: Mapping) -> bool:
-    """Whether a `results.json` has runs of this model's call: of its task, learning rate, encoder and vocabulary."""
+    """Whether a `results.json` has runs of this model's task, learning rate, encoder and vocabulary."""
     encoder, about = result["encoder"], trained.about
     source = "" if encoder["random_weights"] else encoder.get("checkpoint") or encoder["hf"]
     same = pathlib.Path(source) == pathlib.Path(about.init) and encoder["vocab"] == trained.vocab.fingerprint

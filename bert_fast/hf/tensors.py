@@ -14,7 +14,7 @@ from bert_fast import BadInput, bert
 from bert_fast.bert import Config, Params
 from bert_fast.hf.layouts import WITH_NEXT, layout_of, position_shift
 
-# A row is (their name, our path, how the array changes). A name with {layer} stands for one tensor a layer;
+# A row is (Hugging Face's name, our path, how the array changes). A name with {layer} stands for one tensor per layer;
 # ours are then stacked. Changes: see `ours_from` and `theirs_from`.
 Row = tuple[str, str, str]
 
@@ -28,7 +28,7 @@ def norm(theirs: str, ours: str) -> tuple[Row, ...]:
 
 
 def common(root: str, positions: str, head: str, head_norm: str) -> tuple[Row, ...]:
-    """What all layouts have, below their name of the encoder and of the MLM head."""
+    """The rows that all layouts share, given a layout's own names for the encoder and the MLM head."""
     layer = f"{root}.encoder.layer.{{layer}}"
     return (
         (f"{root}.embeddings.word_embeddings.weight", "embed/word", "vocabulary"),
@@ -72,7 +72,7 @@ LAYOUTS: dict[str, tuple[Row, ...]] = {
     ),
 }
 
-# The head of a fine-tuned model, in place of those of pre-training. It is written alone: `from_hf` refuses it.
+# The head of a fine-tuned model, in place of the pre-training heads. It is only written: `from_hf` refuses it.
 POOLED = (*linear("bert.pooler.dense", "task/pooler"), *linear("classifier", "task/output"))
 SENTENCE_HEADS: dict[str, tuple[Row, ...]] = {
     "bert": POOLED,
@@ -82,9 +82,9 @@ SENTENCE_HEADS: dict[str, tuple[Row, ...]] = {
 SPAN_HEAD = linear("qa_outputs", "task/output")
 
 ROOTS = {"bert": "bert", "megatron-bert": "bert", "roberta-prelayernorm": "roberta_prelayernorm"}
-BELOW = ("embeddings.", "encoder.", "pooler.", "LayerNorm.")  # what a name begins with in a file of the encoder alone
+BELOW = ("embeddings.", "encoder.", "pooler.", "LayerNorm.")  # prefixes of names in a file with the encoder alone
 
-# Copies that some files carry beside what they are tied to.
+# Copies that some files hold in addition to the tensor they are tied to.
 TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -94,18 +94,18 @@ TIED = {
 
 
 def today(name: str) -> str:
-    """A tensor's name without TensorFlow's words for LayerNorm's parameters, which the first released files keep."""
+    """A tensor's name without TensorFlow's gamma and beta for LayerNorm, which the first released files use."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def full_name(name: str, layout: str) -> str:
-    """A tensor's name as the table has it, also where the encoder was saved without heads."""
+    """A tensor's name as in the table, even if the encoder was saved without heads."""
     name = today(name)
     return f"{ROOTS[layout]}.{name}" if name.startswith(BELOW) else name
 
 
 def constants(config: Config, pad_id: int) -> dict[str, np.ndarray]:
-    """What older files store although it is the same in every model."""
+    """Tensors that older files store although they are the same in every model."""
     layout = layout_of(config)
     positions = np.arange(config.max_len + position_shift(layout, pad_id), dtype=np.int64)[None]
     embeddings = f"{ROOTS[layout]}.embeddings"
@@ -113,9 +113,9 @@ def constants(config: Config, pad_id: int) -> dict[str, np.ndarray]:
 
 
 def rows_of(config: Config, task: str | None = None) -> tuple[Row, ...]:
-    """The rows of the table that a model has; a next-sentence head is left out where the layout has none.
+    """The rows of the table for a model. The next-sentence head is left out if the layout has none.
 
-    task: of a fine-tuned model, the kind of its head, as in `TaskHead`.
+    task: the kind of a fine-tuned model's head, as in `TaskHead`.
     """
     layout = layout_of(config)
     if task is not None:
@@ -125,12 +125,12 @@ def rows_of(config: Config, task: str | None = None) -> tuple[Row, ...]:
 
 
 def names_of(name: str, path: str, config: Config) -> list[str]:
-    """Their names of one of our leaves, one a layer where it is stacked."""
+    """Hugging Face's names for one of our leaves: one per layer if it is stacked."""
     return [name.format(layer=i) for i in range(config.depth)] if path.startswith("layers/") else [name]
 
 
 def names_at(prefix: str, config: Config) -> set[str]:
-    """Their names of all our leaves whose path begins so."""
+    """Hugging Face's names for all of our leaves whose path starts with `prefix`."""
     rows = rows_of(config)
     return {name for theirs, path, _ in rows if path.startswith(prefix) for name in names_of(theirs, path, config)}
 
@@ -143,7 +143,7 @@ def leaf_at(tree: Any, path: str) -> Any:
 
 
 def ours_from(change: str, array: np.ndarray, config: Config, pad_id: int) -> np.ndarray:
-    """One of their tensors as we hold it (of one layer)."""
+    """Converts a Hugging Face tensor, of one layer, to our form."""
     split = (max(config.heads_L), config.head_size)
     match change:
         case "matrix":  # theirs is [out, in]
@@ -182,10 +182,10 @@ def theirs_from(change: str, array: np.ndarray, config: Config, pad_id: int) -> 
 
 
 def from_hf(tensors: Mapping[str, np.ndarray], config: Config, pad_id: int) -> Params:
-    """Their tensors as our parameters, in the type that they have; rows of padded ids are zero.
+    """Hugging Face's tensors as our parameters, with their types unchanged. Rows of padded ids are zero.
 
-    pad_id: the id of the padding token, from which RoBERTa's positions count. Raises BadInput where
-    tensors are missing, left over, or of another shape, and where a tied copy or a constant differs.
+    pad_id: the id of the padding token, from which RoBERTa's positions count. Raises BadInput if tensors
+    are missing, left over or of another shape, or if a tied copy or a constant differs.
     """
     layout, rows = layout_of(config), rows_of(config)
     tensors = {full_name(name, layout): array for name, array in tensors.items()}
@@ -197,9 +197,9 @@ def from_hf(tensors: Mapping[str, np.ndarray], config: Config, pad_id: int) -> P
     missing, extra = needed - tensors.keys(), tensors.keys() - needed - tied.keys() - fixed.keys()
     if missing or extra:
         raise BadInput(
-            f"tensors do not fit the layout {layout} of {config.depth} layers: missing "
-            f"{listed(missing)}, not known {listed(extra)}: is the configuration that of this file? Heads of a task "
-            "are not read: save the encoder, or the model with BERT's own heads"
+            f"tensors do not fit the layout {layout} with {config.depth} layers: missing {listed(missing)}; unknown "
+            f"{listed(extra)}: does config.json belong to this file? Task heads are not read: save the encoder, or the "
+            "model with BERT's own heads"
         )
     for copy, of in tied.items():
         if not np.array_equal(tensors[copy], tensors[of]):
@@ -207,7 +207,8 @@ def from_hf(tensors: Mapping[str, np.ndarray], config: Config, pad_id: int) -> P
     for name in fixed.keys() & tensors.keys():
         if not np.array_equal(tensors[name], fixed[name]):
             raise BadInput(
-                f"{name} is not the {fixed[name].shape} of every model, but {tensors[name].shape}: leave it out"
+                f"{name} is not the constant of shape {fixed[name].shape} that every model has (its shape is "
+                f"{tensors[name].shape}): leave it out"
             )
     params: dict[str, Any] = {}
     shapes = jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
@@ -217,7 +218,7 @@ def from_hf(tensors: Mapping[str, np.ndarray], config: Config, pad_id: int) -> P
         shape = theirs_from(change, np.broadcast_to(np.float32(0), ours), config, pad_id).shape
         for name in names:
             if tensors[name].shape != shape:
-                raise BadInput(f"{name} has shape {tensors[name].shape}, expected {shape} by the configuration")
+                raise BadInput(f"{name} has shape {tensors[name].shape}, expected {shape} from config.json")
         leaves = [ours_from(change, tensors[name], config, pad_id) for name in names]
         *parents, last = path.split("/")
         tree = params
@@ -228,21 +229,21 @@ def from_hf(tensors: Mapping[str, np.ndarray], config: Config, pad_id: int) -> P
 
 
 def listed(names) -> str:
-    """The first names in order, and how many more there are; "none" without any."""
+    """The first eight names in order, and how many more there are; "none" if there are none."""
     first = sorted(names)[:8]
     more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
     return ", ".join(first) + more if first else "none"
 
 
 def widen(params: Params, config: Config) -> tuple[Params, Config]:
-    """The same function in a model whose layers are alike: with as many heads as fill the width, and in every layer
-    as many neurons as in the widest. What is added is zero. Parameters as NumPy arrays.
+    """The same function as a model whose layers all have the same width: as many heads as fill the model's width, and
+    as many neurons as the widest layer has. Added entries are zero. Returns NumPy arrays.
     """
     heads, mlp_dim = config.width // config.head_size, max(config.mlp_dim_L)
     layers = dict(params["layers"])
 
     def only(name: str, leaf: str, axis: int, counts_L, size: int):
-        """The stacked leaf with `size` entries along an axis, those of each layer kept and the others zero."""
+        """Resizes a stacked leaf to `size` entries along an axis: keeps each layer's own, and fills up with zeros."""
         array = np.asarray(layers[name][leaf])
         result = np.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), array.dtype)
         for layer, count in enumerate(counts_L):
@@ -261,10 +262,10 @@ def widen(params: Params, config: Config) -> tuple[Params, Config]:
 
 
 def to_hf(params: Params, config: Config, pad_id: int, task: str | None = None) -> dict[str, np.ndarray]:
-    """Our parameters as their tensors, without tied copies. Inverse of `from_hf`, but for the head of a `task`.
+    """Our parameters as Hugging Face's tensors, without tied copies. Inverse of `from_hf`, except for a `task` head.
 
-    A next-sentence head is left out where the layout has none. Raises BadInput where layers differ
-    in width, or have other heads than fill it: their layouts have no place for that (see `widen`).
+    The next-sentence head is left out if the layout has none. Raises BadInput if layers differ in width, or
+    if their heads do not fill it: no layout can express that (see `widen`).
     """
     if len({config.width // config.head_size, *config.heads_L}) > 1 or len(set(config.mlp_dim_L)) > 1:
         raise BadInput(f"layers differ in width (heads {config.heads_L}, mlp_dim {config.mlp_dim_L}): widen them first")

@@ -1,4 +1,4 @@
-"""The tokenizer's files of a Hugging Face folder, in both directions."""
+"""Reads and writes the tokenizer files of a Hugging Face folder."""
 
 import json
 import pathlib
@@ -11,9 +11,9 @@ from bert_fast.data import vocab
 from bert_fast.data.vocab import CONTINUES, SPECIAL, Vocab
 
 ROLES = dict(zip(SPECIAL, ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), strict=True))
-# Classes that are BERT's WordPiece, and those that are whatever their tokenizer.json says.
+# The first two are BERT's WordPiece. The others are defined by their tokenizer.json.
 CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
-# What our tokenizer does, by its place in a tokenizer.json; other values make other tokens.
+# What our tokenizer does, by key in tokenizer.json. Other values give other tokens.
 OURS = {
     "model.type": "WordPiece",
     "model.unk_token": "[UNK]",
@@ -27,33 +27,35 @@ OURS = {
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a file, {} where there is none. Raises BadInput where it is no JSON."""
+    """The JSON object in a file; {} if there is no file. Raises BadInput if it is not JSON."""
     if not path.is_file():
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadInput(f"{path} is no JSON ({error}): is it whole? Download it again") from error
+        raise BadInput(f"{path} is not valid JSON ({error}): is it complete? Download it again") from error
     if not isinstance(value, dict):
-        raise BadInput(f"{path} holds a {type(value).__name__}, expected an object")
+        raise BadInput(f"{path} holds a {type(value).__name__}, expected a JSON object")
     return value
 
 
 def read(folder: pathlib.Path) -> Vocab:
-    """The vocabulary of a folder; its vocab.txt is made where only a tokenizer.json is there.
+    """The vocabulary of a folder, from vocab.txt or else from tokenizer.json.
 
-    `tokenizer_config.json` says whether case and accents are kept; where it does not, `tokenizer.json`;
-    where neither does they are dropped, as transformers' BertTokenizer does. Raises BadInput for
-    another tokenizer than BERT's WordPiece, by its name.
+    `tokenizer_config.json` says whether case and accents are kept, or else `tokenizer.json`. If neither does,
+    they are dropped, as in transformers' BertTokenizer. Raises BadInput for tokenizers other than BERT's
+    WordPiece, by name.
     """
     settings, whole = read_json(folder / "tokenizer_config.json"), read_json(folder / "tokenizer.json")
     kind = settings.get("tokenizer_class")
     if kind not in (None, *CLASSES):
-        raise BadInput(f"{folder}: the tokenizer is a {kind}, only BERT's WordPiece is read ({', '.join(CLASSES[:2])})")
+        raise BadInput(
+            f"{folder}: the tokenizer is a {kind}: only BERT's WordPiece is supported ({', '.join(CLASSES[:2])})"
+        )
     if settings.get("tokenize_chinese_chars", True) is False or settings.get("do_basic_tokenize", True) is False:
         raise BadInput(
-            f"{folder}/tokenizer_config.json: tokenize_chinese_chars and do_basic_tokenize must be true: text is split "
-            "as BERT splits it"
+            f"{folder}/tokenizer_config.json: tokenize_chinese_chars and do_basic_tokenize must be true, because only "
+            "BERT's own way of splitting text is supported"
         )
     if whole:
         check(folder / "tokenizer.json", whole)
@@ -64,7 +66,7 @@ def read(folder: pathlib.Path) -> Vocab:
         path, content = folder / "tokenizer.json", vocab_txt(folder / "tokenizer.json", whole["model"]["vocab"])
     else:
         raise BadInput(
-            f"{folder} holds no vocab.txt and no tokenizer.json: put BERT's vocabulary there, a token a line"
+            f"{folder} has no vocab.txt and no tokenizer.json: add BERT's vocabulary as vocab.txt, one token per line"
         )
     normalizer = whole.get("normalizer", {})
     cased = not settings.get("do_lower_case", normalizer.get("lowercase", True))
@@ -77,31 +79,32 @@ def read(folder: pathlib.Path) -> Vocab:
     added |= read_json(folder / "added_tokens.json")
     if strange := sorted(token for token, number in added.items() if ids.get(token) != number):
         raise BadInput(
-            f"{folder}: the added tokens {', '.join(strange[:5])} are not words of the vocabulary: write a vocab.txt "
-            "with them as its next lines, and delete tokenizer.json and added_tokens.json"
+            f"{folder}: the added tokens {', '.join(strange[:5])} are not in the vocabulary: write a vocab.txt that "
+            "lists them after its other lines, and delete tokenizer.json and added_tokens.json"
         )
     for token, role in ROLES.items():
         name = settings.get(role, token)
         name = name.get("content") if isinstance(name, dict) else name
         if name not in (token, None):
-            raise BadInput(f"{folder}: the {role} is {name!r}, expected {token}, which BERT's vocabularies have")
+            raise BadInput(f"{folder}: the {role} is {name!r}, expected {token}, as in BERT's vocabularies")
     return words
 
 
 def check(path: pathlib.Path, whole: dict[str, Any]):
-    """Raises BadInput that names what a tokenizer.json does otherwise than BERT."""
+    """Raises BadInput that names the first setting of a tokenizer.json that differs from BERT's."""
     for place, expected in OURS.items():
         value: Any = whole
         for key in place.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if value != expected:
             raise BadInput(
-                f"{path}: {place} is {value!r}, expected {expected!r}: only BERT's own way of splitting text is read"
+                f"{path}: {place} is {value!r}, expected {expected!r}: only BERT's own way of splitting text is "
+                "supported"
             )
 
 
 def vocab_txt(path: pathlib.Path, ids: dict[str, int]) -> bytes:
-    """A vocab.txt with these ids. Raises BadInput where they leave a gap."""
+    """The content of a vocab.txt with these ids. Raises BadInput if they leave gaps."""
     tokens = sorted(ids, key=ids.__getitem__)
     if [ids[token] for token in tokens] != list(range(len(ids))):
         raise BadInput(f"{path}: the ids of the {len(ids)} tokens are not 0 to {len(ids) - 1}: the vocabulary has gaps")
@@ -109,8 +112,8 @@ def vocab_txt(path: pathlib.Path, ids: dict[str, int]) -> bytes:
 
 
 def write(folder: pathlib.Path, words: Vocab, max_len: int):
-    """Writes the tokenizer's files: those that transformers reads today, and vocab.txt and the special tokens' map
-    for older programs.
+    """Writes the tokenizer files that transformers reads today, plus vocab.txt and special_tokens_map.json for older
+    programs.
     """
     tokenizer = Tokenizer.from_str(words.tokenizer.to_str())
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -1,12 +1,12 @@
-"""The tensors of a file that `torch.save` wrote, without torch and without executing its pickle.
+"""Reads the tensors of a file that `torch.save` wrote, without torch and without executing its pickle.
 
-Such a file is a pickle, which may name any function of any module and have it called, beside the
-bytes of the arrays. Here it may name what a table of tensors consists of, and nothing else: those
-names become the inert objects below, and any other is refused.
+Such a file holds the bytes of the arrays and a pickle, which may name any function of any module and have it called.
+Here it may name only the parts of a table of tensors. These names become the inert objects below; all others are
+refused.
 
     since PyTorch 1.6   a zip archive: NAME/data.pkl, and the bytes of each storage as NAME/data/KEY
-    before              five pickles one after the other, the fourth being the table and the fifth the
-                        storages' keys, and then for each key the number of its elements and their bytes
+    before              five pickles in a row, the fourth of them the table and the fifth the storages' keys;
+                        then, for each key, its number of elements and their bytes
 """
 
 import collections
@@ -34,12 +34,12 @@ TYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch/serialization.py, for files without a zip archive
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # from torch/serialization.py, for files without a zip archive
 BROKEN = (
     pickle.UnpicklingError, zipfile.BadZipFile, AttributeError, EOFError, IndexError, KeyError, MemoryError,
     NotImplementedError, OverflowError, RecursionError, TypeError, UnicodeDecodeError, ValueError,
 )  # fmt: skip
-REMEDY = "load it with PyTorch where you trust it, and save it with save_pretrained(DIR, safe_serialization=True)"
+REMEDY = "if you trust it, load it with PyTorch and save it with save_pretrained(DIR, safe_serialization=True)"
 
 
 class Storage(NamedTuple):
@@ -58,7 +58,7 @@ class Tensor(NamedTuple):
 
 
 class Rebuild:
-    """torch._utils._rebuild_tensor_v2, as far as data goes; an instance holds nothing that a pickle could change."""
+    """torch._utils._rebuild_tensor_v2, data only. An instance holds nothing that a pickle could change."""
 
     __slots__ = ()
 
@@ -67,7 +67,7 @@ class Rebuild:
 
 
 class Parameter:
-    """torch._utils._rebuild_parameter: its tensor."""
+    """torch._utils._rebuild_parameter: returns its tensor."""
 
     __slots__ = ()
 
@@ -91,27 +91,27 @@ class Tables(pickle.Unpickler):
         }
         if (module, name) not in known:
             raise BadInput(
-                f"{self.path} asks for {module}.{name}, and only tables of tensors are read, because a pickle can run "
-                f"any program: {REMEDY}"
+                f"{self.path} asks for {module}.{name}. A pickle can run any program, so only tables of tensors are "
+                f"read: {REMEDY}"
             )
         return known[module, name]
 
     def persistent_load(self, pid):
         word, kind, key, _, count, *view = pid
         if word != "storage" or kind not in TYPES or any(part is not None for part in view):
-            raise pickle.UnpicklingError(f"storage {pid!r} is not known")
+            raise pickle.UnpicklingError(f"unknown storage {pid!r}")
         return Storage(kind, str(key), count)
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays by name. Raises BadInput where the file is damaged, or holds or asks for anything but tensors."""
+    """Arrays by name. Raises BadInput if the file is damaged, or holds or asks for anything but tensors."""
     try:
         with path.open("rb") as file:
             table, bytes_of = (from_zip if zipfile.is_zipfile(file) else from_pickles)(path, file)
         return {name: array_of(tensor, bytes_of) for name, tensor in table.items()}
     except BROKEN as error:
         raise BadInput(
-            f"{path} cannot be read ({type(error).__name__}: {error}): is it whole? If so, {REMEDY}"
+            f"{path} cannot be read ({type(error).__name__}: {error}): is it complete? Download it again or, {REMEDY}"
         ) from error
 
 
@@ -121,7 +121,7 @@ def from_zip(path: pathlib.Path, file) -> tuple:
     with zipfile.ZipFile(file) as archive:
         name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
         if name is None:
-            raise BadInput(f"{path} is a zip archive without a data.pkl: expected one that torch.save wrote")
+            raise BadInput(f"{path} is a zip archive without a data.pkl: expected one written by torch.save")
         root = name.removesuffix("data.pkl")
         order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in archive.namelist() else "little"
         check_order(path, order)
@@ -130,7 +130,7 @@ def from_zip(path: pathlib.Path, file) -> tuple:
 
 
 def from_pickles(path: pathlib.Path, file) -> tuple:
-    """The same of a file from before the zip archives."""
+    """The same for the older format, without a zip archive."""
     file.seek(0)
     magic, protocol, system, table, keys = (Tables(file, path).load() for _ in range(5))
     if magic != MAGIC or protocol != PROTOCOL:
@@ -141,7 +141,7 @@ def from_pickles(path: pathlib.Path, file) -> tuple:
 
 
 def item_sizes(path: pathlib.Path, table) -> dict[str, int]:
-    """Bytes of an element of each storage. Raises BadInput where the table holds anything but tensors."""
+    """Bytes per element of each storage. Raises BadInput if the table holds anything but tensors."""
     if not isinstance(table, dict):
         raise BadInput(f"{path} holds a {type(table).__name__}, expected tensors by name: {REMEDY}")
     for name, tensor in table.items():
@@ -160,15 +160,15 @@ def check_order(path: pathlib.Path, order: str):
 
 
 def array_of(tensor: Tensor, bytes_of: dict[str, bytes]) -> np.ndarray:
-    """The array of a view. Raises ValueError where it reaches outside of its storage."""
+    """The array of a view. Raises ValueError if it reaches outside its storage."""
     flat = np.frombuffer(bytes_of[tensor.storage.key], TYPES[tensor.storage.kind])
     steps = [(size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True)]
     if min((tensor.offset, *tensor.shape, *tensor.strides)) < 0:
-        raise ValueError(f"a view {tensor} with negative numbers")
+        raise ValueError(f"the view {tensor} has negative numbers")
     if 0 in tensor.shape:
         return np.zeros(tensor.shape, flat.dtype)
     if tensor.offset + sum(steps) >= len(flat):
-        raise ValueError(f"a view {tensor} outside of its {len(flat)} elements")
+        raise ValueError(f"the view {tensor} reaches outside its {len(flat)} elements")
     strides = [stride * flat.itemsize for stride in tensor.strides]
     view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
     return np.array(view, order="C")

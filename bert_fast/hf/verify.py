@@ -1,6 +1,6 @@
-"""Our logits beside those of transformers, from the folder that was written: `export --verify`.
+"""Compares our outputs with transformers' on the folder that was written: `export --verify`.
 
-This file alone imports torch and transformers, and only where it is asked to. Axes: as in bert.py.
+This file alone imports torch and transformers, and only when called. Axes: as in bert.py.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from bert_fast.train.description import TaskHead
 
 LIMIT = 1e-4  # the largest difference of any logit or hidden state, in float32
 ROWS = 4
-OF_ROWS = ("next_logits", "class_logits")  # of a row, not of each of its tokens
-PIECES = 200  # of the vocabulary, beside these texts
-# Accents, Chinese characters, a control character, a word that is no word, and the mask beside a full stop.
+OF_ROWS = ("next_logits", "class_logits")  # one per example, not one per token
+PIECES = 200  # word pieces of the vocabulary to tokenize in addition to TEXTS
+# Accents, Chinese characters, a control character, a made-up word, and a mask next to a full stop.
 TEXTS = (
     "The capital of France is [MASK].",
     "Ça va, l’été à Zürich? Ἀθῆναι e\u0301te\u0301 İstanbul STRASSE straße",
@@ -34,20 +34,20 @@ TEXTS = (
 
 
 def needs_torch():
-    """Raises BadInput where torch or transformers is not installed."""
+    """Raises BadInput if torch or transformers is not installed."""
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         raise BadInput(
-            f"--verify needs {' and '.join(missing)}: install it (pip install torch transformers), or leave --verify "
-            "out: the export itself needs neither"
+            f"--verify needs {' and '.join(missing)}: pip install torch transformers, or leave --verify out: the "
+            "export itself needs neither"
         )
 
 
 def verify(folder: pathlib.Path, trained: Encoder, class_name: str) -> dict[str, float]:
-    """The largest differences of the last hidden states and of the logits of each head, over rows with padding and
-    token types at the model's full length, in float32; and of tokens, which must be equal.
+    """The largest differences in the last hidden states and in each head's logits, in float32, over examples with
+    padding and token types at the model's full length.
 
-    Raises BadInput where one is above LIMIT, and where tensors are missing or left over.
+    Raises BadInput if a difference is above LIMIT, if tensors are missing or left over, or if tokens differ.
     """
     needs_torch()
     model = dataclasses.replace(trained.model, dtype="float32")
@@ -60,14 +60,16 @@ def verify(folder: pathlib.Path, trained: Encoder, class_name: str) -> dict[str,
     for name, array in theirs.items():
         apart = np.abs(np.asarray(ours[name], np.float64) - array)
         differences[name] = float((apart if name in OF_ROWS else apart[real_BS]).max())
-    told = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
-    if not max(differences.values()) <= LIMIT:  # NaN is no agreement
-        raise BadInput(f"the export differs from the checkpoint by more than {LIMIT:g} ({told}): nothing is kept of it")
+    listed = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    if not max(differences.values()) <= LIMIT:  # unlike > LIMIT, this also catches NaN
+        raise BadInput(f"the export differs from the checkpoint by more than {LIMIT:g} ({listed}): it was not kept")
     return differences
 
 
 def random_batch(model: Config, words: Vocab) -> dict[str, np.ndarray]:
-    """Rows of ordinary words of both types; the first as long as the model takes, the others shorter."""
+    """Examples of ordinary word pieces with both token types. The first is as long as the model allows, the others are
+    shorter.
+    """
     rng, length = np.random.default_rng(0), model.max_len
     ordinary = np.setdiff1d(np.arange(words.size), list(words.special))
     real_B = np.linspace(length, 1, ROWS).astype(int)
@@ -85,7 +87,7 @@ def random_batch(model: Config, words: Vocab) -> dict[str, np.ndarray]:
 def of_ours(model: Config, params, batch, task: TaskHead | None) -> dict[str, np.ndarray]:
     """`hidden` [B, S, D], `mlm_logits` [B, S, V] and, with a next-sentence head, `next_logits` [B, 2].
 
-    Of a fine-tuned model `hidden` and `class_logits` [B, C], or `span_logits` [B, S, 2].
+    For a fine-tuned model: `hidden` and `class_logits` [B, C], or `span_logits` [B, S, 2].
     """
 
     @jax.jit
@@ -104,8 +106,8 @@ def of_ours(model: Config, params, batch, task: TaskHead | None) -> dict[str, np
 
 
 def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) -> dict[str, np.ndarray]:
-    """The same of what transformers loads, as far as it has these heads. Raises BadInput where it loads other tensors
-    or makes other tokens.
+    """The same outputs from transformers, as far as the class has these heads. Raises BadInput if it does not load
+    exactly the tensors of the folder, or if its tokens differ.
     """
     import torch
     import transformers
@@ -119,7 +121,7 @@ def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) 
             raise BadInput(f"transformers {transformers.__version__} does not load the export: {error}") from error
         texts = (*TEXTS, own := " ".join(some_pieces(words)), own.title())
         tokens = [tokenizer(text)["input_ids"] for text in texts]
-    # The pooler of an encoder alone has no other class to be left out of.
+    # transformers' bare encoder has a pooler even if the export has none. The class of a task must match exactly.
     of_task = class_name.endswith(("ForSequenceClassification", "ForQuestionAnswering"))
     strange = {
         kind: sorted(map(str, names))
@@ -132,7 +134,7 @@ def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) 
         expected = [words.cls, *words.tokenizer.encode(text, add_special_tokens=False).ids, words.sep]
         if made != expected:
             raise BadInput(
-                f"transformers {transformers.__version__} makes the tokens {made} of {text[:80]!r}, not {expected}"
+                f"transformers {transformers.__version__} turns {text[:80]!r} into tokens {made}, expected {expected}"
             )
     tensor_of = {key: torch.tensor(array).long() for key, array in batch.items()}
     with torch.no_grad():
@@ -156,7 +158,7 @@ def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) 
 
 
 def some_pieces(words: Vocab) -> list[str]:
-    """Some of a vocabulary's word pieces that begin a word, from its first to its last."""
+    """Up to PIECES word pieces that begin a word, spread evenly over the vocabulary."""
     begin = np.setdiff1d(np.flatnonzero(~words.continues_W), list(words.special))
     some = np.unique(np.linspace(0, len(begin) - 1, PIECES).astype(int))
     return [str(words.tokenizer.id_to_token(i)) for i in begin[some].tolist()]
@@ -164,7 +166,7 @@ def some_pieces(words: Vocab) -> list[str]:
 
 @contextlib.contextmanager
 def quiet(logging) -> Iterator[None]:
-    """Without the bars and the warnings of transformers: what matters of them is checked here."""
+    """Silences the progress bars and warnings of transformers: what matters in them is checked here."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""The files of a Hugging Face folder that hold tensors: safetensors or PyTorch's, whole or in parts."""
+"""Reads and writes the tensors of a Hugging Face folder: safetensors or PyTorch's files, whole or sharded."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays by name, as they were written. Raises BadInput where files are missing, damaged or of another kind."""
+    """Arrays by name, as they were written. Raises BadInput if files are missing, damaged or of another kind."""
     for name in WHOLE:
         if (folder / name).is_file():
             return read_file(folder / name)
@@ -23,8 +23,8 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
             return read_parts(folder / f"{name}.index.json")
     there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
     raise BadInput(
-        f"{folder} holds no {' and no '.join(WHOLE)} (it holds {there}): expected what save_pretrained(DIR) writes in "
-        "PyTorch; convert TensorFlow's and Flax's files with transformers 4 (from_tf=True, from_flax=True)"
+        f"{folder} has no {' and no '.join(WHOLE)} (found {there}): expected what save_pretrained(DIR) writes in "
+        "PyTorch. Convert TensorFlow and Flax files with transformers 4 (from_tf=True, from_flax=True)"
     )
 
 
@@ -35,7 +35,7 @@ def read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, "np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, TypeError, ValueError, KeyError) as error:
-        raise BadInput(f"{path} cannot be read ({error}): is it whole? Download it again") from error
+        raise BadInput(f"{path} cannot be read ({error}): is it complete? Download it again") from error
 
 
 def read_parts(index: pathlib.Path) -> dict[str, np.ndarray]:
@@ -44,7 +44,7 @@ def read_parts(index: pathlib.Path) -> dict[str, np.ndarray]:
         file_of: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
         names = sorted(set(file_of.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{index} cannot be read ({error}): expected an index of tensors with their files") from error
+        raise BadInput(f"{index} cannot be read ({error}): expected a map from tensors to files") from error
     tensors = {}
     for name in names:
         if pathlib.Path(name).name != name or not (index.parent / name).is_file():
@@ -56,11 +56,11 @@ def read_parts(index: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]):
-    """A safetensors file as save_pretrained writes it. Raises OSError where it cannot be written."""
+    """Writes a safetensors file as save_pretrained does. Raises OSError if it cannot be written."""
     path.touch()
     mode = path.stat().st_mode
     try:
         safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
-        path.chmod(mode)  # it leaves a file that nobody else may read
-    except safetensors.SafetensorError as error:  # a full disk, too
+        path.chmod(mode)  # save_file leaves it readable by its owner only
+    except safetensors.SafetensorError as error:  # raised for a full disk, too
         raise OSError(str(error)) from error

@@ -1,4 +1,4 @@
-"""A checkpoint as a Hugging Face folder: the command `export`. No torch is needed to write it."""
+"""Writes a checkpoint as a Hugging Face folder: the command `export`. Needs no torch."""
 
 import pathlib
 from typing import NamedTuple
@@ -14,7 +14,9 @@ from bert_fast.train import checkpoint
 
 
 class Export(NamedTuple):
-    """What was written: the folder, the class of transformers that has its heads, what is to be known of it, and the
+    """What was written.
+
+    class_name: the transformers class with its heads. notes: what users of the export should know. differences: the
     largest differences from transformers (None: not compared).
     """
 
@@ -33,13 +35,12 @@ def export(
 ) -> Export:
     """Writes the checkpoint at `path` (a run folder or one step) to `out`.
 
-    compare: load what was written with transformers, and compare; where it differs nothing is kept.
-    initialised_heads: of an imported model, also write the heads that its folder did not have.
-    results: a folder whose `results.json` files are told in the model card; by default the run's own, or that of the
-        call of `finetune`.
+    compare: load the export with transformers and compare; if it differs, nothing is kept.
+    initialised_heads: also write the heads that an imported model came without.
+    results: a folder with `results.json` files for the model card. Default: the run folder, or for a fine-tuned model
+        the folder of its `finetune` call.
 
-    Raises BadInput where no layout holds the model, `out` holds something, or transformers computes
-    something else.
+    Raises BadInput if no layout holds the model, `out` is not empty, or transformers computes something else.
     """
     if compare:
         verify.needs_torch()
@@ -75,7 +76,7 @@ def export(
 
 
 def tensors_of(trained: Encoder, initialised_heads: bool) -> tuple[dict[str, np.ndarray], Config]:
-    """What is written, and the model that it is: layers made alike; of a model that was imported what came in."""
+    """The tensors to write, and their model, with all layers equally wide. An imported model gives what came in."""
     params: Params = jax.tree.map(np.asarray, trained.params)
     wide, config = tensors.widen(params, trained.model)
     pad_id = trained.vocab.pad
@@ -86,7 +87,7 @@ def tensors_of(trained: Encoder, initialised_heads: bool) -> tuple[dict[str, np.
         return arrays, config
     back = read.as_they_came(arrays, config, pad_id, came)
     if initialised_heads and came["initialised"]:
-        # With heads beside it the encoder must have its full name, or transformers would not find it.
+        # With heads in the file, the encoder needs its full names, or transformers does not find it.
         layout = layouts.layout_of(config)
         back = {tensors.full_name(name, layout): array for name, array in back.items()}
         names = {name for head in came["initialised"] for name in tensors.names_at(read.HEADS[head], config)}
@@ -95,18 +96,20 @@ def tensors_of(trained: Encoder, initialised_heads: bool) -> tuple[dict[str, np.
 
 
 def notes_of(model: Config, config: Config, has_next: bool) -> tuple[str, ...]:
-    """What someone who loads the export would not expect of a model, and of the wider one that was written."""
+    """What users of the export would not expect. model: the checkpoint's; config: the one that was written, which may
+    be wider.
+    """
     notes, layout = [], layouts.layout_of(config)
     if model.pooler and not has_next:
-        of_layout = f"{layouts.CLASSES[layout]} has none, so that of this model was left out."
-        of_import = "the folder that was imported had none."
+        of_layout = f"{layouts.CLASSES[layout]} has none, so this model's was left out."
+        of_import = "the imported folder had none."
         notes.append("There is no next-sentence head: " + (of_import if layout in layouts.WITH_NEXT else of_layout))
     if (model.heads_L, model.mlp_dim_L) != (config.heads_L, config.mlp_dim_L):
         notes.append(
             f"The model is slim: its layers have {card.ranged(model.heads_L)} attention heads and "
-            f"{card.ranged(model.mlp_dim_L)} neurons. transformers knows one width for all layers, so they are filled "
-            f"with zeros up to {config.heads_L[0]} heads and {config.mlp_dim_L[0]:,} neurons. The outputs are equal up "
-            "to rounding; the attention of this export is no smaller and no faster than before it was pruned."
+            f"{card.ranged(model.mlp_dim_L)} neurons. transformers has one width for all layers, so they are padded "
+            f"with zeros to {config.heads_L[0]} heads and {config.mlp_dim_L[0]:,} neurons. The outputs are equal up to "
+            "rounding, but the attention of this export is no smaller and no faster than before pruning."
         )
     if model.dtype != "float32":
         notes.append(f"It was trained with activations in {model.dtype}; the weights are float32.")

@@ -1,18 +1,18 @@
-"""EarlyBERT (Chen et al., ACL-IJCNLP 2021, arXiv 2101.00063): a short search finds which heads and neurons matter; the
-others are cut out, and what is left is trained from its initial weights.
+"""EarlyBERT (Chen et al., ACL-IJCNLP 2021, arXiv 2101.00063): a short search finds the heads and neurons that matter.
+The others are pruned, and the smaller model is trained from its initial weights.
 
-Every head, and every neuron of the feed-forward networks, has a coefficient, 1 at first, that multiplies its output
-and learns with an L1 penalty. The lowest are pruned: what is left is the ticket. Then the model is physically smaller,
-goes back to the weights of step 0 and is trained without coefficients, as if nothing had been before - except that the
-search stays in every total of the run: steps, examples, FLOPs, seconds.
+Every head and every feed-forward neuron has a coefficient that multiplies its output. Coefficients start at 1 and are
+trained with an L1 penalty. The lowest are pruned; the units that remain are the ticket. The model is then physically
+smaller, returns to the weights of step 0 and is trained without coefficients, as if the search had not happened. The
+search still counts in every total of the run: steps, examples, FLOPs, seconds.
 
 Heads are multiplied after softmax and dropout, neurons after GELU (`slimming_coef` in finetune/modeling_bert.py of
-VITA-Group/EarlyBERT). To multiply the rows of the output matrices that read them is the same, so coefficients are a
-transform of the parameters and the trunk knows nothing of them. The authors released their code for fine-tuning only:
-what this file says of pre-training from scratch is unverified.
+VITA-Group/EarlyBERT). Multiplying the rows of the output matrices that read them is equivalent, so the coefficients
+are a transform of the parameters and the trunk does not know about them. The authors released code for fine-tuning
+only: everything here about pre-training from scratch is unverified.
 
-Axes: L layers, H heads, E size of a head, D width, F neurons, U units: heads or neurons, G groups of units that share
-a threshold (layers, or one for all), N units of a group, W masks of the window.
+Axes: L layers, H heads, E size of a head, D width, F neurons, U units (heads or neurons), G groups of units that share
+a threshold (one per layer, or one for all), N units of a group, W masks of the window.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ from bert_fast.bert import Params
 from bert_fast.method import Clock, Method, Stage, same
 from bert_fast.plan import frozen_depth
 
-NAMES = ("head_scale", "neuron_scale")  # of the coefficients, [L, H] and [L, F], beside the layers' other leaves
+NAMES = ("head_scale", "neuron_scale")  # of the coefficients, [L, H] and [L, F], among the layers' leaves
 
-# Leaves with an axis of heads, or of neurons, and which of the axes of a single layer it is.
+# Leaves with an axis of heads or neurons, and the index of that axis in a single layer.
 OF_HEADS = (
     ("attention_output", "kernel", 0),
     *((name, "kernel", 1) for name in ("query", "key", "value")),
@@ -40,21 +40,21 @@ OF_NEURONS = (("mlp_output", "kernel", 0), ("mlp_hidden", "kernel", 1), ("mlp_hi
 
 
 class Units(NamedTuple):
-    """The heads, or the neurons, of a model that is to be pruned."""
+    """The heads, or the neurons, of a model to prune."""
 
-    real_LU: np.ndarray  # False where a layer is narrower than the widest
-    pruned_G: np.ndarray  # how many of a group fall where no two are equal
+    real_LU: np.ndarray  # False for the padding of layers narrower than the widest
+    pruned_G: np.ndarray  # units pruned from each group if no two coefficients are equal
 
 
 class Masks(NamedTuple):
-    """Which of the units the last masks keep, the newest first, and how much L1 cost at the newest."""
+    """The units kept by the last masks, newest first, and the L1 penalty at the newest mask."""
 
     kept_WLU: Any
     penalty: Any
 
 
 class SearchState(NamedTuple):
-    """The search so far; `count` masks were taken of each, 0 again once the ticket is drawn."""
+    """State of the search. `count` is the number of masks taken, reset to 0 when the ticket is drawn."""
 
     count: Any
     heads: Masks
@@ -62,7 +62,7 @@ class SearchState(NamedTuple):
 
 
 def make_units(counts_L: Sequence[int], ratio: float, together: bool) -> Units:
-    """So many a layer; `together` they share one threshold."""
+    """`counts_L` units per layer. `together`: one threshold for all layers; otherwise one per layer."""
     real_LU = np.arange(max(counts_L)) < np.array(counts_L)[:, None]
     sizes_G = np.array([sum(counts_L)] if together else counts_L)
     pruned_G = np.floor(ratio * (sizes_G - 1)) + (ratio > 0)  # see keep
@@ -71,10 +71,10 @@ def make_units(counts_L: Sequence[int], ratio: float, together: bool) -> Units:
 
 def keep(c_LU: np.ndarray, units: Units) -> np.ndarray:
     """Which units are kept, bool [L, U]: `c > np.quantile(c, ratio)`, the rule of
-    finetune/run_glue_earlybert_draw_and_train.py. Signed values; what equals the threshold falls.
+    finetune/run_glue_earlybert_draw_and_train.py. Values are signed; those equal to the threshold are pruned.
 
-    The quantile lies between two neighbours in the order, so all fall up to the lower one: no need to interpolate,
-    which in float32 would round to one of them; close to 1 many of 36,864 coefficients are neighbours.
+    The quantile is between two neighbours in sorted order, so all up to the lower one are pruned. Interpolation is not
+    needed, and in float32 would round to one of the two: near 1, many of 36,864 coefficients are adjacent floats.
     """
     values_GN = np.where(units.real_LU, c_LU, np.inf).reshape(len(units.pruned_G), -1)
     ranked_GN = np.pad(np.sort(values_GN, axis=1), ((0, 0), (1, 0)), constant_values=-np.inf)
@@ -83,25 +83,25 @@ def keep(c_LU: np.ndarray, units: Units) -> np.ndarray:
 
 
 def with_mask(masks: Masks, c_LU: np.ndarray, units: Units, factor: float) -> Masks:
-    """One mask more, the oldest forgotten."""
+    """`masks` with a new mask in front; the oldest is dropped."""
     kept_WLU = np.concatenate([keep(c_LU, units)[None], masks.kept_WLU[:-1]])
     return Masks(kept_WLU, np.float32(factor * np.abs(c_LU).sum()))
 
 
 def distances(kept_WLU: np.ndarray, units: Units) -> np.ndarray:
-    """The share of units in which each older mask differs from the newest, the next older first."""
+    """Share of units in which each older mask differs from the newest one; the second newest comes first."""
     return (kept_WLU[1:] != kept_WLU[0]).sum((1, 2)) / units.real_LU.sum()
 
 
 def aligned(counts_L: np.ndarray, real_L: np.ndarray, align: int) -> np.ndarray:
-    """The counts rounded to multiples, at least one of them, or all where a layer has fewer."""
+    """The counts rounded to multiples of `align`: at least one multiple, at most the layer's units."""
     return np.minimum(np.maximum(np.round(counts_L / align), 1).astype(int) * align, real_L)
 
 
 def draw_ticket(c_LU: np.ndarray, units: Units, name: str, align: int, rng=None) -> list[np.ndarray]:
-    """For each layer the indices of what stays, ascending: the largest, or where there is an `rng` as many at random.
+    """Indices of the units to keep in each layer, ascending: the largest, or equally many at random if `rng` is given.
 
-    Raises BadInput where a layer would be left without any.
+    Raises BadInput if a layer would lose all of its units.
     """
     real_L, counts_L = units.real_LU.sum(1), keep(c_LU, units).sum(1)
     for layer in np.flatnonzero(counts_L == 0):
@@ -109,8 +109,8 @@ def draw_ticket(c_LU: np.ndarray, units: Units, name: str, align: int, rng=None)
         why, remedy = f"its coefficients are {c_U.min()} to {c_U.max()}, none above the threshold", f"lower {ratio}"
         if len(c_U) == 1:
             why, remedy = "it has only one", f"set {ratio}=0"
-        elif c_U.min() == c_U.max():  # a choice among equals would be no ticket
-            why = f"all of its coefficients are {c_U[0]}, so the search was too short, or its learning rate too low"
+        elif c_U.min() == c_U.max():  # a choice among equals would not be a ticket
+            why = f"all of its coefficients are {c_U[0]}, so the search was too short or its learning rate too low"
             remedy = "search longer (--config.early_bert.search), well beyond the warm-up"
         elif len(units.pruned_G) < len(real_L):
             remedy += f", or set --config.early_bert.{name}s=layer"
@@ -122,7 +122,7 @@ def draw_ticket(c_LU: np.ndarray, units: Units, name: str, align: int, rng=None)
 
 
 def gather(leaf_L, axis: int, kept_L: Sequence[np.ndarray]) -> np.ndarray:
-    """A stacked leaf with what each layer keeps of an axis in front, then zeros up to the widest layer."""
+    """A stacked leaf cut to the kept indices of one axis in each layer, zero-padded to the widest layer."""
     layers, widest = [], max(map(len, kept_L))
     for leaf, kept in zip(leaf_L, kept_L, strict=True):
         padding = [(0, 0)] * leaf.ndim
@@ -132,7 +132,7 @@ def gather(leaf_L, axis: int, kept_L: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def slim(params: Params, heads_L: Sequence[np.ndarray], neurons_L: Sequence[np.ndarray]) -> Params:
-    """The parameters with these heads and neurons alone, and without coefficients."""
+    """The parameters with only these heads and neurons, and without coefficients."""
     layers = {name: leaf for name, leaf in params["layers"].items() if name not in NAMES}
     for leaves, kept_L in ((OF_HEADS, heads_L), (OF_NEURONS, neurons_L)):
         for name, leaf, axis in leaves:
@@ -141,7 +141,7 @@ def slim(params: Params, heads_L: Sequence[np.ndarray], neurons_L: Sequence[np.n
 
 
 def with_widths(stage: Stage, heads_L: Sequence[int], mlp_dim_L: Sequence[int]) -> Stage:
-    """The stage with a model of so many heads and neurons a layer."""
+    """The stage with these heads and neurons per layer in its model."""
     model = stage.program.model.with_widths(heads_L, mlp_dim_L)
     return dataclasses.replace(stage, program=dataclasses.replace(stage.program, model=model))
 
@@ -158,37 +158,38 @@ def make(
     neurons: str = "global",
     align: int = 1,
     ticket: str = "early_bird",
-    head_penalty: float = 1e-4,  # for pre-training unverified
-    neuron_penalty: float = 1e-4,  # for pre-training unverified
+    head_penalty: float = 1e-4,  # unverified for pre-training
+    neuron_penalty: float = 1e-4,  # unverified for pre-training
     draw_before_update: bool = False,
 ) -> Method:
-    """EarlyBERT, with ratios and penalties of finetune/launch_earlybert_glue.sh.
+    """EarlyBERT, with the ratios and penalties of finetune/launch_earlybert_glue.sh.
 
-    search: steps, or where below 1 a share of the training's. They are the first of the whole schedule.
-    stop: "steps" searches for all of them, as the released code, "early_bird" until the masks hold still (`EarlyBird`
-        in main.py of GATECH-EIC/Early-Bird-Tickets, You et al. 2020), for so many steps at most.
-    mask_every: steps from one mask to the next; 0: a twentieth of the search. Masks close to each other agree only
-        because no coefficient had time to move.
-    window, threshold: masks hold still when the newest of so many differs from each of the others in at most this
-        share of the neurons. Heads are not asked: they are too few, and agree after a handful of steps.
-    min_steps: of the search, before it may end; 0: half of them. In the beginning all coefficients move at the pace
-        of the learning rate, so masks agree that will change.
-    head_ratio: share of each layer's heads that falls; 0: none does. 4 of 12; of 4 or 16 one more would equal the
-        threshold, and fall, at exactly 1/3.
-    neuron_ratio: share of the neurons that falls; 0: none does.
-    neurons: "global" compares those of all layers, which then differ in width, "layer" those of each.
-    align: neurons of a layer are rounded to a multiple. A deviation: 128 fits the lanes of a TPU, and a mesh whose
-        tensor axis is not 1 can only split a multiple of it.
-    ticket: "random" is the control: from the same search as many a layer, but any. The released code's control has no
-        search (`slimming_coef_step` of 0 or less in finetune/run_glue_earlybert_draw_and_train.py): uniform numbers
-        take the place of the coefficients, so that layers lose nearly equal shares of their neurons. How the paper
-        drew its random tickets for pre-training is unverified.
+    search: number of steps, or if below 1, a share of the training's. They are the first steps of the full schedule.
+    stop: "steps" runs the whole search, like the released code; "early_bird" ends it once the masks have stabilised
+        (`EarlyBird` in main.py of GATECH-EIC/Early-Bird-Tickets, You et al. 2020), or at the last step of the search.
+    mask_every: steps between masks; 0: a twentieth of the search. Masks taken close together agree only because no
+        coefficient had time to move.
+    window, threshold: masks have stabilised when the newest of `window` masks differs from each of the others in at
+        most this share of the neurons. Heads are ignored: they are few, and agree after a handful of steps.
+    min_steps: minimum steps before the search may end; 0: half of the search. At first all coefficients move at the
+        pace of the learning rate, so masks that will still change already agree.
+    head_ratio: share of each layer's heads to prune; 0: none. The default prunes 4 of 12. At exactly 1/3, a layer of 4
+        or 16 heads would lose one more, which would equal the threshold.
+    neuron_ratio: share of the neurons to prune; 0: none.
+    neurons: "global" compares the neurons of all layers, so layers end up with different widths; "layer" compares
+        within each layer.
+    align: rounds the neurons of a layer to a multiple of this. A deviation from the paper: 128 fits the lanes of a TPU,
+        and a mesh whose tensor axis is not 1 can only split multiples of that axis.
+    ticket: "random" is the control: the same search and as many units per layer, but chosen at random. The released
+        code's control has no search (`slimming_coef_step` of 0 or less in
+        finetune/run_glue_earlybert_draw_and_train.py): uniform random numbers replace the coefficients, so layers lose
+        nearly equal shares of their neurons. How the paper drew its random tickets for pre-training is unverified.
     head_penalty, neuron_penalty: factors of the sums of absolute coefficients in the loss.
     draw_before_update: draws from the coefficients before the update of the search's last step. The released code for
-        GLUE records them there (finetune/trainer.py), that for SQuAD after it (run_squad_earlybert_search.py). That
-        update would change nothing else that lasts, so the search is one step shorter instead.
+        GLUE records them there (finetune/trainer.py), the code for SQuAD after it (run_squad_earlybert_search.py).
+        Nothing else from that update would last, so the search is one step shorter instead.
 
-    Raises BadInput for values outside of these.
+    Raises BadInput for invalid values.
     """
     for name, value, known in (
         ("stop", stop, ("steps", "early_bird")),
@@ -199,14 +200,14 @@ def make(
             raise BadInput(f"--config.early_bert.{name}={value!r} is unknown: use {' or '.join(known)}")
     if draw_before_update and stop != "steps":
         raise BadInput(
-            f"--config.early_bert.draw_before_update needs a search of fixed steps, and stop={stop} draws at the "
+            f"--config.early_bert.draw_before_update needs a search of fixed length, but stop={stop} draws at the "
             "newest mask: set it to False, or set --config.early_bert.stop=steps"
         )
     for name, value, good, expected in (
-        ("search", search, 0 < search < 1 or (search >= 1 and search % 1 == 0), "steps, or a share of them below 1"),
+        ("search", search, 0 < search < 1 or (search >= 1 and search % 1 == 0), "steps, or a share below 1"),
         ("mask_every", mask_every, mask_every >= 0, "steps, or 0 for a twentieth of the search"),
         ("window", window, window >= 2, "at least 2 masks"),
-        ("threshold", threshold, 0 <= threshold <= 1, "a share, as 0.1"),
+        ("threshold", threshold, 0 <= threshold <= 1, "a share such as 0.1"),
         ("min_steps", min_steps, min_steps >= 0, "steps, or 0 for half of the search"),
         ("head_ratio", head_ratio, 0 <= head_ratio < 1, "a share below 1"),
         ("neuron_ratio", neuron_ratio, 0 <= neuron_ratio < 1, "a share below 1"),
@@ -226,11 +227,11 @@ def make(
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             if leaf.dtype != jnp.float32:
                 raise BadInput(
-                    f"{jax.tree_util.keystr(path)} is {leaf.dtype}, early_bert needs float32: coefficients differ by "
-                    "less than other types can hold. Convert the checkpoint of --config.init"
+                    f"{jax.tree_util.keystr(path)} is {leaf.dtype}, but early_bert needs float32: coefficients differ "
+                    "by less than other types can hold. Convert the checkpoint of --config.init"
                 )
         real = [units.real_LU for units in units_of(config)]
-        # 0 where there is no unit: it costs nothing and never moves.
+        # Padding gets a coefficient of 0, which costs nothing and never moves.
         ones = {name: jnp.asarray(real_LU, jnp.float32) for name, real_LU in zip(NAMES, real, strict=True)}
         masks = (Masks(np.zeros((window, *real_LU.shape), bool), np.zeros((), np.float32)) for real_LU in real)
         return {**params, "layers": {**params["layers"], **ones}}, SearchState(np.zeros((), np.int32), *masks)
@@ -239,18 +240,18 @@ def make(
         first, total = stages[0], sum(stage.steps for stage in stages)
         if any(stage.data == "restart" for stage in stages):
             raise BadInput(
-                "early_bert begins the training anew after its search, and a method before it already begins one anew: "
-                "there is one search and one training. Name early_bert once, and first of the two, in --config.methods"
+                "early_bert restarts training after its search, but an earlier method already restarts it: there can "
+                "be only one search and one training. Name early_bert once, and before that method, in --config.methods"
             )
         if frozen_depth(first.program.plan):
             raise BadInput(
-                f"layers of stage {first.name} are frozen, and early_bert cannot tell which of their heads and neurons "
+                f"layers of stage {first.name} are frozen, so early_bert cannot learn which of their heads and neurons "
                 "matter: name it before the method that freezes them in --config.methods"
             )
         steps = round(search * total) if search < 1 else int(search)
         every = mask_every or max(1, round(steps / 20))
         if steps > total:
-            raise BadInput(f"--config.early_bert.search={steps} is more than the {total} steps of the training")
+            raise BadInput(f"--config.early_bert.search={steps} is more than the {total} steps of training: lower it")
         if not any(first.learning_rate(Clock(step, total), step) for step in range(steps - draw_before_update)):
             raise BadInput(
                 f"--config.early_bert.search={search}: the learning rate is 0 in all {steps - draw_before_update} "
@@ -259,14 +260,14 @@ def make(
         if stop == "early_bird" and max(window * every, min_steps) > steps:
             raise BadInput(
                 f"--config.early_bert.stop=early_bird: {window} masks, {every} steps apart, and at least {min_steps} "
-                f"steps do not go into a search of {steps}: raise search, or lower window, mask_every or min_steps"
+                f"steps do not fit in a search of {steps}: raise search, or lower window, mask_every or min_steps"
             )
         steps -= draw_before_update
         searching = dataclasses.replace(first, name="search", steps=steps, ask_every=every)
         return (searching, *map(guessed, (dataclasses.replace(first, data="restart"), *stages[1:])))
 
     def guessed(stage):
-        """The stage with the widths that coefficients drawn at random leave, layer by layer."""
+        """The stage with the widths that pruning by random coefficients would leave."""
         model, rng = stage.program.model, np.random.default_rng(0)
         heads_L, neurons_L = (keep(rng.random(units.real_LU.shape), units).sum(1) for units in units_of(model))
         neurons_L = aligned(neurons_L, np.array(model.mlp_dim_L), align)
@@ -281,12 +282,12 @@ def make(
         attention, mlp = layers["attention_output"], layers["mlp_output"]
         layers["attention_output"] = {**attention, "kernel": attention["kernel"] * c_LH[:, :, None, None]}
         layers["mlp_output"] = {**mlp, "kernel": mlp["kernel"] * c_LF[:, :, None]}
-        # Not jnp.abs, whose slope at 0 is 1: units that are not there would learn to be negative.
+        # Not jnp.abs, whose gradient at 0 is 1: the coefficients of padding would become negative.
         penalty = head_penalty * (c_LH * jnp.sign(c_LH)).sum() + neuron_penalty * (c_LF * jnp.sign(c_LF)).sum()
         return {**params, "layers": layers}, penalty
 
     def coefficients(params):
-        """Those of heads and of neurons, None once the ticket is drawn."""
+        """The coefficients of heads and neurons; None once the ticket is drawn."""
         layers = params["layers"]
         return [np.asarray(layers[name]) for name in NAMES] if NAMES[0] in layers else None
 
@@ -307,10 +308,10 @@ def make(
 
     def enter(params, state, old, new, initial, key):
         found, before = coefficients(params), old.program.model
-        if found is None:  # the ticket's widths stay, except where the depth changes
+        if found is None:  # the ticket's widths stay, unless the depth changes
             kept = before.depth == new.program.model.depth
             return params, same, state, with_widths(new, before.heads_L, before.mlp_dim_L) if kept else new
-        if new.data != "restart":  # the search goes on
+        if new.data != "restart":  # the search continues
             return params, same, state, new
         heads, of_neurons = units_of(before)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key))) if ticket == "random" else None
@@ -320,8 +321,8 @@ def make(
         return slim(initial(), heads_L, neurons_L), None, state._replace(count=np.zeros((), np.int32)), new
 
     def report(state, stage, clock, pieces):
-        """For heads and neurons: how many of each layer the newest mask keeps, or after the ticket there are; at that
-        mask the penalty, and how far it is from the one before and from the farthest of the window.
+        """For heads and neurons: units per layer, as kept by the newest mask or, once drawn, in the ticket. During the
+        search also the penalty at the newest mask, and its distance to the previous and to the farthest mask.
         """
         model, count = stage.program.model, min(int(state.count), window)
         if not count:

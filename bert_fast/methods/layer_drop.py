@@ -1,14 +1,14 @@
-"""Progressive layer dropping (Zhang & He, NeurIPS 2020, arXiv 2010.13369): layers are skipped at random, the more
-often the longer the training has gone on and the higher they stand.
+"""Progressive layer dropping (Zhang & He, NeurIPS 2020, arXiv 2010.13369): layers are skipped at random, more often
+as training progresses and more often towards the top.
 
-A layer that runs has both residual branches multiplied by one over the probability that it runs (the paper's
-Switchable-Transformer block), so in the mean nothing changes. One gate serves both branches and the whole
-micro-batch: with gates of their own for branches, examples or tokens nothing would be saved. The gates are drawn on
-the host from the run's seed and the step, so they are the same on every device. Evaluation draws nothing: every
-layer runs, unscaled. Layers that are skipped get a gradient of zero; their moments and weights decay on, as in the
-reference. The paper's recipe around it, with its two controls, is configs/layer_drop.py.
+A layer that runs has both residual branches divided by its probability of running (the paper's
+Switchable-Transformer block), so the expected value does not change. One gate serves both branches and the whole
+micro-batch; separate gates for branches, examples or tokens would save nothing. Gates are drawn on the host from the
+run's seed and the step, so they are the same on every device. Evaluation runs every layer, unscaled. Skipped layers
+get a gradient of zero; their moments and weights keep decaying, as in the reference. The paper's recipe, with its two
+controls, is configs/layer_drop.py.
 
-Axes: M micro-batches, L layers, N numbers of layers from 0 up.
+Axes: M micro-batches, L layers, N numbers of layers, from 0 up.
 """
 
 import dataclasses
@@ -22,19 +22,18 @@ from bert_fast.method import Clock, Method, Stage
 from bert_fast.plan import Plan, edit
 
 POST_LN = (
-    "layer dropping on a post-LN model: a layer that is skipped takes its LayerNorms out of the residual path with it, "
-    "and the layers above see vectors of another scale. The paper drops layers of pre-LN models only, because post-LN "
-    "BERT became worse: set --config.model.norm=pre"
+    "layer dropping on a post-LN model: a skipped layer takes its LayerNorms out of the residual path, so the layers "
+    "above see vectors of a different scale. The paper drops layers of pre-LN models only, because post-LN BERT became "
+    "worse: set --config.model.norm=pre"
 )
 
 
 def theta_at(step: int, steps: int, theta: float, gamma: float, variant: str) -> float:
-    """How probably the topmost layer runs in step `step`, counted from 0, of a training of `steps`: from 1 down to
-    `theta`.
+    """Probability that the topmost layer runs at `step`, counted from 0, of `steps`: falls from 1 to `theta`.
 
-    theta(t) = (1 - theta) exp(-gamma t) + theta, the paper's temporal schedule; gamma is a step's, 0 means the
-    paper's 100 / T. In "deepspeed" each step has the value of the step before, steps 0 and 1 both 1: the engine
-    (`DeepSpeedEngine.step`) asks `ProgressiveLayerDrop.update_state(global_steps)` after the forward pass.
+    theta(t) = (1 - theta) exp(-gamma t) + theta, the paper's temporal schedule. gamma is per step; 0 means the
+    paper's 100 / T. With "deepspeed" each step has the value of the previous step, and steps 0 and 1 both have 1: the
+    engine (`DeepSpeedEngine.step`) calls `ProgressiveLayerDrop.update_state(global_steps)` after the forward pass.
     """
     if variant == "deepspeed":
         step = max(step - 1, 0)
@@ -44,12 +43,12 @@ def theta_at(step: int, steps: int, theta: float, gamma: float, variant: str) ->
 def keep_and_scale(
     depth: int, theta: float, variant: str, depth_schedule: bool = True, rescale: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(how probably each layer runs, what its branches are multiplied by when it does), the lowest layer first.
+    """(probability that each layer runs, factor of its branches if it does), lowest layer first.
 
-    The paper prints (i / L) (1 - theta), for layer i of 1..L, as "p_l(t)": that is how probably the layer is
-    dropped. `BertEncoder` of DeepSpeedExamples, bing_bert/nvidia/modelingpreln_layerdrop.py, draws with p, lowers
-    it, and scales by the lowered one: there a layer runs as probably as the one below it should (the lowest always),
-    and branches are 4 to 8 % too large in the mean (12 layers, theta 0.5).
+    The paper prints (i / L) (1 - theta), for layer i of 1..L, as "p_l(t)": the probability that the layer is dropped.
+    `BertEncoder` of DeepSpeedExamples, bing_bert/nvidia/modelingpreln_layerdrop.py, draws with p, lowers it, and
+    scales by the lowered p. There a layer runs with the probability meant for the layer below it (the lowest always
+    runs), and branches are 4 to 8 % too large on average (12 layers, theta 0.5).
 
     Without the depth schedule every layer runs with probability theta, in both variants. Without the rescale the
     branches of a layer that runs are multiplied by 1.
@@ -62,10 +61,11 @@ def keep_and_scale(
 
 
 def independent(keep_L: np.ndarray, plan: Plan, micro_batches: int, rng: np.random.Generator) -> np.ndarray:
-    """Which layers run, bool [M, L]: each layer by itself, as in the paper.
+    """Which layers run, bool [M, L]: each layer is drawn independently, as in the paper.
 
-    The micro-batches of a step must run equally many layers of a span (one program serves them), so the first decides
-    how many, and the others are drawn given that number: each of them, seen alone, is as the paper has it.
+    The micro-batches of a step must run the same number of layers in each span, since they share one program. The
+    first micro-batch decides the number, and the others are drawn given that number. Taken alone, each micro-batch
+    has the paper's distribution.
     """
     spans = [independent_in_span(keep_L[span.start : span.stop], micro_batches, rng) for span in plan]
     return np.concatenate(spans, axis=1)
@@ -77,7 +77,7 @@ def independent_in_span(keep_L: np.ndarray, micro_batches: int, rng: np.random.G
     runs_ML = np.zeros((micro_batches, depth), bool)
     runs_ML[0] = rng.random(depth) < keep_L
     count = int(runs_ML[0].sum())
-    # Row i: how probably n of the layers from i up run, for each n (the Poisson binomial distribution).
+    # Row i: probability that n of the layers from i up run, for each n (the Poisson binomial distribution).
     chance_LN = np.zeros((depth + 1, count + 1))
     chance_LN[depth, 0] = 1
     for i in reversed(range(depth)):
@@ -86,25 +86,26 @@ def independent_in_span(keep_L: np.ndarray, micro_batches: int, rng: np.random.G
     left_M = np.full(micro_batches - 1, count)
     for i in range(depth):
         with_it_M = keep_L[i] * chance_LN[i + 1, left_M - 1]
-        # Multiplied rather than divided: rounding must not skip a layer without which the number is missed.
+        # Multiply instead of dividing: rounding must not skip a layer that is needed to reach the count.
         runs_M = (left_M > 0) & (rng.random(micro_batches - 1) * chance_LN[i, left_M] < with_it_M)
         runs_ML[1:, i] = runs_M
         left_M = left_M - runs_M
     return runs_ML
 
 
-# Systematic sampling counts in so many parts of one: sums of integers do not depend on the order of the layers, so
-# no rounding makes micro-batches differ in how many run.
+# Systematic sampling counts probabilities in units of 1 / PARTS. Integer sums do not depend on the order of the
+# layers, so rounding cannot make micro-batches differ in how many layers run.
 PARTS = 2**40
 
 
 def systematic(keep_L: np.ndarray, plan: Plan, micro_batches: int, rng: np.random.Generator) -> np.ndarray:
-    """Which layers run, bool [M, L]: each as probably as in `independent`, but how many of a span (and of all) is
-    its mean, rounded down or up.
+    """Which layers run, bool [M, L]: with the probabilities of `independent`, but the number that run in a span (and
+    in all) is its mean, rounded down or up.
 
-    With u uniform in [0, 1) and c the running sum of the probabilities, a layer runs if a whole number lies between
-    its c + u and that of the layer before it. One u a step, so that micro-batches run equally many; each has its own
-    order of the layers in a span, since in a fixed one few subsets ever occur and neighbours exclude each other.
+    With u uniform in [0, 1) and c the running sum of the probabilities, a layer runs if there is a whole number
+    between its c + u and the previous layer's. One u serves the whole step, so that micro-batches run equally many
+    layers. Each micro-batch shuffles the layers within a span: in a fixed order only a few subsets would ever occur,
+    and neighbours would exclude each other.
     """
     parts_L = np.round(keep_L * PARTS).astype(np.int64)
     u = rng.integers(PARTS)
@@ -130,39 +131,41 @@ def make(
 ) -> Method:
     """Progressive layer dropping, with the paper's defaults.
 
-    theta: how probably the topmost layer runs in the end; the paper uses 0.5 and recommends 0.5 to 0.9. With 1
+    theta: final probability that the topmost layer runs. The paper uses 0.5 and recommends 0.5 to 0.9. With 1
         nothing is dropped.
-    gamma: how fast that is reached: the drop is over after about 5 / gamma steps. 0 means the paper's 100 / T, T
-        being the steps of the training, or of a search alone while there is one. DeepSpeed's default is 0.001, which
-        suits T of 100,000 and more.
-    variant: "paper", or "deepspeed": the released code exactly, off by a layer and by a step (`keep_and_scale`,
+    gamma: rate at which theta is approached: the descent is over after about 5 / gamma steps. 0 means the paper's
+        100 / T, with T the steps of training, or of a search alone while there is one. DeepSpeed's default is 0.001,
+        which suits T of 100,000 and more.
+    variant: "paper", or "deepspeed": exactly the released code, off by one layer and by one step (`keep_and_scale`,
         `theta_at`).
-    sampling: "independent", as the paper, or "systematic": the number of layers that run varies by at most one a
-        span. Each number (where another method splits the plan, each combination of the spans' numbers) is a program
-        to be compiled: 12 layers take 9 programs in the end, and with token dropping's 4 spans about 80; systematic
-        sampling takes 2 and 5. "auto" is independent where the plan is one span, and systematic where it is split.
-    execution: "gather" computes the layers that run and no others: one program for each number of them. "cond" has
-        them all in one program, each behind a conditional with a checkpointed branch: less memory, less saved. From
-        equal gates both compute the same.
+    sampling: "independent", as in the paper, or "systematic": the number of layers that run varies by at most one per
+        span. Each number is a separate program to compile, or each combination of numbers if another method splits
+        the plan into spans. Late in training 12 layers take 9 programs, and about 80 with token dropping's 4 spans;
+        systematic sampling takes 2 and 5. "auto" is independent for a plan of one span, and systematic otherwise.
+    execution: "gather" computes only the layers that run: one program for each number of them. "cond" has all layers
+        in one program, each behind a conditional with a checkpointed branch: less memory, less time saved. Both
+        compute the same from equal gates.
 
     Ablations; with all three False this is LayerDrop (Fan et al., arXiv 1909.11556; unverified):
-    time_schedule: False holds theta(t) at `theta` from the first step on.
-    depth_schedule: False gives every layer theta(t), the lowest too.
-    rescale: False leaves the branches of a layer that runs as they are.
+    time_schedule: False holds theta(t) at `theta` from the first step.
+    depth_schedule: False gives every layer theta(t), the lowest included.
+    rescale: False leaves the branches of a layer that runs unscaled.
 
-    Raises BadInput for values outside of these.
+    Raises BadInput for invalid values.
     """
     if not 0 < theta <= 1:
         raise BadInput(
-            f"--config.layer_drop.theta={theta}: expected a probability above 0 and up to 1, as 0.5; with 1 nothing "
-            "is dropped"
+            f"--config.layer_drop.theta={theta}: expected a probability above 0 and up to 1, such as 0.5; with 1 "
+            "nothing is dropped"
         )
     if not 0 <= gamma < math.inf:
-        raise BadInput(f"--config.layer_drop.gamma={gamma}: expected a rate a step, as 0.001, or 0 for 100 / steps")
+        raise BadInput(
+            f"--config.layer_drop.gamma={gamma}: expected a rate per step, such as 0.001, or 0 for 100 / steps"
+        )
     if gamma and not time_schedule:
         raise BadInput(
             f"--config.layer_drop.gamma={gamma} is the pace of the time schedule, which "
-            "--config.layer_drop.time_schedule=False leaves out: drop one of the two"
+            "--config.layer_drop.time_schedule=False turns off: drop one of the two"
         )
     for name, value, known in (
         ("variant", variant, ("paper", "deepspeed")),

@@ -1,12 +1,12 @@
 """Progressive stacking (Gong et al., ICML 2019) and multi-stage layerwise training, MSLT (Yang et al. 2020,
-arXiv 2011.13635): train few layers, copy them on top of each other, go on.
+arXiv 2011.13635): train a few layers, copy them on top of each other, continue training.
 
-`variant="stacking"` copies the whole stack, and every layer trains in every stage. `variant="mslt"` copies
-the topmost layers; only the copies and the head train, until a last, joint stage trains everything.
-What does not learn takes part in the forward pass alone: no gradient, no moments, no all-reduce.
+`variant="stacking"` copies the whole stack and trains every layer in every stage. `variant="mslt"` copies
+the topmost layers and trains only the copies and the head, until a final, joint stage trains everything.
+Frozen layers take part in the forward pass only: no gradient, no moments, no all-reduce.
 
-Of MSLT only the abstract could be read: each default that is marked unverified is from memory or from
-others' re-implementations. Of stacking, numbers are those of gonglinyuan/StackingBERT, `reproduce_bert.sh`.
+Only the abstract of MSLT was available: each default marked unverified is from memory or from others'
+re-implementations. The numbers for stacking are from gonglinyuan/StackingBERT, `reproduce_bert.sh`.
 Axes: G stages of growth, L layers of the deeper model.
 """
 
@@ -25,19 +25,19 @@ from bert_fast.method import Method, Program, Stage, cut, same
 from bert_fast.plan import edit, frozen_depth, whole
 from bert_fast.schedule import Schedule
 
-SHARES = (50 / 400, 70 / 400, 280 / 400)  # reproduce_bert.sh: `--max-update`; the last as released, of 800,000 planned
-LAST_RATE = 0.375  # of the peak, with which the last stage begins: 3e-4 of 8e-4, after equal falls (5.5e-4 between)
-LAST_SCHEDULE = 800 / 280  # of the last stage's steps: the linear decay to 0 of which it is the beginning
+SHARES = (50 / 400, 70 / 400, 280 / 400)  # reproduce_bert.sh: `--max-update`; 800,000 were planned for the last stage
+LAST_RATE = 0.375  # of the peak, at the start of the last stage: 3e-4 of 8e-4, after equal falls (5.5e-4 in between)
+LAST_SCHEDULE = 800 / 280  # length of the last stage's decay to 0, in units of its steps: it ends before the rate is 0
 JOINT_SHARE = 0.2  # unverified
 WARM_AGAIN = 0.01  # unverified
 OUTPUTS = ("attention_output", "mlp_output")  # `out_proj` and `fc2` of gonglinyuan/StackingBERT, identity.py
 
-# What does not learn beside the lower layers, by what becomes of the table that embeds words and predicts them. Which
-# of the three the paper has is unknown; a re-implementation (of the authors of G_stack) freezes the embeddings.
+# What is frozen in addition to the lower layers. The designs differ in the table that both embeds and predicts words.
+# Which one the paper uses is unknown; a re-implementation (by the authors of G_stack) freezes the embeddings.
 FROZEN = {
-    "A": ("^embed/(?!word$)",),  # the table learns through the head, so what the frozen layers read drifts
-    "B": ("^embed/",),  # it does not learn: what the frozen layers compute is fixed
-    "C": ("^embed/",),  # the head has a copy of its own, which learns and is given up in the joint stage
+    "A": ("^embed/(?!word$)",),  # the table is trained through the head, so the frozen layers' input drifts
+    "B": ("^embed/",),  # the table is frozen, so the frozen layers' output is fixed
+    "C": ("^embed/",),  # the head trains its own copy of the table, which is discarded in the joint stage
 }
 
 
@@ -52,27 +52,28 @@ def make(
     warm_again: float = -1.0,
     optimizer: str = "fresh",
 ) -> Method:
-    """A model that begins with few layers and grows to its depth in stages.
+    """A model that starts with few layers and grows to its full depth in stages.
 
     variant: "stacking" or "mslt".
-    depths: layers of each stage, as "3,6,12". Empty: in stacking L/4, L/2 and L, or L/2 and L where 4 does not divide
-        L; in MSLT the quarters of L, rounded up (unverified), so that fewer than 4 layers take a stage each.
-    shares: of the training's steps, one a stage, in MSLT one more for the joint stage (0: none), as "0.2,0.3,0.5".
-        Empty: in stacking as released, where a stage less gives its steps to the next; in MSLT a fifth for the joint
-        stage and equal parts of the rest (unverified).
-    init: what new layers are. "copy": of the topmost, in order (unverified for MSLT), and where more are added than
-        there are, of all of them again and again, which in stacking is the whole stack; "random"; "identity": copies
-        whose output matrices are zero, so that a pre-LN model computes what it did (as a baseline of stacking,
-        identity.py, which draws the other matrices anew).
+    depths: layers of each stage, such as "3,6,12". Empty: in stacking L/4, L/2 and L, or L/2 and L if 4 does not
+        divide L; in MSLT the quarters of L, rounded up (unverified). Below 4 layers every layer is a stage.
+    shares: shares of the training's steps, one per stage, such as "0.2,0.3,0.5"; in MSLT one more for the joint stage
+        (0: none). Empty: in stacking the released shares (a missing stage gives its steps to the next); in MSLT a
+        fifth for the joint stage and equal parts for the rest (unverified).
+    init: how new layers start. "copy": as copies of the topmost layers, in order (unverified for MSLT); if more are
+        added than exist, all layers are copied repeatedly, which in stacking copies the whole stack. "random".
+        "identity": as copies with output matrices of zero, so that a pre-LN model computes the same as before (similar
+        to a baseline of stacking, identity.py, which draws the other matrices at random).
     embedding: the tied table while layers are frozen, "A", "B" or "C": see FROZEN.
-    frozen_dropout: whether there is dropout in the frozen layers and below (unverified).
-    learning_rate: "segments": linear falls, stage by stage, from the warm-up's peak to .375 of it at the beginning of
-        the last stage, which goes on towards 0; "run": the one schedule of the run. Empty: segments in stacking.
-    warm_again: over this share of the training's steps the rate climbs once more after each growth. Negative: 0 in
+    frozen_dropout: whether the frozen layers and the embeddings below them have dropout (unverified).
+    learning_rate: "segments": linear falls, one per stage, from the warm-up's peak to .375 of it at the start of the
+        last stage, which continues towards 0; "run": the run's single schedule. Empty: segments in stacking, run in
+        MSLT.
+    warm_again: share of the training's steps over which the rate climbs again after each growth. Negative: 0 in
         stacking, .01 in MSLT (unverified).
-    optimizer: "fresh" moments whenever the model grows or more of it learns (`--reset-optimizer`), or "carry": copied
-        with copied layers in stacking (`double.py --double-optimizer`; but Adam's count of steps goes on here), zero
-        for new layers in MSLT.
+    optimizer: "fresh" moments whenever the model grows or more of it is trained (`--reset-optimizer`), or "carry":
+        in stacking, moments are copied with their layers (like `double.py --double-optimizer`, except that Adam's step
+        count continues here); in MSLT, new layers start with zero moments.
 
     Raises BadInput, here and in `stages`.
     """
@@ -89,8 +90,8 @@ def make(
             raise BadInput(f"--config.stacking.{argument}={value!r} is unknown: expected {', '.join(known)}")
     if stacking and (embedding != "B" or not frozen_dropout):
         raise BadInput(
-            f"--config.stacking.embedding={embedding} and frozen_dropout={frozen_dropout} say what frozen layers do, "
-            "but in stacking nothing is frozen: leave them as they are, or set --config.stacking.variant=mslt"
+            f"--config.stacking.embedding={embedding} and frozen_dropout={frozen_dropout} are for frozen layers, but "
+            "in stacking nothing is frozen: leave both at their defaults, or set --config.stacking.variant=mslt"
         )
     if warm_again >= 1:
         raise BadInput(f"--config.stacking.warm_again={warm_again}: expected a share of the steps, below 1")
@@ -103,8 +104,8 @@ def make(
         _check_plain(timeline)
         if init == "identity" and model.norm != "pre":
             raise BadInput(
-                "--config.stacking.init=identity: a post-LN layer normalises its input even where it adds nothing; "
-                "set --config.model.norm=pre, or copy"
+                "--config.stacking.init=identity: a post-LN layer normalises its input even if it adds nothing; "
+                "set --config.model.norm=pre, or --config.stacking.init=copy"
             )
         names_G, depths_G, below_G = _growth(stacking, given_depths, model.depth)
         shares_G = given_shares or _default_shares(stacking, len(names_G))
@@ -115,11 +116,11 @@ def make(
         again = round(total * warm_again)
         for name, steps, share in zip(names_G, steps_G, shares_G, strict=True):
             if share and not steps:
-                raise BadInput(f"{total} steps leave none for the stage of {name}: set more --config.steps")
+                raise BadInput(f"{total} steps leave none for stage {name}: increase --config.steps")
             if share and name != names_G[0] and steps < again:
                 raise BadInput(
-                    f"--config.stacking.warm_again={warm_again} is {again} steps, and the stage of {name} has {steps}: "
-                    "make it smaller"
+                    f"--config.stacking.warm_again={warm_again} is {again} steps, but stage {name} has only {steps}: "
+                    "lower it"
                 )
         in_segments = learning_rate == "segments"
         schedule = timeline[0].schedule
@@ -137,7 +138,7 @@ def make(
                 schedule=schedules_G[g],
                 schedule_from="stage" if in_segments else "run",
                 warm_again=again if g else 0,
-                skipped=step - begins_G[g],  # a phase that begins inside goes on with this stage's rates
+                skipped=step - begins_G[g],  # a phase that begins inside a stage continues its learning rates
             )
             result.append(stage)
             step += stage.steps
@@ -187,25 +188,25 @@ def make(
 
 
 def sources(before: int, after: int) -> np.ndarray:
-    """Of which layer each layer of the deeper model is a copy, [L]: the lower ones of themselves, and those that are
-    added of the topmost, in order; of all of them, again and again, where they are fewer.
+    """The layer that each layer of the deeper model is copied from, [L]: the lower layers from themselves, the added
+    ones from the topmost, in order. If more are added than exist, all layers are repeated.
 
-    With twice the depth it is `double.py`, with four times `quadruple.py` of gonglinyuan/StackingBERT; with less than
-    twice, layer i of the added ones copies 2 before - after + i, as the `MsltModel` of the authors of G_stack.
+    Twice the depth is `double.py` and four times is `quadruple.py` of gonglinyuan/StackingBERT. Below twice, added
+    layer i copies layer 2 before - after + i, like `MsltModel` of the authors of G_stack.
     """
     layer_L = np.arange(after)
     return np.where(layer_L < before, layer_L, (2 * before - after + layer_L) % before)
 
 
 def grow(tree, source_L: np.ndarray, before: Config, after: Config, new_layers: Callable):
-    """Parameters, or moments, of the old model as those of the new one; `new_layers` makes the added ones of copies."""
+    """Parameters or moments of the old model, grown to the new one; `new_layers` turns copies into the added layers."""
     layers = tree["layers"]
     if after.depth > before.depth:
         copies = jax.tree.map(lambda leaf: leaf[source_L[before.depth :]], layers)
         layers = jax.tree.map(lambda low, high: jnp.concatenate([low, high]), layers, new_layers(copies))
     head = {name: leaf for name, leaf in tree["mlm"].items() if name != "word" or not after.tied}
     if before.tied and not after.tied:
-        head["word"] = jnp.copy(tree["embed"]["word"])  # each is donated to the step: they must not share a buffer
+        head["word"] = jnp.copy(tree["embed"]["word"])  # both are donated to the step, so must not share a buffer
     return {**tree, "layers": layers, "mlm": head}
 
 
@@ -214,25 +215,25 @@ def _what_learns(program: Program):
 
 
 def _overlay(copies, fresh, first: int):
-    """The fresh layers from `first` on, and copies of what a method has added to the layers."""
+    """The fresh layers from `first` on, with copies of the leaves that other methods added to the layers."""
     if not isinstance(copies, dict):
         return fresh[first:]
     return {k: _overlay(copy, fresh[k], first) if k in fresh else copy for k, copy in copies.items()}
 
 
 def _segments(schedule: Schedule, steps_G: Sequence[int]) -> list[Schedule]:
-    """The rate of each stage, counted from its beginning (`--lr`, `--end-lr` of reproduce_bert.sh; the scheduler
-    `linear` of its fairseq decays from the end of the warm-up).
+    """The schedule of each stage, counted from its start (`--lr`, `--end-lr` of reproduce_bert.sh; the `linear`
+    scheduler of its fairseq decays from the end of the warm-up).
     """
     if schedule.decay != "linear":
         raise BadInput(
-            f"--config.learning_rate.decay={schedule.decay}: the falls of stacking's segments are linear; leave it so, "
-            "or set --config.stacking.learning_rate=run"
+            f"--config.learning_rate.decay={schedule.decay}: stacking's segments decay linearly; set it to linear, or "
+            "set --config.stacking.learning_rate=run"
         )
     if schedule.warmup_steps > steps_G[0]:
         raise BadInput(
-            f"--config.learning_rate.warmup_steps={schedule.warmup_steps} does not end within the first stage, of "
-            f"{steps_G[0]} steps: shorten it, or set --config.stacking.learning_rate=run"
+            f"--config.learning_rate.warmup_steps={schedule.warmup_steps} does not end within the first stage of "
+            f"{steps_G[0]} steps: lower it, or set --config.stacking.learning_rate=run"
         )
     rates_G = np.linspace(schedule.peak, LAST_RATE * schedule.peak, len(steps_G)).tolist()
     long_G = [*steps_G[:-1], round(LAST_SCHEDULE * steps_G[-1])]
@@ -244,12 +245,12 @@ def _segments(schedule: Schedule, steps_G: Sequence[int]) -> list[Schedule]:
 
 
 def _numbers(argument: str, text: str, kind: type, example: str) -> tuple:
-    """Numbers between commas. Raises BadInput."""
+    """Parses comma-separated numbers. Raises BadInput."""
     try:
         return tuple(kind(part) for part in text.split(",")) if text.strip() else ()
     except ValueError:
         raise BadInput(
-            f'--config.stacking.{argument}={text!r}: expected numbers with commas between, as "{example}"'
+            f'--config.stacking.{argument}={text!r}: expected comma-separated numbers, such as "{example}"'
         ) from None
 
 
@@ -257,26 +258,26 @@ def _default_shares(stacking: bool, count: int) -> tuple[float, ...]:
     if not stacking:
         return (*[(1 - JOINT_SHARE) / (count - 1)] * (count - 1), JOINT_SHARE)
     if count > len(SHARES):
-        raise BadInput(f"--config.stacking.shares: there is no default for {count} stages: give one share for each")
+        raise BadInput(f"--config.stacking.shares: there is no default for {count} stages: give one share per stage")
     return (sum(SHARES[: len(SHARES) - count + 1]), *SHARES[len(SHARES) - count + 1 :])
 
 
 def _check_plain(timeline: Sequence[Stage]):
-    """Raises BadInput where another method has changed the timeline already."""
+    """Raises BadInput if another method has already changed the timeline."""
     for stage in timeline:
         model, plan, frozen = stage.program.model, stage.program.plan, stage.program.frozen_paths
         same_model = model == timeline[0].program.model
         if not same_model or plan != whole(model.depth) or frozen or stage.data == "restart" or stage.ask_every:
             raise BadInput(
-                f"stage {stage.name} comes from a method that changes layers, tokens or stages before they have "
-                "grown: write stacking first, and once, in --config.methods"
+                f"stage {stage.name} comes from a method that changes layers, tokens or stages before the model has "
+                "grown: name stacking first, and only once, in --config.methods"
             )
 
 
 def _growth(stacking: bool, given_G: tuple[int, ...], depth: int) -> tuple[list[str], list[int], list[int]]:
     """Names, depths and numbers of frozen layers of all stages.
 
-    Raises BadInput where the stages do not grow to the model's depth, or cannot by copying whole stacks.
+    Raises BadInput if the stages do not grow to the model's depth, or cannot by copying whole stacks.
     """
     halves = [depth // parts for parts in (4, 2, 1) if depth % parts == 0]
     quarters = sorted({-(-depth * quarter // 4) for quarter in (1, 2, 3, 4)})
@@ -285,13 +286,13 @@ def _growth(stacking: bool, given_G: tuple[int, ...], depth: int) -> tuple[list[
     strictly = all(low < high for low, high in itertools.pairwise(depths_G))
     if len(depths_G) < 2 or not strictly or depths_G[0] < 1 or depths_G[-1] != depth:
         raise BadInput(
-            f"--config.stacking.depths={text}: expected at least two depths, each above the one before, that end with "
-            f"the model's {depth} layers, as {max(depth // 3, 1)},{depth}"
+            f"--config.stacking.depths={text}: expected at least two increasing depths that end with the model's "
+            f"{depth} layers, such as {max(depth // 3, 1)},{depth}"
         )
     if stacking and any(high % low for low, high in itertools.pairwise(depths_G)):
         raise BadInput(
-            f"--config.stacking.depths={text}: whole stacks are copied, so each depth must be a multiple of the one "
-            "before; or set --config.stacking.variant=mslt, which copies the topmost layers"
+            f"--config.stacking.depths={text}: whole stacks are copied, so each depth must be a multiple of the "
+            "previous one; or set --config.stacking.variant=mslt, which copies the topmost layers"
         )
     names_G = [f"{depth}-layers" for depth in depths_G]
     if stacking:
@@ -300,7 +301,7 @@ def _growth(stacking: bool, given_G: tuple[int, ...], depth: int) -> tuple[list[
 
 
 def _check_shares(shares_G: Sequence[float], names_G: Sequence[str]):
-    """Raises BadInput where shares are not one a stage, or no shares of the whole."""
+    """Raises BadInput unless there is one positive share per stage (the joint stage's may be 0) and they sum to 1."""
     least_G = [-1e-9 if name == "joint" else 1e-9 for name in names_G]
     positive = all(share > least for share, least in zip(shares_G, least_G, strict=False))
     if len(shares_G) != len(names_G) or not positive or abs(sum(shares_G) - 1) > 1e-6:

@@ -1,16 +1,17 @@
-"""Token dropping: unimportant tokens skip the middle layers, and come back in the last (Hou et al. 2022).
+"""Token dropping: unimportant tokens skip the middle layers and return in the last one (Hou et al. 2022).
 
-Of L layers the first L/2 - 1 update every token. The next one, the boundary, updates only those that
-are kept, and lets them attend to all; the layers above it know only the kept ones. The last layer
-updates every token again, the dropped ones as they entered the boundary. A token's importance is the
-running MLM loss of its vocabulary id: looked up by input id, learned by label id.
+The first L/2 - 1 of L layers update every token. The next layer, the boundary, updates only the kept
+tokens, which attend to all tokens; the layers above it see only the kept tokens. The last layer
+updates every token again; the dropped ones enter it as they entered the boundary. A token's importance
+is the running MLM loss of its vocabulary id: looked up by input id, learned by label id.
 
 Hou et al. is arXiv 2203.13240; the released code is tensorflow/models, official/projects/token_dropping (`encoder.py`,
 `masked_lm.py`) and official/nlp/modeling/layers/routing.py. It gathers hidden states before the
-boundary and after the middle; here the integer inputs are put in order once a step, so that what is
-kept is a prefix, and the trunk slices.
+boundary and after the middle. Here the integer inputs are sorted once per step, so that the kept
+tokens are a prefix that the trunk slices off.
 
-Axes: B examples, S tokens of a row, P prediction slots, N slots of the batch, V rows of the embedding table.
+Axes: B examples, S tokens of an example, P prediction slots, N slots of the batch, V rows of the embedding table,
+W word pieces of the vocabulary.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from bert_fast.plan import drops_tokens, edit
 SCORES = ("loss", "random", "frequency")
 REPEATS = ("mean", "last_write")
 PINNED = 1e4  # `init_importance` in encoder.py: +1e4 for `token_allow_list`, -1e4 for `token_deny_list`
-SPECIAL_TOKENS = 3  # of a row of one or two segments: [CLS], and [SEP] after each
+SPECIAL_TOKENS = 3  # of an example with one or two segments: [CLS], and [SEP] after each
 MOVED = ("ids", "types", "positions", "segments")
 SHOWN = 10  # word pieces in a row of the log
 RENAMED = {"beside": "examples_per_row"}
@@ -37,39 +38,39 @@ RENAMED = {"beside": "examples_per_row"}
 def make(
     keep: float = 0.5,  # `token_keep_k`: 256 of 512 in bert_en_uncased_base_token_drop.yaml
     beta: float = 0.995,  # `token_loss_beta` there
-    start: float = 10.0,  # `token_loss_init_value` there; about ln 30522, what guessing costs
+    start: float = 10.0,  # `token_loss_init_value` there; about ln 30522, the loss of guessing
     scores: str = "loss",
-    repeats: str = "mean",  # "update" would be out of reach of flags: ConfigDict has it
-    full_tail: float = 0.0,  # the released code drops to the end; that the paper has a stage without is unverified
+    repeats: str = "mean",  # not named "update": flags cannot set that, ConfigDict has an attribute of that name
+    full_tail: float = 0.0,  # the released code drops to the end; a stage without dropping in the paper is unverified
     examples_per_row: int = 1,
     boundary: int = -1,
 ) -> Method:
-    """Token dropping as released, but for one thing: see `repeats`.
+    """Token dropping as released, with one exception: see `repeats`.
 
-    keep: share of a row's positions that the middle layers update, from the boundary to the last but
-        one; on a TPU best so that they are a multiple of 128: see `examples_per_row`.
-    beta, start: of the running loss of an id, in nats: beta * old + (1 - beta) * new, from `start`.
-    scores: "loss"; or a control, with the same plan: "random" draws them anew in every step,
-        "frequency" keeps the rarest. The paper has such controls, their code was not released: this
-        one counts the ids as they come, where the paper's is said to take a corpus's counts (unverified).
-    repeats: what a batch in which an id is a label, perhaps several times, teaches. "mean": the score takes
-        one step to the weighted mean of the losses, special ids keep theirs, and unfilled slots count for
-        nothing. "last_write" as released: a step to one of the losses (there whichever is written last,
-        here the last in the order of the batch), special ids drift if they are ever a label, and
-        unfilled slots are losses of label 0. The released table is per replica: `add_weight` in routing.py asks for
-        no aggregation, so each learns from its own examples. Here both have one table, of the whole batch.
-    full_tail: share of the steps of the last training, at its end, in which nothing is dropped.
-    examples_per_row: so many examples are laid side by side where only kept tokens are; from equal dropout the same is
-        computed. For TPUs: half of 128 tokens fill half of the lanes of a register, two examples beside each other
-        all of them, and only attention computes more, of which half is thrown away (experiments/tpu_plan.md has what
-        it gives). Elsewhere it only costs.
+    keep: share of an example's positions that the middle layers update, from the boundary to the last layer but one.
+        On a TPU the number of kept positions is best a multiple of 128: see `examples_per_row`.
+    beta, start: parameters of the running loss of an id, in nats: beta * old + (1 - beta) * new, from `start`.
+    scores: "loss", or a control with the same plan: "random" draws new scores in every step, "frequency"
+        keeps the rarest ids. The paper has such controls, but their code was not released. This one counts ids
+        during training; the paper's is said to use a corpus's counts (unverified).
+    repeats: how a batch updates the score of an id that is a label, perhaps several times. "mean": one step towards
+        the weighted mean of its losses; special ids keep their scores and unfilled slots are ignored. "last_write",
+        as released: one step towards one of its losses (in the released code whichever is written last, here the last
+        in batch order); special ids drift if they are ever a label, and unfilled slots count as losses of label 0.
+        The released table is per replica: `add_weight` in routing.py requests no aggregation, so each replica learns
+        from its own examples. Here both update one table from the whole batch.
+    full_tail: share of the training's steps, at its end, without dropping. A restart begins a new training.
+    examples_per_row: number of examples joined along the token axis in layers that see only kept tokens. Results are
+        the same, given equal dropout. For TPUs: 64 kept tokens of 128 fill half the lanes of a register, two joined
+        examples fill all of them. Only attention computes more, and half of that is discarded (see
+        experiments/tpu_plan.md). On other hardware this only costs time.
     boundary: the layer, counted from 0, that updates only kept tokens and attends to all; the layers below it are
-        full. -1: L/2 - 1, as released. At most L - 2, as the last layer is full.
+        full. -1: L/2 - 1, as released. At most L - 2, since the last layer is full.
 
-    Special tokens are always kept, padding never before a real token. Where more special and masked
-    tokens stand in a row than are kept (several documents in one row), and among ids that were never
-    predicted, the leftmost are. A model of one layer drops nothing. The released code drops tokens in
-    validation too; here that loss stands beside the one that is reported, as `mlm_loss_dropping`.
+    Special tokens are always kept, and padding never before a real token. Ties keep the leftmost tokens: among ids
+    that were never predicted, and if an example has more special and masked tokens than are kept (several documents
+    packed into one example). A model of one layer drops nothing. The released code also drops tokens in validation;
+    here that loss is logged as `mlm_loss_dropping`, next to the loss without dropping.
     """
     flag = "--config.token_drop"
     if not 0 < keep <= 1:
@@ -83,16 +84,16 @@ def make(
     if repeats not in REPEATS:
         raise BadInput(f"{flag}.repeats={repeats!r} is unknown: expected {', '.join(REPEATS)}")
     if repeats == "last_write" and scores != "loss":
-        raise BadInput(f"{flag}.repeats={repeats} is of losses: leave it out, or set {flag}.scores=loss")
+        raise BadInput(f"{flag}.repeats={repeats} applies to losses only: leave it out, or set {flag}.scores=loss")
     if not 0 <= full_tail < 1:
-        raise BadInput(f"{flag}.full_tail={full_tail}: expected a share of the steps, from 0 up to, not including, 1")
+        raise BadInput(f"{flag}.full_tail={full_tail}: expected a share of the steps, at least 0 and below 1")
     if boundary < -1:
         raise BadInput(
-            f"{flag}.boundary={boundary}: expected a layer counted from 0, or -1 for half of the layers less 1"
+            f"{flag}.boundary={boundary}: expected a layer counted from 0, or -1 for half of the layers minus 1"
         )
     if examples_per_row < 1:
         raise BadInput(
-            f"{flag}.examples_per_row={examples_per_row}: expected at least 1, which is no example beside another"
+            f"{flag}.examples_per_row={examples_per_row}: expected at least 1 (which keeps examples separate)"
         )
     begin = start if scores == "loss" else 0.0
 
@@ -104,28 +105,28 @@ def make(
             return stage
         if first > depth - 2:
             raise BadInput(
-                f"{flag}.boundary={boundary}: stage {stage.name} has {depth} layers, and the last of them is full: set "
-                f"at most {depth - 2}, or -1 for half of the layers of each stage less 1"
+                f"{flag}.boundary={boundary}: stage {stage.name} has {depth} layers, and the last one must be full: "
+                f"set at most {depth - 2}, or -1 for half of each stage's layers minus 1"
             )
         if drops_tokens(program.plan):
             raise BadInput(
-                f"--config.methods: the plan of stage {stage.name} leaves out tokens already ({program.plan}), so "
-                "token_drop cannot choose which: take one of the two out"
+                f"--config.methods: the plan of stage {stage.name} already leaves out tokens ({program.plan}), so "
+                "token_drop cannot choose which: remove one of the two methods"
             )
         kept, needed = max(1, round(keep * program.seq_len)), program.slots + SPECIAL_TOKENS
         if kept < needed:
             raise BadInput(
-                f"{flag}.keep={keep} keeps {kept} of {program.seq_len} tokens, which cannot hold {program.slots} that "
-                f"are predicted and {SPECIAL_TOKENS} special ones: set at least "
+                f"{flag}.keep={keep} keeps {kept} of {program.seq_len} tokens, which cannot hold {program.slots} "
+                f"predicted tokens and {SPECIAL_TOKENS} special ones: set at least "
                 f"{flag}.keep={math.ceil(1000 * needed / program.seq_len) / 1000}, or a smaller "
-                "--config.data.masked_share, or longer rows in --config.phases"
+                "--config.data.masked_share, or longer examples in --config.phases"
             )
         plan = edit(program.plan, first, depth - 1, queries=kept)
         examples = program.batch_size // program.micro_batches
         if examples % examples_per_row:
             raise BadInput(
                 f"{flag}.examples_per_row={examples_per_row} does not divide the {examples} examples of a micro-batch: "
-                "set --config.batch_size to a multiple of it, or leave it out"
+                "change --config.batch_size so that it does, or leave examples_per_row out"
             )
         plan = edit(plan, first + 1, depth - 1, keys=kept, examples_per_row=examples_per_row)
         return dataclasses.replace(stage, program=dataclasses.replace(program, plan=plan))
@@ -147,7 +148,7 @@ def make(
         return jnp.asarray(score_V)
 
     def enter(params, score_V, old, new, initial, key):
-        # A restart begins the training anew, and the losses of a model that is gone say nothing of the next.
+        # A restart starts training over, and the losses of the old model say nothing about the next.
         return params, same, first_scores(new.program.model) if new.data == "restart" else score_V, new
 
     def order(score_V, batch, program, key):
@@ -197,10 +198,10 @@ def make(
 
 
 def kept_first(score_BS, batch):
-    """The batch with the tokens of each row in falling order of their scores, padding last; ties stay in order.
+    """The batch with each example's tokens sorted by falling score, padding last; ties stay in order.
 
-    One sort that carries the arrays along, and one that inverts it: no gather but that of the few
-    positions that point into the row.
+    One sort carries the arrays along and a second one inverts it. The only gather is for the few
+    positions that point into the example.
     """
     key_BS = jnp.where(batch["segments"] != 0, -score_BS, jnp.inf)
     place_BS = jax.lax.broadcasted_iota(jnp.int32, key_BS.shape, 1)
@@ -215,7 +216,7 @@ def kept_first(score_BS, batch):
 
 
 def means(loss_N, weight_N, label_N, rows: int):
-    """The mean loss of each id, and whether it is the label of a filled slot at all."""
+    """The mean loss of each id, and whether the id is the label of any filled slot."""
     sums_V2 = jax.ops.segment_sum(jnp.stack([loss_N * weight_N, weight_N], axis=-1), label_N, rows)
     loss_V, weight_V = sums_V2[:, 0], sums_V2[:, 1]
     occurs_V = weight_V > 0
@@ -223,9 +224,9 @@ def means(loss_N, weight_N, label_N, rows: int):
 
 
 def last_writes(loss_N, label_N, rows: int):
-    """The loss of the last slot with each id as its label, filled or not, and whether there is one.
+    """The loss of the last slot with each id as its label, filled or not, and whether there is such a slot.
 
-    `update_token_importance` in routing.py, whose scatter does not say which of equal ids it takes.
+    This is `update_token_importance` in routing.py, whose scatter does not specify which of several equal ids wins.
     """
     last_V = jax.ops.segment_max(jnp.arange(len(label_N)), label_N, rows)
     return loss_N[jnp.maximum(last_V, 0)], last_V >= 0

@@ -1,17 +1,17 @@
-"""A plan in words: tables for people, with what each figure is and is not."""
+"""Formats a plan as tables for people, and says what each figure includes."""
 
 from bert_fast.cost.accelerators import GIB
 from bert_fast.planner.estimate import CostEstimate, StageEstimate
 from bert_fast.train.log import clock
 
 CAVEAT = """\
-Cycles are the TPU compiler's estimate, and no measurement. Hours from them are a lower bound: they leave out
-collectives, copies beside other work, waiting for input, evaluation and saving; of gathers, scatters, sorts and custom
-calls they hold the time that their bytes take at the memory's bandwidth. Prices are list prices of the day named."""
+Cycles are the TPU compiler's estimate, not a measurement. Hours computed from them are a lower bound: they leave out
+collectives, copies that overlap other work, waiting for input, evaluation and saving. Gathers, scatters, sorts and
+custom calls count as the time to move their bytes at the memory's bandwidth. Prices are list prices, dated above."""
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows under each other, the first of them as the head; all columns but the first to the right."""
+    """Rows as aligned text, the head first. The first column is left-aligned, the others are right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -27,18 +27,18 @@ def gib(size: float) -> str:
 
 
 def mib(sizes) -> str:
-    """Bytes by kind."""
+    """Sizes in MiB by kind, given in bytes; "none" if there are none."""
     return ", ".join(f"{kind} {size / 2**20:,.1f}" for kind, size in sizes.items()) or "none"
 
 
 def stages(plan: CostEstimate) -> str:
-    """A row a stage."""
+    """One row per stage."""
     chip = plan.where.chip
     head = ("stage", "steps", "batch x tokens", "FLOPs/step", "of dense")
     if chip is None:
         rows = [(*_analytic(stage),) for stage in plan.stages]
         return table([head, *rows])
-    of = f"peak of {chip.memory / chip.devices / GIB:.0f} GiB"
+    of = f"peak GiB, of {chip.memory / chip.devices / GIB:.0f}"
     head = (*head, "fits", "arguments GiB", "temporaries GiB", of, "M cycles/step", "compiled for")
     rows = []
     for stage in plan.stages:
@@ -61,27 +61,27 @@ def _analytic(stage: StageEstimate) -> tuple[str, ...]:
 
 
 def details(plan: CostEstimate) -> list[str]:
-    """What a device moves that no cycles are known of, what it sends, and why a stage does not fit."""
+    """What a device moves without an estimate of cycles, what it sends, and why a stage does not fit."""
     lines = []
     for stage in plan.stages if plan.where.chip else ():
         if stage.problem:
             lines.append(
-                f"stage {stage.name} does not fit: {stage.problem}. A smaller --config.batch_size, more "
-                "--config.micro_batches, a larger slice, or --config.mesh.fsdp would make it fit; --largest_batch "
-                "finds the largest batch that does"
+                f"stage {stage.name} does not fit: {stage.problem}. Use a smaller --config.batch_size, more "
+                "--config.micro_batches, a larger slice or --config.mesh.fsdp. --largest_batch finds the largest "
+                "batch that fits"
             )
             continue
         lines.append(
-            f"stage {stage.name}, MiB a step and device: not counted: {mib(stage.not_counted)}; collectives: "
+            f"stage {stage.name}, MiB per step and device: without estimate: {mib(stage.not_counted)}; collectives: "
             f"{mib(stage.collectives)}"
         )
     return lines
 
 
 def totals(plan: CostEstimate, utilisation: float) -> list[str]:
-    """The whole run."""
+    """FLOPs, hours and price of the whole run."""
     chip = plan.where.chip
-    lines = [f"the whole run: {plan.flops:.3g} FLOPs, {plan.flops / plan.dense:.1%} of dense training's"]
+    lines = [f"the whole run: {plan.flops:.3g} FLOPs, {plan.flops / plan.dense:.1%} of dense training"]
     if chip is None or not plan.fits:
         return lines
     hours, at, used = plan.hours(), plan.hours_at(utilisation), plan.utilisation()
@@ -91,7 +91,7 @@ def totals(plan: CostEstimate, utilisation: float) -> list[str]:
     if at is not None:
         above = "" if hours is None or at >= hours else ", which is more than those cycles allow"
         lines.append(f"  {clock(3600 * at)}{price(plan, at)} at {utilisation:.0%} of its peak{above}")
-    lines.append(f"  compiling: {clock(sum(stage.compile_seconds for stage in plan.stages))} for this plan, once a run")
+    lines.append(f"  compiling: {clock(sum(stage.compile_seconds for stage in plan.stages))} in total, once per run")
     return lines
 
 
@@ -99,25 +99,25 @@ def price(plan: CostEstimate, hours: float) -> str:
     chip = plan.where.chip
     if chip is None or chip.dollars is None:
         return ""
-    return f", {hours * plan.chips * chip.dollars:,.0f} USD at {chip.dollars:.2f} a chip and hour ({chip.sources[1]})"
+    return f", {hours * plan.chips * chip.dollars:,.0f} USD at {chip.dollars:.2f} per chip-hour ({chip.sources[1]})"
 
 
 def comparison(plan: CostEstimate, other: CostEstimate) -> list[str]:
-    """A run against another: what it saves of FLOPs and, by the compiler's estimate, of time."""
+    """One run relative to another: FLOPs and, by the compiler's estimate, time."""
     flops = plan.flops / other.flops
-    lines = [f"against the compared config: FLOPs {flops:.3f}"]
+    lines = [f"relative to the compared config: FLOPs {flops:.3f}"]
     cycles, others = plan.cycles(), other.cycles()
     if cycles is not None and others:
         ratio = cycles / others
         realised = f", realised {(1 - ratio) / (1 - flops):.2f} of the saving" if abs(1 - flops) > 0.01 else ""
         lines[0] += f", cycles {ratio:.3f}{realised}"
         most = [gib(max(stage.temporaries for stage in one.stages)) for one in (plan, other)]
-        lines.append(f"  temporaries {most[0]} against {most[1]} GiB")
+        lines.append(f"  temporaries {most[0]} GiB instead of {most[1]} GiB")
     return lines
 
 
 def profile(stage: StageEstimate, top: int = 25) -> str:
-    """Where the cycles of a stage go, by source line and operation."""
+    """Where a stage's cycles go, by source line and operation: the `top` largest."""
     total = sum(cycles for _, _, cycles in stage.lines) or 1
     rows = [
         (source or "?", operation, f"{cycles / 1e6:.2f}", f"{cycles / total:.1%}")

@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: FLOPs and, for a TPU slice, what its compiler says of every program."""
+"""Estimates what a run will cost: FLOPs and, for a TPU slice, the compiler's figures for its programs."""
 
 import dataclasses
 import pathlib
@@ -20,18 +20,18 @@ from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.sharding import make_mesh
 from bert_fast.train.step import make_step
 
-# The vocabulary that is planned for where no shards folder is given: BERT's, uncased.
+# The vocabulary to plan for if no shards folder is given: BERT's, uncased.
 BERT = {"size": 30_522, "special_ids": {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}}
-MOST = 2  # programs of a stage that are compiled: of those that it draws the most frequent
+MOST = 2  # programs to compile per stage: the most frequent ones that it draws
 
 
 @dataclasses.dataclass(frozen=True)
 class StageEstimate:
-    """One stage: means over its steps, of all devices together where nothing else is said.
+    """One stage: means per step, over all devices together unless noted.
 
-    flops, dense: of a step, executed and of dense training. cycles: of a device, None without a TPU. share: of the
-    steps whose program was compiled; of the others as many cycles are expected a FLOP. Bytes are those of a device,
-    and of memory those of the program that needs the most.
+    flops: executed. dense: of dense training. cycles: per device; None without a TPU. share: of the steps whose program
+    was compiled; the others are assumed to take as many cycles per FLOP. Bytes are per device; memory figures are of
+    the program that needs the most.
     """
 
     name: str
@@ -52,17 +52,17 @@ class StageEstimate:
     lines: tuple[tuple[str, str, int], ...] = ()
 
     def seconds(self, chip: Accelerator) -> float:
-        """Least seconds of a step: counted cycles at the chip's clock, and what is not counted at its bandwidth."""
+        """Minimum seconds per step: counted cycles at the chip's clock, plus uncounted bytes at its bandwidth."""
         return (self.cycles or 0) / chip.clock + self.bound(chip)
 
     def bound(self, chip: Accelerator) -> float:
-        """Least seconds of a step for what carries no estimate, copies beside other work left out."""
+        """Minimum seconds per step for work without an estimate, except copies that overlap other work."""
         waited = sum(size for kind, size in self.not_counted.items() if kind not in tpu.hlo.ASYNCHRONOUS)
         return waited / chip.bandwidth * chip.devices
 
 
 class Slice(NamedTuple):
-    """What is planned for: a chip and its described devices; no chip where only FLOPs are counted."""
+    """What to plan for: a chip and its described devices. chip: None to count FLOPs only."""
 
     topology: str
     chip: Accelerator | None
@@ -70,14 +70,14 @@ class Slice(NamedTuple):
 
 
 def on(topology: str) -> Slice:
-    """The slice that a topology names. Raises BadInput."""
+    """The slice that a topology names. Raises BadInput if it is unknown, or libtpu is missing or does not match."""
     if topology in ("cpu", "gpu"):
         return Slice(topology, None, jax.devices("cpu")[:1])
     return Slice(topology, *tpu.describe(topology))
 
 
 class CostEstimate(NamedTuple):
-    """A run on a slice."""
+    """The estimate of a run on a slice."""
 
     where: Slice
     stages: list[StageEstimate]
@@ -99,35 +99,35 @@ class CostEstimate(NamedTuple):
         return len(self.where.devices) // (self.where.chip.devices if self.where.chip else 1)
 
     def cycles(self) -> float | None:
-        """Those of a device over the whole run, None where any is unknown."""
+        """Cycles of a device over the whole run; None if any stage's are unknown."""
         counted = [stage.cycles for stage in self.stages]
         if any(cycles is None for cycles in counted):
             return None
         return sum(stage.steps * (stage.cycles or 0) for stage in self.stages)
 
     def hours(self) -> float | None:
-        """The least that they can be by the compiler's estimate."""
+        """Minimum hours of the run, by the compiler's estimate; None if that is unknown."""
         chip = self.where.chip
         if chip is None or not chip.clock or self.cycles() is None:
             return None
         return sum(stage.steps * stage.seconds(chip) for stage in self.stages) / 3600
 
     def hours_at(self, utilisation: float) -> float | None:
-        """Those at a share of the peak."""
+        """Hours of the run at this share of the peak."""
         chip = self.where.chip
         return None if chip is None else self.flops / (self.chips * chip.peak * utilisation) / 3600
 
     def utilisation(self) -> float | None:
-        """Of the peak, were the counted cycles all: an upper bound."""
+        """Upper bound on the share of the peak: reached if the run takes its minimum hours."""
         hours, at_peak = self.hours(), self.hours_at(1.0)
         return None if hours is None or at_peak is None else at_peak / hours
 
 
 def plan(settings: PretrainSettings, where: Slice, cache: pathlib.Path, say: Callable[[str], None]) -> CostEstimate:
-    """The plan of a run. On a TPU slice it compiles the programs of each stage that are drawn most often, and the
-    largest, or reads from the cache what was said of them.
+    """The cost estimate of a run. On a TPU slice, compiles the programs that each stage draws most often and the
+    largest one, or reads earlier results from the cache.
 
-    Raises BadInput where the run's batches do not divide over the slice.
+    Raises BadInput if the run's batches do not divide over the slice.
     """
     method = methods.make(settings.methods)
     stages, dense_model = timeline.stages(settings, method), settings.model
@@ -141,11 +141,11 @@ def plan(settings: PretrainSettings, where: Slice, cache: pathlib.Path, say: Cal
     chosen = [programs.to_compile(draws, MOST) for draws in drawn]
     count = sum(map(len, chosen))
     say(
-        f"{count} programs to compile for {where.topology}, or to be read from {cache}; at BERT-base size one takes "
-        "one to three minutes on two cores"
+        f"{count} programs to compile for {where.topology}, or to read from {cache}; at BERT-base size each takes one "
+        "to three minutes on two cores"
     )
     if dense_model.dtype == "float32":
-        say("activations are float32, at half of a TPU's pace or less: --config.model.dtype=bfloat16")
+        say("activations are float32, at half a TPU's speed or less: use --config.model.dtype=bfloat16")
     steps = Programs(make_step(method, optim.make(settings.optimizer), PRETRAINING), mesh)
     done = 0
     for index, stage in enumerate(stages):
@@ -167,7 +167,7 @@ def describe(program) -> str:
 
 
 def analytic(stage: Stage, drawn: list[timeline.Draw], dense_model) -> StageEstimate:
-    """What is known without a compiler."""
+    """The estimate of a stage without a compiler: FLOPs only."""
     program = stage.program
     dense = dense_equivalent(program, dense_model)
     return StageEstimate(stage.name, stage.steps, program.batch_size, program.seq_len, timeline.flops_of(drawn), dense)
@@ -176,7 +176,7 @@ def analytic(stage: Stage, drawn: list[timeline.Draw], dense_model) -> StageEsti
 def one(
     steps: Programs, method: Method, stage: Stage, draw, added: bool, settings: PretrainSettings, where: Slice, cache
 ):
-    """One program of a stage, as its step would be compiled in the run."""
+    """Compiles one program of a stage as the run would compile its step."""
     mesh = steps.mesh
     state = programs.state_shapes(method, stage, added, optim.make(settings.optimizer), mesh)
     lowered = steps.lower(
@@ -188,9 +188,9 @@ def one(
 
 
 def merged(stage: StageEstimate, parts: list[tuple[float, tpu.Compiled]], flops: float, share: float) -> StageEstimate:
-    """A stage with the means over its compiled programs, and the largest memory of any.
+    """The stage with means over its compiled programs, and the memory of the largest.
 
-    flops: what these execute; cycles and bytes are scaled from there to what all of the stage's programs execute.
+    flops: what these programs execute. Cycles and bytes are scaled from it to the FLOPs of all programs of the stage.
     """
     scale = stage.flops / flops
 
@@ -222,16 +222,16 @@ def merged(stage: StageEstimate, parts: list[tuple[float, tpu.Compiled]], flops:
 
 
 def largest_batch(settings: PretrainSettings, where: Slice, cache: pathlib.Path, say: Callable[[str], None]) -> int:
-    """The largest batch of the form devices x 2^n with which every stage fits.
+    """The largest batch of the form devices x micro-batches x 2^n with which every stage fits.
 
-    Raises BadInput where not even one example a device does.
+    Raises BadInput if not even one example per device and micro-batch fits.
     """
 
     def fits(size: int) -> bool:
         say(f"batch of {size}:")
         return plan(dataclasses.replace(settings, batch_size=size), where, cache, say).fits
 
-    # From about the run's own batch, up or down: a program of base size takes minutes to compile.
+    # Search up or down from about the run's own batch: a program of BERT-base size takes minutes to compile.
     size = least = len(where.devices) * settings.micro_batches
     while 2 * size <= settings.batch_size:
         size *= 2
@@ -244,6 +244,6 @@ def largest_batch(settings: PretrainSettings, where: Slice, cache: pathlib.Path,
         if fits(size):
             return size
     raise BadInput(
-        f"not even one example a device fits on {where.topology}: more --config.mesh.fsdp, a larger chip, or "
+        f"not even one example per device fits on {where.topology}: use more --config.mesh.fsdp, a larger chip, or "
         "--config.model.dtype=bfloat16"
     )

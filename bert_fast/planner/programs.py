@@ -1,4 +1,4 @@
-"""The programs that a run will compile, and the shapes that they take, without a step being run."""
+"""The programs that a run will compile, and the shapes of their arguments, without running a step."""
 
 from collections.abc import Sequence
 
@@ -20,20 +20,20 @@ from bert_fast.train.timeline import Draw
 
 
 def most_frequent(drawn: Sequence[Draw], most: int) -> list[Draw]:
-    """The first `most`, with shares that sum to 1 again: they stand for the others."""
+    """The first `most` draws, rescaled so that their shares sum to 1: they stand for the rest."""
     total = sum(draw.share for draw in drawn[:most])
     return [draw._replace(share=draw.share / total) for draw in drawn[:most]]
 
 
 def to_compile(drawn: Sequence[Draw], most: int) -> list[Draw]:
-    """The most frequent, and the one that computes most where it is none of them, without a share: it has to fit."""
+    """The most frequent draws, plus, if it is not among them, the largest with a share of 0: it has to fit too."""
     chosen = most_frequent(drawn, most)
     largest = max(drawn, key=lambda draw: step_flops(draw.program).executed)
     return chosen if largest in drawn[:most] else [*chosen, largest._replace(share=0.0)]
 
 
 def batch_shapes(program: Program, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a train step takes as its batch."""
+    """The shapes of a train step's batch."""
     B, S, slots = program.batch_size, program.seq_len, program.slots
     shapes = dict.fromkeys(("ids", "types", "positions", "segments"), (B, S))
     shapes |= {"slots": (B, slots), "labels": (B, slots), "weights": (B, slots), "cls": (B,)}
@@ -49,7 +49,7 @@ def batch_shapes(program: Program, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
 def state_shapes(
     method: Method, stage: Stage, added: bool, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """The state of a stage. added: whether what the method adds to the parameters is there, as before a restart."""
+    """The shapes of a stage's train state. added: whether it has the method's extra parameters, as before a restart."""
 
     def make():
         model = stage.program.model
@@ -71,7 +71,7 @@ def with_shardings(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def other_shapes(route: Route, mesh: Mesh) -> tuple[Route, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """A route, a learning rate, and a seed."""
+    """The shapes of a route, a learning rate and a seed."""
     everywhere = NamedSharding(mesh, P())
     route = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), route)
     rate, seed = (jax.ShapeDtypeStruct((), dtype, sharding=everywhere) for dtype in (np.float32, np.uint32))

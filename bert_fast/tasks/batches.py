@@ -1,11 +1,11 @@
-"""Batches of rows of similar length, so that most positions are real tokens.
+"""Batches of examples of similar length, so that most positions hold real tokens.
 
-Every row belongs to the narrowest of a few widths that holds it, and a batch is drawn from the rows of one width.
-A row's companions are drawn anew in each epoch, but never how many batches there are of a width: all programs of a
-run are compiled in its first epoch. What is left over of a width goes to the next wider one, so that only the last
-batch of the widest is not full.
+Every example belongs to the narrowest of a few widths that holds it, and each batch has examples of one width. Every
+epoch reshuffles which examples share a batch, but the number of batches per width is fixed, so all programs of a run
+are compiled in its first epoch. Examples left over at one width move to the next wider one, so only the last batch of
+the widest is not full.
 
-Axes: N rows, B rows of a batch, S positions, T tokens, K widths.
+Axes: N examples, B examples of a batch, S positions, T tokens, K widths.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ import numpy as np
 
 from bert_fast.data.vocab import Vocab
 
-STEP = 8  # widths are multiples: the rows of a register tile on a TPU, and of tensor cores on a GPU
-_AT_ONCE = 10_000  # texts tokenised by one call
+STEP = 8  # widths are multiples: the rows of a register tile on a TPU, and of a tensor core's tile on a GPU
+_AT_ONCE = 10_000  # texts tokenised per call
 
 
 class TaskExamples(NamedTuple):
-    """Rows of tokens: [CLS] first text [SEP] (second text [SEP]), with token types and labels (None: not known)."""
+    """Tokenised examples, [CLS] first text [SEP] (second text [SEP]), with token types and labels (None if unknown)."""
 
     ids_N: list[np.ndarray]
     types_N: list[np.ndarray]
@@ -32,7 +32,7 @@ class TaskExamples(NamedTuple):
 
 
 def tokenize(texts: Sequence[str], vocab: Vocab) -> list[list[int]]:
-    """The word pieces of each text; a special token that stands in a text is a word like any other."""
+    """The word-piece ids of each text. A special token written in a text is an ordinary word."""
     tokenizer, found = vocab.for_text(), []
     for first in range(0, len(texts), _AT_ONCE):
         encoded = tokenizer.encode_batch(texts[first : first + _AT_ONCE], add_special_tokens=False)
@@ -40,9 +40,11 @@ def tokenize(texts: Sequence[str], vocab: Vocab) -> list[list[int]]:
     return found
 
 
-def make_rows(texts: Sequence[Sequence[str]], labels: np.ndarray | None, vocab: Vocab, seq_len: int) -> TaskExamples:
-    """Rows of one or two columns of texts, cut at `seq_len`: the longer text loses tokens at its end, one by one
-    (`_truncate_seq_pair` of google-research/bert, run_classifier.py).
+def make_examples(
+    texts: Sequence[Sequence[str]], labels: np.ndarray | None, vocab: Vocab, seq_len: int
+) -> TaskExamples:
+    """Examples from one or two columns of texts, truncated to `seq_len`: the longer text loses tokens from its end, one
+    at a time (`_truncate_seq_pair` of google-research/bert, run_classifier.py).
     """
     columns = [tokenize(column, vocab) for column in texts]
     ids_N, types_N = [], []
@@ -53,7 +55,7 @@ def make_rows(texts: Sequence[Sequence[str]], labels: np.ndarray | None, vocab: 
         else:
             a, b = map(len, pieces)
             over = max(a + b - room, 0)
-            # Bring the longer down to the shorter, then share what is left over; of equals the second loses first.
+            # Cut the longer down to the shorter, then cut both evenly; if they are equal, the second loses first.
             from_longer = min(over, abs(a - b))
             a, b = (a - from_longer, b) if a > b else (a, b - from_longer)
             left = over - from_longer
@@ -65,12 +67,12 @@ def make_rows(texts: Sequence[Sequence[str]], labels: np.ndarray | None, vocab: 
 
 
 def choose_widths(lengths_N: np.ndarray, most: int) -> tuple[int, ...]:
-    """At most so many widths, with which rows of these lengths have the least padding; the widest holds the longest.
+    """The `most` widths (or fewer) with the least padding for these lengths; the widest holds the longest.
 
-    By dynamic programming over the multiples of STEP.
+    Found by dynamic programming over the multiples of STEP.
     """
     counts = np.bincount(-(-lengths_N // STEP))
-    upto = np.cumsum(counts)  # rows that fit into so many steps
+    upto = np.cumsum(counts)  # upto[k]: examples no longer than k steps
     last = len(counts) - 1
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] + [(np.inf, ())] * last
     for _ in range(most):
@@ -89,7 +91,7 @@ def choose_widths(lengths_N: np.ndarray, most: int) -> tuple[int, ...]:
 
 
 class Batch(NamedTuple):
-    """Which rows a batch has, and its width."""
+    """A batch's width and the indices of its examples."""
 
     width: int
     rows_B: np.ndarray
@@ -98,7 +100,7 @@ class Batch(NamedTuple):
 def epoch(
     lengths_N: np.ndarray, widths: Sequence[int], batch_size: int, rng: np.random.Generator | None
 ) -> list[Batch]:
-    """Every row once. With `rng` companions and the order of batches are random; without, rows come by length."""
+    """Batches with every example once: with `rng`, shuffled in contents and order; without it, sorted by length."""
     bucket_N = np.searchsorted(widths, lengths_N)
     batches, over_B = [], np.zeros(0, np.int64)
     for bucket, width in enumerate(widths):
@@ -111,7 +113,7 @@ def epoch(
         batches += [Batch(width, rows_B) for rows_B in rows_N[:full].reshape(-1, batch_size)]
         over_B = rows_N[full:]
     if len(over_B):
-        # The narrowest that holds the longest of all rows, whichever rows are left over: the same in every epoch.
+        # The width of the longest example overall, whichever are left over, so that it is the same in every epoch.
         batches.append(Batch(widths[bucket_N.max()], over_B))
     if rng is not None:
         rng.shuffle(order := np.arange(len(batches)))
@@ -120,7 +122,7 @@ def epoch(
 
 
 def fill(rows: TaskExamples, batch: Batch, batch_size: int, pad: int) -> dict[str, np.ndarray]:
-    """The arrays of a batch; where it has fewer rows than `batch_size` the rest is padding of weight 0."""
+    """The arrays of a batch. If it has fewer than `batch_size` examples, the rest is padding with weight 0."""
     shape = (batch_size, batch.width)
     arrays: dict[str, np.ndarray] = {name: np.zeros(shape, np.int32) for name in ("ids", "types", "segments")}
     arrays["ids"][:] = pad
@@ -141,7 +143,7 @@ def fill(rows: TaskExamples, batch: Batch, batch_size: int, pad: int) -> dict[st
 def train_batches(
     rows: TaskExamples, widths: Sequence[int], batch_size: int, pad: int, seed: int, start: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches without end from batch `start`: epoch e of them is a function of (seed, e) alone."""
+    """Endless batches, from batch `start` on. Epoch e depends on (seed, e) alone."""
     lengths_N = rows.lengths_N
     number = start // (per_epoch := len(epoch(lengths_N, widths, batch_size, None)))
     skip = start % per_epoch
@@ -152,6 +154,6 @@ def train_batches(
 
 
 def real_share(rows: TaskExamples, widths: Sequence[int], batch_size: int) -> float:
-    """Real tokens over positions of an epoch, the rows that fill up its last batch included."""
+    """The share of an epoch's positions that hold real tokens, counting the padding of its last batch."""
     batches = epoch(rows.lengths_N, widths, batch_size, None)
     return float(rows.lengths_N.sum() / sum(batch.width * batch_size for batch in batches))

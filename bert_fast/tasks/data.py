@@ -1,6 +1,6 @@
-"""A task as the loop sees it: rows of tokens, a head, a score, and a way to write predictions.
+"""A task as the training loop sees it: examples, a head, a score, and a way to write predictions.
 
-Reading comes first and touches only the task's files; then rows are made with the encoder's vocabulary.
+Reading comes first and touches only the task's files. Then examples are made with the encoder's vocabulary.
 """
 
 import dataclasses
@@ -14,21 +14,21 @@ import numpy as np
 from bert_fast import BadInput
 from bert_fast.data.vocab import Vocab
 from bert_fast.tasks import glue, spans, squad
-from bert_fast.tasks.batches import TaskExamples, make_rows
+from bert_fast.tasks.batches import TaskExamples, make_examples
 from bert_fast.tasks.model import Head
 from bert_fast.tasks.settings import SQUAD, FinetuneSettings
 from bert_fast.train.description import TaskHead
 
-_SAMPLE = 12_345  # of the fixed samples; BERT's own seed (create_pretraining_data.py of google-research/bert)
+_SAMPLE = 12_345  # seed of the fixed samples, taken from BERT (create_pretraining_data.py of google-research/bert)
 
 
 class Task(NamedTuple):
-    """A task's rows and what becomes of their logits.
+    """A task's examples, and what is done with their logits.
 
-    held_out: rows whose logits `score` turns into metrics in percent, `score` among them, by split.
-    test: rows without labels, of which only predictions are written.
-    write: (folder, split, logits) -> the files of a split's predictions, as the benchmark wants them.
-    about: what a checkpoint says of the task.
+    held_out: labelled examples by split. `score` turns their logits into metrics in percent, including `score`.
+    test: unlabelled examples by split. Only their predictions are written.
+    write: (folder, split, logits) -> the files it writes: a split's predictions in the benchmark's format.
+    about: the task's description in a checkpoint.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Task(NamedTuple):
     about: TaskHead
 
     def lengths_N(self) -> np.ndarray:
-        """Lengths of all rows, in tokens."""
+        """Lengths of all examples, in tokens."""
         return np.concatenate([rows.lengths_N for rows in (self.train, *self.held_out.values(), *self.test.values())])
 
 
 def names(settings: FinetuneSettings) -> list[str]:
-    """The tasks that are asked for; of "all", those that the folder holds. Raises BadInput where there is none."""
+    """The requested tasks; for "all", those found in the folder. Raises BadInput if there are none."""
     if settings.task != "all":
         return [settings.task]
     if settings.data.dir.startswith("tfds:"):
@@ -55,14 +55,14 @@ def names(settings: FinetuneSettings) -> list[str]:
 
 
 def sample(count: int, wanted: int) -> np.ndarray:
-    """Which of so many examples are used: all, or a fixed sample of them in their order."""
+    """Indices of the examples to use: a fixed sample of `wanted` out of `count`, in order; all if `wanted` is 0."""
     if not 0 < wanted < count:
         return np.arange(count)
     return np.sort(np.random.default_rng(_SAMPLE).permutation(count)[:wanted])
 
 
 def read(name: str, settings: FinetuneSettings) -> Any:
-    """What a task's files hold. Raises BadInput that names file and line."""
+    """The contents of a task's files. Raises BadInput naming file and line."""
     data = settings.data
     if name in SQUAD:
         files = {True: data.train_examples, False: data.held_out_examples}
@@ -77,7 +77,7 @@ def read(name: str, settings: FinetuneSettings) -> Any:
 
 
 def squad_file(data_dir: str, version: str, train: bool) -> str:
-    """The one file of a folder that holds this version's training or held-out questions. Raises BadInput."""
+    """The file with this version's training or held-out questions. Raises BadInput unless there is exactly one."""
     kind = "train" if train else "dev"
     if data_dir.startswith("tfds:"):
         if data_dir != "tfds:squad":
@@ -87,19 +87,19 @@ def squad_file(data_dir: str, version: str, train: bool) -> str:
     if len(there) != 1:
         listed = ", ".join(path.name for path in there) or "none"
         raise BadInput(
-            f"--config.data.dir={data_dir}: expected one file {kind}-v{version}.json or .json.gz, there is {listed}"
+            f"--config.data.dir={data_dir}: expected one file {kind}-v{version}.json or .json.gz, found {listed}"
         )
     return str(there[0])
 
 
 def make(name: str, found: Any, words: Vocab, settings: FinetuneSettings) -> Task:
-    """The task with the rows of an encoder's vocabulary."""
+    """The task, with examples made with an encoder's vocabulary."""
     return _squad(name, found, words, settings) if name in SQUAD else _glue(name, found, words, settings)
 
 
 def _glue(name: str, examples: dict[str, glue.Examples], words: Vocab, settings: FinetuneSettings) -> Task:
     task, seq_len = glue.TASKS[name], settings.data.seq_len
-    rows = {split: make_rows(e.texts, e.labels, words, seq_len) for split, e in examples.items()}
+    rows = {split: make_examples(e.texts, e.labels, words, seq_len) for split, e in examples.items()}
     splits = {split.file: split for split in (*task.held_out, *task.test)}
 
     def write(folder, split, logits_NC):
@@ -155,5 +155,5 @@ def _squad(name: str, found: dict[bool, list], words: Vocab, settings: FinetuneS
 
 
 def squad_rows(windows: spans.Windows) -> TaskExamples:
-    """The windows as rows; a label is the tokens at which the answer begins and ends."""
+    """The windows as examples; a label is the positions of the answer's first and last token."""
     return TaskExamples(windows.ids, windows.types, np.stack([windows.starts, windows.ends], axis=1))

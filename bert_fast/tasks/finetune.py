@@ -15,11 +15,11 @@ from bert_fast.train.engine import NotFinite
 from bert_fast.train.report import say
 from bert_fast.train.signals import StopSignal
 
-UNDER_WAY = "under_way"  # folder, inside a run's, with the checkpoints of an unfinished run
+UNDER_WAY = "under_way"  # subfolder of a run's folder, with the checkpoints of an unfinished run
 
 
 class Finished(NamedTuple):
-    """A finished run: its entry in results.json, and its last logits by split."""
+    """A finished run: its entry in results.json, and its final logits by split."""
 
     result: dict[str, Any]
     logits: dict[str, np.ndarray]
@@ -33,20 +33,20 @@ def train_and_score(
     stop: StopSignal,
     progress: Callable[[int, dict[str, float]], None],
 ) -> Finished:
-    """Trains and scores in `folder`, resuming where it holds a checkpoint; `progress` is called after each step with
-    its number and values to show.
+    """Trains and scores in `folder`, resuming if it has a checkpoint. `progress` is called after each step with its
+    number and values to show.
 
-    A run whose loss or weights are not finite ends there, and is scored as one that predicts nothing: it belongs to
-    its learning rate. Raises Interrupted after a signal, once the step is saved.
+    A run whose loss or weights are not finite ends there and is scored as if it predicted nothing, so that it counts
+    against its learning rate. Raises Interrupted after a signal, once the step is saved.
     """
     run = FinetuneRun(trainer, rate, seed, folder)
     try:
         while run.advance():
             signum = stop.signum(run.engine.step)
-            if run.is_due():  # before it is saved: a resumed run begins with the next step
+            if run.is_due():  # before saving: a resumed run starts with the next step
                 run.evaluate()
             if signum and run.save():
-                raise Interrupted(signum, f"step {run.engine.step} of this run is saved, finished runs are kept")
+                raise Interrupted(signum, f"step {run.engine.step} of this run is saved; finished runs are kept")
             run.save_if_due()
             progress(run.engine.step, run.numbers())
         return run.finish()
@@ -55,10 +55,10 @@ def train_and_score(
 
 
 class FinetuneRun:
-    """A run in progress. A training is what lies between two restarts: only the last one is evaluated."""
+    """A run in progress. A training is the part between two restarts; only the last training is evaluated."""
 
     def __init__(self, trainer: Trainer, rate: float, seed: int, folder: pathlib.Path):
-        """Resumes from the newest checkpoint in `folder`, else begins."""
+        """Resumes from the newest checkpoint in `folder`, or starts a new run."""
         self.trainer, self.folder, self.root = trainer, folder, folder / UNDER_WAY / "checkpoints"
         self.about = {"task": trainer.task.name, "learning_rate": rate, "seed": seed}
         self.engine = trainer.engine(rate, seed)
@@ -74,18 +74,18 @@ class FinetuneRun:
             self.curve = [dict(row) for row in about.scored]
             if trainer.settings.keep == "best" and self.curve and not checkpoint.steps(folder / "checkpoints"):
                 raise BadInput(
-                    f"{folder} was begun with another --config.keep, and no longer has its best weights: continue it "
+                    f"{folder} was started with another --config.keep and no longer has its best weights: continue it "
                     "with --config.keep=last, or delete the folder"
                 )
         self.engine.counters.start_clock()
 
     @property
     def at(self) -> int:
-        """Steps since the training began."""
+        """Steps since the current training began."""
         return self.engine.step - self.engine.counters.training_began
 
     def advance(self) -> bool:
-        """Takes one step; False at the end, or where the loss is no longer finite."""
+        """Takes one step. Returns False at the end, or once the loss is not finite."""
         if self.diverged:
             return False
         engine, before = self.engine, self.engine.counters.training_began
@@ -94,23 +94,23 @@ class FinetuneRun:
         except NotFinite:
             self.diverged = True
             return False
-        if engine.counters.training_began > before:  # the search is over, and counts for no row of the curve
+        if engine.counters.training_began > before:  # the search is over; no row of the curve includes its losses
             engine.counters.since = {}
         return going
 
     def is_due(self) -> bool:
         """Whether an evaluation is due: in the last training, every `eval.every` steps or each epoch.
 
-        The one after the last step belongs to `finish`.
+        `finish` does the one after the last step.
         """
         engine, every = self.engine, self.trainer.settings.eval.every or self.trainer.per_epoch
         last = all(stage.data != "restart" for stage in engine.timeline[engine.counters.stage + 1 :])
         return last and self.at % every == 0 and not engine.is_over()
 
     def evaluate(self):
-        """Adds a row to the curve: metrics on the held-out rows, and the mean loss since the last one.
+        """Adds a row to the curve: held-out metrics, and the mean training loss since the previous row.
 
-        Weights that are not finite are not run.
+        A diverged run is scored without running the model.
         """
         engine, task, trainer = self.engine, self.trainer.task, self.trainer
         self.settle()
@@ -126,7 +126,7 @@ class FinetuneRun:
             self.keep_weights()
 
     def settle(self):
-        """Waits for the step in flight, and sees whether the run has diverged."""
+        """Waits for the step in flight, then checks whether the run has diverged."""
         try:
             self.engine.settle()
         except NotFinite:
@@ -154,7 +154,7 @@ class FinetuneRun:
         )
 
     def save(self) -> bool:
-        """Writes the checkpoint that resumes the run; False where it has diverged, and nothing is written."""
+        """Writes a checkpoint to resume from. Returns False, writing nothing, if the run has diverged."""
         self.settle()
         if not self.diverged:
             checkpoint.save(self.root, self.engine.state, self.description(), set())
@@ -179,7 +179,7 @@ class FinetuneRun:
         return {key: last[key] for key in ("train_loss", "score") if last.get(key) is not None}
 
     def stages(self) -> list[dict[str, Any]]:
-        """What each stage took."""
+        """Steps, seconds, heads and neurons of each stage so far."""
         engine, counters = self.engine, self.engine.counters
         ends, seconds = [*counters.ends, engine.step], [*counters.end_seconds, counters.times["seconds"]]
         return [
@@ -196,10 +196,10 @@ class FinetuneRun:
         ]
 
     def finish(self) -> Finished:
-        """The last evaluation, predictions for the test files, and all that is known."""
+        """Evaluates a last time, predicts the test files, and returns the run's results."""
         engine, trainer = self.engine, self.trainer
         if self.curve and self.curve[-1]["step"] == self.at:
-            self.curve.pop()  # evaluated before it was seen that the run had diverged
+            self.curve.pop()  # evaluated at this step before the divergence was noticed
         self.evaluate()
         for split, rows in trainer.task.test.items():
             self.logits[split] = self.logits_of(engine.whole_params(), rows)

@@ -1,7 +1,7 @@
 """The nine tasks of GLUE (Wang et al. 2019, arXiv 1804.07461): their files, their metrics, their submissions.
 
-Files are those of the official download (gluebenchmark.com, `download_glue_data.py`): tab-separated, no quoting
-(a `"` is a word like any other), columns by name, some with a byte-order mark. CoLA alone has no header.
+The files are the official download's (gluebenchmark.com, `download_glue_data.py`): tab-separated, unquoted (a `"` is
+ordinary text), columns by name, some with a byte-order mark. Only CoLA has no header.
 """
 
 import dataclasses
@@ -16,14 +16,17 @@ import sklearn.metrics
 from bert_fast import BadInput
 from bert_fast.data import tfds
 from bert_fast.data.files import atomic_write
+from bert_fast.train.log import counted
 from bert_fast.train.report import say
 
 TRAIN = "train"
 
 
 class GlueSplit(NamedTuple):
-    """A held-out or test file: its name, in tensorflow-datasets and of its submission; and the folder beside the task's
-    (in tensorflow-datasets: the config) where it is in none of the task's.
+    """A held-out or test file: its name in the official files, in tensorflow-datasets, and in a submission.
+
+    folder, config: if it is not among the task's files, its folder next to the task's, and its config in
+    tensorflow-datasets.
     """
 
     file: str
@@ -35,12 +38,12 @@ class GlueSplit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GlueTask:
-    """Where a task's columns are and how it is scored.
+    """Where a task's columns are, and how it is scored.
 
-    columns: of the one or two texts. `tfds_columns`: theirs there, where they differ.
-    labels: names in the files, in the order of their ids; none for a score from 0 to 5.
-    cut_rows: the official files hold rows that break off; they are left out, as the script `glue.py` of Hugging Face's
-        datasets does ("filter out corrupted rows"), and with them any whose text is empty.
+    columns: names of the one or two text columns. `tfds_columns`: their names in tensorflow-datasets, if different.
+    labels: names in the files, in the order of their ids; empty for a score from 0 to 5.
+    cut_rows: the official files have truncated rows. They are left out, as in the script `glue.py` of Hugging Face's
+        datasets ("filter out corrupted rows"), and so are rows with an empty text.
     """
 
     folder: str
@@ -48,7 +51,7 @@ class GlueTask:
     label: str
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
-    header: tuple[str, ...] = ()  # of train and dev files that have none
+    header: tuple[str, ...] = ()  # for train and dev files that have none
     index: str = "index"
     tfds: str = ""
     tfds_columns: tuple[str, ...] = ()
@@ -58,7 +61,7 @@ class GlueTask:
 
     @property
     def outputs(self) -> int:
-        """Logits of the head: one a label, or one number."""
+        """Number of logits of the head: one per label, or 1 for a score."""
         return max(len(self.labels), 1)
 
 
@@ -102,7 +105,7 @@ TASKS = {
         test=(
             GlueSplit("test_matched", "test_matched", "MNLI-m"),
             GlueSplit("test_mismatched", "test_mismatched", "MNLI-mm"),
-            # GLUE's diagnostic set: a submission needs predictions for it, by the classifier of MNLI.
+            # GLUE's diagnostic set: a submission needs the MNLI classifier's predictions for it.
             GlueSplit("diagnostic", "test", "AX", folder="diagnostic", config="ax"),
         ),
     ),
@@ -114,7 +117,7 @@ NOT_IN_MEAN = ("wnli",)  # Devlin et al. 2019, table 1: "we exclude the problema
 
 
 class Examples(NamedTuple):
-    """A file's texts (one or two an example), labels (ids or scores; none in a test file) and indices."""
+    """A file's texts (one or two per example), labels (ids or scores; None for a test file) and indices."""
 
     texts: tuple[list[str], ...]
     labels: np.ndarray | None
@@ -127,21 +130,23 @@ class Examples(NamedTuple):
 
 
 def found(data_dir: str) -> dict[str, pathlib.Path]:
-    """The tasks that a folder holds, by name, each with its folder: `STS-B`, `STSB` and `sts-b` are the same.
+    """The tasks in a folder: name -> the task's own folder. `STS-B`, `STSB` and `sts-b` are the same task.
 
-    Raises BadInput where there is none.
+    Raises BadInput if there are none.
     """
     root = pathlib.Path(data_dir)
     if not root.is_dir():
-        raise BadInput(f"--config.data.dir={data_dir}: no such folder; expected one with MRPC/train.tsv and so on")
-    if (root / "train.tsv").is_file():  # the folder of a task itself
+        raise BadInput(f"--config.data.dir={data_dir}: no such folder: expected one with MRPC/train.tsv and so on")
+    if (root / "train.tsv").is_file():  # a single task's folder
         folders = {_plain(root.resolve().name): root}
     else:
         folders = {_plain(path.name): path for path in sorted(root.iterdir()) if (path / "train.tsv").is_file()}
     tasks = {name: folders[name] for name in TASKS if name in folders}
     if not tasks:
         expected = ", ".join(task.folder for task in TASKS.values())
-        raise BadInput(f"--config.data.dir={data_dir} holds no task: expected folders with a train.tsv, of {expected}")
+        raise BadInput(
+            f"--config.data.dir={data_dir} holds no task: expected one or more of {expected}, each with a train.tsv"
+        )
     return tasks
 
 
@@ -150,9 +155,9 @@ def _plain(name: str) -> str:
 
 
 def read(name: str, data_dir: str) -> dict[str, Examples]:
-    """All splits of a task: `train`, those held out, and the test files that are there, by the names of their files.
+    """All splits of a task, by file name: `train`, the held-out splits, and the test files that exist.
 
-    `data_dir` is a folder of tasks, that of the task, or `tfds:glue`. Raises BadInput that names file and line.
+    `data_dir` is a folder of tasks, the task's own folder, or `tfds:glue`. Raises BadInput naming file and line.
     """
     task = TASKS[name]
     splits = (*task.held_out, *task.test)
@@ -173,14 +178,14 @@ def read(name: str, data_dir: str) -> dict[str, Examples]:
         path = (folder.absolute().parent / split.folder if split.folder else folder) / f"{split.file}.tsv"
         labelled = split not in task.test
         if labelled and not path.is_file():
-            raise BadInput(f"{path} is missing: every task needs {split.file}.tsv beside its train.tsv")
+            raise BadInput(f"{path} is missing: every task needs {split.file}.tsv next to its train.tsv")
         if path.is_file():
             examples[split.file] = read_tsv(task, path, labelled)
     return examples
 
 
 def read_tsv(task: GlueTask, path: pathlib.Path, labelled: bool) -> Examples:
-    """The examples of a file in the official layout. Raises BadInput that names file and line."""
+    """The examples of a file in the official layout. Raises BadInput naming file and line."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines(): a text may hold U+2028
     except UnicodeDecodeError as error:
@@ -197,7 +202,7 @@ def read_tsv(task: GlueTask, path: pathlib.Path, labelled: bool) -> Examples:
     wanted = [*task.columns, *([task.label] if labelled else [])]
     if missing := [column for column in wanted if column not in header]:
         raise BadInput(
-            f"{path}, line 1: no column {', '.join(map(repr, missing))}; there is {', '.join(map(repr, header))}: "
+            f"{path}, line 1: no column {', '.join(map(repr, missing))}; found {', '.join(map(repr, header))}: "
             f"expected {task.folder} as its download script writes it"
         )
     kept, cut = [], []
@@ -205,24 +210,24 @@ def read_tsv(task: GlueTask, path: pathlib.Path, labelled: bool) -> Examples:
         texts = [row[header.index(c)].strip() if header.index(c) < len(row) else "" for c in task.columns]
         problem = ""
         if len(row) != len(header):
-            problem = f"{len(row)} fields where there are {len(header)} columns"
+            problem = f"{counted(len(row), 'field')}, expected {len(header)}"
         elif not all(texts):
             problem = f"the text {task.columns[texts.index('')]!r} is empty"
         if problem and not task.cut_rows:
             raise BadInput(f"{path}, line {number}: {problem}: correct the line, or download the file again")
         if problem and labelled:
             cut.append(f"line {number}: {problem}")
-        else:  # of a test file every row: a submission has a prediction for each
+        else:  # a test file keeps every row: a submission needs a prediction for each
             kept.append((number, row, texts))
     if len(cut) * 1000 > len(rows):
         raise BadInput(
-            f"{path}: {len(cut)} of {len(rows):,} rows cannot be used (the first: {cut[0]}), the official file has "
-            "less than one in a thousand: download it again"
+            f"{path}: {len(cut)} of {len(rows):,} rows cannot be used (the first: {cut[0]}), but the official file has "
+            "fewer than one in a thousand: download it again"
         )
     if cut:
-        say(f"{path}: {len(cut)} of {len(rows):,} rows are left out ({cut[0]})")
+        say(f"{path}: left out {len(cut)} of {len(rows):,} rows (the first: {cut[0]})")
     if not kept:
-        raise BadInput(f"{path} holds no example: expected {task.folder} as its download script writes it")
+        raise BadInput(f"{path} holds no examples: expected {task.folder} as its download script writes it")
     at = header.index(task.label) if labelled else 0
     labels = [label_of(task, row[at], f"{path}, line {number}") for number, row, _ in kept] if labelled else None
     index = header.index(task.index) if task.index in header else None
@@ -231,17 +236,17 @@ def read_tsv(task: GlueTask, path: pathlib.Path, labelled: bool) -> Examples:
 
 
 def label_of(task: GlueTask, text: str, place: str) -> int | float:
-    """A label's id, or a score. Raises BadInput where the task has no such label."""
+    """A label's id, or a score. Raises BadInput for a label that the task does not have."""
     if task.labels:
         if text not in task.labels:
-            raise BadInput(f"{place}: label {text!r} is none of {task.folder}'s: {', '.join(task.labels)}")
+            raise BadInput(f"{place}: label {text!r} is not one of {task.folder}'s: {', '.join(task.labels)}")
         return task.labels.index(text)
     try:
         score = float(text)
     except ValueError:
         score = -1.0
     if not 0 <= score <= 5:
-        raise BadInput(f"{place}: score {text!r}: {task.folder} has numbers from 0 to 5")
+        raise BadInput(f"{place}: score {text!r}: expected a number from 0 to 5")
     return score
 
 
@@ -251,7 +256,7 @@ def _columns(texts: Sequence[Sequence[str]], labels, indices: list[str], task: G
 
 
 def _read_tfds(task: GlueTask, spec: str, labelled: bool) -> Examples:
-    """A split of tensorflow-datasets; its class labels have the order of `Task.labels`."""
+    """A split of tensorflow-datasets; its class labels are in the order of `GlueTask.labels`."""
     texts, labels, indices = [], [], []
     for number, row in enumerate(tfds.examples(spec)):
         columns = [row[column] for column in task.tfds_columns or task.columns]
@@ -270,19 +275,19 @@ METRICS = {
     "accuracy": lambda labels, values: sklearn.metrics.accuracy_score(labels, values),
     "f1": lambda labels, values: sklearn.metrics.f1_score(labels, values, zero_division=0),  # pyright: ignore
     "matthews": lambda labels, values: sklearn.metrics.matthews_corrcoef(labels, values),
-    # Predictions that are all the same correlate with nothing; scipy would say nan.
+    # Constant predictions count as uncorrelated; scipy would return nan.
     "pearson": lambda labels, values: scipy.stats.pearsonr(labels, values)[0] if np.ptp(values) else 0.0,
     "spearman": lambda labels, values: scipy.stats.spearmanr(labels, values)[0] if np.ptp(values) else 0.0,
 }
 
 
 def predictions(task: GlueTask, logits_NC: np.ndarray) -> np.ndarray:
-    """The ids of the likeliest labels, or scores within 0 to 5: [N]."""
+    """Ids of the most likely labels, or scores clipped to 0 to 5: [N]."""
     return logits_NC.argmax(1) if task.labels else np.clip(logits_NC[:, 0], 0, 5)
 
 
 def score(task: GlueTask, examples: Mapping[str, Examples], logits: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The task's metrics in percent on its held-out files, and `score`, their mean: what GLUE averages over tasks."""
+    """The task's metrics on its held-out files, in percent, and `score`, their mean, which GLUE averages over tasks."""
     metrics = {}
     for split in task.held_out:
         labels = examples[split.file].labels
@@ -290,7 +295,7 @@ def score(task: GlueTask, examples: Mapping[str, Examples], logits: Mapping[str,
         values = predictions(task, logits[split.file])
         for name in task.metrics:
             key = name if len(task.held_out) == 1 else f"{name}_{split.file.removeprefix('dev_')}"
-            # STS-B's metrics compare the numbers as they are: clipping would only make ties.
+            # STS-B's metrics use the unclipped numbers: clipping would only create ties.
             seen = values if task.labels else logits[split.file][:, 0]
             metrics[key] = 100 * float(np.nan_to_num(METRICS[name](labels, seen)))
     return {**metrics, "score": float(np.mean(list(metrics.values())))}
@@ -299,7 +304,7 @@ def score(task: GlueTask, examples: Mapping[str, Examples], logits: Mapping[str,
 def write(
     task: GlueTask, folder: pathlib.Path, split: GlueSplit, examples: Examples, logits_NC: np.ndarray
 ) -> pathlib.Path:
-    """A file as GLUE's server reads it: index and label, by name where labels have names."""
+    """Writes a submission file for GLUE's server: each row's index, and its label's name or its score."""
     values = predictions(task, logits_NC)
     names = [task.labels[value] for value in values] if task.labels else [f"{value:.3f}" for value in values]
     lines = [f"{index}\t{name}\n" for index, name in zip(examples.indices, names, strict=True)]

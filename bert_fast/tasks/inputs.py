@@ -1,4 +1,4 @@
-"""The texts of a file that a fine-tuned model is to predict: TSV as GLUE's, JSON Lines, or SQuAD's JSON."""
+"""Reads the texts to predict from a file: TSV in GLUE's format, JSON Lines, or SQuAD's JSON."""
 
 import json
 import pathlib
@@ -8,39 +8,40 @@ from typing import NamedTuple
 from bert_fast import BadInput
 from bert_fast.tasks import squad
 from bert_fast.train.description import TaskHead
+from bert_fast.train.log import counted
 
-# Columns that are taken where a file has none of the task's own names, by the number of texts.
+# Columns to use if a file does not have the task's own, by the number of texts.
 GENERIC = {
     1: (("sentence",), ("text",)),
     2: (("sentence1", "sentence2"), ("text_a", "text_b"), ("premise", "hypothesis")),
 }
-SUFFIXES = ".tsv, .jsonl, or for questions SQuAD's .json or .json.gz"
+SUFFIXES = ".tsv, .jsonl, or (for questions) SQuAD's .json or .json.gz"
 
 
 class Inputs(NamedTuple):
-    """The texts of each row, one or two of them, and the ids of the rows where the file has them."""
+    """The texts of each row, one or two, and the row ids if the file has them."""
 
     texts_N: list[tuple[str, ...]]
     ids_N: list[str] | None
 
 
 class Line(NamedTuple):
-    """A row of a file: where it stands, and its texts by the names of their columns."""
+    """A row of a file: its place, for error messages, and its cells by column name."""
 
     place: str
     cells: dict[str, object]
 
 
 def read(path: str, task: TaskHead, columns: Sequence[str] = ()) -> Inputs:
-    """The rows of a file for a task, in their order. `columns` name the texts; by default see `choose`.
+    """The rows of a file for a task, in order. `columns` name the texts; `choose` has the defaults.
 
-    Raises BadInput that names file and line for a row that cannot be used.
+    Raises BadInput naming file and line for a row that cannot be used.
     """
     file = pathlib.Path(path)
     if file.name.endswith((".json", ".json.gz")):
         if task.kind != "span":
             raise BadInput(
-                f"--data={path}: SQuAD's JSON holds questions, and {task.name} has none: give a .tsv or .jsonl"
+                f"--data={path}: SQuAD's JSON holds questions, which {task.name} does not answer: give a .tsv or .jsonl"
             )
         if columns:
             raise BadInput(f"--columns={','.join(columns)}: SQuAD's JSON has no columns: leave it out")
@@ -53,9 +54,9 @@ def read(path: str, task: TaskHead, columns: Sequence[str] = ()) -> Inputs:
         text = decoded(file)
         lines = from_tsv(text, path) if file.suffix == ".tsv" else from_json_lines(text, path)
     else:
-        raise BadInput(f"--data={path}: the suffix {file.suffix!r} is not known: expected {SUFFIXES}")
+        raise BadInput(f"--data={path}: unknown suffix {file.suffix!r}: expected {SUFFIXES}")
     if not lines:
-        raise BadInput(f"{path} holds no row: there is nothing to predict")
+        raise BadInput(f"{path} holds no rows: there is nothing to predict")
     chosen = choose(task, list(lines[0].cells), columns, path)
     texts_N = [tuple(text_of(line, column) for column in chosen) for line in lines]
     has_ids = task.kind == "span" and "id" in lines[0].cells
@@ -79,43 +80,46 @@ def split_lines(text: str) -> list[str]:
 
 
 def from_tsv(text: str, path: str) -> list[Line]:
-    """Rows below a header line, tab-separated and without quoting, as GLUE's. Raises BadInput."""
+    """Rows below a header line, tab-separated and unquoted as in GLUE. Raises BadInput."""
     head, *rest = [line.split("\t") for line in split_lines(text)] or [[""]]
     if twice := sorted({name for name in head if head.count(name) > 1}):
-        raise BadInput(f"{path}, line 1: the column {twice[0]!r} stands there twice: rename one")
+        raise BadInput(f"{path}, line 1: the column {twice[0]!r} occurs twice: rename one")
     lines = []
     for number, row in enumerate(rest, 2):
         if len(row) != len(head):
             raise BadInput(
-                f"{path}, line {number}: {len(row)} fields where the header has {len(head)} columns: correct the line; "
-                "a text may hold no tab"
+                f"{path}, line {number}: {counted(len(row), 'field')}, but the header has "
+                f"{counted(len(head), 'column')}: correct the line; a text must not contain a tab"
             )
         lines.append(Line(f"{path}, line {number}", dict(zip(head, row, strict=True))))
     return lines
 
 
 def from_json_lines(text: str, path: str) -> list[Line]:
-    """Rows of one object a line. Raises BadInput."""
+    """Rows from one JSON object per line. Raises BadInput."""
     lines = []
     for number, line in enumerate(split_lines(text), 1):
         place = f"{path}, line {number}"
         try:
             cells = json.loads(line)
         except ValueError as error:
-            raise BadInput(f"{place}: not JSON ({error}): expected one object a line") from error
+            raise BadInput(f"{place}: not JSON ({error}): expected one object per line") from error
         if not isinstance(cells, dict):
-            raise BadInput(f"{place}: a {type(cells).__name__}, expected one object a line")
+            raise BadInput(f"{place}: a {type(cells).__name__}, expected one object per line")
         lines.append(Line(place, cells))
     return lines
 
 
 def choose(task: TaskHead, there: Sequence[str], columns: Sequence[str], path: str) -> tuple[str, ...]:
-    """The columns with the texts: those of --columns, else the task's own, else generic ones. Raises BadInput."""
+    """The text columns: --columns if given, else the task's own, else generic ones. Raises BadInput."""
     listed, count = ", ".join(map(repr, there)), len(task.columns)
     own = ",".join(task.columns)
     if columns:
         if len(columns) != count or len(set(columns)) < count:
-            raise BadInput(f"--columns={','.join(columns)}: {task.name} takes {count} ({own}): name as many, each once")
+            raise BadInput(
+                f"--columns={','.join(columns)}: {task.name} takes {counted(count, 'column')} ({own}): name as many, "
+                "each once"
+            )
         if missing := [name for name in columns if name not in there]:
             raise BadInput(f"{path} has no column {missing[0]!r}; it has {listed}: correct --columns")
         return tuple(columns)
@@ -128,19 +132,18 @@ def choose(task: TaskHead, there: Sequence[str], columns: Sequence[str], path: s
     remedy = f"name them with --columns={','.join('AB'[:count])}"
     if found:
         raise BadInput(
-            f"{path}: the texts may stand in {' or in '.join(map(','.join, found))}; it has the columns {listed}: "
-            f"{remedy}"
+            f"{path}: the texts may be in {' or in '.join(map(','.join, found))}; it has the columns {listed}: {remedy}"
         )
-    raise BadInput(f"{path} has no columns {own}, which are {task.name}'s; it has {listed}: {remedy}")
+    raise BadInput(f"{path} has no columns {own}, which {task.name} uses; it has {listed}: {remedy}")
 
 
 def text_of(line: Line, column: str) -> str:
-    """A cell that must be a text. Raises BadInput."""
+    """The text in a cell. Raises BadInput if the cell is missing, empty, or not a text."""
     if column not in line.cells:
-        raise BadInput(f"{line.place}: no {column!r}, there is {', '.join(map(repr, line.cells))}: add it to the line")
+        raise BadInput(f"{line.place}: no {column!r}, found {', '.join(map(repr, line.cells))}: add it to the line")
     text = line.cells[column]
     if not isinstance(text, str):
         raise BadInput(f"{line.place}: {column!r} is {text!r:.50}, expected a text: correct the line")
     if not text.strip():
-        raise BadInput(f"{line.place}: the text {column!r} is empty: write one, or leave the line out")
+        raise BadInput(f"{line.place}: the text {column!r} is empty: fill it in, or remove the line")
     return text

@@ -1,7 +1,7 @@
-"""The encoder with a head on it: parameters, logits, and losses.
+"""The encoder with a head on top: parameters, logits and losses.
 
-Parameters are those of the encoder, without its pre-training heads, and `task`: the head's.
-Axes: N rows, B examples of a batch, S positions, D width, C classes.
+Parameters are the encoder's, without its pre-training heads, plus `task`, the head's.
+Axes: N examples, B examples of a batch, S positions, D width, C classes.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from bert_fast.plan import Route
 from bert_fast.tasks import batches
 from bert_fast.train.step import Objective
 
-HEAD = 201  # use of the seed on the device, for the head's first parameters
-NEVER = -1e30  # a logit of what cannot be chosen; finite, so that differences stay numbers
+HEAD = 201  # folded into the seed's key for the head's initial parameters
+NEVER = -1e30  # the logit of a choice that is ruled out; finite, so that differences are never NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Head:
 
 
 class SentenceHead(nn.Module):
-    """Logits of the [CLS] vector, through the pooler and dropout (`create_model` of google-research/bert): [B, C]."""
+    """Logits from the [CLS] vector, through the pooler and dropout (`create_model` of google-research/bert): [B, C]."""
 
     config: Config
     outputs: int
@@ -46,7 +46,7 @@ class SentenceHead(nn.Module):
 
 
 class SpanHead(nn.Module):
-    """Logits of each token to be an answer's first, and its last (run_squad.py of google-research/bert): [B, S, 2]."""
+    """Logits for each token being an answer's first or last (run_squad.py of google-research/bert): [B, S, 2]."""
 
     config: Config
 
@@ -56,7 +56,7 @@ class SpanHead(nn.Module):
 
 
 def init(config: Config, head: Head, encoder: Params, key) -> Params:
-    """The encoder's parameters with a fresh head, whose pooler is that of pre-training where there is one."""
+    """The encoder's parameters with a fresh head. The pooler comes from pre-training if there is one."""
     params = {name: leaf for name, leaf in encoder.items() if name not in ("mlm", "next", "task")}
     if head.kind == "span":
         x_BSD = jnp.zeros((1, 1, config.width), config.dtype)
@@ -69,9 +69,9 @@ def init(config: Config, head: Head, encoder: Params, key) -> Params:
 
 
 def logits(config: Config, head: Head, params: Params, batch, plan, key) -> Any:
-    """[B, C] of classes, [B, 1] of a score, [B, S, 2] of a span; dropout where key is given.
+    """Logits: [B, C] for classes, [B, 1] for a score, [B, S, 2] for a span. Dropout is on if `key` is given.
 
-    No span begins or ends at padding, so that the width of a batch does not matter.
+    No span begins or ends at padding, so the width of a batch does not matter.
     """
     trunk_key, head_key = keys_of(key, 2)
     x_BSD = bert.encode(config, params, {}, batch, plan, Route(), trunk_key)
@@ -82,7 +82,7 @@ def logits(config: Config, head: Head, params: Params, batch, plan, key) -> Any:
 
 
 def losses(head: Head, found, labels):
-    """What each example costs: nats, or for a score the squared error: [B]. A span costs the mean of its two ends."""
+    """Each example's loss: nats, or the squared error of a score: [B]. A span's loss is the mean over its two ends."""
     if head.kind == "score":
         return jnp.square(found[:, 0] - labels)
     if head.kind == "span":
@@ -91,7 +91,7 @@ def losses(head: Head, found, labels):
 
 
 def objective(head: Head) -> Objective:
-    """The mean of the losses over the batch's examples; those that only fill up a batch have weight 0.
+    """The mean loss over the batch's examples; padding examples have weight 0.
 
     Methods get no per-example losses here: `Method.update` sees None.
     """
@@ -120,7 +120,7 @@ def make_predict(method: Method, head: Head):
 
 
 def no_logits(head: Head, count: int, seq_len: int) -> np.ndarray:
-    """Logits that say nothing, for `count` rows: of equal classes [N, C], or of no answer [N, S, 2]."""
+    """Uninformative logits for `count` examples: equal classes [N, C], or no answer [N, S, 2]."""
     span = head.kind == "span"
     return np.full((count, *((seq_len, 2) if span else (head.outputs,))), NEVER if span else 0, np.float32)
 
@@ -133,19 +133,19 @@ def all_logits(
     pad: int,
     empty_N: np.ndarray,
 ) -> np.ndarray:
-    """Logits of every row, in their order; `empty_N`, which is overwritten, has their shape (see `no_logits`).
+    """Logits of every example, in order. They overwrite `empty_N`, which has their shape (see `no_logits`).
 
-    step: logits of the arrays of a batch.
+    step: maps a batch's arrays to its logits.
     """
     pending = None
     for batch in [*batches.epoch(rows.lengths_N, widths, batch_size, None), None]:
         coming = None
         if batch is not None:
             coming = (batch, step(batches.fill(rows._replace(labels=None), batch, batch_size, pad)))
-        if pending is not None:  # fetched when the next one is under way
+        if pending is not None:  # fetched while the next one runs
             done, logits = pending
             logits = np.asarray(logits, np.float32)[: len(done.rows_B)]
-            if logits.ndim == 3:  # of spans, as wide as the batch
+            if logits.ndim == 3:  # spans: as wide as the batch
                 empty_N[done.rows_B, : logits.shape[1]] = logits
             else:
                 empty_N[done.rows_B] = logits

@@ -1,6 +1,6 @@
-"""What a fine-tuned model says of new texts: the command `predict`, and `predict` for a notebook.
+"""A fine-tuned model's predictions for new texts: the command `predict`, and `predict` for a notebook.
 
-Axes: N rows, C classes, S positions.
+Axes: N examples, C classes, S positions.
 """
 
 import functools
@@ -13,60 +13,61 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_fast import BadInput, python
+from bert_fast import BadInput, command
 from bert_fast.data.files import atomic_write
 from bert_fast.encoder import Encoder, load
 from bert_fast.method import Method
 from bert_fast.tasks import inputs, spans
-from bert_fast.tasks.batches import TaskExamples, choose_widths, make_rows
+from bert_fast.tasks.batches import TaskExamples, choose_widths, make_examples
 from bert_fast.tasks.model import Head, all_logits, make_predict, no_logits
 from bert_fast.train import checkpoint
 from bert_fast.train.description import Description, TaskHead
+from bert_fast.train.log import counted
 from bert_fast.train.report import say
 
-WIDTHS = 4  # of batches: see tasks/batches.py
+WIDTHS = 4  # maximum number of batch widths: see tasks/batches.py
 RUN = "lr=*,seed=*"  # see sweep.folder_of
 OUTPUTS = (".jsonl", ".tsv")
 Prediction = dict[str, Any]
 
 
 def predict(encoder: Encoder, rows: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Prediction]:
-    """The prediction of a fine-tuned model for each row, in their order; see `of_classes`, `of_score` and `of_spans`.
+    """A fine-tuned model's prediction for each row, in order; see `of_classes`, `of_score` and `of_spans`.
 
-    rows: the texts of the task's columns (`encoder.about.task.columns`), a question and its context for spans. Longer
-    rows are cut as in fine-tuning. Raises BadInput for a model without a task, and for a row of other texts.
+    rows: the texts of the task's columns (`encoder.about.task.columns`); for spans, a question and its context. Long
+    texts are handled as in fine-tuning. Raises BadInput for a model without a task, and for a row with other texts.
     """
     task = task_of(encoder.about, encoder.folder)
     texts_N = [(row,) if isinstance(row, str) else tuple(row) for row in rows]
     for n, texts in enumerate(texts_N):
         if len(texts) != len(task.columns) or not all(isinstance(text, str) and text.strip() for text in texts):
             raise BadInput(
-                f"row {n} is {str(rows[n])[:50]!r}: {task.name} takes {len(task.columns)} texts a row, none of them "
-                f"empty ({', '.join(task.columns)})"
+                f"row {n} is {str(rows[n])[:50]!r}: {task.name} takes {counted(len(task.columns), 'text')} per row, "
+                f"none of them empty ({', '.join(task.columns)})"
             )
     if not texts_N:
         return []
     if task.kind == "span":
         found = of_spans(encoder, task, texts_N, batch_size)
     else:
-        made = make_rows(list(zip(*texts_N, strict=True)), None, encoder.vocab, task.seq_len)
+        made = make_examples(list(zip(*texts_N, strict=True)), None, encoder.vocab, task.seq_len)
         logits_NC = logits_of(encoder, task, made, batch_size)
         found = of_classes(task, logits_NC) if task.kind == "classes" else of_score(logits_NC)
     return [{"index": n, **prediction} for n, prediction in enumerate(found)]
 
 
 def task_of(about: Description, folder: pathlib.Path) -> TaskHead:
-    """The task of a fine-tuned model. Raises BadInput where there is none."""
+    """The task of a fine-tuned model. Raises BadInput if there is none."""
     if about.task is None:
         raise BadInput(
-            f"{folder} was not fine-tuned, so it has no head that predicts: run `{python()} -m bert_fast finetune "
+            f"{folder} was not fine-tuned, so it has no head for predictions: run `{command()} finetune "
             f"--checkpoint={folder} ...`, and give one of its runs, WORKDIR/TASK/lr=R,seed=S"
         )
     return about.task
 
 
 def logits_of(encoder: Encoder, task: TaskHead, rows: TaskExamples, batch_size: int) -> np.ndarray:
-    """Logits of every row, on one device: [N, C], or [N, S, 2] of spans."""
+    """Logits of every example, on one device: [N, C], or [N, S, 2] for spans."""
     head, size = Head(task.kind, task.outputs), min(batch_size, len(rows.ids_N))
     step = jax.jit(make_predict(Method(), head), static_argnames="program")
     run = functools.partial(step, jax.device_put(encoder.params), program=encoder.program)
@@ -89,18 +90,18 @@ def of_classes(task: TaskHead, logits_NC: np.ndarray) -> list[Prediction]:
 
 
 def of_score(logits_N1: np.ndarray) -> list[Prediction]:
-    """`score`, the number as the head gives it: it may lie a little outside the range of the task's labels."""
+    """`score`, the head's raw output; it may be slightly outside the range of the task's labels."""
     return [{"score": score} for score in logits_N1[:, 0].tolist()]
 
 
 def of_spans(encoder: Encoder, task: TaskHead, texts_N: Sequence[tuple[str, ...]], batch_size: int) -> list[Prediction]:
-    """`answer`, a part of the context, its `probability` among the n best, and its `score`, the sum of two logits.
+    """`answer`, a part of the context; its `probability` among the n best; and its `score`, the sum of two logits.
 
-    With SQuAD 2.0 also `none`, whether there is no answer (`answer` is then ""), and `none_minus_best`, how far the
-    score of no answer is above that of the best one.
+    SQuAD 2.0 adds `none`, whether there is no answer (`answer` is then ""), and `none_minus_best`, the score of no
+    answer minus the best answer's score.
     """
     options = task.options
-    # Numbered: the ids of a file may occur twice.
+    # Numbered, since an id may occur twice in a file.
     questions = [spans.Question(str(n), asked, context, (), (), False) for n, (asked, context) in enumerate(texts_N)]
     made = spans.windows(questions, encoder.vocab, task.seq_len, options["stride"], options["max_question"])
     logits_NS2 = logits_of(encoder, task, TaskExamples(made.ids, made.types, None), batch_size)
@@ -119,7 +120,7 @@ def of_spans(encoder: Encoder, task: TaskHead, texts_N: Sequence[tuple[str, ...]
         answer = chosen.best[name]
         best = next((entry for entry in chosen.n_best[name] if entry["text"] == answer), None)
         prediction: Prediction = {"answer": answer, "probability": 0.0, "score": None}
-        if best is not None:  # None: the context holds no token
+        if best is not None:  # None if the context has no tokens
             prediction |= {"probability": best["probability"], "score": best["start_logit"] + best["end_logit"]}
         if options["version"] == "2.0":
             prediction |= {"none": answer == "", "none_minus_best": chosen.null_score_difference[name]}
@@ -128,7 +129,7 @@ def of_spans(encoder: Encoder, task: TaskHead, texts_N: Sequence[tuple[str, ...]
 
 
 def predict_file(path: str, data: str, out: str = "", columns: Sequence[str] = (), batch_size: int = 32) -> str:
-    """The predictions of a checkpoint for the rows of a file, as JSON Lines; or written to `out`, and then "".
+    """A checkpoint's predictions for the rows of a file, as JSON Lines; "" if they were written to `out`.
 
     `out` ends in .jsonl or .tsv, and is written whole or not at all. Raises BadInput before a device is touched.
     """
@@ -146,19 +147,19 @@ def predict_file(path: str, data: str, out: str = "", columns: Sequence[str] = (
     try:
         atomic_write(target, (as_tsv(found) if target.suffix == ".tsv" else json_lines(found)).encode())
     except OSError as error:
-        raise BadInput(f"--out={out} cannot be written ({error.strerror or error}): nothing is left of it") from error
-    say(f"{len(found):,} predictions of {task.name} in {out}")
+        raise BadInput(f"--out={out} cannot be written ({error.strerror or error}): no partial file is left") from error
+    say(f"wrote {counted(len(found), 'prediction')} of {task.name} to {out}")
     return ""
 
 
 def find(path: str) -> pathlib.Path:
-    """The checkpoint of a fine-tuned run. Raises BadInput, which names the runs of a folder of several."""
+    """The checkpoint of a fine-tuned run. For a folder of several runs, raises BadInput naming them."""
     folder = pathlib.Path(path)
     if not (folder / "checkpoints").is_dir():
         if (folder / "result.json").is_file():
             raise BadInput(
-                f"--checkpoint={path} has no weights (--config.keep=none, or the run diverged): delete this folder, "
-                "and give the same finetune command with --config.keep=last"
+                f"--checkpoint={path} has no weights (--config.keep=none, or the run diverged): delete this folder "
+                "and repeat the finetune command with --config.keep=last"
             )
         runs = [
             str(run.parent)
@@ -166,18 +167,18 @@ def find(path: str) -> pathlib.Path:
         ]
         if runs:
             more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
-            raise BadInput(f"--checkpoint={path} holds runs of finetune: give one of {', '.join(runs[:3])}{more}")
+            raise BadInput(f"--checkpoint={path} is a folder of finetune runs: give one of {', '.join(runs[:3])}{more}")
     return checkpoint.find(path, say)
 
 
 def check_out(out: pathlib.Path, data: pathlib.Path):
-    """Raises BadInput where predictions cannot be written to `out`."""
+    """Raises BadInput if predictions cannot be written to `out`."""
     if out.suffix not in OUTPUTS:
-        raise BadInput(f"--out={out}: the suffix {out.suffix!r} is not known: expected {' or '.join(OUTPUTS)}")
+        raise BadInput(f"--out={out}: unknown suffix {out.suffix!r}: expected {' or '.join(OUTPUTS)}")
     if out.is_dir() or not out.absolute().parent.is_dir():
-        raise BadInput(f"--out={out}: expected a file in a folder that exists: make the folder, or name another file")
+        raise BadInput(f"--out={out}: expected a file in an existing folder: create the folder, or name another file")
     if out.absolute() == data.absolute():
-        raise BadInput(f"--out={out} is the file of --data, which would be lost: name another file")
+        raise BadInput(f"--out={out} is the same file as --data, which would be overwritten: name another file")
 
 
 def json_lines(found: Sequence[Mapping[str, Any]]) -> str:
@@ -185,7 +186,7 @@ def json_lines(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_tsv(found: Sequence[Mapping[str, Any]]) -> str:
-    """A header and a line a row: a column for the probability of each label, and white space in a text as one space."""
+    """A header and one line per row. Each label's probability has a column; white space in a text becomes one space."""
     flat = []
     for row in found:
         shares = {f"probability_{label}": share for label, share in row.get("probabilities", {}).items()}

@@ -1,4 +1,4 @@
-"""A fine-tuning call's settings: frozen dataclasses, made once from a config and checked at the door."""
+"""A fine-tuning call's settings: frozen dataclasses, made once from a config and checked there."""
 
 import dataclasses
 import math
@@ -15,15 +15,15 @@ from bert_fast.train.optim import Optimizer
 from bert_fast.train.settings import Mesh, at_least, choice
 
 SQUAD = {"squad1.1": "1.1", "squad2.0": "2.0"}  # task: version
-SWEPT = ("task", "seeds", "learning_rates", "keep", "checkpoint")  # keys in which the calls of a folder may differ
+SWEPT = ("task", "seeds", "learning_rates", "keep", "checkpoint")  # keys that may differ between calls in one folder
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneData:
-    """The folder, and how rows are made of it.
+    """The data folder, and how examples are made from it.
 
-    train_examples, held_out_examples: a fixed random sample of so many (0: all), the same for every seed.
-    stride, max_question: of SQuAD's windows, in tokens.
+    train_examples, held_out_examples: size of a fixed random sample (0: all), the same for every seed.
+    stride, max_question: for SQuAD's windows, in tokens.
     """
 
     dir: str
@@ -36,7 +36,7 @@ class FinetuneData:
 
 @dataclasses.dataclass(frozen=True)
 class AnswerSettings:
-    """How SQuAD's answers are chosen: see tasks/squad.py."""
+    """How SQuAD's answers are chosen: see tasks/spans.py."""
 
     n_best: int
     max_tokens: int
@@ -45,7 +45,7 @@ class AnswerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """The learning rate over a training: its warm-up as a share of the steps, then its decay (see schedule.py)."""
+    """The learning rate over a training: warm-up as a share of the steps, then decay (see schedule.py)."""
 
     warmup: float
     decay: str
@@ -57,7 +57,7 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What a method trains before the training begins anew: its own peak rate, of a schedule of so many epochs."""
+    """A method's search, before training restarts: its own peak rate, on a schedule of `epochs` epochs."""
 
     learning_rate: float
     epochs: float
@@ -65,7 +65,7 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneEvaluation:
-    """Every so many steps (0: after each epoch), and at the end."""
+    """An evaluation every `every` steps (0: after each epoch), and at the end."""
 
     every: int
     batch_size: int
@@ -73,14 +73,14 @@ class FinetuneEvaluation:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneCheckpoints:
-    """How often a run is saved, in steps; 0: on interruption alone."""
+    """How often a run is saved, in steps; 0: only when interrupted."""
 
     every: int
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings:
-    """One call. `learning_rates`: pairs (task or "" for all, rate). keep: which weights of a run are kept."""
+    """One call. learning_rates: pairs (task, or "" for all; rate). keep: which weights of a run are kept."""
 
     task: str
     seeds: tuple[int, ...]
@@ -105,15 +105,15 @@ class FinetuneSettings:
     mesh: Mesh
 
     def rates_of(self, task: str) -> tuple[float, ...]:
-        """The learning rates of a task: its own where it has any. Raises BadInput where there is none."""
+        """A task's learning rates: its own if it has any, else the common ones. Raises BadInput if there are none."""
         own = tuple(rate for name, rate in self.learning_rates if name == task)
         rates = own or tuple(rate for name, rate in self.learning_rates if not name)
         if not rates:
-            raise BadInput(f"--config.learning_rates has none for {task}: add one, as {task}:3e-5")
+            raise BadInput(f"--config.learning_rates has none for {task}: add one, such as {task}:3e-5")
         return rates
 
     def model(self, model: Config) -> Config:
-        """The encoder's model as it is fine-tuned."""
+        """The encoder's model, with fine-tuning's dropout and dtype, and without a pooler."""
         return dataclasses.replace(
             model, dropout=self.dropout, attention_dropout=self.dropout, dtype=self.dtype, pooler=False
         )
@@ -126,7 +126,7 @@ def _numbers(name: str, text: str, kind, example: str) -> tuple:
         found = ()
     possible = all(math.isfinite(number) and 0 <= number < 2**32 for number in found)
     if not found or len(set(found)) < len(found) or not possible:
-        raise BadInput(f"--config.{name}={text!r}: expected numbers from 0, below 2^32, each once, as {example!r}")
+        raise BadInput(f"--config.{name}={text!r}: expected distinct numbers from 0 to below 2^32, such as {example!r}")
     return found
 
 
@@ -141,12 +141,12 @@ def _rates(text: str) -> tuple[tuple[str, float], ...]:
             (task, number) for number in _numbers("learning_rates", rate, float, "2e-5,3e-5 or mrpc:9e-5,rte:7e-5")
         )
     if not found or len(set(found)) < len(found) or min(rate for _, rate in found) <= 0:
-        raise BadInput(f"--config.learning_rates={text!r}: expected rates above 0, each once, as '2e-5,3e-5'")
+        raise BadInput(f"--config.learning_rates={text!r}: expected distinct rates above 0, such as '2e-5,3e-5'")
     return tuple(found)
 
 
 def make(config: Mapping[str, Any]) -> FinetuneSettings:
-    """The settings of a config (see configs/common_finetune.py). Raises BadInput where a value is impossible."""
+    """The settings of a config (see configs/common_finetune.py). Raises BadInput for an impossible value."""
     choice("task", config["task"], (*glue.TASKS, *SQUAD, "all"))
     choice("dtype", config["dtype"], ("float32", "bfloat16"))
     choice("learning_rate.decay", config["learning_rate"]["decay"], DECAYS)
@@ -183,12 +183,12 @@ def make(config: Mapping[str, Any]) -> FinetuneSettings:
         "answers.max_tokens": (settings.answers.max_tokens, 1),
         "data.train_examples": (settings.data.train_examples, 0),
         "data.held_out_examples": (settings.data.held_out_examples, 0),
-        "data.seq_len": (settings.data.seq_len, 8),  # shorter rows hold nothing of a pair of texts
+        "data.seq_len": (settings.data.seq_len, 8),  # shorter examples have no room for a pair of texts
     }
     at_least(least)
     if settings.batch_size % settings.micro_batches:
         raise BadInput(
-            f"--config.batch_size={settings.batch_size} does not divide into "
+            f"--config.batch_size={settings.batch_size} is not divisible by "
             f"--config.micro_batches={settings.micro_batches}: make it a multiple"
         )
     if not 0 <= settings.rate.warmup <= 1:
@@ -196,26 +196,26 @@ def make(config: Mapping[str, Any]) -> FinetuneSettings:
     own = [rate for name, rate in settings.learning_rates if name == settings.task]
     if own and any(not name for name, _ in settings.learning_rates):
         raise BadInput(
-            f"--config.learning_rates={config['learning_rates']!r}: {settings.task} has rates of its own, so that "
-            "those without a task would not be used: leave one kind out"
+            f"--config.learning_rates={config['learning_rates']!r}: {settings.task} has rates of its own, so the "
+            "rates without a task would not be used: leave out one kind"
         )
     if settings.epochs <= 0:
         raise BadInput(f"--config.epochs={settings.epochs}: expected more than 0")
     if settings.dropout and not 1e-4 <= settings.dropout < 1:
-        raise BadInput(f"--config.dropout={settings.dropout}: expected 0, or a share up to, not including, 1")
+        raise BadInput(f"--config.dropout={settings.dropout}: expected 0, or a share of at least 0.0001 and below 1")
     if not settings.data.dir:
-        raise BadInput("--config.data.dir is missing: the folder with the tasks' official files, or tfds:glue")
+        raise BadInput("--config.data.dir is missing: give the folder with the tasks' official files, or tfds:glue")
     _refuse_dropping(settings)
     return settings
 
 
 def _refuse_dropping(settings: FinetuneSettings):
-    """Raises BadInput for a method that leaves out layers or tokens: fine-tuning trains the model as it is used."""
+    """Raises BadInput for a method that drops layers or tokens: fine-tuning trains the model as it will be used."""
     identity = Method()
     for name, arguments in settings.methods:
         method = methods.known()[name](**arguments)
         if method.draw is not identity.draw or method.order is not identity.order:
             raise BadInput(
-                f"--config.methods={name}: it leaves layers or tokens out, and fine-tuning leaves out none; "
-                f"methods that prune are welcome (all of pre-training's: {', '.join(methods.known())})"
+                f"--config.methods={name}: it drops layers or tokens, but fine-tuning trains the whole model; "
+                f"methods that prune are allowed (all methods of pre-training: {', '.join(methods.known())})"
             )

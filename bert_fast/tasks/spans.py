@@ -1,10 +1,11 @@
-"""Questions over texts longer than a row: windows of tokens, and answers as stretches of the original characters.
+"""Questions over texts longer than one example: windows of tokens, and answers as substrings of the original text.
 
-No text is put together again from word pieces: every token knows its characters in the context as it was written, so
-an answer keeps its accents, capitals and spaces. Windows and the choice of answers follow run_squad.py of
+Answers are never reassembled from word pieces: every token knows its characters in the context as written, so an
+answer keeps its accents, capitals and spaces. Windows and the choice of answers follow run_squad.py of
 google-research/bert.
 
-Axes: N rows, S positions of a row, T tokens of a context or of the part of it in a row, K tokens of an answer.
+Axes: N windows (one example each), S positions, T tokens of a context or of its part in a window, K tokens of an
+answer.
 """
 
 import unicodedata
@@ -15,13 +16,14 @@ import numpy as np
 
 from bert_fast import BadInput
 from bert_fast.data.vocab import Vocab
+from bert_fast.train.log import counted
 
-_AT_ONCE = 10_000  # texts tokenised by one call: their encodings are larger than the rows that are made of them
-_PORTION = 64  # spans sorted at once: of some ten thousand of a window the best few are asked for
+_AT_ONCE = 10_000  # texts tokenised per call: their encodings are larger than the examples made from them
+_PORTION = 64  # spans sorted at once: a window has about ten thousand, and only the best few are needed
 
 
 class Question(NamedTuple):
-    """A question, the text that is searched, and its answers: what they say and where (a character, -1: not known)."""
+    """A question, the text to search, and its answers: their texts and start characters (-1: unknown)."""
 
     id: str
     question: str
@@ -32,13 +34,13 @@ class Question(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Rows [CLS] question [SEP] part of a context [SEP], those of a question one after another; not padded.
+    """Examples [CLS] question [SEP] part of a context [SEP], grouped by question; not padded.
 
-    ids, types: [N] arrays of a row's S token ids and token types.
-    starts, ends: [N] the first and last position of the first answer that lies in the row as a whole; else 0, [CLS].
-    questions: [N] which question a row belongs to; firsts: [N] the position of the first token of the context.
-    characters: [N] arrays [T, 2], for each of these tokens its first character in the context and the one behind it.
-    most_context: [N] arrays [T], of the rows with this token, whether it has most of the context around it here.
+    ids, types: [N] arrays [S], a window's token ids and token types.
+    starts, ends: [N] first and last position of the first answer that is entirely in the window; otherwise 0, [CLS].
+    questions: [N] index of the window's question. firsts: [N] position of the first context token.
+    characters: [N] arrays [T, 2], each context token's first character in the context and the one after its last.
+    most_context: [N] arrays [T], whether this is the window with the most context around a token (see `_most_context`).
     """
 
     ids: list[np.ndarray]
@@ -52,10 +54,10 @@ class Windows(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """By the id of a question: the answer ("": there is none), the n best, and how much more likely none is.
+    """By question id: the answer ("" if there is none), the n best, and the score of no answer minus the best span's.
 
-    The n best are dicts of text, probability (among these), start_logit and end_logit. The difference of scores, none
-    less the best span, is there for version 2.0 alone.
+    The n best are dicts of text, probability (among the n best), start_logit and end_logit. The score difference
+    exists for version 2.0 only.
     """
 
     best: dict[str, str]
@@ -64,19 +66,19 @@ class Answers(NamedTuple):
 
 
 def windows(questions: Sequence[Question], words: Vocab, seq_len: int, stride: int, max_question: int) -> Windows:
-    """Rows of at most `seq_len` tokens: a question's first `max_question`, and a part of its context.
+    """Windows of at most `seq_len` tokens: a question's first `max_question` tokens, and a part of its context.
 
-    Parts begin `stride` tokens after one another, or, where fewer fit into a row, side by side. Raises BadInput where
-    a question leaves no room for a context.
+    Parts begin `stride` tokens apart; if fewer tokens than that fit, they are adjacent. Raises BadInput if a question
+    leaves no room for a context.
     """
     if stride < 1 or max_question < 1:
-        raise BadInput(f"stride={stride}, max_question={max_question}: expected at least 1 token")
+        raise BadInput(f"stride={stride}, max_question={max_question}: expected at least 1 token each")
     asked = [ids[:max_question] for ids, _ in _tokens([question.question for question in questions], words)]
     longest = max(map(len, asked), default=0)
     if seq_len < longest + 4:
         raise BadInput(
-            f"seq_len={seq_len} leaves no room for a context beside a question of {longest} tokens, [CLS] and twice "
-            f"[SEP]: raise it, or lower max_question={max_question}"
+            f"seq_len={seq_len} leaves no room for a context next to a question of {counted(longest, 'token')}, [CLS] "
+            f"and two [SEP]: raise it, or lower max_question={max_question}"
         )
     contexts = list(dict.fromkeys(question.context for question in questions))
     tokens = dict(zip(contexts, _tokens(contexts, words), strict=True))
@@ -101,7 +103,7 @@ def windows(questions: Sequence[Question], words: Vocab, seq_len: int, stride: i
 
 
 def _tokens(texts: list[str], words: Vocab) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Of each text the ids [T] and characters [T, 2] of its tokens; a special token in it is a word like any other."""
+    """Each text's token ids [T] and their characters [T, 2]. A special token written in a text is an ordinary word."""
     tokenizer = words.for_text()
     for at in range(0, len(texts), _AT_ONCE):
         part = texts[at : at + _AT_ONCE]
@@ -111,8 +113,8 @@ def _tokens(texts: list[str], words: Vocab) -> Iterator[tuple[list[int], np.ndar
 
 
 def _with_marks(text: str, characters_T2: np.ndarray) -> np.ndarray:
-    """Gives a token the combining marks behind it that no token has: where accents are stripped, the tokenizer
-    counts a mark that is a character of its own to no token, and an answer would end before its last accent.
+    """Extends each token over the combining marks after it that belong to no token. When accents are stripped, the
+    tokenizer assigns a mark that is its own character to no token, and an answer would end before its last accent.
     """
     nexts_T = np.append(characters_T2[1:, 0], len(text))
     for t in np.flatnonzero(characters_T2[:, 1] < nexts_T):
@@ -124,7 +126,7 @@ def _with_marks(text: str, characters_T2: np.ndarray) -> np.ndarray:
 
 
 def _spans(question: Question, characters_T2: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Of each answer whose place is known the first and last token: the fewest that have all of its characters."""
+    """First and last token of each answer with a known place: the fewest tokens that cover all its characters."""
     for text, start in zip(question.answers, question.starts, strict=True):
         first = int(np.searchsorted(characters_T2[:, 1], start, "right"))
         last = int(np.searchsorted(characters_T2[:, 0], start + len(text), "left")) - 1
@@ -133,9 +135,9 @@ def _spans(question: Question, characters_T2: np.ndarray) -> Iterator[tuple[int,
 
 
 def _most_context(tokens: int, room: int, step: int, count: int) -> np.ndarray:
-    """Of the windows that hold a token, the one where the shorter of its two sides is longest: for each of T tokens.
+    """For each of T tokens, the window with the most context around it: its shorter side is longest there.
 
-    Windows hold `room` tokens, `step` apart. The first of equals, after a little more for longer windows
+    Windows hold `room` tokens, `step` apart. Longer windows get a small bonus; in a tie the first window wins
     (_check_is_max_context of run_squad.py).
     """
     at_T = np.arange(tokens)
@@ -158,12 +160,12 @@ def answers(
     max_answer_tokens: int = 30,
     null_threshold: float = 0.0,
 ) -> Answers:
-    """The spans of the highest start plus end logit, as text; rows of logits may be longer than the windows.
+    """The spans with the highest start plus end logit, as text. Arrays of logits may be longer than the windows.
 
-    A span begins where its window has most of the context around the token. run_squad.py combines the `n_best`
-    starts and ends of a window, wherever they stand; here all spans of a context compete, so none is missed.
-    With version 2.0 [CLS] as both stands for no answer (the lowest such score of the windows), which is given where
-    it is above the best span by more than `null_threshold`.
+    A span must start in the window with the most context around its first token. run_squad.py combines a window's
+    `n_best` starts and ends, wherever they are; here all spans of a context compete, so none is missed.
+    In version 2.0, [CLS] as both start and end means no answer; its score is the lowest over the windows. No answer is
+    chosen if that score exceeds the best span's by more than `null_threshold`.
     """
     found = Answers({}, {}, {})
     for rows in np.split(np.arange(len(windows.ids)), np.flatnonzero(np.diff(windows.questions)) + 1):
@@ -184,7 +186,7 @@ def answers(
 
 
 def _best_spans(context, windows, rows, start_logits_NS, end_logits_NS, n_best, max_tokens) -> list[dict]:
-    """The best spans of a question's rows, best first, each with a text of its own."""
+    """The best spans of a question's windows, best first, no text twice."""
     scores = []
     for row in rows:
         part = slice(windows.firsts[row], windows.firsts[row] + len(windows.characters[row]))
@@ -209,7 +211,7 @@ def _best_spans(context, windows, rows, start_logits_NS, end_logits_NS, n_best, 
 
 
 def _best_first(scores: np.ndarray) -> Iterator[np.intp]:
-    """Indices of the finite scores, the highest first, and of equals the first one."""
+    """Indices of the finite scores, highest first; ties keep their order."""
     left = np.flatnonzero(np.isfinite(scores))
     while len(left):
         count = min(_PORTION, len(left))

@@ -1,7 +1,7 @@
 """SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, arXiv 1606.05250, and 2018, arXiv 1806.03822): files, scores, submissions.
 
-Files are the official JSON, also with .gz, or tensorflow-datasets' copies of them. Scores equal those of the official
-evaluate-v1.1.py and evaluate-v2.0.py.
+Files are the official JSON, optionally as .gz, or the copies in tensorflow-datasets. Scores equal the official
+scripts' (evaluate-v1.1.py and evaluate-v2.0.py).
 """
 
 import collections
@@ -18,6 +18,7 @@ from bert_fast import BadInput
 from bert_fast.data import tfds
 from bert_fast.data.files import atomic_json
 from bert_fast.tasks.spans import Answers, Question, Windows, answers, windows
+from bert_fast.train.log import counted
 from bert_fast.train.report import say
 
 __all__ = ["VERSIONS", "Answers", "Question", "Windows", "answers", "asked", "read", "score", "windows", "write"]
@@ -26,7 +27,7 @@ VERSIONS = ("1.1", "2.0")
 
 
 class _Record(NamedTuple):
-    """A question as a file has it, before anything is known of its sense; `impossible` None: not said."""
+    """A question as read from a file, not yet checked. `impossible` is None if the file does not say."""
 
     place: str
     id: str
@@ -38,13 +39,12 @@ class _Record(NamedTuple):
 
 
 def read(path: str, version: str, train: bool) -> list[Question]:
-    """The questions of `train-v1.1.json`, of the same with .gz, or of `tfds:squad/v1.1:train`, in their order.
+    """The questions of `train-v1.1.json`, `train-v1.1.json.gz` or `tfds:squad/v1.1:train`, in order.
 
-    An answer must stand in the context where its `answer_start` says. In a file that is not trained on, only the texts
-    of answers count: one that stands elsewhere is kept with the start -1, and how many there are is said. Raises
-    BadInput that names file and question for what is not in the official layout, an empty text, an id that occurs
-    twice, a question that has no answer (2.0: and is not marked, or has one and is marked as impossible), and in
-    training for answers that do not stand where they should: their number, and the first.
+    An answer must be in the context at its `answer_start`. In a held-out file only the texts of answers count: a
+    misplaced answer is kept with start -1, and the number of them is printed. Raises BadInput naming file and question
+    for an unofficial layout, an empty text, a duplicate id, a question without an answer (in 2.0: `is_impossible` that
+    disagrees with the answers), and in training for misplaced answers: their number, and the first one.
     """
     if version not in VERSIONS:
         raise BadInput(f"SQuAD version {version!r}: expected one of {', '.join(VERSIONS)}")
@@ -55,7 +55,7 @@ def read(path: str, version: str, train: bool) -> list[Question]:
     for record in _from_tfds(path) if path.startswith("tfds:") else _from_json(path):
         _check(record, version)
         if record.id in seen:
-            raise BadInput(f"{record.place}: its id occurs twice, and predictions are told apart by it: rename one")
+            raise BadInput(f"{record.place}: its id occurs twice, but it identifies the prediction: rename one")
         seen.add(record.id)
         starts = []
         for text, start in zip(record.answers, record.starts, strict=True):
@@ -70,40 +70,40 @@ def read(path: str, version: str, train: bool) -> list[Question]:
             Question(record.id, record.question, record.context, record.answers, tuple(starts), impossible)
         )
     if not questions:
-        raise BadInput(f"{path} holds no question: expected SQuAD {version} in its official layout")
+        raise BadInput(f"{path} holds no questions: expected SQuAD {version} in its official layout")
     if astray:
-        told = f"{path}: {len(astray):,} of {count:,} answers do not stand where answer_start says"
+        problem = f"{path}: answer_start is wrong for {len(astray):,} of {counted(count, 'answer')}"
         if train:
-            raise BadInput(f"{told}; correct them, or leave these questions out. The first: {astray[0]}")
-        say(f"{told}, their texts are scored all the same; the first: {astray[0]}")
+            raise BadInput(f"{problem}: correct them, or remove these questions. The first: {astray[0]}")
+        say(f"{problem}; their texts are scored anyway. The first: {astray[0]}")
     return questions
 
 
 def _check(record: _Record, version: str):
-    """Raises BadInput where a question cannot be used."""
+    """Raises BadInput if a question cannot be used."""
     for name, text in (("id", record.id), ("question", record.question), ("context", record.context)):
         if not text.strip():
-            raise BadInput(f"{record.place}: the {name} is empty: write one, or leave the question out")
+            raise BadInput(f"{record.place}: the {name} is empty: fill it in, or remove the question")
     if version == "1.1":
         if not record.answers:
             raise BadInput(
-                f"{record.place}: no answer, and in version 1.1 every question has one: for 2.0 give version=2.0"
+                f"{record.place}: no answer, but in version 1.1 every question has one: for 2.0 give version=2.0"
             )
     elif record.impossible is None:
         raise BadInput(
-            f"{record.place}: no 'is_impossible', which every question of version 2.0 has: for 1.1 give version=1.1"
+            f"{record.place}: no 'is_impossible', but every question of version 2.0 has it: for 1.1 give version=1.1"
         )
     elif record.impossible == bool(record.answers):
         raise BadInput(
-            f"{record.place}: is_impossible is {str(record.impossible).lower()} and there are {len(record.answers)} "
-            "answers: expected answers where it is false, and none where it is true"
+            f"{record.place}: is_impossible is {str(record.impossible).lower()}, with "
+            f"{counted(len(record.answers), 'answer')}: expected answers if it is false, and none if it is true"
         )
 
 
 def asked(path: str) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Each question of a JSON file in the official layout: its place, for messages, its object and its context.
+    """Each question of a JSON file in the official layout, as (its place for error messages, its object, its context).
 
-    Raises BadInput that names the file and the place.
+    Raises BadInput naming the file and the place.
     """
     file = pathlib.Path(path)
     if not file.is_file():
@@ -145,10 +145,10 @@ def _from_json(path: str) -> Iterator[_Record]:
 
 
 def _field(value: Any, key: str, kind: type, place: str) -> Any:
-    """`value[key]`. Raises BadInput where there is none, or one of another type."""
+    """`value[key]`. Raises BadInput if it is missing or has another type."""
     if not isinstance(value, dict) or key not in value:
         have = ", ".join(map(repr, value)) if isinstance(value, dict) else f"a {type(value).__name__}"
-        raise BadInput(f"{place}: no {key!r}, there is {have}: expected SQuAD's official layout")
+        raise BadInput(f"{place}: no {key!r}, found {have}: expected SQuAD's official layout")
     if not isinstance(value[key], kind) or (kind is int and isinstance(value[key], bool)):
         raise BadInput(f"{place}: {key!r} is {value[key]!r:.50}, expected {kind.__name__}: correct it")
     return value[key]
@@ -157,7 +157,7 @@ def _field(value: Any, key: str, kind: type, place: str) -> Any:
 def _from_tfds(spec: str) -> Iterator[_Record]:
     for row in tfds.examples(spec.removeprefix("tfds:")):
         if missing := {"id", "question", "context", "answers"} - row.keys():
-            raise BadInput(f"{spec}: no feature {', '.join(sorted(missing))}, there is {sorted(row)}: name another set")
+            raise BadInput(f"{spec}: no feature {', '.join(sorted(missing))}, found {sorted(row)}: name another set")
         name, question, context = (row[key].decode() for key in ("id", "question", "context"))
         given = row["answers"]
         yield _Record(
@@ -176,12 +176,12 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII's only, as in 
 
 
 def normalize(text: str) -> str:
-    """The text as answers are compared: no capitals, no punctuation, no articles, single spaces."""
+    """The text in the form in which answers are compared: lower case, no punctuation, no articles, single spaces."""
     return " ".join(_ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def _scores(prediction: str | None, answers: Sequence[str], none_is_an_answer: bool) -> tuple[float, float]:
-    """Exact match and F1 with the answer that fits best. Where none is an answer, two empty texts agree."""
+    """Exact match and F1 against the best-fitting answer. With `none_is_an_answer`, two empty texts match."""
     if prediction is None:
         return 0.0, 0.0
     said, wanted = normalize(prediction), [normalize(answer) for answer in answers]
@@ -211,17 +211,17 @@ def score(
     predictions: Mapping[str, str],
     null_score_differences: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Exact match and F1 in percent, each question's with the answer that fits best; no prediction counts as 0.
+    """Exact match and F1 in percent, each question's against its best-fitting answer; a missing prediction scores 0.
 
-    exact_match, f1, total (questions). With `null_score_differences` by the rules of version 2.0, and its figures:
-    HasAns_ and NoAns_ of questions with and without answers, and best_exact_match and best_f1 with the thresholds
-    (_thresh) that give them, where a question whose difference is higher is taken to have no answer. As in the
-    official script that search starts from the predictions: to look at thresholds above the one that they were made
-    with, make them with a higher one. Raises BadInput for questions without answers and no differences.
+    Keys: exact_match, f1, total (questions). `null_score_differences` selects the rules of version 2.0 and adds its
+    figures: HasAns_ and NoAns_ for questions with and without answers, and best_exact_match and best_f1 with their
+    thresholds (_thresh); a question whose difference is above the threshold counts as having no answer. As in the
+    official script, that search starts from the predictions: to consider thresholds above the one they were made
+    with, make them with a higher one. Raises BadInput for questions without answers if there are no differences.
     """
     has_none = null_score_differences is not None
     if not has_none and (without := next((question for question in questions if not question.answers), None)):
-        raise BadInput(f"question {without.id!r} has no answer: it can be scored by the rules of version 2.0 alone")
+        raise BadInput(f"question {without.id!r} has no answer: only the rules of version 2.0 can score it")
     answerable = {question.id: bool(question.answers) for question in questions}
     scores = {question.id: _scores(predictions.get(question.id), question.answers, has_none) for question in questions}
     result = _means(list(scores.values()))
@@ -234,7 +234,7 @@ def score(
     for column, metric in enumerate(("exact_match", "f1")):
         total = best = len(scores) - sum(answerable.values())
         threshold = 0.0
-        for key in ranked:  # one question more is taken to have an answer
+        for key in ranked:  # each key is one more question that counts as having an answer
             total += scores[key][column] if answerable[key] else -bool(predictions.get(key))
             if total > best:
                 best, threshold = total, null_score_differences[key]
@@ -243,7 +243,7 @@ def score(
 
 
 def write(folder: str | pathlib.Path, found: Answers) -> list[pathlib.Path]:
-    """Writes what the official scripts read: predictions.json, nbest_predictions.json, and null_odds.json of 2.0."""
+    """Writes what the official scripts read: predictions.json, nbest_predictions.json, and null_odds.json for 2.0."""
     contents = {"predictions.json": found.best, "nbest_predictions.json": found.n_best}
     if found.null_score_difference:
         contents["null_odds.json"] = found.null_score_difference

@@ -1,11 +1,11 @@
-"""Every task, learning rate and seed of a call: runs that are finished are kept, and summed up in results.json.
+"""Every task, learning rate and seed of a call. Finished runs are kept and summarised in results.json.
 
-WORKDIR/config.json                     what all runs of the folder have in common, and the encoder
+WORKDIR/config.json                     what all runs of the folder have in common, including the encoder
 WORKDIR/mrpc/lr=3e-05,seed=0/           a finished run: result.json, predictions in dev/ and test/, and its weights
                                         in checkpoints/ (--config.keep)
-WORKDIR/mrpc/.lr=3e-05,seed=0.unfinished/   one that was interrupted, from which the same command goes on
-WORKDIR/submission/                     predictions of the test files by the best held-out score of each task
-WORKDIR/results.json                    all runs, and for each learning rate mean, deviation and median over seeds
+WORKDIR/mrpc/.lr=3e-05,seed=0.unfinished/   an interrupted run; the same command resumes it
+WORKDIR/submission/                     test predictions of each task's best run by held-out score
+WORKDIR/results.json                    all runs, and each learning rate's mean, deviation and median over seeds
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import json
 import pathlib
 import shutil
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from bert_fast.tasks.finetune import UNDER_WAY, Finished, train_and_score
 from bert_fast.tasks.settings import SWEPT, FinetuneSettings
 from bert_fast.tasks.trainer import Trainer
 from bert_fast.train import resume
-from bert_fast.train.log import Progress
+from bert_fast.train.log import Progress, counted
 from bert_fast.train.report import devices, first_step, say
 from bert_fast.train.signals import StopSignal
 
@@ -34,11 +35,11 @@ NUMBERS = ("mean", "deviation", "median")
 def finetune(
     settings: FinetuneSettings, config: dict, workdir: pathlib.Path, checkpoint: str = "", hf: str = ""
 ) -> dict:
-    """Runs what is not finished yet of a call; returns what results.json holds.
+    """Runs what a call has not finished yet, and returns the contents of results.json.
 
-    `config` is what `settings` were made from. Another call may add tasks, seeds and learning rates to a folder, but
-    nothing else may differ. Raises BadInput before any training where something is wrong, and Interrupted after a
-    signal.
+    `config` is what `settings` were made from. A later call may add tasks, seeds and learning rates to a folder; of
+    the other settings only `keep` and `checkpoint` may change. Raises BadInput before any training if something is
+    wrong, and Interrupted after a signal.
     """
     encoder.check_source(checkpoint, hf)
     names = data.names(settings)
@@ -59,24 +60,24 @@ def finetune(
     with full_disk_told(workdir), contextlib.ExitStack() as stack:
         if is_main:
             workdir.mkdir(parents=True, exist_ok=True)
-            busy = f"another fine-tuning is writing to {workdir}: wait for it, or choose another --workdir"
+            busy = f"another finetune is writing to {workdir}: wait until it ends, or choose another --workdir"
             stack.enter_context(hold(workdir / ".lock", busy))
             atomic_json(workdir / "config.json", common)
         progress = Progress(sum(trainers[name].steps for name, *_ in left), 0, is_main)
         stack.callback(progress.close)
         for trainer in trainers.values():
             stack.callback(trainer.close)
-        stop = stack.enter_context(StopSignal("saving after this step; the runs that are finished are kept"))
+        stop = stack.enter_context(StopSignal("saving after this step; finished runs are kept"))
         for name, rate, seed in left:
             before, folder = progress.done, folder_of(workdir, name, rate, seed)
 
             def advance(step: int, numbers: dict[str, float], before=before):
                 progress.update(before + step, numbers)
-                if before == 0 and step == 2:  # the second step waited for the first
+                if before == 0 and step == 2:  # taking the second step waited for the first
                     progress.say(first_step())
 
             finished = train_and_score(trainers[name], rate, seed, unfinished_of(folder), stop, advance)
-            progress.update(before + trainers[name].steps, {})  # some stages end early
+            progress.update(before + trainers[name].steps, {})  # a stage may end early
             if is_main:
                 _keep(finished, trainers[name], folder)
                 atomic_json(workdir / "results.json", summary(workdir, about))
@@ -96,19 +97,19 @@ def folder_of(workdir: pathlib.Path, task: str, rate: float, seed: int) -> pathl
 
 
 def unfinished_of(folder: pathlib.Path) -> pathlib.Path:
-    """Where a run's folder is written; `summary` does not see it."""
+    """Where a run is written until it is finished; `summary` does not see this folder."""
     return folder.with_name(f".{folder.name}.unfinished")
 
 
 def _keep(run: Finished, trainer: Trainer, folder: pathlib.Path):
-    """Writes the folder of a finished run; it is there as a whole, or not at all."""
+    """Writes the folder of a finished run, which appears whole or not at all."""
     part = unfinished_of(folder)
     for kind, splits in (("dev", trainer.task.held_out), ("test", trainer.task.test)):
         for split in splits:
             (part / kind).mkdir(parents=True, exist_ok=True)
             trainer.task.write(part / kind, split, run.logits[split])
     atomic_json(part / "result.json", run.result)
-    if trainer.settings.keep == "none":  # of a run that was begun with another setting
+    if trainer.settings.keep == "none":  # of a run that was started with another setting
         shutil.rmtree(part / "checkpoints", ignore_errors=True)
     shutil.rmtree(part / UNDER_WAY, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -116,10 +117,10 @@ def _keep(run: Finished, trainer: Trainer, folder: pathlib.Path):
 
 
 def summary(workdir: pathlib.Path, about: dict) -> dict[str, Any]:
-    """All finished runs of a folder, and their numbers over seeds.
+    """All finished runs of a folder, and their statistics over seeds.
 
-    A task's learning rate is the one with the highest mean of the score at the end of training, as Devlin et al.
-    (2019, section 4.1) choose it on the held-out set; the score reported is that at the end, `best` is beside it.
+    A task's learning rate is the one with the highest mean score at the end of training; Devlin et al. (2019, section
+    4.1) also choose it on the held-out set. `last` is the score at the end, which is reported; `best` is next to it.
     """
     tasks: dict[str, Any] = {}
     for path in sorted(workdir.glob("*/lr=*,seed=*/result.json")):
@@ -146,7 +147,7 @@ def summary(workdir: pathlib.Path, about: dict) -> dict[str, Any]:
 
 
 def _over_seeds(rows: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Mean, sample deviation (None of one) and median of every metric."""
+    """Mean, sample deviation (None if there is one seed) and median of every metric."""
     numbers = {}
     for key in rows[0].keys() - {"step", "epoch", "train_loss"}:
         values = [row[key] for row in rows]
@@ -157,7 +158,7 @@ def _over_seeds(rows: list[dict[str, float]]) -> dict[str, dict[str, float | Non
 
 
 def _submission(workdir: pathlib.Path, results: dict):
-    """Copies the test predictions of each task's best run at the learning rate that was chosen."""
+    """Copies the test predictions of each task's best run at the chosen learning rate."""
     for name, task in results["tasks"].items():
         runs = [run for run in task["runs"] if f"{run['learning_rate']:g}" == task["chosen"]]
         best = max(runs, key=lambda run: run["last"]["score"])
@@ -176,26 +177,32 @@ def _plan(
     done: int,
     workdir,
 ):
-    """Says what will be run before it is."""
+    """Prints what will be run."""
     source = about.get("checkpoint") or about["hf"]
     what = f"random weights of the model of {source}" if about["random_weights"] else source
-    say(f"fine-tuning {what}\non {where}, seeds {', '.join(map(str, settings.seeds))}, into {workdir}")
+    say(f"fine-tuning {what}\non {where}, {_listed('seed', settings.seeds)}, into {workdir}")
     for name, trainer in trainers.items():
         rows = trainer.task.train
         share = real_share(rows, trainer.widths, settings.batch_size)
         held_out = " + ".join(f"{len(r.ids_N):,}" for r in trainer.task.held_out.values())
         say(
-            f"  {name}: {len(rows.ids_N):,} training and {held_out} held-out rows, {trainer.steps:,} steps of "
-            f"{settings.batch_size}, learning rates {', '.join(f'{rate:g}' for rate in rates[name])}; widths "
-            f"{', '.join(map(str, trainer.widths))}: {share:.0%} of the positions are real"
+            f"  {name}: {len(rows.ids_N):,} training and {held_out} held-out examples, "
+            f"{counted(trainer.steps, 'step')} of {settings.batch_size}, "
+            f"{_listed('learning rate', [f'{rate:g}' for rate in rates[name]])}; "
+            f"{_listed('width', trainer.widths)}: {share:.0%} of the positions hold real tokens"
         )
         if trainer.task.head.kind != "span" and not ("next" in trainer.start.params and not about["random_weights"]):
-            say("    the encoder has no pooler of its own: a fresh one")
-    say(f"{runs} runs" + (f", {done} of them finished before" if done else ""))
+            say("    the encoder has no trained pooler: starting with a fresh one")
+    say(counted(runs, "run") + (f", {done:,} already finished" if done else ""))
+
+
+def _listed(noun: str, values: Sequence) -> str:
+    """A noun and its values: seed 0, seeds 0, 1."""
+    return f"{noun}{'' if len(values) == 1 else 's'} {', '.join(map(str, values))}"
 
 
 def table(results: dict) -> str:
-    """The results as a table for people: at the end of training, over seeds, at the learning rate that was chosen."""
+    """The results as a readable table: at the end of training, over seeds, at the chosen learning rate."""
     lines = [f"{'task':<8} {'lr':>7} {'seeds':>5} {'score':>6} {'dev.':>5} {'median':>6} {'best':>6}  metrics"]
     for name, task in results["tasks"].items():
         last, score = task["last"], task["last"]["score"]

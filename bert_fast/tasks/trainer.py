@@ -1,4 +1,4 @@
-"""What the runs of one task and encoder share: widths of batches, stages, and all that is compiled."""
+"""What the runs of one task and encoder share: batch widths, stages, and compiled programs."""
 
 import dataclasses
 import functools
@@ -29,18 +29,21 @@ class Trainer:
     """Fine-tunes one encoder on one task, any number of times."""
 
     def __init__(self, task: Task, start: Encoder, settings: FinetuneSettings):
-        """Checks all that can be wrong; no device is touched."""
+        """Checks everything that can be wrong. Touches no device."""
         self.task, self.start, self.settings = task, start, settings
         self.model = settings.model(start.model)
         self.method = methods.make(settings.methods)
         self.optimizer = optim.make(settings.optimizer)
         widths = batches.choose_widths(task.lengths_N(), settings.widths)
-        self.widths = tuple(min(width, settings.data.seq_len) for width in widths)  # which is no multiple, perhaps
+        self.widths = tuple(min(width, settings.data.seq_len) for width in widths)  # not always a multiple of STEP
         self.per_epoch = len(batches.epoch(task.train.lengths_N, self.widths, settings.batch_size, None))
-        self.timeline(1.0)  # refuses what cannot be, at any rate
+        self.timeline(1.0)  # raises for bad stages; they do not depend on the rate
 
     def timeline(self, rate: float) -> list[Stage]:
-        """The stages of a run: one, and what the methods make of it. Raises BadInput where they grow or leave out."""
+        """The stages of a run: one, as changed by the methods.
+
+        Raises BadInput if a method grows the model, or drops layers or tokens.
+        """
         settings, head = self.settings, self.task.head
         steps = max(round(settings.epochs * self.per_epoch), 1)
         program = Program(
@@ -57,11 +60,11 @@ class Trainer:
         for stage in stages:
             if stage.program.plan != program.plan or stage.program.model.depth != self.model.depth:
                 raise BadInput(
-                    f"--config.methods={','.join(name for name, _ in settings.methods)}: they grow the model or leave "
-                    "layers or tokens out, and fine-tuning does neither"
+                    f"--config.methods={','.join(name for name, _ in settings.methods)}: they grow the model or drop "
+                    "layers or tokens, and fine-tuning does neither"
                 )
         restarts = [index for index, stage in enumerate(stages) if stage.data == "restart"]
-        for index in range(max(restarts, default=0)):  # what only searches has a schedule of its own
+        for index in range(max(restarts, default=0)):  # a search has its own schedule
             searching = max(round(settings.search.epochs * self.per_epoch), stages[index].steps)
             schedule = settings.rate.schedule(settings.search.learning_rate, searching)
             stages[index] = dataclasses.replace(stages[index], schedule=schedule)
@@ -74,7 +77,7 @@ class Trainer:
 
     @functools.cached_property
     def mesh(self) -> Mesh:
-        """All devices. Raises BadInput where the batches or the model do not divide over them."""
+        """All devices. Raises BadInput if the batches or the model do not divide over them."""
         settings = self.settings
         mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
         sizes = (settings.batch_size, settings.micro_batches, settings.eval.batch_size)
@@ -92,17 +95,17 @@ class Trainer:
         return jax.jit(step, static_argnames="program", out_shardings=NamedSharding(self.mesh, P()))
 
     def close(self):
-        """Compiles nothing more."""
+        """Drops the programs that wait to be compiled."""
         self.programs.close()
 
     def first_params(self, seed: int) -> Params:
-        """The encoder with a fresh head, which the seed decides."""
+        """A run's initial parameters: the encoder's, with a fresh head drawn from the seed."""
         key = jax.random.key(seed)
         params = encoder.weights(self.start, self.model, self.settings, key)
         return model.init(self.model, self.task.head, params, jax.random.fold_in(key, model.HEAD))
 
     def engine(self, rate: float, seed: int) -> Engine:
-        """The engine of a run, before its first step."""
+        """A run's engine, before its first step."""
 
         def initial() -> Params:
             params, _ = self.method.init(self.first_params(seed), self.model)
@@ -117,14 +120,14 @@ class Trainer:
         return Engine(self.method, self.optimizer, self.programs, source, timeline, self.model, seed, initial)
 
     def batches(self, seed: int, index: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """Training batches from the `index`-th on, each with the index of the next; this process's examples."""
+        """Training batches from the `index`-th on, each with the next one's index; only this process's examples."""
         rows, size, pad = self.task.train, self.settings.batch_size, self.start.vocab.pad
         found = batches.train_batches(rows, self.widths, size, pad, seed, index)
         for number, batch in enumerate(found, index + 1):
             yield number, mine(batch)
 
     def logits(self, params: Params, rows: TaskExamples, program: Program) -> np.ndarray:
-        """Logits of every row, in their order: [N, C], or [N, S, 2] of spans, padded with what cannot be chosen."""
+        """Logits of every example, in order: [N, C], or [N, S, 2] for spans, padded with `model.NEVER`."""
 
         def step(arrays: dict[str, np.ndarray]):
             return self.predict(params, global_batch(mine(arrays), self.mesh), program=program)
@@ -133,11 +136,11 @@ class Trainer:
         return model.all_logits(step, rows, self.widths, size, pad, self.no_logits(rows))
 
     def no_logits(self, rows: TaskExamples) -> np.ndarray:
-        """Logits that say nothing, for every row: of equal classes, and of no answer."""
+        """Uninformative logits for every example: equal classes, or no answer."""
         return model.no_logits(self.task.head, len(rows.ids_N), self.settings.data.seq_len)
 
 
 def mine(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """This process's examples of a batch: neighbours, as many for each process."""
+    """This process's examples of a batch: a contiguous part, the same size for each process."""
     count, index = jax.process_count(), jax.process_index()
     return {name: array[index * len(array) // count :][: len(array) // count] for name, array in batch.items()}

@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, so that a second start does not compile them again."""
+"""Keeps compiled programs on disk, so that a second start does not compile them again."""
 
 import os
 import pathlib
@@ -8,24 +8,24 @@ import jax
 
 from bert_fast.train.report import say
 
-VARIABLE = "BERT_FAST_CACHE"  # another folder, or "off"
+VARIABLE = "BERT_FAST_CACHE"  # names another folder, or is "off"
 FOLDER = "~/.cache/bert_fast/compiled"
-BYTES = 4 * 2**30  # at most; what was not used for the longest time goes first
+BYTES = 4 * 2**30  # size limit; the least recently used programs are removed first
 SECONDS = 0.1  # programs that compile faster are not kept
 
 
 def keep_programs():
-    """Turns on JAX's persistent cache, in one bounded folder, unless it is set already (JAX_COMPILATION_CACHE_DIR)."""
+    """Turns on JAX's persistent cache in one bounded folder, unless JAX already has one (JAX_COMPILATION_CACHE_DIR)."""
     place = os.environ.get(VARIABLE, FOLDER)
     if getattr(jax.config, "jax_compilation_cache_dir") is not None or place == "off":  # noqa: B009
         return
     folder = pathlib.Path(place).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / ".lockfile", timeout=10):  # JAX's own
+        with filelock.FileLock(folder / ".lockfile", timeout=10):  # the lock that JAX itself uses
             remove_unfinished(folder)
     except (OSError, filelock.Timeout) as error:
-        say(f"{folder} cannot be used ({error}): programs are compiled again; set {VARIABLE} to another folder, or off")
+        say(f"{folder} cannot be used ({error}), so nothing is cached: set {VARIABLE} to another folder, or to off")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", BYTES)
@@ -33,7 +33,7 @@ def keep_programs():
 
 
 def remove_unfinished(folder: pathlib.Path):
-    """Removes entries whose write was killed: JAX would fail on them in every later write."""
+    """Removes entries whose write was killed: JAX would fail on them at every later write."""
     for entry in folder.glob("*-cache"):
         if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists():
             entry.unlink(missing_ok=True)

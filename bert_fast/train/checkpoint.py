@@ -1,12 +1,12 @@
-"""Checkpoints: Orbax arrays, a JSON description, and checksums, so that a damaged one is never trained on.
+"""Checkpoints: Orbax arrays, a JSON description, and checksums, so that no run trains on a damaged one.
 
     checkpoints/STEP/arrays/          Orbax: step, params, frozen, optimizer, method
     checkpoints/STEP/about.json       stage (with its program), position in the data, counts so far
-    checkpoints/STEP/vocab.txt        its word pieces
+    checkpoints/STEP/vocab.txt        the vocabulary's word pieces
     checkpoints/STEP/checksums.json   sha256 of every other file; written last
 
-A folder takes its final name only when it is complete. Orbax itself restores flipped bits without
-an error and takes an empty newest folder for a step; so neither its manager nor its listing is used.
+A folder gets its final name only when it is complete. Orbax itself restores flipped bits without an
+error and accepts an empty newest folder as a step, so neither its manager nor its listing is used.
 """
 
 import json
@@ -28,15 +28,15 @@ from bert_fast.train.step import TrainState, join
 
 
 def optimizer_name(path) -> str:
-    """Name of a leaf of the optimizer's state: fields and keys, without its place in the chain.
+    """Name of a leaf of the optimizer's state: its fields and keys, without its index in the chain.
 
-    So clipping, which has no state, may come and go.
+    Clipping has no state, so adding or removing it does not change the names.
     """
     return "/".join(str(getattr(key, "key", getattr(key, "name", ""))) for key in path if not hasattr(key, "idx"))
 
 
 def method_name(path) -> str:
-    """Name of a leaf of the methods' state: the method's place in the chain, then fields and keys."""
+    """Name of a leaf of the methods' state: the method's index in the chain, then fields and keys."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path) or "state"
 
 
@@ -44,7 +44,7 @@ NAMES: Mapping[str, Callable] = {"optimizer": optimizer_name, "method": method_n
 
 
 def _named(tree, name_of: Callable) -> dict:
-    """A tree of any types as nested dicts: Orbax keeps named tuples by position, and empty nodes not at all."""
+    """A tree of any node types as nested dicts. Orbax stores named tuples by position, and drops empty nodes."""
     result: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         *parents, last = name_of(path).split("/")
@@ -52,7 +52,7 @@ def _named(tree, name_of: Callable) -> dict:
         for parent in parents:
             branch = branch.setdefault(parent, {})
         if last in branch:
-            raise ValueError(f"two leaves of the state are called {name_of(path)}: give them names of their own")
+            raise ValueError(f"two leaves of the state are both named {name_of(path)}: give each its own name")
         branch[last] = leaf
     return result
 
@@ -70,7 +70,7 @@ def _at(tree: Any, name: str):
 
 
 def _numbered(tree) -> dict:
-    """A tree as format 1 kept it: its leaves by their position."""
+    """A tree as format 1 stored it: leaves by position."""
     return {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
 
 
@@ -79,7 +79,7 @@ def _is_numbered(folder: pathlib.Path) -> bool:
 
 
 def _arrays(state: TrainState, numbered: bool = False) -> dict:
-    """What Orbax keeps; `numbered` as in format 1."""
+    """The arrays that Orbax stores, named; numbered by position, as in format 1, if `numbered`."""
     kept = {"optimizer": state.opt_state, "method": state.method}
     branches = {name: _numbered(tree) if numbered else _named(tree, NAMES[name]) for name, tree in kept.items()}
     tree = {"step": state.step, "params": state.params, "frozen": state.frozen, **branches}
@@ -87,7 +87,7 @@ def _arrays(state: TrainState, numbered: bool = False) -> dict:
 
 
 def not_finite(tree) -> str:
-    """Name of the first leaf that holds NaN or infinity, "" if none does; of this process's part of the arrays."""
+    """Name of the first leaf that holds NaN or infinity, or "". Checks only this process's part of the arrays."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         parts = [part.data for part in leaf.addressable_shards] if isinstance(leaf, jax.Array) else [leaf]
         if jax.numpy.issubdtype(leaf.dtype, np.floating) and not all(np.isfinite(np.asarray(p)).all() for p in parts):
@@ -113,7 +113,7 @@ def _barrier(name: str):
 def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[int]) -> pathlib.Path:
     """Writes `root/STEP`, then removes every other step that is not in `keep`.
 
-    Raises BadInput where the state is not finite, or cannot be written (a full disk, say); older
+    Raises BadInput if the state is not finite or cannot be written (a full disk, for example). Older
     checkpoints are then untouched.
     """
     step = about.step
@@ -121,7 +121,7 @@ def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[in
     final, part = root / str(step), root / f"{step}.part"
     try:
         if _main_process():
-            for stale in root.glob("*.part"):  # of saves that were killed
+            for stale in root.glob("*.part"):  # left by saves that were killed
                 shutil.rmtree(stale, ignore_errors=True)
             part.mkdir(parents=True)
         _barrier(f"begin {step}")
@@ -142,8 +142,8 @@ def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[in
         full = any(word in str(error) for word in ("No space left", "quota"))
         raise BadInput(
             f"the checkpoint of step {step} could not be written to {final}: {reason}. "
-            f"Older checkpoints are untouched ({', '.join(map(str, steps(root))) or 'there is none'}): "
-            f"{'free some disk space, and' if full else 'when that is mended,'} give the same command again"
+            f"Older checkpoints are untouched ({', '.join(map(str, steps(root))) or 'there are none'}): "
+            f"{'free some disk space' if full else 'fix that'}, then run the same command again"
         ) from error
     _barrier(f"end {step}")
     if _main_process():
@@ -161,7 +161,7 @@ def steps(root: pathlib.Path) -> list[int]:
 
 
 def damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """What is wrong with a checkpoint's files, or None if they are intact."""
     try:
         sums = json.loads((folder / "checksums.json").read_text())
     except (OSError, ValueError) as error:
@@ -175,26 +175,26 @@ def damage(folder: pathlib.Path) -> str | None:
 
 
 def newest(root: pathlib.Path, warn=print) -> pathlib.Path | None:
-    """The newest undamaged checkpoint, None where there never was one.
+    """The newest undamaged checkpoint, or None if none was ever saved.
 
-    Damaged ones are passed over with one line each. Raises BadInput where all are damaged: starting
-    again from nothing would hide it.
+    Skips damaged ones with a one-line warning each. Raises BadInput if all are damaged: silently
+    starting over would hide it.
     """
     found = steps(root)
     for step in reversed(found):
         problem = damage(root / str(step))
         if problem is None:
             return root / str(step)
-        warn(f"checkpoint {root / str(step)} is damaged: {problem}; trying the one before")
+        warn(f"checkpoint {root / str(step)} is damaged: {problem}; trying the previous one")
     if found:
         raise BadInput(f"every checkpoint in {root} is damaged: delete the folder to start again from step 0")
     return None
 
 
 def find(path: str | pathlib.Path, warn=print) -> pathlib.Path:
-    """The checkpoint that `--checkpoint=PATH` means: a run folder's newest good step, or one `checkpoints/STEP`.
+    """The checkpoint that `--checkpoint=PATH` names: a run folder's newest undamaged one, or one `checkpoints/STEP`.
 
-    Raises BadInput where there is none, or where the step that was asked for is damaged.
+    Raises BadInput if there is none, or if the requested step is damaged.
     """
     path = pathlib.Path(path)
     if (path / "checksums.json").is_file():
@@ -212,19 +212,19 @@ def find(path: str | pathlib.Path, warn=print) -> pathlib.Path:
 
 
 def about(folder: pathlib.Path) -> Description:
-    """The checkpoint's description. Raises BadInput for one that this version cannot read."""
+    """The checkpoint's description. Raises BadInput if this version cannot read it."""
     return description.read(folder)
 
 
 def shapes(folder: pathlib.Path) -> dict[str, Any]:
-    """Shapes and types of the arrays that a checkpoint holds, by their names."""
+    """Shapes and types of a checkpoint's arrays, by name."""
     with _checkpointer() as checkpointer:
         tree = checkpointer.metadata((folder / "arrays").absolute()).item_metadata.tree
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(tree))
 
 
 def branch(folder: pathlib.Path, kept: Mapping[str, Any], name: str, like):
-    """The "optimizer" or "method" of a checkpoint's arrays, or of their shapes, with the structure of `like`."""
+    """The "optimizer" or "method" branch of a checkpoint's arrays or shapes, with the structure of `like`."""
     found = kept.get(name, {})
     if _is_numbered(folder):
         return jax.tree.unflatten(jax.tree.structure(like), [found[key] for key in sorted(found)])
@@ -232,9 +232,9 @@ def branch(folder: pathlib.Path, kept: Mapping[str, Any], name: str, like):
 
 
 def restore(folder: pathlib.Path, target: TrainState) -> TrainState:
-    """The state of a checkpoint, with the structure and shardings of `target` (arrays, or shapes with shardings).
+    """The state in a checkpoint, with the structure and shardings of `target` (arrays, or shapes with shardings).
 
-    Raises BadInput where it is not finite.
+    Raises BadInput if it is not finite.
     """
     arrays = _arrays(target, _is_numbered(folder))
     args = ocp.checkpoint_utils.construct_restore_args(arrays)
@@ -254,7 +254,7 @@ def restore(folder: pathlib.Path, target: TrainState) -> TrainState:
 
 
 def any_not_finite(tree) -> str:
-    """`not_finite`, asked of every process: each of them gets an answer that is empty everywhere, or nowhere."""
+    """`not_finite` over all processes: "" on every process, or a reason on every process."""
     found = not_finite(tree)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
@@ -265,7 +265,7 @@ def any_not_finite(tree) -> str:
 
 
 def refuse_not_finite(tree, consequence: str):
-    """Raises BadInput, on every process, where an array of the tree holds NaN or infinity."""
+    """Raises BadInput on every process if any array of the tree holds NaN or infinity."""
     if found := any_not_finite(tree):
         raise BadInput(
             f"{found} is not finite (NaN or infinity), so {consequence}. Try a lower learning rate or a longer warm-up"
@@ -273,9 +273,9 @@ def refuse_not_finite(tree, consequence: str):
 
 
 def restore_params(folder: pathlib.Path) -> Params:
-    """The whole parameter tree of a checkpoint, what learned and what did not, as NumPy arrays.
+    """All parameters of a checkpoint, trained and frozen, as one tree of NumPy arrays.
 
-    Raises BadInput where it is not finite.
+    Raises BadInput if any is not finite.
     """
     wanted = {name: tree for name, tree in shapes(folder).items() if name in ("params", "frozen")}
     args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)

@@ -1,4 +1,4 @@
-"""Compiled steps, one for each program, and the device arrays that they take."""
+"""Compiled train steps, one per program, and the device arrays that they take."""
 
 import functools
 from collections.abc import Callable, Hashable
@@ -16,7 +16,7 @@ from bert_fast.train.step import TrainState
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """Where each array of the state lives; moments live with their parameters, a method's state everywhere."""
+    """Where each array of the state lives: moments with their parameters, the methods' state on every device."""
     return TrainState(
         NamedSharding(mesh, P()),
         shard(state.params, mesh),
@@ -27,14 +27,14 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def place(tree, mesh: Mesh):
-    """NumPy arrays on every device, whole."""
+    """Puts NumPy arrays, whole, on every device."""
     sharding = NamedSharding(mesh, P())
-    # device_put would compare the values of all processes, at every step.
+    # device_put would compare the values across processes, at every step.
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda at: x[at]), tree)
 
 
 class Programs:
-    """Compiled train steps, keyed by `key_of`: each is compiled once."""
+    """Compiled train steps, keyed by `key_of`. Each is compiled once."""
 
     def __init__(self, step: Callable, mesh: Mesh):
         self.step, self.mesh = step, mesh
@@ -44,8 +44,10 @@ class Programs:
 
     @staticmethod
     def key_of(program: Program, state: TrainState, route: Route) -> Hashable:
-        """A program is compiled for one structure of state: what a method added may be gone in the next stage though
-        the program is the same, as after a search that prunes nothing.
+        """The key of a compiled step: the program, and the structure and shapes of its state.
+
+        The program alone is not enough: after a search that prunes nothing the next stage has the same program, but
+        not the leaves that the method had added.
         """
         leaves, structure = jax.tree.flatten(state)
         return program, route.layers_R is not None, structure, tuple(leaf.shape for leaf in leaves)
@@ -64,28 +66,28 @@ class Programs:
         return self.key_of(program, state, route) in self.compiled
 
     def begin(self, program: Program, *arguments):
-        """Begins to compile a program in the background, for the arguments of `__call__`."""
+        """Starts compiling a program in the background. Takes the arguments of `__call__`."""
         key = self.key_of(program, arguments[0], arguments[2])
         if key in self.compiled or key in self.coming:
             return
-        # Shapes only: the arrays of the state are gone after the next step.
+        # Shapes only: the next step donates the arrays of the state.
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.placed(*arguments)
         )
         self.coming[key] = self.background.submit(lambda: self.lower(program, *shapes).compile())
 
     def add(self, program: Program, *arguments):
-        """Compiles a program for these arguments, or waits for it."""
+        """Compiles a program for these arguments; waits for it if it is already compiling."""
         self.begin(program, *arguments)
         key = self.key_of(program, arguments[0], arguments[2])
         self.compiled[key] = self.coming.pop(key).result()
 
     def cancel(self):
-        """Drops the programs that wait to be compiled; one that is being compiled is finished."""
+        """Drops the programs that wait to be compiled. The one being compiled is finished."""
         self.coming = {key: future for key, future in self.coming.items() if not future.cancel()}
 
     def close(self):
-        """Compiles nothing more."""
+        """Drops the programs that wait to be compiled, and accepts no more."""
         self.background.shutdown(wait=False, cancel_futures=True)
 
     def placed(self, state: TrainState, batch, route: Route, learning_rate: float, seed: int):
@@ -93,8 +95,8 @@ class Programs:
         return state, batch, *(place(tree, self.mesh) for tree in (route, *scalars))
 
     def __call__(self, program: Program, *arguments):
-        """(state, metrics) after one step, for (state, batch, route, learning_rate, seed).
+        """Takes one step: (state, batch, route, learning_rate, seed) -> (state, metrics).
 
-        The program was added, its plan is packed, and the route fits it.
+        The program must have been added, with its plan packed, and the route must fit it.
         """
         return self.compiled[self.key_of(program, arguments[0], arguments[2])](*self.placed(*arguments))

@@ -1,4 +1,4 @@
-"""Where a run is and what it has counted, in total and since its last row. Saved with a checkpoint."""
+"""Where a run is, and what it has counted: in total, and since its last log row. Saved with each checkpoint."""
 
 import dataclasses
 import time
@@ -13,9 +13,11 @@ COUNTS = ("examples", "tokens_real", "tokens_padded", "flops", "flops_dense")
 class Counters:
     """Position and counts of a run.
 
-    ends, end_seconds: steps and "seconds" at which earlier stages ended. over: a method has ended the stage.
-    training_began: the step at which the training began: 0, or that of a restart.
-    data: the next example of each order of rows. times: seconds; "seconds" is train steps and waiting for input.
+    ends, end_seconds: the step, and `times["seconds"]`, at which each earlier stage ended.
+    over: whether a method has ended the current stage.
+    training_began: the step at which the training began: 0, or the step of the last restart.
+    data: index of the next example in each order. since: sums since the last log row.
+    times: in seconds; "seconds" covers train steps and waiting for input.
 
     All of it is JSON, and floats survive JSON exactly: a resumed run writes the same rows as one
     that was never stopped.
@@ -33,22 +35,22 @@ class Counters:
 
     @property
     def stage(self) -> int:
-        """Index of the stage."""
+        """Index of the current stage."""
         return len(self.ends)
 
     @property
     def stage_began(self) -> int:
-        """The step at which the stage began."""
+        """The step at which the current stage began."""
         return self.ends[-1] if self.ends else 0
 
     @classmethod
     def from_json(cls, found: dict) -> "Counters":
-        """The inverse of `to_json`. Raises BadInput where another version counted something else."""
+        """The inverse of `to_json`. Raises BadInput if another version kept other counts."""
         if found.keys() != cls().to_json().keys():
             strange = ", ".join(sorted(found.keys() ^ cls().to_json().keys()))
             raise BadInput(
-                f"the checkpoint is of another version of bert_fast, which kept other counts ({strange}): "
-                "continue with that version, or export it there and import it here"
+                f"the checkpoint was written by another version of bert_fast, which kept other counts ({strange}): "
+                "continue with that version, or export the checkpoint there and import it here"
             )
         return cls(**found)
 
@@ -56,18 +58,18 @@ class Counters:
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "mark"}
 
     def start_clock(self):
-        """Time counts from here."""
+        """Starts the first lap."""
         self.mark = time.monotonic()
 
     def lap(self, name: str) -> float:
-        """Counts the time since the last lap as `name`, in seconds."""
+        """Adds the time since the last lap to `times[name]`, and returns it in seconds."""
         now = time.monotonic()
         spent, self.mark = now - self.mark, now
         self.times[name] += spent
         return spent
 
     def add(self, sums: dict[str, float], **counted: int):
-        """One step's sums and counts."""
+        """Adds the sums and counts of one step."""
         for key, value in sums.items():
             self.since[key] = self.since.get(key, 0.0) + value
         self.since["steps"] = self.since.get("steps", 0) + 1
@@ -75,7 +77,7 @@ class Counters:
             self.counts[key] += value
 
     def end_stage(self, step: int, restart: bool):
-        """Notes that the stage ended at `step`. A restart begins the training, and its data, anew."""
+        """Records that the stage ended at `step`. At a restart, the training and its data begin again."""
         self.ends.append(step)
         self.end_seconds.append(self.times["seconds"])
         self.over = False
@@ -83,6 +85,6 @@ class Counters:
             self.data, self.training_began = {}, step
 
     def take_sums(self) -> dict[str, float]:
-        """Sums since the last call, and the number of "steps" in them."""
+        """Returns the sums since the last call, with the number of "steps" in them, and resets them."""
         since, self.since = self.since, {}
         return since

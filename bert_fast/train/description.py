@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself in `about.json`: all that rebuilds its model without its config."""
+"""A checkpoint's description, `about.json`: everything needed to rebuild its model without the run's config."""
 
 import dataclasses
 import json
@@ -17,8 +17,8 @@ from bert_fast.train import settings
 from bert_fast.train.counters import Counters
 from bert_fast.train.settings import Data, Evaluation
 
-# 1 had no number, kept optimizer and method state by position, and asked methods twice whether they are done.
-# 2 had other names for `counters`, and for fields of programs, spans and models.
+# Format 1 had no number, stored optimizer and method state by position, and asked methods twice whether they are done.
+# Format 2 had other names for `counters`, and for fields of programs, spans and models.
 FORMAT = 3
 RENAMED = {
     "program": {"frozen": "frozen_paths"},
@@ -29,10 +29,10 @@ RENAMED = {
 
 @dataclasses.dataclass(frozen=True)
 class TaskHead:
-    """The head of a fine-tuned model, and how its texts become rows.
+    """The head of a fine-tuned model, and how its texts become examples.
 
-    kind: what is predicted, as in `tasks.model.Head`; labels: names of the classes by their number.
-    columns: names of the columns with the texts. options: a task's own settings, such as SQuAD's stride.
+    kind: what is predicted, as in `tasks.model.Head`. labels: class names, by class number.
+    columns: names of the text columns. options: the task's own settings, such as SQuAD's stride.
     """
 
     name: str
@@ -46,12 +46,12 @@ class TaskHead:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """A checkpoint's place in its run, and what its model was made with.
+    """A checkpoint's place in its run, and how its model was made.
 
-    methods: (name, arguments) of each. data, eval: None where nothing was trained on shards.
-    fingerprint: of the held-out rows; see `evaluate.fingerprint`.
-    init: the run whose weights it began from. imported: see `hf.read.description`.
-    task: of a fine-tuned model. scored: rows of its evaluations so far.
+    methods: (name, arguments) of each. data, eval: None if the model was not trained on shards.
+    fingerprint: identifies the held-out examples; see `evaluate.fingerprint`.
+    init: the run whose weights this run started from. imported: see `hf.read.description`.
+    task: the head of a fine-tuned model. scored: the results of its evaluations so far.
     """
 
     step: int
@@ -79,16 +79,16 @@ class Description:
         return self.stage.program.model
 
     def to_json(self) -> dict:
-        """The content of `about.json`; the vocabulary's words stand beside it in vocab.txt."""
+        """The content of `about.json`; the vocabulary's word pieces are in vocab.txt, next to it."""
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         parts["vocab"], parts["counters"] = self.vocab.to_json(), self.counters.to_json()
         return json.loads(json.dumps(parts, default=dataclasses.asdict))
 
 
 def read(folder: pathlib.Path) -> Description:
-    """The description of a checkpoint's folder; that of an older format is converted.
+    """Reads the description of a checkpoint folder, and converts older formats.
 
-    Raises BadInput where its format is newer, or it lacks something.
+    Raises BadInput if the format is newer, or if a field is missing or unknown.
     """
     found = json.loads((folder / "about.json").read_text())
     number = found.get("format", 1)
@@ -118,14 +118,15 @@ def read(folder: pathlib.Path) -> Description:
     except (KeyError, TypeError) as error:
         raise BadInput(
             f"{folder} was written by another version of bert_fast ({found.get('version', 'unknown')}), and its "
-            f"description cannot be read ({error}): go on with that version, or export it there and import it here"
+            f"description cannot be read ({error}): continue with that version, or export the checkpoint there and "
+            "import it here"
         ) from error
 
 
 def from_format_1(found: dict) -> dict:
-    """A description of format 1 as one of format 2.
+    """Converts a description of format 1 to format 2.
 
-    Format 1 did not say whether a method had ended the stage, nor how long earlier stages took.
+    Format 1 did not record whether a method had ended the stage, or how long earlier stages took.
     """
     absent = {"init": "", "imported": None, "task": None, "scored": ()}
     book = {**found["book"], "over": False, "end_seconds": [0.0] * len(found["book"]["ends"])}
@@ -133,7 +134,7 @@ def from_format_1(found: dict) -> dict:
 
 
 def from_format_2(found: dict) -> dict:
-    """A description of format 2 as one of today: other names for the same."""
+    """Converts a description of format 2 to the current format: only names changed."""
     found = {"counters" if key == "book" else key: value for key, value in found.items()}
     stages = [stage_of_format_2(stage) for stage in (*found["earlier_stages"], found["stage"])]
     arguments = settings.current_keys(dict(found["methods"]))
@@ -156,7 +157,7 @@ def task_from_json(tree: dict) -> TaskHead:
 
 
 def stage_from_json(tree: dict) -> Stage:
-    """A stage from its JSON, which `dataclasses.asdict` made."""
+    """The inverse of `stage_to_json`, for a stage that is not a guess."""
     program = dict(tree["program"])
     model: dict[str, Any] = program["model"]
     model = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
@@ -167,6 +168,6 @@ def stage_from_json(tree: dict) -> Stage:
 
 
 def stage_to_json(stage: Stage) -> dict:
-    """A stage as JSON. The program of a guess is left out: it is not known yet."""
+    """A stage as JSON. The program of a guess is left out: it is not settled yet."""
     tree = dataclasses.asdict(stage)
     return {**tree, "program": None} if stage.guess else tree

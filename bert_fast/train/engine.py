@@ -1,7 +1,7 @@
-"""The engine that trains: stages, steps, surgery, compiled programs and counts. It writes no file and prints nothing.
+"""The training engine: stages, steps, surgery, compiled programs and counts. It writes no files and prints nothing.
 
-Pre-training (loop.py) and fine-tuning (tasks/) drive it. They differ in the objective, in where batches come from,
-and in what they report.
+Pre-training (loop.py) and fine-tuning (tasks/) drive it. They differ in their objective, in where their batches come
+from, and in what they report.
 """
 
 import dataclasses
@@ -24,25 +24,26 @@ from bert_fast.train.counters import Counters
 from bert_fast.train.sharding import global_batch
 from bert_fast.train.step import TrainState, join
 
-LOOK_AHEAD = 100  # steps over which coming programs are looked for, to be compiled in the background
-DRAW = 103  # use of the seed on the host; those on the device stand in step.py
-ROWS = ("ids", "types", "positions", "segments")  # arrays of a batch that are as long as its rows
+LOOK_AHEAD = 100  # upcoming steps whose programs are compiled in the background
+DRAW = 103  # use of the seed on the host; uses on the device are in step.py
+ROWS = ("ids", "types", "positions", "segments")  # arrays of a batch with shape [B, S]
 
 
 class NotFinite(ArithmeticError):
-    """The loss or the gradient of a step is NaN or infinite."""
+    """The loss or gradient of a step is NaN or infinite."""
 
     def __init__(self, step: int, loss: float, gradient_norm: float):
-        super().__init__(f"loss {loss} and gradient norm {gradient_norm} at step {step}: not finite")
+        values = f"loss {loss}, gradient norm {gradient_norm}"
+        super().__init__(f"the loss or gradient of step {step} is not finite ({values})")
 
 
 class BatchSource(NamedTuple):
     """Where batches come from.
 
-    batches: (stage, index) -> (index of the next one, batch) without end, from an index on: NumPy arrays of this
-        process's examples. Rows may be shorter than `seq_len` of the stage's program.
-    order: name of the order of rows that a stage reads. Stages of one order share their place in it.
-    lengths: all lengths of rows that a stage's batches may have.
+    batches: (stage, index) -> endless iterator of (index after the batch, batch), starting at example `index`. A batch
+        holds NumPy arrays of this process's examples, which may be shorter than the `seq_len` of the stage's program.
+    order: name of the example order that a stage reads. Stages with the same order share their position in it.
+    lengths: every example length that a stage's batches may have.
     """
 
     batches: Callable[[Stage, int], Iterator[tuple[int, Any]]]
@@ -53,7 +54,7 @@ class BatchSource(NamedTuple):
 class Engine:
     """A training in progress.
 
-    timeline: its stages; those that were guesses are settled as they are entered.
+    timeline: its stages. A stage whose widths are a guess is settled when it is entered.
     state, counters: what a checkpoint holds.
     """
 
@@ -68,7 +69,7 @@ class Engine:
         seed: int,
         initial: Callable[[], Params],
     ):
-        """Without a state: `begin` or `resume` comes next. `initial()` gives the parameters of step 0."""
+        """Sets up all but the state: call `begin` or `resume` next. `initial()` returns the parameters of step 0."""
         self.method, self.optimizer, self.programs, self.source = method, optimizer, programs, source
         self.timeline, self.dense_model = list(timeline), dense_model
         self.seed, self.initial, self.mesh = seed, initial, programs.mesh
@@ -77,11 +78,11 @@ class Engine:
         self.pending: tuple[Program, Sequence[float], Any] | None = None
 
     def begin(self, params: Params):
-        """Begins at step 0 with these parameters."""
+        """Starts at step 0 with these parameters."""
         self.state = states.first_state(params, self.method, self.stage, self.optimizer, self.mesh)
 
     def resume(self, folder: pathlib.Path, settled: Sequence[Stage], counters: Counters):
-        """Goes on from a checkpoint; `settled` are its stages up to the one that it is in."""
+        """Continues from a checkpoint. `settled`: its stages, up to and including the current one."""
         self.counters, self.timeline[: len(settled)] = counters, settled
         self.state = states.resumed(folder, self.method, self.optimizer, self.mesh)
         self.step = self.looked = int(self.state.step)
@@ -96,7 +97,7 @@ class Engine:
         return self.counters.stage + 1 == len(self.timeline)
 
     def stage_is_over(self) -> bool:
-        """Whether the stage is at its last step, or a method has ended it."""
+        """Whether the stage has taken its last step, or a method has ended it."""
         return self.counters.over or self.step - self.counters.stage_began >= self.stage.steps
 
     def is_over(self) -> bool:
@@ -109,11 +110,11 @@ class Engine:
         return timelines.clock_of(self.timeline, self.counters.stage, step, self.counters.training_began)
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step of this stage."""
+        """The learning rate at a step of the current stage."""
         return self.stage.learning_rate(self.clock(step), step - self.counters.stage_began)
 
     def advance(self) -> bool:
-        """Takes one step, entering the next stage first where one is over. False at the end of the last stage."""
+        """Takes one step, first entering the next stage if this one is over. False at the end of the last stage."""
         while self.stage_is_over():
             if self.is_last_stage():
                 return False
@@ -123,7 +124,7 @@ class Engine:
         return True
 
     def train_step(self):
-        """Dispatches one step, then waits for the one before and counts it."""
+        """Dispatches a step, then waits for the previous step and counts it."""
         counters, order = self.counters, self.source.order(self.stage)
         if self.loader is None:
             self.loader = self.source.batches(self.stage, counters.data.setdefault(order, 0))
@@ -145,16 +146,16 @@ class Engine:
         counters.data[order] = next_index
 
     def drawn(self, step: int, seq_len: int) -> tuple[Program, Route, list[float]]:
-        """The program of a step of this stage for rows of `seq_len`, its route, and the share of the micro-batches
-        that run each layer.
+        """What a step of the current stage runs on examples of `seq_len`: the program, the route, and for each layer
+        the share of micro-batches that run it.
         """
         rng = np.random.default_rng((self.seed, DRAW, step))
         program, route, on_L = timelines.drawn(self.method, self.stage, self.clock(step), rng)
         return dataclasses.replace(program, seq_len=seq_len), route, on_L.tolist()
 
     def look_ahead(self, batch):
-        """Begins to compile, in the background, the programs of this stage's next steps: those for rows like this
-        batch's first.
+        """Starts compiling the programs of the stage's next steps in the background; those for examples as long as this
+        batch's come first.
         """
         here = batch["ids"].shape[1]
         others = [length for length in self.source.lengths(self.stage) if length != here]
@@ -167,7 +168,7 @@ class Engine:
         self.looked = end
 
     def settle(self):
-        """Waits for the step in flight, if there is one, and counts it. Raises NotFinite."""
+        """Waits for the step in flight, if any, and counts it. Raises NotFinite."""
         if self.pending is None:
             return
         (program, on_L, metrics), self.pending = self.pending, None
@@ -184,7 +185,7 @@ class Engine:
         )
 
     def observe(self):
-        """Lets the methods look at the parameters where they have asked to, and end the stage."""
+        """Shows the parameters to the methods, at the steps that they asked for. They may end the stage."""
         done, every = self.step - self.counters.stage_began, self.stage.ask_every
         if every and done % every == 0:
             seen, over = self.method.observe(self.whole_params(), self.state.method, self.stage, self.step)
@@ -192,7 +193,7 @@ class Engine:
             self.counters.over = over
 
     def enter_next_stage(self):
-        """The methods' surgery on the state, and the next stage as they settled it."""
+        """Applies the methods' surgery to the state, and enters the next stage as they settled it."""
         old, new = self.stage, self.timeline[self.counters.stage + 1]
         self.settle()
         self.counters.lap("seconds")
@@ -207,12 +208,12 @@ class Engine:
         self.counters.lap("compile_seconds")
 
     def close(self):
-        """Ends the reading of batches."""
+        """Stops reading batches."""
         if self.loader is not None:
             self.loader.close()
         self.loader = None
 
 
 def as_long(x, seq_len: int) -> jax.ShapeDtypeStruct:
-    """The shape of an array [B, S] with rows of another length."""
+    """The shape of an array [B, S] with S changed to `seq_len`."""
     return jax.ShapeDtypeStruct((x.shape[0], seq_len), x.dtype, sharding=x.sharding)

@@ -1,4 +1,4 @@
-"""Held-out loss: the same rows and masks for every run over the same shards and evaluation settings."""
+"""Held-out loss: the same examples and masks for every run with the same shards and evaluation settings."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ from bert_fast.train.sharding import global_batch
 
 
 def fingerprint(manifest: dict, data: Data, settings: Evaluation) -> str:
-    """Short hash of all that a held-out loss depends on but the model: losses compare only where it is equal."""
+    """Short hash of everything but the model that a held-out loss depends on. Compare losses only if it is equal."""
     harmless = ("dir", "workers", "every", "batch_size")
     parts = {"shards": manifest["fingerprint"], **dataclasses.asdict(data), **dataclasses.asdict(settings)}
     parts = {key: value for key, value in parts.items() if key not in harmless}
@@ -40,18 +40,18 @@ def eval_batches(data: Data, settings: Evaluation) -> list[batches.Batch]:
 
 
 class Evaluator:
-    """Held-out losses; one compiled program a model, and one a plan where that is asked for."""
+    """Computes held-out losses. Compiles one program per model for `full`, and one per plan for `__call__`."""
 
     def __init__(self, eval_step, held_out: list[batches.Batch], mesh: Mesh):
         step = jax.jit(eval_step, static_argnames="program", out_shardings=NamedSharding(mesh, P()))
         self.step, self.held_out, self.mesh = step, held_out, mesh
 
     def full(self, params: Params, frozen: Params, method_state, program: Program) -> dict[str, float]:
-        """`loss` and its parts in nats, and accuracies, over all rows together, every layer and token taking part."""
+        """`loss` and its parts in nats, and accuracies, over all held-out examples. All layers and tokens take part."""
         return self(params, frozen, method_state, dataclasses.replace(program, plan=whole(program.model.depth)))
 
     def __call__(self, params: Params, frozen: Params, method_state, program: Program) -> dict[str, float]:
-        """The same with the tokens that the program's plan lets take part, in rows of the evaluation's length."""
+        """Like `full`, but with only the tokens that the program's plan keeps, at the evaluation's length."""
         seq_len = self.held_out[0]["ids"].shape[1]
         plan = at_length(program.plan, program.seq_len, seq_len)
         program = dataclasses.replace(program, plan=plan, seq_len=seq_len)

@@ -1,4 +1,4 @@
-"""The first parameters of a run: drawn at random, or those of another run."""
+"""The initial parameters of a run: random, or taken from another run."""
 
 import jax
 import numpy as np
@@ -12,28 +12,28 @@ from bert_fast.train.sharding import shard
 
 
 def fresh(model: bert.Config, seed: int, mesh: Mesh) -> Params:
-    """Initial parameters, made where they live."""
+    """Random parameters, created on their devices."""
     make = lambda seed: bert.init(model, jax.random.key(seed))  # noqa: E731
-    number = np.uint32(seed)  # traced, so that every seed has the same program
+    number = np.uint32(seed)  # traced, so that all seeds share one compiled program
     return jax.jit(make, out_shardings=shard(jax.eval_shape(make, number), mesh))(number)
 
 
 def warm(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: Mesh) -> Params:
-    """The parameters of another run (`--config.init`), its next-sentence head left out or made fresh as needed.
+    """The parameters of another run (`--config.init`). Drops its next-sentence head, or adds a fresh one, as needed.
 
-    Raises BadInput where its model or its vocabulary is another.
+    Raises BadInput if its model or its vocabulary differs.
     """
     folder = checkpoint.find(settings.init)
     about = checkpoint.about(folder)
     if about.vocab.fingerprint != manifest["vocab"]["sha256"]:
         raise BadInput(
             f"--config.init={settings.init} was trained with another vocabulary than {settings.data.dir} was prepared "
-            "with: prepare with the one that it was trained with (--vocab=FILE)"
+            "with: prepare the shards with that run's vocabulary (--vocab=FILE)"
         )
     if about.task is not None:
         raise BadInput(
-            f"--config.init={settings.init} was fine-tuned and has no head for masked words: give the run that it "
-            "began from"
+            f"--config.init={settings.init} was fine-tuned, and has no head for masked words: give the run that it "
+            "started from"
         )
     theirs = about.model
     shape = ("depth", "width", "heads_L", "head_size", "mlp_dim_L", "max_len", "type_count", "norm", "embed_norm")
@@ -43,12 +43,12 @@ def warm(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: M
         lines = "; ".join(f"{name} is {getattr(theirs, name)} there, {getattr(model, name)} here" for name in differing)
         remedy = "set --config.model to match it"
         if len(set(theirs.widths_L)) > 1 or not theirs.tied:
-            remedy = "its layers differ in width, or its head has a table of its own: a new run cannot begin with that"
-        raise BadInput(f"--config.init={settings.init} holds another model ({lines}): {remedy}")
-    # What a method added to the parameters is applied, so that this run begins with a plain model.
+            remedy = "its layers differ in width, or its head has its own table: a new run cannot start from it"
+        raise BadInput(f"--config.init={settings.init} holds a different model ({lines}): {remedy}")
+    # Apply what methods added to the parameters, so that this run starts from a plain model.
     params, _ = methods.make(about.methods).weights(checkpoint.restore_params(folder))
     params = {name: leaf for name, leaf in params.items() if name != "next" or model.pooler}
-    # A table that came from elsewhere may have rows beyond its vocabulary, or fewer beyond it than ours has.
+    # A table from elsewhere may be padded beyond its vocabulary, by more or fewer rows than ours.
     params["embed"] = {**params["embed"], "word": with_rows(params["embed"]["word"], model.table_rows)}
     params["mlm"] = {**params["mlm"], "bias": with_rows(params["mlm"]["bias"], model.table_rows)}
     params = jax.tree.map(jax.device_put, params, shard(params, mesh))
@@ -58,6 +58,6 @@ def warm(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: M
 
 
 def with_rows(table, rows: int):
-    """A table cut, or filled with zeros, to so many rows."""
+    """The table cut, or padded with zeros, to `rows` rows."""
     table = np.asarray(table)[:rows]
     return np.pad(table, [(0, rows - len(table))] + [(0, 0)] * (table.ndim - 1))

@@ -1,4 +1,4 @@
-"""Which rows of the shards a run reads."""
+"""Which examples a run reads from its shards."""
 
 from bert_fast.data import batches, masking, shards
 from bert_fast.data.examples import ExampleSettings
@@ -7,12 +7,12 @@ from bert_fast.train.settings import Data, PretrainSettings
 
 
 def example_settings(data: Data, seq_len: int) -> ExampleSettings:
-    """What rows of this length are."""
+    """How examples of this length are made."""
     return ExampleSettings(seq_len, data.objective, data.masked_share, data.whole_word, data.short_seq_prob)
 
 
 def training_examples(settings: PretrainSettings, stage: Stage) -> batches.ExampleSource:
-    """The training rows of a stage's length. Raises BadInput where the shards do not fill one batch."""
+    """The training examples at a stage's length. Raises BadInput if the shards do not fill one batch."""
     data, seq_len = settings.data, stage.program.seq_len
     split, vocab = shards.Split(data.dir, "train"), masking.read_vocab(data.dir)
     rows = batches.training_examples(split, vocab, example_settings(data, seq_len), settings.seed)
@@ -21,5 +21,5 @@ def training_examples(settings: PretrainSettings, stage: Stage) -> batches.Examp
 
 
 def order_of(stage: Stage) -> str:
-    """Name of the order of rows that a stage reads; stages of one length and objective share theirs."""
+    """Name of the example order that a stage reads. Stages with the same length and objective share it."""
     return f"{stage.program.objective}/{stage.program.seq_len}"

@@ -1,4 +1,4 @@
-"""What a run says: rows in `metrics.jsonl` (the truth), TensorBoard beside it, and progress for people."""
+"""A run's log: rows in `metrics.jsonl` (the source of truth), the same in TensorBoard, and progress for people."""
 
 import functools
 import json
@@ -13,12 +13,12 @@ from bert_fast.data.files import atomic_write
 
 
 class MetricWriter:
-    """`metrics.jsonl`: one JSON object a line, written at once. TensorBoard shows the same numbers."""
+    """Writes `metrics.jsonl`, one JSON object per line, flushed line by line. TensorBoard shows the same numbers."""
 
     def __init__(self, workdir: pathlib.Path, after_step: int):
-        """Opens the files and drops rows later than `after_step`, which a resumed run will write again.
+        """Opens the files and drops rows later than `after_step`, which a resumed run writes again.
 
-        Raises BadInput where a row is damaged, and leaves the file as it was.
+        Raises BadInput if a row is damaged, and leaves the file unchanged.
         """
         self.path = workdir / "metrics.jsonl"
         kept = [row for row in read_rows(self.path) if row["step"] <= after_step]
@@ -28,7 +28,7 @@ class MetricWriter:
 
     @functools.cached_property
     def board(self):
-        """TensorBoard's writer, made with the first row: its package imports torch where that is installed."""
+        """TensorBoard's writer, created at the first row because its package imports torch if that is installed."""
         import tensorboardX
 
         return tensorboardX.SummaryWriter(str(self.workdir / "tensorboard"), purge_step=self.after_step + 1)
@@ -46,9 +46,9 @@ class MetricWriter:
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`, without a last line that a kill cut short: one with no newline at its end.
+    """The rows of a `metrics.jsonl`. Skips an incomplete last line without a newline, which a kill leaves.
 
-    Raises BadInput where any other line is not a row.
+    Raises BadInput if any other line is not a row.
     """
     if not path.is_file():
         return []
@@ -58,13 +58,13 @@ def read_rows(path: pathlib.Path) -> list[dict]:
         number = rows.index(None) + 1
         raise BadInput(
             f'{path}, line {number}: expected a JSON object with "step" and "split", got {lines[number - 1][:60]!r}. '
-            "Restore the file, or delete that line: nothing but that row is lost"
+            "Restore the file, or delete that line: only that row is lost"
         )
     return [row for row in (*rows, _row(unended)) if row is not None]
 
 
 def _row(line: bytes) -> dict | None:
-    """The row of a line; None if it is damaged."""
+    """The row in a line, or None if it is damaged."""
     try:
         row = json.loads(line.decode())
     except ValueError:  # JSONDecodeError and UnicodeDecodeError
@@ -74,10 +74,10 @@ def _row(line: bytes) -> dict | None:
 
 
 class Progress:
-    """A bar with the time left on a terminal; elsewhere a line every `interval` seconds."""
+    """On a terminal, a bar with the time left; elsewhere, a line every `interval` seconds."""
 
     def __init__(self, total: int, done: int, shown: bool = True, interval: float = 10.0):
-        """For a run at step `done` of `total`; silent where not `shown`."""
+        """For a run at step `done` of `total`. Prints nothing unless `shown`."""
         self.total, self.done, self.shown, self.interval = total, done, shown, interval
         self.first, self.began = done, time.monotonic()
         self.said, self.bar = self.began, None
@@ -85,7 +85,7 @@ class Progress:
             self.bar = tqdm.tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
 
     def update(self, done: int, numbers: dict[str, float]):
-        """The run is at step `done`; `numbers` are printed beside it."""
+        """Shows that the run is at step `done`, with `numbers` next to it."""
         text = "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
         if self.bar is not None:
             self.bar.update(done - self.done)
@@ -98,7 +98,7 @@ class Progress:
         self.done = done
 
     def say(self, line: str):
-        """A line that does not tear the bar."""
+        """Prints a line without breaking the bar."""
         if self.shown:
             tqdm.tqdm.write(line, file=sys.stderr)
 
@@ -108,10 +108,17 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as people read them: 42 s, 3 min 05 s, 2 h 10 min."""
+    """Seconds in readable units: 42 s, 3 min 05 s, 2 h 10 min; from 48 hours on, 3 d 4 h."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    if seconds < 48 * 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 step, 2,000 steps."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -1,4 +1,4 @@
-"""Pre-training: rows of the log, evaluations and checkpoints around the engine. It knows no method by name."""
+"""Pre-training: log rows, evaluations and checkpoints around the engine. It refers to no method by name."""
 
 import contextlib
 import pathlib
@@ -28,11 +28,11 @@ from bert_fast.train.step import make_step
 
 
 def pretrain(settings: PretrainSettings, config: dict, workdir: pathlib.Path) -> dict:
-    """Runs, or continues, a run in `workdir`; returns its summary.
+    """Starts or continues a run in `workdir`; returns its summary.
 
-    `config` is what `settings` were made from: it is kept in the folder, and must be the same when a
-    run continues. Raises BadInput before any training where something is wrong, and where the loss
-    or the weights are no longer finite; Interrupted once the step at which a signal came is saved.
+    `config` is what `settings` were made from. It is kept in the folder, and must be the same when a
+    run continues. Raises BadInput before any training if something is wrong, or later if the loss or
+    the weights are no longer finite. Raises Interrupted after a signal, once the step is saved.
     """
     with contextlib.closing(PretrainRun(settings, config, workdir)) as run, StopSignal() as stop:
         while run.advance():
@@ -50,10 +50,10 @@ def pretrain(settings: PretrainSettings, config: dict, workdir: pathlib.Path) ->
 
 
 class PretrainRun:
-    """A pre-training in progress: what the loop's verbs act on."""
+    """A pre-training run in progress, and the operations that the loop calls."""
 
     def __init__(self, settings: PretrainSettings, config: dict, workdir: pathlib.Path):
-        """Checks all that can be wrong, then resumes, else warm-starts, else makes fresh parameters."""
+        """Checks everything that can be wrong. Then resumes, else warm-starts, else starts from fresh parameters."""
         self.settings, self.workdir, self.root = settings, workdir, workdir / "checkpoints"
         self.manifest = shards.verify(settings.data.dir)
         self.method = methods.make(settings.methods)
@@ -64,7 +64,7 @@ class PretrainRun:
         held_out = eval_batches(settings.data, settings.eval)
         self.mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
         sharding.check_divides(settings.batch_size, settings.micro_batches, settings.eval.batch_size, stages, self.mesh)
-        if checkpoint.steps(self.root):  # before, there is nothing that another config could not continue
+        if checkpoint.steps(self.root):  # without one, another config may use the folder
             resume.refuse_other(workdir, config)
         self.peak = self.peak_of_all()
 
@@ -74,9 +74,9 @@ class PretrainRun:
             self.method, optimizer, self.programs, source, stages, settings.model, settings.seed, self.initial
         )
         self.is_main = jax.process_index() == 0
-        if self.is_main:  # before the state is read, which another run may be changing
+        if self.is_main:  # lock before reading the state, which another run may be changing
             workdir.mkdir(parents=True, exist_ok=True)
-            busy = f"another run is writing to {workdir}: wait for it, or choose another --workdir"
+            busy = f"another run is writing to {workdir}: wait for it to finish, or choose another --workdir"
             self.lock = hold(workdir / ".lock", busy)
         try:
             self.start(stages, held_out, config)
@@ -86,7 +86,7 @@ class PretrainRun:
             raise
 
     def start(self, stages: Sequence[Stage], held_out: list, config: dict):
-        """Makes the state, says what will be run, and opens the files."""
+        """Makes the state, prints the plan, and opens the files."""
         settings, workdir = self.settings, self.workdir
         folder = checkpoint.newest(self.root, report.say)
         if folder is not None:
@@ -95,7 +95,7 @@ class PretrainRun:
             self.vocab = about.vocab
             self.engine.resume(folder, [*about.earlier_stages, about.stage], about.counters)
             if self.method.needs_initial and not self.engine.is_last_stage():
-                checkpoint.find(self.root / "0")  # a later stage begins from it: damage is reported now
+                checkpoint.find(self.root / "0")  # a later stage needs it: report damage now
         else:
             self.vocab = masking.read_vocab(settings.data.dir)
             model = stages[0].program.model
@@ -106,7 +106,7 @@ class PretrainRun:
             self.engine.begin(params)
         self.pieces = self.vocab.content.decode().split("\n")
         self.evaluator = Evaluator(make_eval_step(self.method), held_out, self.mesh)
-        # The newest row of each split, of an earlier part of the run too.
+        # The newest row of each split, including rows from before a resume.
         self.last = {row["split"]: row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= self.step}
         if self.is_main:
             atomic_json(workdir / "config.json", config)
@@ -129,7 +129,7 @@ class PretrainRun:
         return self.engine.stage
 
     def peak_of_all(self) -> float | None:
-        """FLOP/s of all devices together, None where it is neither known nor to be measured."""
+        """Peak FLOP/s of all devices together, or None if it is neither known nor to be measured."""
         device = self.mesh.local_devices[0]
         known = peak_of(device)
         if known is not None:
@@ -137,15 +137,17 @@ class PretrainRun:
         if not self.settings.measure_peak:
             return None
         if device.platform != "cpu":
-            raise BadInput(f"measure_peak is for CPUs: add {device.device_kind!r} to bert_fast/cost/accelerators.py")
-        # One product uses all cores of a machine, however many devices they are made to look like.
+            raise BadInput(
+                f"measure_peak is only for CPUs: add {device.device_kind!r} to bert_fast/cost/accelerators.py"
+            )
+        # One matrix product uses all cores of a host, however many CPU devices they are presented as.
         return measured_peak(device) * jax.process_count()
 
     def every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
 
     def batches(self, stage: Stage, index: int):
-        """The rows of a stage's order from example `index` on, this process's part of each batch."""
+        """This process's part of each batch of a stage, from example `index` of its order on."""
         return batches.batches(
             self.rows_of[inputs.order_of(stage)],
             stage.program.batch_size,
@@ -156,7 +158,7 @@ class PretrainRun:
         )
 
     def advance(self) -> bool:
-        """Takes one step; False where the run is at its end. Raises BadInput where the loss is not finite."""
+        """Takes one step. False at the end of the run. Raises BadInput if the loss is not finite."""
         before = self.engine.counters.stage
         with self.finite():
             going = self.engine.advance()
@@ -171,20 +173,20 @@ class PretrainRun:
 
     @contextlib.contextmanager
     def finite(self):
-        """Says what to do where the loss inside is not finite."""
+        """Turns NotFinite, raised inside, into a BadInput that says what to do."""
         try:
             yield
         except NotFinite as error:
-            raise BadInput(report.advice(error, self.root)) from error
+            raise BadInput(report.advice(str(error), self.root)) from error
 
     def settle(self, name: str = "seconds"):
-        """Waits for the step in flight, and counts the time since the last lap."""
+        """Waits for the step in flight, and counts the time since the last lap as `name`."""
         with self.finite():
             self.engine.settle()
         self.engine.counters.lap(name)
 
     def write_train_row(self):
-        """Means since the last row."""
+        """Writes the means since the last train row."""
         self.settle()
         engine, counters, last = self.engine, self.engine.counters, self.step - 1
         report_of = self.method.report(engine.state.method, self.stage, engine.clock(last), self.pieces)
@@ -195,7 +197,7 @@ class PretrainRun:
         self.write("train", row_of(counters.take_sums()), learning_rate=rate, **used, **report_of)
 
     def evaluate(self):
-        """Held-out losses. Raises BadInput where the weights are not finite."""
+        """Writes held-out losses. Raises BadInput if the weights are not finite."""
         self.settle()
         state, counters = self.engine.state, self.engine.counters
         self.check_weights()
@@ -211,11 +213,9 @@ class PretrainRun:
         )
 
     def check_weights(self):
-        """Raises BadInput where the last step made a weight NaN or infinite, though its loss was finite."""
-        try:
-            checkpoint.refuse_not_finite(self.engine.state, f"nothing of step {self.step} is saved")
-        except BadInput as error:
-            raise BadInput(report.advice(error, self.root)) from None
+        """Raises BadInput if the last step made a weight NaN or infinite, though its loss was finite."""
+        if found := checkpoint.any_not_finite(self.engine.state):
+            raise BadInput(report.advice(f"{found} is not finite (NaN or infinity) after step {self.step}", self.root))
 
     def write(self, split: str, means: dict, **more):
         counters = self.engine.counters
@@ -226,7 +226,7 @@ class PretrainRun:
             self.rows.write(self.last[split])
 
     def save(self):
-        """Writes a checkpoint of this step. Raises BadInput where the weights are not finite."""
+        """Writes a checkpoint of this step. Raises BadInput if the weights are not finite."""
         self.settle()
         settings, engine = self.settings, self.engine
         about = Description(
@@ -265,7 +265,7 @@ class PretrainRun:
             self.rows = None
 
     def finish(self) -> dict:
-        """Writes `summary.json`."""
+        """Closes the files, writes `summary.json`, and returns the summary."""
         self.close()
         summary = report.summary(self.settings, self.last, self.engine.counters, self.step, self.mesh, self.peak)
         if self.is_main:

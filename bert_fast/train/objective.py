@@ -1,4 +1,4 @@
-"""Pre-training's objective: masked words and next sentences; its losses, their sums, and the evaluation step.
+"""The pre-training objective, masked words and next sentences: its losses, their sums, and the evaluation step.
 
 Axes: as in bert.py.
 """
@@ -14,12 +14,14 @@ from bert_fast.train.step import Objective, join
 
 
 def totals(program: Program, batch):
-    """Predictions of the whole batch, at least 1."""
+    """The number of predictions in the whole batch, by weight; at least 1."""
     return jnp.maximum(jnp.sum(batch["weights"]), 1)
 
 
 def loss(program: Program, params: Params, frozen: Params, micro, predictions, route: Route, key):
-    """The mean over the batch's predictions plus, where there are labels, the mean next-sentence loss (nats)."""
+    """A micro-batch's part of the batch's loss (nats): the mean over predictions plus, if there are labels, the mean
+    next-sentence loss.
+    """
     x_BSD = bert.encode(program.model, params, frozen, micro, program.plan, route, key)
     losses = bert.losses(program.model, params, frozen, x_BSD, micro)
     total = jnp.sum(losses.mlm_BP * micro["weights"]) / predictions
@@ -29,10 +31,10 @@ def loss(program: Program, params: Params, frozen: Params, micro, predictions, r
 
 
 def sums(program: Program, losses: Losses, batch) -> dict:
-    """Float32 sums over a batch: with their own denominators, so that rows of a log can be added up.
+    """Float32 sums over a batch, with their denominators, so that the sums of several batches can be added.
 
-    Of the predictions, those behind [MASK] are summed once more: the others are mostly words that still stand in the
-    text, and a model gains half a nat by copying them before it has learned anything of language.
+    Predictions behind [MASK] are also summed separately. The others are mostly words that are still in the text, and a
+    model gains half a nat by copying them before it has learned anything about language.
     """
     ids_BP = jnp.take_along_axis(batch["ids"], batch["slots"], axis=1)
     hidden_BP = batch["weights"] * (ids_BP == program.model.special_ids[-1]).astype(jnp.float32)  # [MASK]
@@ -45,7 +47,7 @@ def sums(program: Program, losses: Losses, batch) -> dict:
         "tokens_real": jnp.sum(batch["segments"] != 0),
     }
     if losses.next_B is not None:
-        # Rows that only fill up a last batch have no real token and no label.
+        # Examples that only fill up the last batch have no real token and no label.
         real_B = (batch["segments"] != 0).any(1)
         result["next_sum"] = jnp.sum(losses.next_B * real_B.astype(jnp.float32))
         result["next_correct"] = jnp.sum(losses.next_correct_B * real_B)
@@ -57,7 +59,7 @@ PRETRAINING = Objective(totals, loss, sums)
 
 
 def means(sums: dict[str, float]) -> dict[str, float]:
-    """Losses in nats and accuracies from `sums`; `mask_loss` is that of the words behind [MASK]."""
+    """Losses in nats and accuracies from `sums`. `mask_loss` covers only the words behind [MASK]."""
     predictions = max(sums["predictions"], 1)
     row = {
         "mlm_loss": sums["mlm_sum"] / predictions,
@@ -71,8 +73,8 @@ def means(sums: dict[str, float]) -> dict[str, float]:
 
 
 def row_of(since: dict[str, float]) -> dict[str, float]:
-    """Means of a row of the log from what a counters has summed: the loss and the layers that ran over steps, each part
-    of the loss over its predictions (nats), and the methods' penalty where there is one.
+    """The means in a log row, from the sums of `Counters.take_sums`: the loss, the layers run and any penalty per step,
+    and each part of the loss (nats) per prediction.
     """
     of_steps = ["loss", "layers_run", *(["penalty"] if since["penalty"] else [])]
     return {**{key: since[key] / since["steps"] for key in of_steps}, **means(since)}
@@ -81,7 +83,7 @@ def row_of(since: dict[str, float]) -> dict[str, float]:
 def make_eval_step(method: Method):
     """The evaluation step: (params, frozen, method_state, batch, program) -> sums. `program` is static.
 
-    No dropout; every layer takes part, and as many tokens as the plan of the program says.
+    No dropout. Every layer takes part, and so do the tokens that the program's plan keeps.
     """
 
     def eval_step(params: Params, frozen: Params, method_state, batch, program: Program):

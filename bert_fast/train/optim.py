@@ -1,4 +1,4 @@
-"""Optimizers: AdamW and LAMB, over stacked layers. They give a direction; the step multiplies the learning rate."""
+"""AdamW and LAMB over stacked layers. They return a direction; the train step multiplies it by the learning rate."""
 
 import dataclasses
 import difflib
@@ -11,8 +11,8 @@ import optax
 from bert_fast import BadInput
 from bert_fast.bert import Params
 
-# Only these leaves decay and have a trust ratio: google-research/bert excludes LayerNorm and biases from
-# decay, tf-models-official's lamb.py from both. What a method adds under another name is excluded too.
+# Only these leaves get weight decay and a trust ratio: google-research/bert excludes LayerNorm and biases from
+# decay, tf-models-official's lamb.py from both. Leaves that a method adds under other names are excluded too.
 DECAYED = ("kernel", "word", "position", "type")
 
 
@@ -21,12 +21,13 @@ class Optimizer:
     """Settings of an optimizer.
 
     bias_correction: off in google-research/bert and in DeepSpeed's progressive layer dropping.
-    clip_norm: the gradient is scaled down to this global norm (0: never).
-    eps_before_correction: epsilon is added to the root of v before v's bias is corrected, as in Keras, fairseq and
-        transformers 2.11 (`epsilon hat` in section 2 of Kingma & Ba, arXiv 1412.6980); otherwise after, as in their
-        algorithm 1 and in optax. Before, it counts 32 times as much in step 1 and 3 times in step 100 (b2 0.999).
+    clip_norm: the gradient is scaled down to this global norm; 0 turns clipping off.
+    eps_before_correction: adds epsilon to the root of v before v's bias is corrected, as in Keras, fairseq and
+        transformers 2.11 (`epsilon hat` in section 2 of Kingma & Ba, arXiv 1412.6980). Otherwise it is added after, as
+        in their algorithm 1 and in optax. Before, it counts 32 times as much in step 1 and 3 times in step 100
+        (b2 0.999).
 
-    A field with a default came later than the first runs: its default is what they did.
+    A field with a default was added after the first runs; its default is what they did.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Optimizer:
 
 
 class Moments(NamedTuple):
-    """State of Adam: steps done, and running means of the gradient and of its square."""
+    """Adam's state: steps taken, and running means of the gradient and of its square."""
 
     count: jax.Array
     mu: Params
@@ -48,7 +49,7 @@ class Moments(NamedTuple):
 
 
 def scale_by_adam(settings: Optimizer) -> optax.GradientTransformation:
-    """Adam's direction; `optax.scale_by_adam` has no switches for its bias correction and its epsilon."""
+    """Adam's direction. `optax.scale_by_adam` cannot turn off bias correction or add epsilon before it."""
     b1, b2 = settings.b1, settings.b2
 
     def init(params):
@@ -70,13 +71,13 @@ def scale_by_adam(settings: Optimizer) -> optax.GradientTransformation:
 
 
 def decayed(params: Params) -> Params:
-    """True for the leaves that decay and have a trust ratio."""
+    """True for the leaves that get weight decay and a trust ratio."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
 
 def scale_by_trust_ratio() -> optax.GradientTransformation:
-    """LAMB's ratio ||w|| / ||r|| a tensor, 1 where either is 0 (arXiv 1904.00962; phi is the identity, as in
-    tf-models-official's lamb.py). A stacked leaf holds one tensor a layer, so its norms are taken a layer.
+    """LAMB's ratio ||w|| / ||r|| per tensor, 1 if either norm is 0 (arXiv 1904.00962; phi is the identity, as in
+    tf-models-official's lamb.py). A stacked leaf holds one tensor per layer, so its norms are per layer.
     """
 
     def scaled(path, direction, param):
@@ -95,7 +96,7 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
 
 
 def make(settings: Optimizer) -> optax.GradientTransformation:
-    """The optimizer of the settings: clip by the global norm, Adam, weight decay, and for LAMB the trust ratio.
+    """The optimizer: clipping by the global norm, Adam, weight decay, and for LAMB the trust ratio.
 
     Raises BadInput for an unknown name.
     """

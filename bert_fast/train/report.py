@@ -1,4 +1,4 @@
-"""What a run tells people: the plan at its beginning, the summary at its end, and one message for what went wrong."""
+"""What a run prints: the plan at the start, the summary at the end, and advice when the loss is not finite."""
 
 import dataclasses
 import pathlib
@@ -10,25 +10,25 @@ import clu.parameter_overview
 import jax
 from jax.sharding import Mesh
 
-from bert_fast import STARTED, __version__, python
+from bert_fast import STARTED, __version__, command
 from bert_fast.cost.flops import dense_equivalent
 from bert_fast.cost.utilisation import utilisation
 from bert_fast.method import Method
 from bert_fast.train import checkpoint, timeline
 from bert_fast.train.counters import Counters
 from bert_fast.train.engine import Engine
-from bert_fast.train.log import clock
+from bert_fast.train.log import clock, counted
 from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.step import join
 
 
 def say(line: str):
-    """A line for people, on standard error: standard output is for results."""
+    """Prints a line for people, on standard error: standard output is for results."""
     print(line, file=sys.stderr, flush=True)
 
 
 def first_step() -> str:
-    """How long it took from the start of the process."""
+    """A line with the time from the start of the process to the first step."""
     return f"first step after {time.monotonic() - STARTED:.1f} s"
 
 
@@ -38,49 +38,54 @@ def devices(mesh: Mesh) -> str:
 
 
 def plan(settings: PretrainSettings, method: Method, engine: Engine, manifest: dict, workdir):
-    """Says what will be run, on what, and its FLOPs. Widths that only the run will tell are guessed, as in `plan`."""
+    """Prints what will run, on which devices, and its FLOPs.
+
+    Widths that only the run decides are guessed, as in `plan`.
+    """
     state, stages = engine.state, engine.timeline
     model = settings.model
     shapes = jax.eval_shape(join, state.params, state.frozen)
     say(clu.parameter_overview.get_parameter_overview(shapes, include_stats=False))
     tokens = manifest["splits"]["train"]["tokens"]
     say(
-        f"{model.norm}-LN BERT, {model.depth} layers of width {model.width}, {settings.optimizer.name}, "
+        f"{model.norm}-LN BERT, {counted(model.depth, 'layer')} of width {model.width}, {settings.optimizer.name}, "
         f"{settings.data.objective}, batches of {settings.batch_size}"
         + (f" in {settings.micro_batches} micro-batches" if settings.micro_batches > 1 else "")
         + (f", methods {', '.join(name for name, _ in settings.methods)}" if settings.methods else "")
         + f"\non {devices(engine.mesh)}, from {settings.data.dir} ({tokens:,} training tokens), into {workdir}"
     )
     for index, stage in enumerate(stages):
-        program = stage.program
+        program, length = stage.program, counted(stage.steps, "step")
         flops = timeline.flops_of(timeline.draws(method, stage, timeline.clocks(stages, index)))
         dense = dense_equivalent(program, engine.dense_model)
         positions = stage.steps * program.batch_size * program.seq_len
         say(
-            f"  stage {stage.name}: {stage.steps:,} steps at {program.seq_len} tokens, {positions:,} positions "
+            f"  stage {stage.name}: {length} at {program.seq_len} tokens, {positions:,} positions "
             f"({positions / tokens:.1f} times the corpus), {stage.steps * flops:.3g} FLOPs"
             + (f", {flops / dense:.0%} of dense" if abs(flops / dense - 1) > 1e-9 else "")
-            + (" (widths guessed: the search tells)" if stage.guess else "")
+            + (" (widths guessed: the search decides)" if stage.guess else "")
         )
     if engine.step:
         say(f"continuing at step {engine.step:,}")
 
 
-def advice(error: Exception, root: pathlib.Path) -> str:
-    """What to do where loss or weights are not finite."""
+def advice(problem: str, root: pathlib.Path) -> str:
+    """The problem, that the loss or the weights are not finite, and what to do about it."""
     advice = (
-        f"{error}: nothing of it is saved. Try a lower --config.learning_rate.peak, a longer "
+        f"{problem}, so this step is not saved. Try a lower --config.learning_rate.peak, a longer "
         "--config.learning_rate.warmup_steps, or --config.model.dtype=float32"
     )
-    if saved := checkpoint.steps(root):  # the same command comes to the same step, and another config is refused there
-        advice += f", in another --workdir; from the weights of step {saved[-1]} with --config.init={root.parent}"
+    if saved := checkpoint.steps(root):  # the same command would fail again, and this folder refuses another config
+        advice += (
+            f", in another --workdir; with --config.init={root.parent} it starts from the weights of step {saved[-1]}"
+        )
     return advice
 
 
 def summary(
     settings: PretrainSettings, last: dict, counters: Counters, step: int, mesh: Mesh, peak: float | None
 ) -> dict:
-    """The end of a run in numbers; `peak` in FLOP/s of all devices."""
+    """A run's final numbers, for `summary.json`. `peak`: FLOP/s of all devices together."""
     seconds = max(counters.times["seconds"], 1e-9)
     result = {
         "steps": step,
@@ -101,17 +106,17 @@ def summary(
 
 
 def farewell(summary: dict, workdir: pathlib.Path):
-    """Says what happened, where the files are, and what to try next."""
+    """Prints what happened, where the files are, and what to try next."""
     times = ", ".join(f"{clock(summary[key])} {word}" for key, word in (
-        ("seconds", "in steps"), ("compile_seconds", "compiling"), ("eval_seconds", "evaluating"),
+        ("seconds", "training"), ("compile_seconds", "compiling"), ("eval_seconds", "evaluating"),
         ("save_seconds", "saving"),
     ))  # fmt: skip
     held_out = f", held-out MLM loss {summary['valid']['mlm_loss']:.4f} nats" if summary["valid"] else ""
-    used = f", {summary['utilisation']:.0%} of the peak" if "utilisation" in summary else ""
+    used = f", {summary['utilisation']:.0%} of peak" if "utilisation" in summary else ""
     say(
-        f"done: {summary['steps']:,} steps, {summary['tokens_real']:,} tokens{held_out}; {times} "
-        f"({summary['tokens_real_per_second']:,.0f} tokens a second{used})\n"
+        f"done: {counted(summary['steps'], 'step')}, {summary['tokens_real']:,} tokens{held_out}; {times} "
+        f"({summary['tokens_real_per_second']:,.0f} tokens per second{used})\n"
         f"  {workdir}/summary.json, metrics.jsonl, checkpoints/{summary['steps']}\n"
-        f"try: {python()} -m bert_fast evaluate --checkpoint={workdir}\n"
-        f'     {python()} -m bert_fast fill-mask --checkpoint={workdir} "The capital of France is [MASK]."'
+        f"try: {command()} evaluate --checkpoint={workdir}\n"
+        f'     {command()} fill-mask --checkpoint={workdir} "The capital of France is [MASK]."'
     )

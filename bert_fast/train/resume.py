@@ -1,4 +1,4 @@
-"""What must be the same when a run continues: its config and its shards."""
+"""What must stay the same when a run continues: its config and its shards."""
 
 import dataclasses
 import json
@@ -14,16 +14,16 @@ from bert_fast.train.settings import PretrainSettings, current_keys
 
 
 def refuse_other(workdir: pathlib.Path, config: dict, newer: Mapping = types.MappingProxyType({})):
-    """Raises BadInput that shows the difference where the folder holds a run of another config.
+    """Raises BadInput, with the differences, if the folder holds a run with another config.
 
-    newer: keys that older versions did not have, with what those versions did.
+    newer: keys that older versions did not have, with the values that reproduce what those versions did.
     """
     path = workdir / "config.json"
     if not path.is_file():
         return
 
     def filled(tree: dict) -> dict:
-        """With the defaults of keys that have one in the code: a key that is newer than that run was at it there."""
+        """The config with the code's defaults filled in: a run older than a key behaved as the key's default does."""
         optimizer = {field.name: field.default for field in dataclasses.fields(Optimizer)}
         optimizer = {name: default for name, default in optimizer.items() if default is not dataclasses.MISSING}
         defaults = methods.defaults() | {"optimizer": optimizer}
@@ -35,18 +35,18 @@ def refuse_other(workdir: pathlib.Path, config: dict, newer: Mapping = types.Map
     if keys:
         lines = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys)
         raise BadInput(
-            f"{workdir} holds a run of another config:\n{lines}\n"
-            "Give another --workdir, or the config that was used there to continue it"
+            f"{workdir} holds a run with another config:\n{lines}\n"
+            "Give another --workdir, or continue that run with the config that it was started with"
         )
 
 
 def check_shards(settings: PretrainSettings, about: Description, evaluation: str):
-    """Raises BadInput where the run that is to be continued was made with other shards."""
+    """Raises BadInput if the run to continue was made with other shards."""
     sha256 = shards.read_manifest(settings.data.dir)["vocab"]["sha256"]
     if about.vocab.fingerprint != sha256 or about.fingerprint != evaluation:
         raise BadInput(
-            f"{settings.data.dir} no longer holds the shards of this run (fingerprint {evaluation}, the "
-            f"run has {about.fingerprint}): put them back, or begin a new run in another --workdir"
+            f"{settings.data.dir} no longer holds the shards of this run (their fingerprint is {evaluation}, the "
+            f"run's is {about.fingerprint}): put them back, or start a new run in another --workdir"
         )
 
 

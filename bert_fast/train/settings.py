@@ -1,4 +1,4 @@
-"""A run's settings: frozen dataclasses, made once from a config and checked at the door."""
+"""A run's settings: frozen dataclasses, made once from a config and validated before anything starts."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,7 @@ RENAMED = {"model.hidden": "model.mlp_dim"}
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The shards folder, and how rows are made of it: see data/batches.py."""
+    """The shards folder, and how examples are made from it: see data/batches.py."""
 
     dir: str
     objective: str
@@ -28,7 +28,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Every so many steps (0: at the end only), on the first `examples` rows of the valid split cut at `seq_len`."""
+    """Evaluate every `every` steps (0: only at the end) on the valid split's first `examples` examples of `seq_len`."""
 
     every: int
     examples: int
@@ -39,7 +39,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """Save every so many steps (0: at the end and on interruption only) and keep the newest so many."""
+    """Save every `every` steps (0: only at the end and on interruption), and keep the newest `keep` checkpoints."""
 
     every: int
     keep: int
@@ -47,7 +47,7 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; -1: what is left."""
+    """Devices along each axis; -1: all that remain."""
 
     data: int
     fsdp: int
@@ -56,7 +56,7 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSettings:
-    """One run. `phases`: (sequence length, share of the steps), in order. `methods`: (name, its arguments)."""
+    """One run. `phases`: (sequence length, share of the steps), in order. `methods`: (name, arguments)."""
 
     seed: int
     steps: int
@@ -77,12 +77,12 @@ class PretrainSettings:
 
 
 def renamed() -> dict[str, str]:
-    """Config keys that had another name in earlier versions: the old key, and the one of today."""
+    """Config keys that were renamed since earlier versions, from old to current."""
     return RENAMED | methods.renamed()
 
 
 def current_keys(config: Mapping[str, Any]) -> dict:
-    """The config, with keys of earlier versions under their names of today."""
+    """The config, with renamed keys under their current names."""
     config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     for old, new in renamed().items():
         part, key = old.split(".")
@@ -92,14 +92,14 @@ def current_keys(config: Mapping[str, Any]) -> dict:
 
 
 def at_least(least: Mapping[str, tuple[float, float]]):
-    """Raises BadInput for the first of the named values that is below the bound beside it."""
+    """Raises BadInput for the first value below its bound. least: name -> (value, bound)."""
     for name, (value, low) in least.items():
         if value < low:
             raise BadInput(f"--config.{name}={value}: expected at least {low}")
 
 
 def choice(name: str, value: str, known) -> str:
-    """`value`, if it is known. Raises BadInput that names the near ones."""
+    """`value`, if it is known. Otherwise raises BadInput, which suggests similar names."""
     if value in known:
         return value
     near = difflib.get_close_matches(value, known, 3, 0.4) or sorted(known)
@@ -107,7 +107,7 @@ def choice(name: str, value: str, known) -> str:
 
 
 def phases(text: str) -> tuple[tuple[int, float], ...]:
-    """`"128:0.9,512:0.1"` as ((128, 0.9), (512, 0.1)). Raises BadInput."""
+    """Parses `"128:0.9,512:0.1"` to ((128, 0.9), (512, 0.1)). Raises BadInput."""
     try:
         found = tuple((int(length), float(share)) for length, share in (part.split(":") for part in text.split(",")))
     except ValueError:
@@ -115,15 +115,15 @@ def phases(text: str) -> tuple[tuple[int, float], ...]:
     if not found or abs(sum(share for _, share in found) - 1) > 1e-6 or min(min(pair) for pair in found) <= 0:
         raise BadInput(
             f"--config.phases={text!r}: expected sequence lengths with shares of the steps that sum to 1, "
-            'as "128:0.9,512:0.1"'
+            'such as "128:0.9,512:0.1"'
         )
     return found
 
 
 def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> PretrainSettings:
-    """The settings of a config (see configs/common.py) for a vocabulary (that of a shards folder's manifest).
+    """The settings of a config (see configs/common.py), for the vocabulary in a shards folder's manifest.
 
-    Raises BadInput where a value is impossible.
+    Raises BadInput if a value is impossible.
     """
     special_ids = tuple(vocab["special_ids"][f"[{name}]"] for name in ("PAD", "UNK", "CLS", "SEP", "MASK"))
     model = Config(vocab_size=vocab["size"], special_ids=special_ids, **config["model"])
@@ -160,7 +160,7 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> P
 
 
 def _check(settings: PretrainSettings):
-    """Raises BadInput where numbers do not go together."""
+    """Raises BadInput if a value is out of range or contradicts another."""
     model = settings.model
     least = {
         **{name: (getattr(settings, name), 1) for name in ("steps", "batch_size", "micro_batches", "log_every")},
@@ -182,16 +182,16 @@ def _check(settings: PretrainSettings):
     }
     at_least(least)
     if not 0 <= settings.seed < 2**32:
-        raise BadInput(f"--config.seed={settings.seed}: expected a whole number from 0, below 2^32")
+        raise BadInput(f"--config.seed={settings.seed}: expected a whole number of at least 0 and below 2^32")
     for name in ("b1", "b2"):
         if not 0 <= (decay := getattr(settings.optimizer, name)) < 1:
-            raise BadInput(f"--config.optimizer.{name}={decay}: expected a share from 0 up to, not including, 1")
+            raise BadInput(f"--config.optimizer.{name}={decay}: expected a share of at least 0 and below 1")
     names = [name for name, _ in settings.methods]
     if len(set(names)) < len(names):
-        raise BadInput(f"--config.methods={','.join(names)}: expected each method once")
+        raise BadInput(f"--config.methods={','.join(names)}: list each method only once")
     if settings.batch_size % settings.micro_batches:
         raise BadInput(
-            f"--config.batch_size={settings.batch_size} does not divide into "
+            f"--config.batch_size={settings.batch_size} is not divisible by "
             f"--config.micro_batches={settings.micro_batches}: make it a multiple"
         )
     lengths = [("phases", length) for length, _ in settings.phases] + [("eval.seq_len", settings.eval.seq_len)]
@@ -206,4 +206,4 @@ def _check(settings: PretrainSettings):
     for name in ("dropout", "attention_dropout"):
         rate = getattr(settings.model, name)
         if rate and not 1e-4 <= rate < 1:
-            raise BadInput(f"--config.model.{name}={rate}: expected 0, or a share from 0.0001 up to, not including, 1")
+            raise BadInput(f"--config.model.{name}={rate}: expected 0, or a share of at least 0.0001 and below 1")

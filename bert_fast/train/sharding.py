@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh with axes data, fsdp and tensor, and one table from parameter path to spec."""
+"""Where arrays live: a mesh with axes data, fsdp and tensor, and a table from parameter path to spec."""
 
 import functools
 import re
@@ -13,14 +13,14 @@ from bert_fast import BadInput, bert
 from bert_fast.method import Stage
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))  # examples are spread over both axes
+BATCH = P(("data", "fsdp"))  # examples are split over both axes
 
-# The first pattern that is found in a leaf's path decides; every leaf must match one.
+# The first pattern found in a leaf's path decides; every leaf must match one.
 # Stacked leaves begin with the layer axis. Matrices are split over tensor by heads or neurons,
 # and over fsdp by width; vectors are small and stay whole.
 RULES = (
-    # By word pieces over both axes. With P("tensor", "fsdp"), pieces over one and width over the other, jax 0.10.2
-    # gives wrong gradients of the MLM head on a 2x2x2 mesh of CPU devices (tests/test_sharding.py sees it).
+    # Word pieces are split over both axes. With P("tensor", "fsdp"), which splits width over one of them, jax 0.10.2
+    # gives wrong gradients of the MLM head on a 2x2x2 mesh of CPU devices (tests/test_sharding.py catches it).
     (r"(embed|mlm)/word$", P(("tensor", "fsdp"), None)),
     (r"embed/(position|type)$", P(None, "fsdp")),
     (r"layers/(query|key|value)/kernel$", P(None, "fsdp", "tensor", None)),
@@ -32,20 +32,20 @@ RULES = (
     (r"(mlm/dense|next/pooler)/kernel$", P("fsdp", "tensor")),
     (r"mlm/bias$", P("tensor")),
     (r"(norm|output|dense|pooler|next)/(scale|bias|kernel)$", P()),
-    (r"layers/[^/]+$", P()),  # what a method gives each layer
-    (r"count$", P()),  # of an optimizer's steps
+    (r"layers/[^/]+$", P()),  # per-layer parameters that a method adds
+    (r"count$", P()),  # the optimizer's step count
 )
 
 
 def path_of(path) -> str:
-    """A leaf's path in a tree, its keys joined by '/'."""
+    """A leaf's path in a tree: its keys, joined by '/'."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
-    """A mesh of all devices, its tensor axis within a process where that can be; one size may be -1, "what is left".
+    """A mesh of all devices, with its tensor axis within a process if possible. One size may be -1, for the remainder.
 
-    Raises BadInput where the sizes do not multiply to the number of devices.
+    Raises BadInput if the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -54,25 +54,25 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
         raise BadInput(
-            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {len(devices)} devices: the sizes must "
-            "multiply to that number, and one may be -1 for what is left (--config.mesh.data=-1)"
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit the number of devices, {len(devices)}: the "
+            "sizes must multiply to it, and one may be -1 for the remainder (--config.mesh.data=-1)"
         )
     types = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
-    if tensor_crosses(mesh):  # neighbours of the torus may belong to different hosts
+    if tensor_crosses(mesh):  # neighbours on a torus may belong to different hosts
         by_process = sorted(devices, key=lambda device: (device.process_index, device.id))
         mesh = Mesh(np.array(by_process).reshape(sizes), AXES, axis_types=types)
     return mesh
 
 
 def tensor_crosses(mesh: Mesh) -> bool:
-    """Whether devices that share the same examples belong to several processes."""
+    """Whether the tensor axis spans processes: devices that share the same examples then belong to several."""
     groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
     return any(len({device.process_index for device in group}) > 1 for group in groups)
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The spec of one parameter. Raises ValueError where no rule covers it, BadInput where it does not divide."""
+    """The spec of one parameter. Raises ValueError if no rule covers it, BadInput if an axis does not divide evenly."""
     spec = next((spec for pattern, spec in RULES if re.search(pattern, path)), None)
     if spec is None:
         raise ValueError(f"no sharding rule covers the parameter {path}: add one to RULES in {__name__}")
@@ -82,14 +82,14 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
         if size % devices:
             asked = ", ".join(f"--config.mesh.{axis}={mesh.shape[axis]}" for axis in axes)
             raise BadInput(
-                f"{path} has an axis of {size}, which does not divide over {devices} devices ({asked}): make that axis "
-                f"of the mesh smaller, or the model's a multiple of {devices}"
+                f"{path} has an axis of {size}, which does not divide evenly over {devices} devices ({asked}): make "
+                f"the mesh axis smaller, or the model's axis a multiple of {devices}"
             )
     return spec
 
 
 def shard(tree, mesh: Mesh, prefix: str = ""):
-    """The NamedSharding of every parameter of a tree; `prefix` is its path where it is a part of one."""
+    """The NamedSharding of every parameter of a tree. `prefix`: the path of the tree, if it is part of a larger one."""
 
     def sharding(path, leaf):
         return NamedSharding(mesh, spec_of(prefix + path_of(path), leaf.shape, mesh))
@@ -98,12 +98,12 @@ def shard(tree, mesh: Mesh, prefix: str = ""):
 
 
 def replicated(tree, mesh: Mesh):
-    """A sharding that puts all of every leaf on every device."""
+    """Shardings that put every leaf whole on every device."""
     return jax.tree.map(lambda _: NamedSharding(mesh, P()), tree)
 
 
 def global_batch(batch, mesh: Mesh):
-    """The device arrays of a batch, of which each process holds its own examples (as NumPy arrays)."""
+    """The device arrays of a batch. Each process passes its own examples, as NumPy arrays."""
 
     def array(x):
         whole = (len(x) * jax.process_count(), *x.shape[1:])
@@ -113,21 +113,21 @@ def global_batch(batch, mesh: Mesh):
 
 
 def check_divides(batch_size: int, micro_batches: int, eval_size: int, expected: Sequence[Stage], mesh: Mesh):
-    """Raises BadInput where a micro-batch, an evaluation batch or a stage's parameter does not divide over the devices
-    that share it, or where the tensor axis reaches over processes: each of them reads only its own examples.
+    """Raises BadInput if a micro-batch, an evaluation batch or a stage's parameter does not divide evenly over the
+    devices that share it, or if the tensor axis spans processes: each process reads only its own examples.
     """
     if tensor_crosses(mesh):
         raise BadInput(
-            f"--config.mesh.tensor={mesh.shape['tensor']} reaches over several of {jax.process_count()} processes: "
-            "make it a divisor of the number of devices that each of them has"
+            f"--config.mesh.tensor={mesh.shape['tensor']} spans several of {jax.process_count()} processes: "
+            "make it a divisor of the number of devices per process"
         )
     sharing = mesh.shape["data"] * mesh.shape["fsdp"]
     micro = batch_size // micro_batches
     for name, size in (("batch_size / micro_batches", micro), ("eval.batch_size", eval_size)):
         if size % sharing:
             raise BadInput(
-                f"--config.{name} is {size}, which does not divide over the {sharing} devices of the mesh's data and "
-                f"fsdp axes: make it a multiple of {sharing}"
+                f"--config.{name} is {size}, which does not divide evenly over the {sharing} devices of the mesh's "
+                f"data and fsdp axes: make it a multiple of {sharing}"
             )
     for stage in expected:
         try:

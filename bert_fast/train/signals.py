@@ -1,4 +1,4 @@
-"""A request to stop, from Ctrl-C or a scheduler, that waits until the step under way is saved."""
+"""Stop requests from Ctrl-C or a scheduler. A run obeys them once the current step is saved."""
 
 import signal
 import threading
@@ -10,9 +10,9 @@ from bert_fast.train import report
 
 
 class StopSignal:
-    """While entered, SIGINT and SIGTERM are remembered instead of killing; a second one kills as usual.
+    """While entered, records SIGINT and SIGTERM instead of letting them kill. A second one kills as usual.
 
-    Where there are several processes all of them stop after the same step. `then`: what the user is told will happen.
+    With several processes, all of them stop after the same step. `then`: the message to the user about what comes next.
     """
 
     def __init__(self, then: str = "saving after this step"):
@@ -33,15 +33,15 @@ class StopSignal:
     def _handle(self, signum, frame):
         del frame
         self.received = signum
-        report.say(f"\n{signal.Signals(signum).name}: {self.then} (again to stop at once)")
+        report.say(f"\n{signal.Signals(signum).name}: {self.then} (repeat to stop at once)")
         for other, handler in self.before.items():
             signal.signal(other, handler)
 
     def signum(self, step: int) -> int:
-        """The signal that came, 0 for none; where there are several processes, that of any, asked every tenth step."""
+        """The signal received, or 0. With several processes, the signal of any of them, checked every tenth step."""
         if jax.process_count() == 1:
             return self.received
-        if step % 10:  # asking waits for all of them
+        if step % 10:  # the check waits for all processes
             return 0
         from jax.experimental import multihost_utils
 

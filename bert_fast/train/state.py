@@ -21,17 +21,17 @@ from bert_fast.train.step import SURGERY, TrainState, join, partition
 
 
 def first_state(params: Params, method: Method, stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh):
-    """The state at step 0 of a stage."""
+    """The state at step 0, for the first stage."""
     params, method_state = method.init(params, stage.program.model)
     return enter_state(jnp.zeros((), jnp.int32), params, stage.program, optimizer.init, method_state, mesh)
 
 
 def enter_state(step, params: Params, program: Program, opt_state_of: Callable, method_state, mesh: Mesh) -> TrainState:
-    """A state whose whole tree of parameters is split and placed as a program wants it."""
+    """A state from a whole parameter tree, split and placed as a program needs it."""
     learns, frozen = partition(params, program)
     state = TrainState(step, learns, frozen, opt_state_of(learns), method_state)
     if jax.process_count() > 1:
-        # device_put (jax 0.10.2) makes an unusable array of a process's own where each process has a single device.
+        # device_put (jax 0.10.2) makes a process's own array unusable if each process has a single device.
         state = jax.tree.map(
             lambda leaf: np.asarray(leaf) if getattr(leaf, "is_fully_addressable", True) else leaf, state
         )
@@ -39,11 +39,11 @@ def enter_state(step, params: Params, program: Program, opt_state_of: Callable, 
 
 
 def resumed(folder: pathlib.Path, method: Method, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state of a checkpoint, on this mesh, whatever mesh wrote it."""
+    """The state in a checkpoint, on this mesh, whichever mesh wrote it."""
     stage, kept = checkpoint.about(folder).stage, checkpoint.shapes(folder)
 
     def like(learns, frozen):
-        # Its structure is that of a new one; its shapes may have changed since, between stages.
+        # The structure of a fresh state. The shapes of a method's state may have changed since, between stages.
         _, method_state = method.init(bert.init(stage.program.model, jax.random.key(0)), stage.program.model)
         return TrainState(jnp.zeros((), jnp.int32), learns, frozen, optimizer.init(learns), method_state)
 
@@ -58,9 +58,9 @@ def resumed(folder: pathlib.Path, method: Method, optimizer: optax.GradientTrans
 
 
 def check_model(name: str, params: Params, model: bert.Config, branches: Container[str] | None = None):
-    """Raises ValueError where parameters are not those of a model; what methods add is let pass.
+    """Raises ValueError if parameters do not fit a model. Ignores leaves that methods add.
 
-    branches: those that are looked at, such as "layers"; None: all. A model that is fine-tuned has other heads.
+    branches: the branches to check, such as "layers"; None: all. A fine-tuned model has other heads.
     """
     expected = jax.eval_shape(lambda: bert.init(model, jax.random.key(0)))
     shapes = {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
@@ -83,10 +83,10 @@ def next_state(
     seed: int,
     mesh: Mesh,
 ) -> tuple[TrainState, Stage]:
-    """The state with which the next stage begins, after the methods' surgery, and that stage as they settled it.
+    """The state at the start of the next stage, after the methods' surgery, and that stage as they settled it.
 
-    Moments of what did not learn before begin at zero. Raises ValueError where the parameters are
-    not those of the new stage's model.
+    Parameters that did not learn before start with zero moments. Raises ValueError if the parameters
+    do not fit the new stage's model.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SURGERY), state.step)
     params = before = join(state.params, state.frozen)
@@ -100,7 +100,7 @@ def next_state(
         change_of = of_moments
 
         def change(moment):
-            # Of each moment its own: the step is given both, and may not be given one buffer twice.
+            # Fresh zeros for each moment: the step donates all of them, and cannot donate one buffer twice.
             zeros = jax.tree.map(jnp.zeros_like, state.frozen)
             return partition(change_of(join(moment, zeros)), new.program)[0]
 

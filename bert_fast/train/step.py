@@ -1,6 +1,6 @@
 """One train step as a pure function of a static program.
 
-Axes: as in bert.py, and M micro-batches.
+Axes: as in bert.py, plus M micro-batches.
 """
 
 import re
@@ -17,13 +17,13 @@ from bert_fast.method import Method, Program
 from bert_fast.plan import Route, frozen_depth
 from bert_fast.train.sharding import path_of
 
-# Uses of the seed on the device, folded in before the step; the parameters begin from the seed itself, whose first
-# few folds are the keys that it is split into.
+# Uses of the seed on the device, folded in before the step. They are large because the initial parameters come from
+# splitting the seed itself, and its first few folds are the keys of that split.
 STEP, SURGERY, ORDER = 100, 101, 102
 
 
 class TrainState(NamedTuple):
-    """All that a step changes, and `frozen`: parameters that take part in this stage but do not learn."""
+    """Everything that a step changes, and `frozen`: parameters that take part in this stage but do not learn."""
 
     step: Any
     params: Params
@@ -33,8 +33,8 @@ class TrainState(NamedTuple):
 
 
 def partition(params: Params, program: Program) -> tuple[Params, Params]:
-    """A whole tree as (what learns, what does not) in this program: the lowest layers, and leaves whose path
-    matches `program.frozen_paths`.
+    """Splits a whole tree into (trained, frozen) for this program. Frozen are its lowest layers, and the leaves whose
+    path matches `program.frozen_paths`.
     """
     lowest = frozen_depth(program.plan)
     learns, frozen = {}, {}
@@ -57,7 +57,7 @@ def partition(params: Params, program: Program) -> tuple[Params, Params]:
 
 
 def join(params: Params, frozen: Params) -> Params:
-    """The whole tree of the two that `partition` made."""
+    """The inverse of `partition`: the whole tree."""
     whole_tree = bert.merge({**params, "layers": {}}, {**frozen, "layers": {}})
     both = params["layers"]
     if "layers" in frozen:
@@ -68,7 +68,7 @@ def join(params: Params, frozen: Params) -> Params:
 def micro_batches(batch, count: int):
     """Every array of the batch as [M, B/M, ...].
 
-    Example r goes to micro-batch r % M: neighbours stay on their device when examples are spread over devices.
+    Example r goes to micro-batch r % M: neighbours stay on their device when examples are split over devices.
     """
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), batch)
 
@@ -79,12 +79,12 @@ def whole_batch(stacked):
 
 
 class Objective(NamedTuple):
-    """What a step learns: functions that are traced.
+    """What a step learns, as traced functions.
 
-    totals: (program, batch) -> what the loss divides by, from the whole batch
+    totals: (program, batch) -> the denominators of the loss, from the whole batch
     loss: (program, params, frozen, micro_batch, totals, route, key) -> (loss, losses): the micro-batch's
-        part of the loss in nats, whose parts add up to the batch's, and its per-example losses (a tree of
-        arrays [B/M, ...], or None)
+        part of the loss in nats (the parts add up to the batch's loss), and its per-example losses (a tree
+        of arrays [B/M, ...], or None)
     sums: (program, losses, batch) -> float32 sums over the batch, for the log
     """
 
@@ -97,8 +97,8 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, objective
     """The train step: (state, batch, route, learning_rate, seed, program) -> (state, metrics).
 
     Only `program` is static.
-    The loss is the objective's plus the methods' penalties: the same however many micro-batches.
-    `seed` is a uint32 from which, with the step, every key is made.
+    The loss is the objective's plus the methods' penalties; it does not depend on the number of micro-batches.
+    `seed` is a uint32; every key is derived from it and the step.
     """
 
     def train_step(state: TrainState, batch, route: Route, learning_rate, seed, program: Program):

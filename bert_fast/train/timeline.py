@@ -1,4 +1,4 @@
-"""A run's timeline: its stages, the clock of a training, and the programs that are drawn from a stage."""
+"""A run's timeline: its stages, the clock of a training, and the programs that a stage draws."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from bert_fast.method import Clock, Method, Program, Stage
 from bert_fast.plan import Route, frozen_depth, pack, whole
 from bert_fast.train.settings import PretrainSettings
 
-TIMES = 200  # of a stage at which its methods are asked what they draw, to say what it will cost
+TIMES = 200  # points of a stage at which its methods' draws are sampled, to estimate its cost
 
 
 def stages(settings: PretrainSettings, method: Method) -> tuple[Stage, ...]:
-    """The timeline of a pre-training: one stage a phase, then what the methods make of it.
+    """The timeline of a pre-training run: one stage per phase, then changed by the methods.
 
-    Raises BadInput where the methods leave a stage without steps.
+    Raises BadInput if a stage is left without steps, or if none of its layers learns.
     """
     plain, done, share = [], 0, 0.0
     for seq_len, part in settings.phases:
@@ -39,15 +39,15 @@ def stages(settings: PretrainSettings, method: Method) -> tuple[Stage, ...]:
     timeline = method.stages(tuple(stage for stage in plain if stage.steps))
     empty = [stage.name for stage in timeline if stage.steps < 1]
     if empty or not timeline:
-        raise BadInput(f"{settings.steps} steps leave none for {', '.join(empty)}: set more --config.steps")
+        raise BadInput(f"{settings.steps} steps leave none for {', '.join(empty)}: increase --config.steps")
     for stage in timeline:
         if frozen_depth(stage.program.plan) == stage.program.model.depth:
-            raise BadInput(f"no layer learns in stage {stage.name}: leave the topmost one out of what is frozen")
+            raise BadInput(f"no layer learns in stage {stage.name}: do not freeze the topmost one")
     return timeline
 
 
 def clock_of(timeline: Sequence[Stage], index: int, step: int, began: int) -> Clock:
-    """The clock of stage `index`'s training at `step` of the run; the training began at step `began`."""
+    """The clock at `step` of the run, in stage `index`, whose training began at step `began`."""
     first, last = index, index
     while first and timeline[first].data != "restart":
         first -= 1
@@ -57,7 +57,7 @@ def clock_of(timeline: Sequence[Stage], index: int, step: int, began: int) -> Cl
 
 
 def drawn(method: Method, stage: Stage, clock: Clock, rng: np.random.Generator) -> tuple[Program, Route, np.ndarray]:
-    """What one step of a stage runs: the program with its plan packed, the route, and for each layer the share of the
+    """What one step of a stage runs: the program with its plan packed, the route, and for each layer the share of
     micro-batches that run it, [L].
     """
     program = stage.program
@@ -68,7 +68,7 @@ def drawn(method: Method, stage: Stage, clock: Clock, rng: np.random.Generator) 
 
 
 class Draw(NamedTuple):
-    """One of a stage's packed plans: the share of its steps that have it, a route, and how often each layer runs."""
+    """One packed plan of a stage: the share of steps that run it, a route, and how often each layer runs."""
 
     share: float
     program: Program
@@ -77,7 +77,7 @@ class Draw(NamedTuple):
 
 
 def clocks(stages: Sequence[Stage], index: int, count: int = TIMES) -> list[Clock]:
-    """`count` times, spread over stage `index`."""
+    """`count` clocks, spread evenly over stage `index`."""
     began = [sum(stage.steps for stage in stages[:i]) for i in range(index + 1)]
     training = max((began[i] for i in range(index + 1) if stages[i].data == "restart"), default=0)
     steps = began[index] + np.linspace(0, stages[index].steps - 1, count).astype(int)
@@ -85,7 +85,7 @@ def clocks(stages: Sequence[Stage], index: int, count: int = TIMES) -> list[Cloc
 
 
 def draws(method: Method, stage: Stage, clocks: Sequence[Clock]) -> list[Draw]:
-    """The packed plans that a stage draws at these times, the most frequent first; their shares sum to 1."""
+    """The packed plans that a stage draws at these clocks, the most frequent first. Their shares sum to 1."""
     found: dict[Program, list[tuple[Route, np.ndarray]]] = {}
     for number, clock in enumerate(clocks):
         program, route, on_L = drawn(method, stage, clock, np.random.default_rng(number))
@@ -93,12 +93,12 @@ def draws(method: Method, stage: Stage, clocks: Sequence[Clock]) -> list[Draw]:
     result = []
     for program, routes in sorted(found.items(), key=lambda item: -len(item[1])):
         mean_L = np.mean([on_L for _, on_L in routes], axis=0)
-        # Behind conditionals, routes of one program differ in how many layers run: take one that is like the mean.
+        # With conditionals, routes of one program differ in how many layers run: take the one closest to the mean.
         route, _ = min(routes, key=lambda each: abs(each[1].sum() - mean_L.sum()))
         result.append(Draw(len(routes) / len(clocks), program, route, tuple(mean_L.tolist())))
     return result
 
 
 def flops_of(plans: Sequence[Draw]) -> float:
-    """Mean FLOPs of a step over packed plans."""
+    """Mean FLOPs per step over packed plans."""
     return sum(draw.share * step_flops(draw.program, draw.on_L).executed for draw in plans)

@@ -1,1 +1,1 @@
-"""What several test modules share: small runs, made data, references written by hand."""
+"""Shared by several test modules: small runs, generated data, hand-written references."""

@@ -1,4 +1,4 @@
-"""Runs a command of the package in the process of the test."""
+"""Runs the package's commands in the test's process."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ class Done(NamedTuple):
 
 
 def bert_fast(*args) -> Done:
-    """The command in this process, which saves the imports."""
+    """Runs a command in this process, which saves the imports."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(arg) for arg in args])

@@ -1,4 +1,4 @@
-"""The shipped configs, and the vocabulary that they are checked with."""
+"""The shipped configs, and the vocabulary they are checked with."""
 
 import importlib.util
 import pathlib

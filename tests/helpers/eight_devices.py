@@ -1,6 +1,6 @@
-"""Five steps on meshes of emulated devices, each against one device; run by test_sharding.py, prints JSON.
+"""Compares five steps on meshes of emulated devices with one device; run by test_sharding.py, prints JSON.
 
-A process of its own, because the number of emulated devices is fixed when JAX starts.
+A separate process, because the number of emulated devices is fixed when JAX starts.
 """
 
 import json
@@ -45,7 +45,7 @@ def batch_of(step: int) -> dict:
 
 
 def run(sizes: tuple[int, int, int], micro_batches: int, dropout: float):
-    """Losses and gradient norms of five steps, the parameters after them, and how many bytes of them a device holds."""
+    """(loss and gradient norm of five steps, the final parameters, the share of their bytes that one device holds)."""
     config = bert.Config(500, 2, 32, 4, 8, 64, S, pooler=True, dropout=dropout, attention_dropout=dropout)
     program = Program(config, whole(2), B, micro_batches, S, P, "mlm+nsp")
     mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
@@ -78,7 +78,7 @@ def main():
     for sizes in ((8, 1, 1), (2, 4, 1), (2, 2, 2)):
         result["x".join(map(str, sizes))] = compare(sizes, 1, 0.0, one)
     result["2x2x2 in 2"] = compare((2, 2, 2), 2, 0.0, one)
-    # Dropout is a function of the seed, not of where an example is computed.
+    # Dropout depends on the seed, not on the device that computes an example.
     result["2x2x2 with dropout"] = compare((2, 2, 2), 1, 0.1, run((1, 1, 1), 1, 0.1))
     json.dump(result, sys.stdout)
     assert jnp.isfinite(one[0][0][0])

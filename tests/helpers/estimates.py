@@ -1,4 +1,4 @@
-"""A cost estimate made by hand."""
+"""A hand-written cost estimate."""
 
 import dataclasses
 

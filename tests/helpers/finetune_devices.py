@@ -1,6 +1,6 @@
-"""Fine-tuning on eight emulated devices against one; run by test_finetune.py, prints JSON.
+"""Compares fine-tuning on eight emulated devices with one; run by test_finetune.py, prints JSON.
 
-A process of its own, because the number of emulated devices is fixed when JAX starts.
+A separate process, because the number of emulated devices is fixed when JAX starts.
 """
 
 import json

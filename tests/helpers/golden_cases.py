@@ -1,13 +1,13 @@
-"""The runs whose losses are kept in golden/: dense, every method, all of them together, and a fine-tuning task."""
+"""The runs whose losses are kept in golden/: dense, each method, all methods together, and a fine-tuning task."""
 
 import hashlib
 import pathlib
 
 import jax
 
+from bert_fast.configs import bert, combined, early_bert, layer_drop, mslt, stacking, token_drop
 from bert_fast.tasks import sweep
 from bert_fast.train.log import read_rows
-from configs import bert, combined, early_bert, layer_drop, mslt, stacking, token_drop
 from helpers.made_tasks import make_settings as make_task_settings
 from helpers.made_tasks import write_checkpoint, write_glue
 from helpers.small_runs import run
@@ -26,7 +26,7 @@ SMALL = {
 }
 SEARCH = {"early_bert.search": 0.2, "early_bert.neurons": "layer"}
 TICKET = {**SEARCH, "early_bert.stop": "early_bird", "early_bert.mask_every": 1, "early_bert.threshold": 0.5}
-# name: (config, its changes). In one phase where each plan is compiled for each length.
+# name: (config, changes). Methods have a single phase, since every plan is compiled for every length.
 RUNS = {
     "dense": (bert, {"model.depth": 2}),
     "layer_drop": (layer_drop, {"phases": "16:1", "micro_batches": 2}),
@@ -40,7 +40,7 @@ CASES = [(name, dropout) for name in (*RUNS, "finetune") for dropout in (0.1, 0.
 
 
 def losses_of(name: str, dropout: float, shards: pathlib.Path, folder: pathlib.Path) -> list[float]:
-    """The training loss of every step of a case, in nats; they are float32, which float64 holds exactly."""
+    """The training loss of every step of a case, in nats: float32 values, which float64 holds exactly."""
     if name == "finetune":
         return finetuning_losses(dropout, folder)
     module, changes = RUNS[name]
@@ -52,7 +52,7 @@ def losses_of(name: str, dropout: float, shards: pathlib.Path, folder: pathlib.P
 
 
 def finetuning_losses(dropout: float, folder: pathlib.Path) -> list[float]:
-    """Of a sentence-pair task, evaluated after every step: the mean loss since the last evaluation is one step's."""
+    """Losses of a sentence-pair task. With an evaluation after every step, each mean loss is the loss of one step."""
     write_glue(folder, ("mrpc",), train=100, dev=8, test=4)
     (folder / "encoder").mkdir()
     encoder = write_checkpoint(folder / "encoder")
@@ -64,7 +64,7 @@ def finetuning_losses(dropout: float, folder: pathlib.Path) -> list[float]:
 
 
 def machine() -> str:
-    """What exact losses depend on beside the code: the version of JAX and the processor's instructions."""
+    """What exact losses depend on besides the code: the version of JAX and the processor's instructions."""
     text = pathlib.Path("/proc/cpuinfo")
     flags = sorted(next((line for line in text.read_text().splitlines() if line.startswith("flags")), "").split()[2:])
     return f"jax {jax.__version__}, instructions {hashlib.sha256(' '.join(flags).encode()).hexdigest()[:12]}"

@@ -10,7 +10,7 @@ from helpers.small_runs import run
 
 
 def interrupted(config, workdir, at_step, monkeypatch):
-    """The run, stopped by SIGTERM while a step is under way."""
+    """Runs until SIGTERM arrives in the middle of step `at_step`."""
     train_step = engine.Engine.train_step
 
     def stopping(self):

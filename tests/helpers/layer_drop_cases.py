@@ -1,4 +1,4 @@
-"""Stages and draws of layer dropping."""
+"""Stages and draws for the layer-dropping tests."""
 
 import numpy as np
 

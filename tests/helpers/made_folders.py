@@ -1,11 +1,10 @@
-"""Hugging Face folders that tests make themselves, with transformers, and checkpoints that nothing was trained for."""
+"""Hugging Face folders that tests make with transformers, and checkpoints made without training."""
 
 import dataclasses
 import json
 
 import numpy as np
-import torch
-import transformers
+import pytest
 
 from bert_fast import bert
 from bert_fast.data import vocab
@@ -17,9 +16,12 @@ from bert_fast.train.description import Description
 from bert_fast.train.step import TrainState
 from helpers.made_shards import WORDS
 
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PIECES += [mark + chr(i) for mark in ("", "##") for i in range(ord("a"), ord("z") + 1)] + ["the", "##ing", "é", "."]
-# The table of the model is larger than its vocabulary, as those that were rounded up are.
+# The model's table is larger than its vocabulary, as if rounded up.
 SIZES = {
     "vocab_size": len(PIECES) + 3,
     "num_hidden_layers": 2,
@@ -32,7 +34,7 @@ CLASSES = {"bert": "Bert", "megatron-bert": "MegatronBert", "roberta-prelayernor
 
 
 def their_model(kind="bert", heads="ForPreTraining", seed=0, **changes):
-    """A model of random weights, of which none is zero or one; roberta-prelayernorm takes positions from 1 on."""
+    """A model with random weights, none of them zero or one. roberta-prelayernorm counts positions from 1."""
     config_class = getattr(transformers, CLASSES[kind] + "Config")
     positions = 16 + (kind == "roberta-prelayernorm")
     sizes = {**SIZES, "max_position_embeddings": positions, "pad_token_id": 0, **changes}
@@ -45,7 +47,7 @@ def their_model(kind="bert", heads="ForPreTraining", seed=0, **changes):
 
 
 def save_theirs(folder, model, pieces=PIECES, **settings):
-    """Their folder: model and vocabulary."""
+    """Writes a Hugging Face folder with model and vocabulary."""
     model.save_pretrained(folder)
     write_vocab(folder, pieces, **settings)
     return folder
@@ -57,7 +59,7 @@ def write_vocab(folder, pieces=PIECES, **settings):
 
 
 def save_checkpoint(folder, config: bert.Config, params, pieces=WORDS, **about):
-    """A run folder with these parameters as step 7."""
+    """Makes a run folder whose checkpoint of step 7 has these parameters."""
     content = "".join(f"{piece}\n" for piece in pieces).encode()
     words = vocab.parse(content, "vocab.txt", False, None)
     program, data, evaluation = read.program_of(config, False)

@@ -1,9 +1,9 @@
-"""Makes tests/fixtures: run folders of an older version, which every later one must go on with or refuse by name.
+"""Makes tests/fixtures: run folders of this version, which every later version must continue or refuse by name.
 
     PYTHONPATH=.:tests python -m helpers.make_fixtures tests/fixtures/format3
 
-Each is a run that was stopped in the middle: config.json, metrics.jsonl and checkpoints as they stood then, and
-continued.jsonl, the rows that this version wrote when it went on. Never made again for a version that is out.
+Each is a run that was stopped in the middle: config.json, metrics.jsonl and checkpoints as of that step, and
+continued.jsonl, the rows that this version wrote after it. Never remake the fixtures of a released version.
 """
 
 import json
@@ -13,8 +13,8 @@ import sys
 import tempfile
 
 import conftest  # noqa: F401  pins threads and instructions
+from bert_fast.configs import bert, early_bert, mslt, token_drop
 from bert_fast.train.log import read_rows
-from configs import bert, early_bert, mslt, token_drop
 from helpers.made_shards import make_small_folder
 from helpers.small_runs import rows_without_clock, run
 
@@ -35,7 +35,7 @@ SMALL = {
     "model.mlp_dim": 32,
 }
 TICKET = {"early_bert.search": 0.4, "early_bert.mask_every": 2, "early_bert.neurons": "layer"}
-# name: (config, its changes, the step at which it was stopped)
+# name: (config, changes, the step at which the run was stopped)
 FIXTURES = {
     "dense": (bert, {}, 12),
     "searching": (early_bert, {**TICKET, "early_bert.stop": "early_bird", "early_bert.window": 3}, 8),

@@ -1,4 +1,4 @@
-"""What tests of the trunk share: a batch, parameters of which none is zero or one, and BERT's equations in NumPy.
+"""Shared by tests of the trunk: a batch, parameters that are never zero or one, and BERT's equations in NumPy.
 
 Axes: as in bert.py.
 """
@@ -11,7 +11,7 @@ from bert_fast import bert
 
 
 def random_params(config: bert.Config, seed: int = 0):
-    """Parameters with every leaf random, gains and biases too: a swapped or forgotten one shows."""
+    """Parameters with every leaf random, gains and biases included, so that a swapped or missing one shows."""
     rng = np.random.default_rng(seed)
 
     def fill(path, leaf):
@@ -23,7 +23,7 @@ def random_params(config: bert.Config, seed: int = 0):
 
 
 def random_batch(config: bert.Config, rows: int, length: int, slots: int, seed: int = 0):
-    """A batch with two token types, two prediction weights and, from the second example on, padding at the end."""
+    """A batch with two token types, two prediction weights and padding at the end of all examples but the first."""
     rng = np.random.default_rng(seed)
     real_B = np.maximum(length - 2 * np.arange(rows), 1)
     segments_BS = (np.arange(length) < real_B[:, None]).astype(np.int32)
@@ -55,7 +55,7 @@ def gelu(x):
 
 
 def layer(config, params, x_SD, segments_S, rows, keys, heads, hidden):
-    """One encoder layer on one example: the first `rows` tokens updated, the first `keys` attended to."""
+    """One encoder layer on one example: updates the first `rows` tokens, which attend to the first `keys` tokens."""
     eps, pre = config.norm_eps, config.norm == "pre"
 
     def attention(x_SD):
@@ -83,7 +83,7 @@ def layer(config, params, x_SD, segments_S, rows, keys, heads, hidden):
 
 
 def forward(config: bert.Config, params, batch, plan):
-    """Hidden states and MLM logits without dropout, float64, one example at a time."""
+    """Hidden states and MLM logits, without dropout, in float64, one example at a time."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     hidden, logits = [], []
     for b in range(len(batch["ids"])):

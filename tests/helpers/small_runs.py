@@ -1,19 +1,19 @@
-"""A small run, for tests that train: its config, its settings, and the run itself."""
+"""A small run for tests that train: its config, its settings and the run itself."""
 
 import pathlib
 
 from bert_fast import methods
+from bert_fast.configs import bert
 from bert_fast.data import shards
 from bert_fast.train import loop, settings
 from bert_fast.train.log import read_rows
-from configs import bert
 
 CLOCKS = ("seconds", "compile_seconds", "eval_seconds", "save_seconds")
 CLOCKS = (*CLOCKS, "utilisation", "utilisation_padded", "utilisation_dense")
 
 
 def small_config(data_dir: pathlib.Path, text: str = "size=tiny,debug", **changes) -> dict:
-    """The debug config of configs/bert.py over these shards, 60 steps in two phases; changes are dotted keys."""
+    """BERT's debug config on these shards: 60 steps in two phases. `changes` are config keys, with `__` for dots."""
     config = bert.get_config(text)
     config.update_from_flattened_dict(
         {

@@ -39,7 +39,7 @@ def step_and_state(program, params, name="adamw"):
 
 
 def dots(jaxpr) -> int:
-    """How many matrix products a jaxpr holds, in all that it calls."""
+    """Number of matrix products in a jaxpr and everything it calls."""
     count = 0
     for eqn in jaxpr.eqns:
         count += eqn.primitive.name == "dot_general"

@@ -1,4 +1,4 @@
-"""A small model and packed rows, for the tests of token dropping."""
+"""A small model and packed examples, for the token-dropping tests."""
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,13 @@ def stage_of(model=POST, seq_len=12, slots=3, steps=10, **changes):
 
 
 def planned(model=POST, **arguments):
-    """The plan that the method makes for rows of 12 tokens."""
+    """The method's plan for examples of 12 tokens."""
     (stage,) = token_drop.make(**arguments).stages((stage_of(model),))
     return stage.program.plan
 
 
 def packed_batch(seed=0):
-    """Three rows: full; two documents and padding; fewer tokens than are kept. The last slots are not filled."""
+    """Three examples: full; two documents and padding; fewer tokens than are kept. The last slot is not filled."""
     rng = np.random.default_rng(seed)
     segments_BS = np.array([[1] * 12, [1] * 5 + [2] * 5 + [0] * 2, [1] * 3 + [2] * 2 + [0] * 7])
     positions_BS = np.array([[*range(12)], [*range(5), *range(5), 0, 0], [0, 1, 2, 0, 1, *[0] * 7]])
@@ -52,7 +52,7 @@ REAL_BS = BATCH["segments"] != 0
 
 
 def random_scores(seed=0):
-    """A table of distinct scores, special ids pinned."""
+    """A table of distinct scores, with special ids pinned."""
     score_V = np.random.default_rng(seed).permutation(POST.table_rows).astype(np.float32) / 10
     score_V[[UNK, CLS, SEP, MASK]], score_V[PAD] = 1e4, -1e4
     return jnp.asarray(score_V)
@@ -68,7 +68,7 @@ def ordered(score_V=SCORE_V, batch=BATCH, plan=None, key=None, **arguments):
 
 
 def reference_layer(config, params, x_QD, y_KD, allowed_QK):
-    """One encoder layer: x updated by attention to y. NumPy, float64."""
+    """One encoder layer in NumPy, float64: x, updated by attention to y."""
     eps, pre = config.norm_eps, config.norm == "pre"
 
     def attention(x_QD, y_KD):
@@ -97,8 +97,8 @@ def reference_layer(config, params, x_QD, y_KD, allowed_QK):
 
 
 def reference_dropped(config, params, batch, score_V, kept, boundary=1):
-    """Hidden states in the order of the input, MLM losses and next-sentence losses, of TokenDropBertEncoder:
-    gathered before the boundary, restored before the last layer, one example at a time. NumPy, float64.
+    """Hidden states in input order, MLM losses and next-sentence losses of TokenDropBertEncoder: gathered before the
+    boundary, restored before the last layer, one example at a time. NumPy, float64.
     """
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     at = lambda i: jax.tree.map(lambda leaf: leaf[i], params["layers"])  # noqa: E731
