@@ -1,17 +1,15 @@
-"""What a data-parallel step sends: bytes all-reduced by dense training and by each stage of MSLT, on 8 emulated devices.
+"""Bytes that a data-parallel step all-reduces, in dense training and in each stage of MSLT.
 
     python -m experiments.all_reduce [--depth=12]
 
 Compiles the train steps at BERT-base size for 8 emulated CPU devices and reads the collectives from the compiled
-programs; nothing is run. Writes experiments/all_reduce.md.
+programs. Nothing is run. Writes experiments/all_reduce.md.
 """
 
 import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
-
-import pathlib
 
 import jax
 import numpy as np
@@ -24,18 +22,19 @@ from bert_fast.method import Method, Program, Stage
 from bert_fast.methods import stacking
 from bert_fast.plan import Route, whole
 from bert_fast.schedule import Schedule
-from bert_fast.train import compile, optim
+from bert_fast.train import compile
 from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import BATCH, NamedSharding, make_mesh
 from bert_fast.train.step import TrainState, make_step, partition
-from experiments.timing import make_batch
+from experiments.common import write_page
+from experiments.timing import adamw, make_batch
 
 DEPTH = flags.DEFINE_integer("depth", 12, "Layers.")
 
 
 def measure(program: Program, mesh) -> tuple[int, int]:
-    """Bytes that a step all-reduces, and bytes of what learns in it."""
-    optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 1.0))
+    """Bytes that a step all-reduces, and bytes of the parameters that learn in it."""
+    optimizer = adamw(clip_norm=1.0)
 
     def fresh():
         learns, frozen = partition(bert.init(program.model, jax.random.key(0)), program)
@@ -75,22 +74,24 @@ def main(_):
     total = sum(stage.steps * sent[f"MSLT, {stage.name}"] for stage in timeline) / 1000 / sent["dense"]
     text = "\n".join(
         [
-            "# What a data-parallel step sends",
+            "# How much a data-parallel step all-reduces",
             "",
             f"`python -m experiments.all_reduce --depth={DEPTH.value}`: BERT-base, float32, compiled for 8 emulated CPU "
-            f"devices (jax {jax.__version__}); the results of all-reduce instructions in the compiled program. What does not "
-            "learn has no gradient, so nothing of it is sent.",
+            f"devices (jax {jax.__version__}). Counted are the results of the all-reduce instructions in the compiled "
+            "program. Frozen parameters have no gradient, so nothing is sent for them.",
             "",
-            "| | share of the steps | MiB all-reduced a step | of dense | MiB that learn | FLOPs / dense |",
+            "| | share of the steps | MiB all-reduced per step | / dense | MiB of learning parameters | FLOPs / dense |",
             "|---|---|---|---|---|---|",
             *lines,
             "",
-            f"Over the whole of MSLT {total:.2f} of what dense training sends.",
+            f"Averaged over its steps, MSLT all-reduces {total:.2f} times as much as dense training.",
+            "",
         ]
     )
-    print(text)
     if DEPTH.value == 12:
-        (pathlib.Path(__file__).parent / "all_reduce.md").write_text(text + "\n")
+        write_page("all_reduce", text)
+    else:
+        print(text)
 
 
 if __name__ == "__main__":

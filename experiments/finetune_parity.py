@@ -1,15 +1,14 @@
-"""Fine-tuning here against plain PyTorch, from the same encoder with the same settings.
+"""Scores of fine-tuning here and in plain PyTorch, from the same encoder with the same settings.
 
     python -m experiments.finetune_parity --checkpoint=runs/mini --folder=runs/parity [--tasks=mrpc,cola] [--seeds=0,1,2]
-    BERT_FAST_HF=FOLDER python -m experiments.finetune_parity --folder=runs/parity     a BERT folder of Hugging Face
+    BERT_FAST_HF=FOLDER python -m experiments.finetune_parity --folder=runs/parity     from a Hugging Face BERT folder
 
-PyTorch fine-tunes the checkpoint's export, with transformers' AutoModelForSequenceClassification and a plain loop: the
-same rows, batches, learning rates, weight decay and clipping; dropout and the new head have draws of their own, which
-is why scores are compared over seeds. Runs that are finished are kept. Reads $BERT_FAST_DATA/glue; writes
+PyTorch fine-tunes the checkpoint's export with transformers' AutoModelForSequenceClassification and a plain loop: the
+same examples, batches, learning rates, weight decay and clipping. Dropout and the new head are drawn differently, so
+scores are compared over seeds. Finished runs are kept. Reads $BERT_FAST_DATA/glue; writes
 experiments/finetune_parity.md. Needs requirements-test.txt.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -22,22 +21,23 @@ import numpy as np
 import torch
 import transformers
 
+from bert_fast.configs import glue
 from bert_fast.data.files import atomic_json
 from bert_fast.tasks import batches, data, encoder, settings, sweep
 from bert_fast.tasks.trainer import Trainer
 from bert_fast.train.optim import Optimizer
-from configs import glue
+from experiments import common
 
 KEY = {"mrpc": "score", "cola": "matthews"}
 
 
 class Adam:
-    """`AdamWeightDecayOptimizer` of google-research/bert on torch parameters: no bias correction."""
+    """google-research/bert's `AdamWeightDecayOptimizer` for torch parameters: no bias correction."""
 
     def __init__(self, model: torch.nn.Module, made: Optimizer):
         self.made = made
         self.slots = [
-            # Matrices decay, biases and LayerNorm do not.
+            # Weight decay applies to matrices, not to biases or LayerNorm.
             (parameter, torch.zeros_like(parameter), torch.zeros_like(parameter), parameter.ndim > 1)
             for parameter in model.parameters()
         ]
@@ -49,7 +49,7 @@ class Adam:
         torch.nn.utils.clip_grad_norm_(learns, made.clip_norm)
         for parameter, mean, square, decays in self.slots:
             gradient = parameter.grad
-            if gradient is None:  # the table of a head that is not used
+            if gradient is None:  # an unused head
                 continue
             mean.mul_(made.b1).add_(gradient, alpha=1 - made.b1)
             square.mul_(made.b2).addcmul_(gradient, gradient, value=1 - made.b2)
@@ -64,7 +64,7 @@ def inputs(batch) -> dict[str, torch.Tensor]:
 
 
 def in_torch(folder: pathlib.Path, trainer: Trainer, rate: float, seed: int) -> dict[str, float]:
-    """The metrics at the end of a run in PyTorch."""
+    """Metrics at the end of a PyTorch run."""
     made, task, pad = trainer.settings, trainer.task, trainer.start.vocab.pad
     torch.manual_seed(seed)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -96,12 +96,12 @@ def in_torch(folder: pathlib.Path, trainer: Trainer, rate: float, seed: int) -> 
     return task.score(logits)
 
 
-def compare(task: str, args, hf: str, exported: pathlib.Path) -> dict[str, dict[str, float]]:
-    """Mean and deviation over seeds of the task's metric, here and in PyTorch."""
+def compare(task: str, args, hf: str, exported: pathlib.Path) -> tuple[list[float], list[float]]:
+    """The task's metric for each seed, here and in PyTorch."""
     folder = pathlib.Path(args.folder)
     config = glue.get_config(f"task={task}")
     config.update_from_flattened_dict(
-        {"data.dir": str(pathlib.Path(os.environ["BERT_FAST_DATA"], "glue")), "seeds": args.seeds}
+        {"data.dir": str(common.data_root("glue/") / "glue"), "seeds": args.seeds}
         | {"learning_rates": args.rate, "predict_test": False, "keep": "none"}
     )
     made = settings.make(config.to_dict())
@@ -118,54 +118,50 @@ def compare(task: str, args, hf: str, exported: pathlib.Path) -> dict[str, dict[
             atomic_json(path, in_torch(exported, trainer, rate, seed))
         theirs.append(json.loads(path.read_text())[KEY[task]])
     wanted = [run["last"][KEY[task]] for run in ours if run["seed"] in made.seeds and run["learning_rate"] == rate]
-    return {
-        name: {"mean": statistics.fmean(found), "deviation": statistics.stdev(found)}
-        for name, found in (("here", wanted), ("torch", theirs))
-    }
+    return wanted, theirs
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="", help="one of ours; not used where BERT_FAST_HF is set")
+    parser = common.parser(__doc__)
+    parser.add_argument("--checkpoint", default="", help="a checkpoint of bert_fast; ignored if BERT_FAST_HF is set")
     parser.add_argument("--folder", required=True, help="where results are kept")
     parser.add_argument("--tasks", default="mrpc,cola")
     parser.add_argument("--seeds", default="0,1,2", help="at least two")
     parser.add_argument("--rate", default="5e-5", help="the learning rate")
     args = parser.parse_args()
     hf = os.environ.get("BERT_FAST_HF", "")
-    if "BERT_FAST_DATA" not in os.environ or not (hf or args.checkpoint):
-        sys.exit("error: set BERT_FAST_DATA to the folder that holds glue/, and give --checkpoint or BERT_FAST_HF")
-    if unknown := [task for task in args.tasks.split(",") if task not in KEY]:
-        parser.error(f"--tasks: {unknown[0]!r} is none of {', '.join(KEY)}")
-    if len(args.seeds.split(",")) < 2:
-        parser.error(f"--seeds={args.seeds}: at least two are needed for a deviation")
+    common.data_root("glue/")
+    if not (hf or args.checkpoint):
+        sys.exit("error: no encoder: pass --checkpoint, or set BERT_FAST_HF to a Hugging Face BERT folder")
+    tasks = common.chosen(args.tasks, ",", KEY, "task")
+    seeds = len(args.seeds.split(","))
+    if seeds < 2:
+        parser.error(f"--seeds={args.seeds}: expected at least two seeds, as a deviation needs them")
     exported = pathlib.Path(hf) if hf else pathlib.Path(args.folder) / "export"
     if not exported.exists():
         command = ["export", f"--checkpoint={args.checkpoint}", f"--out={exported}", "--verify"]
         subprocess.run([sys.executable, "-m", "bert_fast", *command], check=True)
-    seeds, lines = len(args.seeds.split(",")), []
-    for task in args.tasks.split(","):
-        found = compare(task, args, hf, exported)
-        here, there = found["here"], found["torch"]
-        apart = here["mean"] - there["mean"]
-        noise = 2 * ((here["deviation"] ** 2 + there["deviation"] ** 2) / seeds) ** 0.5
+    lines = []
+    for task in tasks:
+        here, there = compare(task, args, hf, exported)
+        apart = statistics.fmean(here) - statistics.fmean(there)
+        noise = 2 * ((statistics.stdev(here) ** 2 + statistics.stdev(there) ** 2) / seeds) ** 0.5
         lines.append(
-            f"| {task} | {KEY[task]} | {here['mean']:.2f} ± {here['deviation']:.2f} | {there['mean']:.2f} ± "
-            f"{there['deviation']:.2f} | {apart:+.2f} | {noise:.2f} | {'yes' if abs(apart) <= noise else 'no'} |"
+            f"| {task} | {KEY[task]} | {common.with_deviation(here, '.2f')} | {common.with_deviation(there, '.2f')} | "
+            f"{apart:+.2f} | {noise:.2f} | {'yes' if abs(apart) <= noise else 'no'} |"
         )
-    source = "the folder of BERT_FAST_HF" if hf else args.checkpoint
+    source = "the BERT_FAST_HF folder" if hf else args.checkpoint
     text = f"""# Fine-tuning here and in PyTorch
 
-`python -m experiments.finetune_parity`, {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}; from {source},
-learning rate {args.rate}, seeds {args.seeds}, otherwise `configs/glue.py`. Percent on the held-out set at the end of training,
-mean ± sample deviation over seeds; the noise is twice the standard error of the difference.
+`python -m experiments.finetune_parity`, {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}. Both fine-tune
+{source} with learning rate {args.rate}, seeds {args.seeds} and otherwise `configs/glue.py`. Scores are percentages on the held-out set
+at the end of training, mean ± sample deviation over seeds. *noise* is twice the standard error of the difference.
 
-| task | metric | here | PyTorch | difference | noise | within |
+| task | metric | here | PyTorch | difference | noise | within noise |
 |---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 """
-    pathlib.Path(__file__).with_suffix(".md").write_text(text)
-    print(text)
+    common.write_page("finetune_parity", text)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
-"""Rows a second that the input pipeline makes, beside what a 4-layer, 256-wide BERT could consume.
+"""Examples per second that the input pipeline makes, against what a BERT with 4 layers of width 256 can consume.
 
     python -m experiments.input_speed [--data=DIR] [--consumed_128=X --consumed_512=Y]
 
-Without measured consumption (rows a second of the training step on this machine) the model is taken to
-run at the machine's own float32 matrix-product peak, which is more than any training step reaches.
-Prints a table and writes experiments/input_speed.md.
+--consumed_* are measured examples per second of the training step on this machine. Without them the model is assumed to
+run at the machine's float32 matrix-product peak, which no training step reaches. Writes experiments/input_speed.md.
 """
 
-import argparse
 import contextlib
 import os
 import pathlib
@@ -22,6 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from bert_fast.data import batches, examples, packing, shards
 from bert_fast.data.masking import prediction_slots, read_vocab
 from bert_fast.data.vocab import Vocab, parse
+from experiments import common
 
 WORDS = 30_522
 BATCH = 64
@@ -29,7 +28,7 @@ REPEATS = 5
 
 
 class Made(shards.Split):
-    """A split without a manifest: documents drawn at random, median 300 tokens, sentences of 25."""
+    """A split of random documents, without a manifest: median length 300 tokens, sentences of 25 tokens."""
 
     def __init__(self, folder: pathlib.Path, documents: int, length: int | None):
         rng = np.random.default_rng(0)
@@ -45,14 +44,14 @@ class Made(shards.Split):
 
 
 def made_vocab() -> Vocab:
-    """A vocabulary of BERT's size, its special tokens where BERT's are; each fifth piece goes on with a word."""
+    """A vocabulary of BERT's size with BERT's special ids. Every fifth piece is a continuation (`##`)."""
     pieces = [f"{'##' if number % 5 == 0 else ''}word{number}" for number in range(WORDS)]
     pieces[0], pieces[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     return parse("\n".join(pieces).encode(), "vocab.txt", False, None)
 
 
 def rows_per_second(made: batches.ExampleSource, workers: int, seconds: float = 1.5) -> float:
-    """Median over REPEATS of a stretch of `seconds`, after the pipeline has started."""
+    """Median throughput of REPEATS stretches of `seconds` each, once the pipeline is running."""
     found = []
     with contextlib.closing(batches.batches(made, BATCH, 0, workers=workers)) as stream:
         for _ in range(20):
@@ -67,7 +66,7 @@ def rows_per_second(made: batches.ExampleSource, workers: int, seconds: float = 
 
 
 def pieces(lengths_D: np.ndarray, size: int) -> np.ndarray:
-    """Lengths of the documents' pieces of at most `size` tokens."""
+    """Lengths of the pieces when documents are cut into pieces of at most `size` tokens."""
     pieces_D = -(-lengths_D // size)
     lengths_N = np.full(pieces_D.sum(), size)
     lengths_N[np.cumsum(pieces_D) - 1] = lengths_D - (pieces_D - 1) * size
@@ -75,7 +74,7 @@ def pieces(lengths_D: np.ndarray, size: int) -> np.ndarray:
 
 
 def peak_flops() -> float:
-    """Best of ten float32 products of 2,048 x 2,048 matrices, in FLOP a second."""
+    """FLOPs per second of the fastest of ten float32 products of 2,048 x 2,048 matrices."""
     a, b = np.ones((2, 2048, 2048), np.float32)
     best = min(_timed(lambda: a @ b) for _ in range(10))
     return 2 * 2048**3 / best
@@ -88,14 +87,14 @@ def _timed(work) -> float:
 
 
 def mini_flops(seq_len: int, width: int = 256, layers: int = 4) -> float:
-    """Matrix products of one training row, forward and backward, predictions at the slots only."""
+    """Matrix-product FLOPs of one training example, forward and backward, with predictions at the slots only."""
     layer = 2 * seq_len * 12 * width**2 + 4 * seq_len**2 * width
     head = 2 * prediction_slots(seq_len) * width * (width + WORDS)
     return 3 * (layers * layer + head)
 
 
 def main(data: str | None, consumed: dict[int, float | None]) -> str:
-    """The page."""
+    """The text of the page."""
     settings = {"masked_share": 0.15, "whole_word": False, "short_seq_prob": 0.1}
     with tempfile.TemporaryDirectory() as temporary:
         if data:
@@ -126,34 +125,34 @@ def main(data: str | None, consumed: dict[int, float | None]) -> str:
         pieces_N = pieces(np.random.default_rng(0).lognormal(5.2, 1.1, 4_300_000).astype(np.int64) + 1, 128 - 2) + 2
         packing_seconds = _timed(lambda: packing.pack(pieces_N, 128))
         _, starts_R = packing.pack(pieces_N, 128)
-    given = "measured, as given" if all(consumed.values()) else "upper bound: the model at the machine's peak"
+    given = "measured" if all(consumed.values()) else "an upper bound: the model at the machine's peak"
     return "\n".join(
         [
             "# Speed of the input pipeline",
             "",
             f"One thread (`workers=0`), batches of {BATCH}, median of {REPEATS}; {source}. {platform.machine()}, "
-            f"{os.cpu_count()} cores, float32 peak {peak / 1e9:,.0f} GFLOP/s. *consumed*: rows a second of a model "
-            f"with 4 layers of width 256 on this machine ({given}).",
+            f"{os.cpu_count()} cores, float32 peak {peak / 1e9:,.0f} GFLOP/s. *consumed*: examples per second in "
+            f"training a model with 4 layers of width 256 on this machine ({given}).",
             "",
-            "| objective | seq_len | rows/s made | rows/s consumed | ratio |",
+            "| objective | seq_len | examples/s made | examples/s consumed | ratio |",
             "|---|---:|---:|---:|---:|",
             *lines,
             "",
-            f"With `workers=2` processes, mlm at 128: {two:,.0f} rows/s.",
+            f"With two worker processes (`workers=2`), mlm at 128: {two:,.0f} examples/s.",
             "",
-            f"Packing {len(pieces_N):,} pieces of 4,300,000 documents (log-normal lengths, median 180 tokens) at 128: "
-            f"{packing_seconds:.1f} s, {pieces_N.sum() / (128 * (len(starts_R) - 1)):.4f} of the positions filled.",
+            f"Packing {len(pieces_N):,} pieces of 4,300,000 documents (log-normal lengths, median 180 tokens) at 128 takes "
+            f"{packing_seconds:.1f} s and fills {pieces_N.sum() / (128 * (len(starts_R) - 1)):.4f} of the positions.",
             "",
         ]
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="a shards folder; without it, documents are drawn at random")
-    parser.add_argument("--consumed_128", type=float, help="measured rows a second of the training step at 128")
-    parser.add_argument("--consumed_512", type=float, help="the same at 512")
+    parser = common.parser(__doc__)
+    parser.add_argument("--data", help="a shards folder; default: random documents")
+    parser.add_argument(
+        "--consumed_128", type=float, help="measured examples per second of the training step at 128 tokens"
+    )
+    parser.add_argument("--consumed_512", type=float, help="the same at 512 tokens")
     arguments = parser.parse_args()
-    page = main(arguments.data, {128: arguments.consumed_128, 512: arguments.consumed_512})
-    print(page)
-    pathlib.Path(__file__).with_suffix(".md").write_text(page)
+    common.write_page("input_speed", main(arguments.data, {128: arguments.consumed_128, 512: arguments.consumed_512}))

@@ -1,11 +1,10 @@
-"""What half an hour on a CPU teaches a mini BERT: held-out loss against tokens, beside a unigram model on the same masks.
+"""What a mini BERT learns in half an hour on a CPU: held-out loss against tokens, and a unigram model for comparison.
 
     python -m experiments.mini --workdir=RUN
 
-Reads a finished run of the command that the page shows; writes experiments/mini.md and experiments/mini.png.
+Reads a finished run of the command shown on the page; writes experiments/mini.md and experiments/mini.png.
 """
 
-import argparse
 import json
 import pathlib
 import platform
@@ -17,8 +16,8 @@ import matplotlib.pyplot as plt
 
 from bert_fast import encoder, inference
 from bert_fast.train.log import clock, read_rows
+from experiments import common
 
-HERE = pathlib.Path(__file__).parent
 SENTENCES = (
     "The capital of France is [MASK].",
     "He was born in the [MASK] of London.",
@@ -28,8 +27,8 @@ SENTENCES = (
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", required=True)
+    parser = common.parser(__doc__)
+    parser.add_argument("--workdir", required=True, help="the run folder")
     workdir = pathlib.Path(parser.parse_args().workdir)
     summary = json.loads((workdir / "summary.json").read_text())
     config = json.loads((workdir / "config.json").read_text())
@@ -46,7 +45,7 @@ def main():
     axis.axhline(result["unigram_loss"], color="gray", linestyle="--", label="unigram model, held out")
     axis.set(xlabel="tokens seen (millions)", ylabel="MLM loss (nats a prediction)")
     axis.legend()
-    figure.savefig(HERE / "mini.png", dpi=120)
+    figure.savefig(common.HERE / "mini.png", dpi=120)
 
     overrides = (
         "--config.batch_size={batch_size} --config.steps={steps} --config.log_every={log_every} "
@@ -58,9 +57,9 @@ def main():
     ).format(**config)
     text = f"""# A mini BERT after half an hour on a CPU
 
-Wikipedia of 2015 and public-domain books (the two corpora of `$BERT_FAST_DATA/corpus`, cut by a hash into train and
-valid), the uncased BERT vocabulary, seed {config["seed"]}, {platform.machine()}, {summary["devices"]}, 2 cores that other
-jobs also used now and then:
+Trained on Wikipedia of 2015 and public-domain books (the two corpora of `$BERT_FAST_DATA/corpus`, split by a hash into
+train and valid) with the uncased BERT vocabulary and seed {config["seed"]}, on {platform.machine()}, {summary["devices"]}, 2 cores
+that other jobs used occasionally:
 
     python -m bert_fast prepare --source="files:$BERT_FAST_DATA/corpus/*/*.txt.gz" --out=shards --vocab=$BERT_FAST_DATA/vocab/bert-base-uncased.txt
     python -m bert_fast pretrain --config=configs/bert.py:size=mini,objective=mlm,seq=128 --workdir=RUN --config.data.dir=shards {overrides}
@@ -70,9 +69,9 @@ jobs also used now and then:
 | | |
 |---|---|
 | held-out MLM loss | **{result["mlm_loss"]:.3f}** nats, accuracy {result["mlm_accuracy"]:.1%} |
-| unigram model on the same masks (add-one counts of the train split) | **{result["unigram_loss"]:.3f}** nats |
+| unigram model on the same masks (add-one counts over the train split) | **{result["unigram_loss"]:.3f}** nats |
 | difference | {result["unigram_loss"] - result["mlm_loss"]:.3f} nats |
-| predictions | {result["predictions"]:,} (first {config["eval"]["examples"]:,} rows of the valid split, at {config["eval"]["seq_len"]} tokens) |
+| predictions | {result["predictions"]:,} (first {config["eval"]["examples"]:,} examples of the valid split, at {config["eval"]["seq_len"]} tokens) |
 | tokens seen | {summary["tokens_real"]:,} in {summary["steps"]:,} steps |
 | time in steps | {clock(summary["seconds"])}, compiling {clock(summary["compile_seconds"])}, evaluating {clock(summary["eval_seconds"])}, saving {clock(summary["save_seconds"])} |
 | FLOPs executed | {summary["flops"]:.3g} |
@@ -80,13 +79,12 @@ jobs also used now and then:
 
 ![loss against tokens](mini.png)
 
-What it fills in:
+Its predictions for `[MASK]`:
 
 """
     for sentence, masks in zip(SENTENCES, filled, strict=True):
         text += f"- {sentence} - " + ", ".join(f"{word} {share:.0%}" for word, share in masks[0]) + "\n"
-    (HERE / "mini.md").write_text(text)
-    print(text)
+    common.write_page("mini", text)
 
 
 if __name__ == "__main__":

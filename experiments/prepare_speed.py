@@ -1,16 +1,15 @@
-"""What preparing data costs: against `tokenizers` alone, with one and two processes, and in memory.
+"""Throughput of prepare against `tokenizers` alone and against one process, and its memory.
 
     python -m experiments.prepare_speed [--corpus='files:*.txt.gz'] [--vocab=vocab.txt] [--megabytes=100] [--pairs=5]
 
-Without flags it reads $BERT_FAST_DATA where that is set, else the documentation installed with
-Python and a vocabulary trained on it. Runs alternate, medians and ranges are reported, and the
-table is written to experiments/prepare_speed.md. About five minutes on two cores.
+Without flags it reads $BERT_FAST_DATA; if that is not set, the documentation installed with Python and a vocabulary
+trained on it. Runs alternate; medians and ranges are reported. Writes experiments/prepare_speed.md. Takes about five
+minutes on two cores.
 """
 
 import os
 import pathlib
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,17 +19,18 @@ from absl import app, flags
 
 from bert_fast.data import corpora, vocab
 from bert_fast.data.prepare import prepare
+from experiments.common import extremes, ratios, with_range, write_page
 
-_CORPUS = flags.DEFINE_string("corpus", None, "source of the text, as `prepare --source` takes it")
-_VOCAB = flags.DEFINE_string("vocab", None, "a vocab.txt; trained on the corpus where it is absent")
-_MEGABYTES = flags.DEFINE_integer("megabytes", 100, "text in a timed run")
+_CORPUS = flags.DEFINE_string("corpus", None, "text source, in the form that `prepare --source` takes")
+_VOCAB = flags.DEFINE_string("vocab", None, "a vocab.txt; default: one trained on the corpus")
+_MEGABYTES = flags.DEFINE_integer("megabytes", 100, "megabytes of text in a timed run")
 _PAIRS = flags.DEFINE_integer("pairs", 5, "timed runs of each kind")
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def text_of(corpus: corpora.Corpus, size: int) -> list[str]:
-    """Documents of `size` bytes of text, from the beginning again where the corpus has fewer."""
+    """Documents with `size` bytes of text in all; a shorter corpus is repeated."""
     found: list[str] = []
     while size > 0:
         for part in corpus.parts:
@@ -43,7 +43,7 @@ def text_of(corpus: corpora.Corpus, size: int) -> list[str]:
 
 
 def resident(root: int) -> int:
-    """Bytes of memory of a process and all below it (shared pages counted in each)."""
+    """Resident bytes of a process and all its descendants; shared pages count once per process."""
     total, waiting = 0, [root]
     while waiting:
         pid = waiting.pop()
@@ -51,24 +51,24 @@ def resident(root: int) -> int:
             total += int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
             waiting += map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # it ended in the meantime
     return total
 
 
 def peak_of(code: str) -> int:
-    """Largest resident memory of a Python process that runs `code`, and of its workers, in bytes."""
+    """Peak resident bytes of a Python process that runs `code`, its workers included."""
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
         peak = max(peak, resident(process.pid))
         time.sleep(0.02)
     if process.returncode:
-        raise RuntimeError(f"{code!r} ended with {process.returncode}")
+        raise RuntimeError(f"{code!r} exited with status {process.returncode}")
     return peak
 
 
 def seconds_of_tokenizers(words: vocab.Vocab, lines: list[str]) -> float:
-    """Time of `encode_batch` on all cores, a line each, 1,000 lines at once (all of them take gigabytes)."""
+    """Seconds of `encode_batch` on all cores, line by line, 1,000 lines per call (all at once take gigabytes)."""
     started = time.perf_counter()
     for first in range(0, len(lines), 1000):
         words.tokenizer.encode_batch(lines[first : first + 1000], add_special_tokens=False)
@@ -76,17 +76,15 @@ def seconds_of_tokenizers(words: vocab.Vocab, lines: list[str]) -> float:
 
 
 def seconds_of_prepare(source: str, vocab_file: str, folder: str, processes: int) -> float:
-    """Time of all of prepare: reading, tokenising, shards, checksums, manifest."""
+    """Seconds of a whole prepare: reading, tokenising, shards, checksums, manifest."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
         started = time.perf_counter()
         prepare(source, pathlib.Path(out) / "shards", vocab=vocab_file, processes=processes)
         return time.perf_counter() - started
 
 
-def summary(values: list[float], form: str) -> str:
-    """Median and range."""
-    median, low, high = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
-    return f"{median} ({low} to {high})"
+def summary(values: list[float]) -> str:
+    return with_range(extremes(values), ".2f")
 
 
 def main(argv: list[str]) -> None:
@@ -115,7 +113,7 @@ def main(argv: list[str]) -> None:
             for name, processes in (("all", cores), ("one", 1)):
                 timed[name].append(seconds_of_prepare(sources[_MEGABYTES.value], vocab_file, folder, processes))
 
-        # What importing costs is the interpreter's; what the run adds is ours.
+        # Memory of the interpreter and the imports is subtracted, so that what remains is prepare's.
         load = "from bert_fast.data.prepare import prepare; "
         base = peak_of(load + "import time; time.sleep(0.5)")
         peaks = {}
@@ -124,32 +122,28 @@ def main(argv: list[str]) -> None:
             peaks[megabytes] = peak_of(load + call) - base
 
     speeds = {name: [_MEGABYTES.value / seconds for seconds in values] for name, values in timed.items()}
-    share = [alone / ours for alone, ours in zip(timed["tokenizers"], timed["all"], strict=True)]
-    gain = [one / all_ for one, all_ in zip(timed["one"], timed["all"], strict=True)]
+    share, gain = ratios(timed["tokenizers"], timed["all"]), ratios(timed["one"], timed["all"])
     lines = [
-        "# What preparing data costs",
+        "# Throughput and memory of prepare",
         "",
         f"Written by `experiments/prepare_speed.py` on {platform.machine()} {platform.system()}, {cores} cores, "
         f"Python {platform.python_version()}; {_MEGABYTES.value} MB of "
         f"{'the `docs` corpus' if source == 'docs' else 'text'}, "
         f"vocabulary of {words.size:,} tokens; median (range) of {_PAIRS.value} alternating runs. "
-        "Memory is the sum over parent and workers, less a Python process that has imported the same "
-        "modules; pages that processes share "
-        "count once for each.",
+        "Memory is the sum over parent and workers, less the memory of a Python process that has only imported the "
+        "same modules; shared pages count once per process.",
         "",
-        "| what | measured | aim |",
+        "| | measured | aim |",
         "|---|---|---|",
-        f"| `tokenizers.encode_batch` alone, all cores | {summary(speeds['tokenizers'], '.2f')} MB/s | |",
-        f"| prepare, {cores} processes | {summary(speeds['all'], '.2f')} MB/s | |",
-        f"| prepare, 1 process | {summary(speeds['one'], '.2f')} MB/s | |",
-        f"| prepare / `encode_batch` alone | {summary(share, '.2f')} | at least 0.8 |",
-        f"| {cores} processes / 1 process | {summary(gain, '.2f')} | at least 1.7 with 2 |",
+        f"| `tokenizers.encode_batch` alone, all cores | {summary(speeds['tokenizers'])} MB/s | |",
+        f"| prepare, {cores} processes | {summary(speeds['all'])} MB/s | |",
+        f"| prepare, 1 process | {summary(speeds['one'])} MB/s | |",
+        f"| prepare / `encode_batch` alone | {summary(share)} | at least 0.8 |",
+        f"| {cores} processes / 1 process | {summary(gain)} | at least 1.7 with 2 processes |",
         f"| peak memory above the interpreter, 1 MB of text | {peaks[1] / 2**20:,.0f} MiB | under 1,024 |",
         f"| peak memory above the interpreter, 100 MB of text | {peaks[100] / 2**20:,.0f} MiB | under 1,024 |",
     ]
-    page = "\n".join(lines) + "\n"
-    pathlib.Path(__file__).with_suffix(".md").write_text(page)
-    print(f"\n{page}")
+    write_page("prepare_speed", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
-"""A first small truth: does each method train, and what does its curve look like beside dense training?
+"""A first small truth: does each method train, and how does its loss curve compare with dense training?
 
-    python -m experiments.small_truth --folder=runs/truth            trains every arm that is not finished
-    python -m experiments.small_truth --folder=runs/truth --clock    measures the arms' steps, and writes the page
-    python -m experiments.small_truth --folder=runs/truth --page     writes it again
+    python -m experiments.small_truth --folder=runs/truth            trains the unfinished arms
+    python -m experiments.small_truth --folder=runs/truth --clock    times the arms' steps and writes the page
+    python -m experiments.small_truth --folder=runs/truth --page     writes the page again
 
-12 layers of width 128 and about 4 M tokens an arm, on a CPU. Prepares shards of the two corpora of
-$BERT_FAST_DATA/corpus first. Stop it as you like: the same command goes on. `--clock` wants a machine
-that does nothing else: it lets steps of every stage of every arm take turns with a dense step, so that
-the arms' seconds compare although they were trained at different times. Writes experiments/small_truth.md and .png.
+12 layers of width 128 and about 4 M tokens per arm, on a CPU. Prepares shards of the two corpora in
+$BERT_FAST_DATA/corpus first. You can stop it at any time; the same command resumes. `--clock` needs an otherwise idle
+machine: steps of every stage of every arm take turns with a dense step, so that the arms' times are comparable although
+they were trained at different times. Writes experiments/small_truth.md and .png.
 """
 
-import argparse
 import json
-import os
 import pathlib
 import platform
+import statistics
 import subprocess
 import sys
 
@@ -34,10 +33,9 @@ from bert_fast.train import description, optim
 from bert_fast.train.evaluate import eval_batches
 from bert_fast.train.log import read_rows
 from bert_fast.train.settings import Data, Evaluation, Optimizer
-from bert_fast.train.sharding import make_mesh
-from experiments.timing import alternate, spread, steady, stepper
+from experiments import common
+from experiments.timing import alternate, one_device, steady, stepper
 
-HERE = pathlib.Path(__file__).parent
 CONFIG = "configs/bert.py:size=tiny,seq=128,objective=mlm,norm=pre"
 COMMON = {
     "steps": 1000,
@@ -59,8 +57,8 @@ COMMON = {
     "checkpoint.keep": 1,
 }
 MSLT = {"stacking.variant": "mslt"}
-# The first arm is what the others are compared with; the next two differ in the seed alone: in the order of the data,
-# in the masks and in the initial weights.
+# All arms are compared with the first. The next two differ from it in the seed alone: in the order of the data, the
+# masks and the initial weights.
 ARMS = {
     "dense": {},
     "dense, seed 1": {"seed": 1},
@@ -75,7 +73,7 @@ ARMS = {
     "MSLT + token dropping": {"methods": "stacking,token_drop", **MSLT},
     "all four": {"methods": "stacking,early_bert,token_drop,layer_drop"},
 }
-PAPERS = {  # what the papers say is saved
+PAPERS = {  # savings that the papers report
     "layer dropping": "24 % of the time of a sample (arXiv 2010.13369)",
     "token dropping": "25 % (arXiv 2203.13240)",
     "EarlyBERT": "35-45 % of the time in all (arXiv 2101.00063)",
@@ -88,18 +86,16 @@ def folder_of(root: pathlib.Path, arm: str) -> pathlib.Path:
 
 
 def prepare(data: pathlib.Path):
-    """The shards, unless they are there."""
+    """Prepares the shards unless they exist."""
     if (data / "manifest.json").exists():
         return
-    if "BERT_FAST_DATA" not in os.environ:
-        sys.exit("error: set BERT_FAST_DATA to the folder that holds corpus/*/*.txt.gz")
-    source = f"--source=files:{os.environ['BERT_FAST_DATA']}/corpus/*/*.txt.gz"
+    source = f"--source=files:{common.data_root('corpus/*/*.txt.gz')}/corpus/*/*.txt.gz"
     arguments = ["prepare", source, f"--out={data}", "--vocab_size=1024"]
     subprocess.run([sys.executable, "-m", "bert_fast", *arguments], check=True)
 
 
 def train(root: pathlib.Path, data: pathlib.Path, only: str):
-    """Every arm that is not finished, one after the other."""
+    """Trains the unfinished arms, one after the other."""
     for arm, changes in ARMS.items():
         workdir = folder_of(root, arm)
         if (workdir / "summary.json").exists() or (only and arm not in only.split(";")):
@@ -108,17 +104,17 @@ def train(root: pathlib.Path, data: pathlib.Path, only: str):
         flags = [f"--config.{key}={value}" for key, value in {**COMMON, **changes, "data.dir": data}.items()]
         command = [sys.executable, "-m", "bert_fast", "pretrain", f"--config={CONFIG}", f"--workdir={workdir}", *flags]
         if subprocess.run(command).returncode:
-            sys.exit(f"error: {arm} did not finish; its folder is {workdir}")
+            sys.exit(f"error: arm {arm!r} failed; its run folder is {workdir}")
 
 
 def stages_of(workdir: pathlib.Path) -> list:
-    """The stages as the run settled them."""
+    """The run's stages, as recorded in its folder."""
     return [description.stage_from_json(tree) for tree in json.loads((workdir / "stages.json").read_text())["stages"]]
 
 
 def measure(root: pathlib.Path, arms: list[str], rounds: int) -> dict:
-    """For each arm, the time of a step of each of its stages against a dense step; and the dense step's, in seconds."""
-    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    """Step time of each stage of each arm as a multiple of a dense step, and the dense step in seconds."""
+    mesh = one_device()
     config = json.loads((folder_of(root, "dense") / "config.json").read_text())
     optimizer = optim.make(Optimizer(**config["optimizer"]))
     runs, parts = {}, {}
@@ -139,14 +135,14 @@ def measure(root: pathlib.Path, arms: list[str], rounds: int) -> dict:
     shares: dict[str, list[float]] = {}
     for name, part in parts.items():
         arm, index, _ = name.split("/")
-        ratio = spread([a / b for a, b in zip(seconds[name], dense, strict=True)])[0]
+        ratio = statistics.median(common.ratios(seconds[name], dense))
         shares.setdefault(arm, []).extend([0.0] * (int(index) + 1 - len(shares.get(arm, []))))
         shares[arm][int(index)] += part * ratio
-    return {"dense_seconds": spread(dense)[0], "shares": shares}
+    return {"dense_seconds": statistics.median(dense), "shares": shares}
 
 
 def curve(root: pathlib.Path, arm: str, clock: dict) -> list[dict]:
-    """The held-out rows of an arm, with `clock_seconds`: its steps at the measured time of each."""
+    """The held-out rows of an arm. `clock_seconds`: the steps so far at the step times that --clock measured."""
     workdir = folder_of(root, arm)
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "valid"]
     names = [stage.name for stage in stages_of(workdir)]
@@ -160,7 +156,7 @@ def curve(root: pathlib.Path, arm: str, clock: dict) -> list[dict]:
 
 
 def reaches(rows: list[dict], loss: float, key: str) -> float | None:
-    """Where a curve first comes down to a loss, between two evaluations on a straight line."""
+    """Value of `key` at which a curve first reaches a loss, linear between evaluations; None if it never does."""
     for before, row in zip([None, *rows], rows, strict=False):
         if row["mlm_loss"] <= loss:
             if before is None:
@@ -171,7 +167,7 @@ def reaches(rows: list[dict], loss: float, key: str) -> float | None:
 
 
 def at_flops(rows: list[dict], flops: float) -> float:
-    """The loss of a curve at so many FLOPs, between two evaluations on a straight line."""
+    """Loss of a curve at a number of FLOPs, linear between evaluations."""
     return float(np.interp(flops, [row["flops"] for row in rows], [row["mlm_loss"] for row in rows]))
 
 
@@ -179,7 +175,7 @@ AXES = (("examples", "examples"), ("flops", "FLOPs"), ("clock_seconds", "seconds
 
 
 def page(root: pathlib.Path, data: pathlib.Path, arms: list[str], clock: dict):
-    """Writes the page and the picture."""
+    """Writes the page and the plot."""
     curves = {arm: curve(root, arm, clock) for arm in arms}
     dense = curves["dense"][-1]
     seeds = [curves[arm][-1]["mlm_loss"] for arm in arms if arm in ("dense", "dense, seed 1", "dense, seed 2")]
@@ -203,7 +199,7 @@ def page(root: pathlib.Path, data: pathlib.Path, arms: list[str], clock: dict):
     low = min(rows[-1]["mlm_loss"] for rows in curves.values())
     axes[0].set(ylabel="held-out MLM loss of the full model (nats)", ylim=(low - 0.05, low + 1.2))
     axes[0].legend(fontsize=8)
-    figure.savefig(HERE / "small_truth.png", dpi=110)
+    figure.savefig(common.HERE / "small_truth.png", dpi=110)
 
     lines = []
     for arm, rows in curves.items():
@@ -224,41 +220,40 @@ def page(root: pathlib.Path, data: pathlib.Path, arms: list[str], clock: dict):
     changes = " ".join(f"--config.{key}={value}" for key, value in COMMON.items())
     text = f"""# A first small truth
 
-That each method trains, and how its held-out loss falls beside dense training's. 12 layers of width 128 and
-{dense["tokens_real"] / 1e6:.1f} M tokens an arm (EarlyBERT: and the search before) are far too little for a ranking, and none is
-claimed: a unigram model has {unigram:.3f} nats on the same masks, {unigram_hidden:.3f} on those of them that hide their word
-("behind [MASK]": the others mostly still stand in the text).
+Does each method train, and how does its held-out loss compare with dense training? 12 layers of width 128 and
+{dense["tokens_real"] / 1e6:.1f} M tokens per arm (EarlyBERT: plus its search) are far too little for a ranking, and none is claimed.
+For scale: a unigram model reaches {unigram:.3f} nats on the same masks, and {unigram_hidden:.3f} on the positions whose word is hidden by
+[MASK] ("loss behind [MASK]" in the table; half of the other predicted words are still in the text).
 
-`python -m experiments.small_truth --folder=runs/truth`, then with `--clock`; {platform.machine()}, 2 cores. Wikipedia of
-2015 and public-domain books, a vocabulary of 1,024 word pieces of their own, every arm
+`python -m experiments.small_truth --folder=runs/truth`, then with `--clock`; {platform.machine()}, 2 cores. The text is Wikipedia
+of 2015 and public-domain books, with a vocabulary of 1,024 word pieces trained on it. Every arm runs
 
     python -m bert_fast pretrain --config={CONFIG} {changes}
 
-pre-LN but one, with the same seed but two, so with the same data, masks and initial weights. The loss is that of the full
-model, nothing dropped, on the first {COMMON["eval.examples"]:,} rows of the valid split (fingerprint `{dense["fingerprint"]}`).
-Seconds are steps at the time of each stage's step measured in turns with the dense step ({clock["rounds"]} rounds,
-a dense step {clock["dense_seconds"]:.2f} s), because the arms were trained at different times beside other work.
+with its method's flags. All arms but one are pre-LN, and all but two share a seed, hence data, masks and initial weights.
+*loss* is the loss of the full model, with nothing dropped, on the first {COMMON["eval.examples"]:,} examples of the valid split (fingerprint
+`{dense["fingerprint"]}`). The arms were trained at different times alongside other work, so *seconds* are computed: each step counts
+the time of its stage's step, measured in turns with the dense step ({clock["rounds"]} rounds, a dense step {clock["dense_seconds"]:.2f} s).
 
-| arm | loss | - dense | - dense at equal FLOPs | behind [MASK] | examples | FLOPs / dense | seconds / dense | realised | reaches dense's loss at examples / FLOPs / seconds of dense | the paper saves |
+| arm | loss | - dense | - dense at equal FLOPs | loss behind [MASK] | examples | FLOPs / dense | seconds / dense | realised | reaches dense's final loss at this share of its examples / FLOPs / seconds | saving in the paper |
 |---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 
-Near dense is the largest difference among the three dense seeds + 0.02 nats: within {near:.3f} nats. At equal FLOPs dense
-training is in the middle of its schedule, its learning rate still high: that flatters the others.
+An arm counts as near dense training within {near:.3f} nats: the largest difference among the three dense seeds plus 0.02 nats.
+"At equal FLOPs" flatters the methods: dense training is then in the middle of its schedule, at a high learning rate.
 
 ![held-out loss against examples, FLOPs and seconds](small_truth.png)
 """
-    (HERE / "small_truth.md").write_text(text)
-    print(text)
+    common.write_page("small_truth", text)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, help="where shards and runs are kept")
-    parser.add_argument("--arms", default="", help="train only these, separated by semicolons")
-    parser.add_argument("--clock", action="store_true", help="measure the steps and write the page")
-    parser.add_argument("--page", action="store_true", help="write the page from what --clock measured last")
-    parser.add_argument("--rounds", type=int, default=7, help="of --clock")
+    parser = common.parser(__doc__)
+    parser.add_argument("--folder", required=True, help="folder for shards and runs")
+    parser.add_argument("--arms", default="", help="train only these arms, separated by semicolons")
+    parser.add_argument("--clock", action="store_true", help="time the steps and write the page")
+    parser.add_argument("--page", action="store_true", help="write the page from the last --clock measurement")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of --clock")
     args = parser.parse_args()
     root, data = pathlib.Path(args.folder), pathlib.Path(args.folder) / "shards"
     prepare(data)

@@ -1,14 +1,13 @@
-"""How much of what a method promises is real: step time against FLOPs, at BERT-base widths.
+"""How much of its promised saving each method realises: step time against FLOPs, at BERT-base widths.
 
     python -m experiments.speed [--seq=128,512] [--rounds=10] [--dtype=bfloat16 --batch=64]
 
-Every program takes turns, in one process, with a step of dense training of the same norm layout, batch, dropout and
-type, and with one large matrix product. Realised fraction = (1 - t / t_dense) / (1 - F / F_dense), a pair a round.
-On a GPU the same, in bfloat16 and with the batch that is asked for. Writes experiments/speed.md (speed_gpu.md).
+All programs take turns in one process, together with a dense step (same norm layout, batch, dropout and dtype) and one
+large matrix product. Realised fraction = (1 - t / t_dense) / (1 - F / F_dense), one value per round. A GPU runs it in
+bfloat16 with a larger batch. Writes experiments/speed.md (on a GPU speed_gpu.md).
 """
 
 import gc
-import pathlib
 import platform
 import statistics
 
@@ -23,20 +22,21 @@ from bert_fast.method import Program, Stage
 from bert_fast.plan import whole
 from bert_fast.planner.programs import most_frequent
 from bert_fast.schedule import Schedule
-from bert_fast.train import optim
-from bert_fast.train.sharding import make_mesh
-from experiments.timing import alternate, peak, spread, steady, stepper
+from experiments.common import spread, with_range, write_page
+from experiments.timing import adamw, alternate, one_device, peak, steady, stepper
 
-SEQ = flags.DEFINE_list("seq", ["128", "512"], "Tokens of a row.")
-ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each runs every program once.")
+SEQ = flags.DEFINE_list("seq", ["128", "512"], "Sequence lengths.")
+ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds. Each runs every program once.")
 DEPTH = flags.DEFINE_integer("depth", 12, "Layers.")
-BATCH = flags.DEFINE_integer("batch", 0, "Examples at 128 tokens, a quarter at 512 (0: 8 on a CPU, 128 on a GPU).")
-DTYPE = flags.DEFINE_string("dtype", "", "Of activations (default: float32 on a CPU, bfloat16 on a GPU).")
-ONLY = flags.DEFINE_string("only", "", "Only the groups whose name contains this; the page is not written.")
+BATCH = flags.DEFINE_integer(
+    "batch", 0, "Examples at 128 tokens; a quarter as many at 512 (0: 8 on a CPU, 128 on a GPU)."
+)
+DTYPE = flags.DEFINE_string("dtype", "", "dtype of activations (default: float32 on a CPU, bfloat16 on a GPU).")
+ONLY = flags.DEFINE_string("only", "", "Run only the groups whose name contains this, and write no page.")
 
 STEPS = 100_000
 MSLT = {"variant": "mslt"}
-# Methods with their arguments, and which of their stages are measured (None: all) at 128 and at 512 tokens.
+# Methods and their arguments, and which stages are measured at 128 and at 512 tokens (None: all).
 GROUPS = {
     "layer dropping": ([("layer_drop", {"sampling": "systematic"})], None, None),
     "token dropping": ([("token_drop", {})], None, None),
@@ -70,7 +70,7 @@ def timeline_of(method, dense: Stage) -> tuple[Stage, ...]:
 
 
 def measure(dense: Stage, optimizer, mesh) -> list[dict]:
-    """One row a stage: shares of FLOPs and of time, realised fractions and utilisations, a value a round."""
+    """One row per stage: FLOPs over dense; time over dense, realised fraction and utilisation, one value per round."""
     long = dense.program.seq_len >= 512
     product, product_flops = peak(dense.program.model.dtype, 3072 if jax.default_backend() == "cpu" else 16384)
     plain = stepper(methods.make([]), dense, True, optimizer, mesh)
@@ -114,7 +114,7 @@ def measure(dense: Stage, optimizer, mesh) -> list[dict]:
 
 def line(row: dict) -> str:
     def show(key):
-        return "{:.2f} ({:.2f}-{:.2f})".format(*spread(row[key]))
+        return with_range(spread(row[key]), ".2f", "-")
 
     realised = show("realised") if row["flops"] < 0.97 else "-"
     paper = PAPERS.get(row["group"], "")
@@ -125,9 +125,9 @@ def line(row: dict) -> str:
 
 
 def whole_runs(rows: list[dict], dense: Stage) -> list[str]:
-    """What a run of all stages saves, from the stages' shares of its steps.
+    """FLOPs and time of whole runs over dense training's, one line per method, from each stage's share of the steps.
 
-    A stage has the time of the row of its own name, or of one whose program has as many FLOPs: it is the same.
+    A stage takes its time from the row of its name, or from a row with the same FLOPs: that is the same program.
     """
     lines, full = [], step_flops(dense.program).executed
     rows = [row for row in rows if row["seq"] == dense.program.seq_len]
@@ -145,8 +145,7 @@ def whole_runs(rows: list[dict], dense: Stage) -> list[str]:
 
 
 def main(_):
-    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 1.0))
+    mesh, optimizer = one_device(), adamw(clip_norm=1.0)
     rows, totals = [], []
     for seq_len in map(int, SEQ.value):
         dense = dense_stage(seq_len)
@@ -158,35 +157,35 @@ def main(_):
         return
     device, model = jax.devices()[0].device_kind, dense_stage(128).program
     lines = [
-        "# Speed: what is promised, and what is real",
+        "# Speed: promised and realised savings",
         "",
         f"`python -m experiments.speed --rounds={ROUNDS.value}` on {device} ({platform.machine()}), jax {jax.__version__}. "
-        f"{DEPTH.value} layers at BERT-base widths, pre-LN, {model.model.dtype}, {model.batch_size} x 128 or as many tokens "
-        "in longer rows, dropout 0.1, AdamW included; a whole step. Every program takes turns with a dense step and with one "
-        "large matrix product; median of the rounds and the range from the tenth to the ninetieth percentile.",
+        f"{DEPTH.value} layers at BERT-base widths, pre-LN, {model.model.dtype}, batches of {model.batch_size} x 128 or as many "
+        "tokens in longer examples, dropout 0.1; whole steps with AdamW. Every program takes turns with a dense step and with "
+        "one large matrix product. Values are medians over the rounds, with the range from the 10th to the 90th percentile.",
         "",
-        "| | tokens | FLOPs / dense | time / dense | **realised fraction** | utilisation | of dense | the paper saves |",
+        "| | tokens | FLOPs / dense | time / dense | **realised fraction** | utilisation | utilisation of dense | saving in the paper |",
         "|---|---|---|---|---|---|---|---|",
         *map(line, rows),
         "",
-        "Realised fraction: time saved over FLOPs saved (matrix products, forward and backward). Utilisation: FLOPs a second "
-        "over those of the product in the same round; of dense: that of the dense step beside it. Layer dropping at theta 0.5 "
-        "in its steady state, its most frequent packed plans weighted by how often they are drawn. EarlyBERT: the slim stage, "
-        "8 of 12 heads and 60 % of the neurons, pruned globally. MSLT: its growing stages; the joint stage is dense.",
+        "- Realised fraction: time saved over FLOPs saved (matrix products, forward and backward).",
+        "- Utilisation: FLOPs per second over the FLOPs per second of the matrix product in the same round.",
+        "- Layer dropping is at theta 0.5 in its steady state: its most frequent packed plans, weighted by how often they are "
+        "drawn.",
+        "- EarlyBERT is the slim stage: 8 of 12 heads and 60 % of the neurons, pruned globally.",
+        "- MSLT is its growing stages; the joint stage is dense.",
         "",
-        "Whole runs at 128 tokens, from the stages above and their shares of the steps (searching included):",
+        "Whole runs at 128 tokens, computed from the stages above and their shares of the steps (EarlyBERT's search included):",
         "",
-        "| | FLOPs / dense | time / dense | time saved | the paper saves |",
+        "| | FLOPs / dense | time / dense | time saved | saving in the paper |",
         "|---|---|---|---|---|",
         *totals,
         "",
-        f"A dense step: {', '.join(f'{statistics.median(r):.2f} s' for r in {row['seq']: row['dense seconds'] for row in rows}.values())} "
+        f"A dense step takes {', '.join(f'{statistics.median(r):.2f} s' for r in {row['seq']: row['dense seconds'] for row in rows}.values())} "
         f"at {' and '.join(SEQ.value)} tokens.",
     ]
     text = "\n".join(lines) + "\n"
-    print(text)
-    name = "speed.md" if jax.default_backend() == "cpu" else f"speed_{jax.default_backend()}.md"
-    (pathlib.Path(__file__).parent / name).write_text(text)
+    write_page("speed" if jax.default_backend() == "cpu" else f"speed_{jax.default_backend()}", text)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Two thousand steps of a small run: how many programs were compiled, and whether resident memory grows.
+"""Compilations and growth of resident memory over 2,000 steps of a small run.
 
     python -m experiments.steady_state [--steps=2000]
 
-Trains configs/quickstart.py, shrunk, on the documentation of this machine through the ordinary loop; writes
+Trains a smaller configs/quickstart.py through the ordinary loop, on the documentation installed with Python. Writes
 experiments/steady_state.md.
 """
 
-import argparse
 import pathlib
 import platform
 import tempfile
@@ -16,20 +15,19 @@ import numpy as np
 import psutil
 
 from bert_fast import methods
+from bert_fast.configs import quickstart
 from bert_fast.data import shards
 from bert_fast.data.prepare import prepare
 from bert_fast.train import engine, loop, settings
-from configs import quickstart
+from experiments import common
+from experiments.timing import count_compilations
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--steps", type=int, default=2000)
     steps = parser.parse_args().steps
-    compiles = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiles.append(event) if event.endswith("backend_compile_duration") else None
-    )
+    compiles = count_compilations()
     resident, compiled_at = [], {}
     process = psutil.Process()
     train_step = engine.Engine.train_step
@@ -51,22 +49,20 @@ def main():
         made = settings.make(config, shards.read_manifest(data)["vocab"], tuple(methods.known()))
         loop.pretrain(made, config, pathlib.Path(folder, "run"))
     warm = steps // 10
-    slope, level = np.polyfit(np.arange(warm, steps), resident[warm:], 1)
+    slope, _ = np.polyfit(np.arange(warm, steps), resident[warm:], 1)
     text = f"""# Steady state: compilations and memory over {steps:,} steps
 
 `python -m experiments.steady_state --steps={steps}`, {platform.machine()}, jax {jax.__version__}, 2 layers of width 128,
-batch 8 x 64, one evaluation and one save at the end.
+batches of 8 x 64, one evaluation and one save at the end.
 
 | | |
 |---|---|
 | programs compiled after step {warm} and before the last step | {compiled_at[steps - 1] - compiled_at[warm]} |
 | resident memory at step {warm} | {resident[warm]:.0f} MiB |
 | resident memory at step {steps - 1} | {resident[-1]:.0f} MiB |
-| slope of a line through the steps between | {slope * 1000:+.2f} MiB a thousand steps |
+| slope of a line fitted to the steps between | {slope * 1000:+.2f} MiB per thousand steps |
 """
-    del level
-    pathlib.Path(__file__).with_suffix(".md").write_text(text)
-    print(text)
+    common.write_page("steady_state", text)
 
 
 if __name__ == "__main__":

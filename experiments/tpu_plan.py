@@ -1,13 +1,13 @@
-"""What the TPU compiler expects of every method at BERT's sizes: cycles against dense beside FLOPs against dense.
+"""The TPU compiler's estimates for every method at BERT's sizes: the saving in cycles next to the saving in FLOPs.
 
-    python -m experiments.tpu_plan --folder=runs/tpu_plan            compiles what is not finished
-    python -m experiments.tpu_plan --folder=runs/tpu_plan --page     writes the page from what is
+    python -m experiments.tpu_plan --folder=runs/tpu_plan            compiles what is unfinished
+    python -m experiments.tpu_plan --folder=runs/tpu_plan --page     writes the page from what is finished
 
-No TPU is needed, but requirements-tpu.txt. A BERT-base program takes two to four minutes on a core, all of them some
-hours: stop it as you like; --only and --arms choose. Writes experiments/tpu_plan.md.
+Needs requirements-tpu.txt but no TPU. A BERT-base program takes two to four minutes on one core, all programs several
+hours. You can stop it at any time; the same command resumes. --only and --arms select a part. Writes
+experiments/tpu_plan.md.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -17,26 +17,26 @@ import pathlib
 import platform
 import sys
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # compiling takes no TPU
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # compiling needs no TPU
 
-from bert_fast import BadInput, methods
+from bert_fast import BadInput, methods, versions
+from bert_fast.configs import bert, combined
 from bert_fast.cost.accelerators import GIB, TPUS
 from bert_fast.data.files import atomic_json
-from bert_fast.planner import estimate, tpu
+from bert_fast.planner import estimate
 from bert_fast.planner.estimate import CostEstimate, Slice, StageEstimate
 from bert_fast.train import settings
-from configs import bert, combined
+from experiments import common
 
-HERE = pathlib.Path(__file__).parent
-BATCH = 128  # of 128 tokens, a chip; a quarter of it at 512
-# As many a core where a chip has two of them or larger ones: of less, what a step costs once is too large a part. And
-# what fits of BERT-large.
+BATCH = 128  # examples per chip at 128 tokens; a quarter as many at 512
+# v5p has two cores per chip and v6e a larger one: with fewer examples, the fixed cost of a step weighs too much. For
+# BERT-large, 64 is what fits.
 BATCHES = {("v5p", "base"): 256, ("v6e", "base"): 256, ("v5e", "large"): 64}
-EXAMPLES = 256 * 1_000_000  # BERT's steps of 256 (Devlin et al. 2019, A.2), in as many steps as the batch makes of them
+EXAMPLES = 256 * 1_000_000  # BERT's million steps of 256 (Devlin et al. 2019, A.2); the batch sets the number of steps
 SYSTEMATIC = {"layer_drop.sampling": "systematic"}
 ALIGNED = {"early_bert.align": 128}
 MSLT = {"stacking.variant": "mslt"}
-# Methods of each arm, and their arguments.
+# Methods of each arm and their arguments.
 ARMS = {
     "dense": ("", {}),
     "layer dropping": ("layer_drop", SYSTEMATIC),
@@ -46,9 +46,9 @@ ARMS = {
     "EarlyBERT, align=128": ("early_bert", ALIGNED),
     "stacking": ("stacking", {}),
     "MSLT": ("stacking", MSLT),
-    # On v6e deciding dropout takes an eighth of a step, and all of it in layers that only run forward.
+    # On v6e drawing dropout masks takes an eighth of a step, and frozen layers, which only run forward, pay it in full.
     "MSLT, frozen_dropout=False": ("stacking", MSLT | {"stacking.frozen_dropout": False}),
-    # Without neurons=layer layers differ in width, and those that are dropped stand behind conditionals.
+    # Without neurons=layer, layers differ in width, so that layer dropping needs conditionals.
     "combined, neurons=layer": (combined.get_config().methods, ALIGNED | SYSTEMATIC | {"early_bert.neurons": "layer"}),
     "combined, neurons=layer, examples_per_row=2": (
         combined.get_config().methods,
@@ -57,10 +57,10 @@ ARMS = {
 }
 METHODS = ("dense", "layer dropping", "token dropping", "EarlyBERT, align=128", "stacking", "MSLT")
 AT_128 = (*METHODS, "token dropping, examples_per_row=2", "combined, neurons=layer, examples_per_row=2")
-# (topology, size, tokens, which arms): what is not better on one chip is not compiled for others.
+# (topology, size, tokens, arms). An arm that gains nothing on one chip is not compiled for the others.
 WANTED = (
     ("v5e:1x1", "base", 128, (*AT_128, "layer dropping, cond")),
-    ("v5e:1x1", "base", 512, (*METHODS, "combined, neurons=layer")),  # 256 tokens fill the lanes, without others beside
+    ("v5e:1x1", "base", 512, (*METHODS, "combined, neurons=layer")),  # 256 kept tokens fill the lanes alone
     ("v5e:4x4", "base", 128, AT_128),
     ("v5p:2x2x1", "base", 128, AT_128),
     ("v6e:1x1", "base", 128, (*AT_128, "MSLT, frozen_dropout=False")),
@@ -75,12 +75,12 @@ def chips_of(topology: str) -> int:
 
 
 def batch_of(topology: str, size: str, seq: int) -> int:
-    """Examples of a step, of all chips."""
+    """Examples of a step, over all chips."""
     return BATCHES.get((topology.split(":")[0], size), BATCH) * 128 // seq * chips_of(topology)
 
 
 def settings_of(arm: str, topology: str, size: str, seq: int) -> settings.PretrainSettings:
-    """Every arm pre-LN, with MLM alone, one phase, bfloat16 and dropout, on the same batch."""
+    """Settings of an arm. All arms are pre-LN, with MLM alone, one phase, bfloat16, dropout and the same batch."""
     names, changes = ARMS[arm]
     chips, batch = chips_of(topology), batch_of(topology, size, seq)
     config = bert.get_config(f"size={size},seq={seq},objective=mlm,norm=pre")
@@ -98,7 +98,7 @@ def file_of(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) 
 
 
 def code() -> str:
-    """A fingerprint of the modules that plans are made with, by which those of another state of them are known."""
+    """A fingerprint of the imported bert_fast modules, which identifies plans made by other versions of the code."""
     sources = [
         module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "bert_fast" and module.__file__
     ]
@@ -106,7 +106,7 @@ def code() -> str:
 
 
 def compile_all(folder: pathlib.Path, cache: pathlib.Path, only: str, arms: list[str]):
-    """Every plan that is not finished, or of another state of the code: then only what has changed is compiled."""
+    """Makes every plan that is missing or from another version of the code; unchanged programs come from the cache."""
     now = code()
     for topology, size, seq, wanted in WANTED:
         for arm in wanted:
@@ -121,20 +121,20 @@ def compile_all(folder: pathlib.Path, cache: pathlib.Path, only: str, arms: list
 
 
 def read(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) -> CostEstimate | None:
-    """A plan that was made, or None."""
+    """A finished plan, or None if there is none."""
     path = file_of(folder, arm, topology, size, seq)
     if not path.exists():
         return None
     kept = json.loads(path.read_text())
     if kept["code"] != code():
-        raise BadInput(f"{path} is of another state of the code: run the same command without --page first")
+        raise BadInput(f"{path} was made by another version of the code: run the same command without --page first")
     stages = [StageEstimate(**stage) for stage in kept["stages"]]
     chip = TPUS[topology.split(":")[0]]
     return CostEstimate(Slice(topology, chip, [None] * chips_of(topology) * chip.devices), stages)
 
 
 def row(label: str, flops: float, cycles: float, stage: StageEstimate | None, plan: CostEstimate) -> str:
-    """A line of a table: ratios to dense, and of a stage how well it uses the chip and what it holds and sends."""
+    """A table row: ratios to dense; for a stage also its use of the chip, its memory and its collectives."""
     realised = f"**{(1 - cycles) / (1 - flops):.2f}**" if flops < 0.98 else ""
     if stage is None:
         return f"| {label} | {flops:.3f} | {cycles:.3f} | {realised} | | | | | |"
@@ -150,7 +150,7 @@ def row(label: str, flops: float, cycles: float, stage: StageEstimate | None, pl
 
 
 def rows_of(name: str, plan: CostEstimate | None, dense: CostEstimate) -> list[str]:
-    """A line for each stage of a plan, and where there are several one for the whole of it."""
+    """A table row for each stage of a plan, and one for the whole run if it has several stages."""
     if plan is None:
         return [f"| {name} | not compiled yet | | | | | | | |"]
     lines = []
@@ -163,19 +163,19 @@ def rows_of(name: str, plan: CostEstimate | None, dense: CostEstimate) -> list[s
             lines.append(row(label, stage.flops / whole.flops, stage.cycles / whole.cycles, stage, plan))
     cycles, others = plan.cycles(), dense.cycles()
     if len(plan.stages) > 1 and cycles and others:
-        # A search is added to the training: it is a part of the price.
+        # EarlyBERT's search comes on top of the training, so it counts as cost.
         lines.append(row(f"{name}, **whole run**", plan.flops / dense.flops, cycles / others, None, plan))
     return lines
 
 
 HEAD = """\
-| | FLOPs / dense | cycles / dense | realised | M cycles | of peak | not counted, at least ms | temporaries GiB | collectives MiB |
+| | FLOPs / dense | cycles / dense | realised | M cycles | share of peak | not counted: ms, at least | temporaries, GiB | collectives, MiB |
 |---|---|---|---|---|---|---|---|---|
 """
 
 
 def costs(folder: pathlib.Path) -> str:
-    """What a BERT-base of the paper's length costs on each priced chip."""
+    """The table of what a BERT-base with the paper's number of examples costs on each priced chip."""
     lines = []
     for arm in AT_128:
         cells = []
@@ -192,21 +192,22 @@ def costs(folder: pathlib.Path) -> str:
             of_dense = hours / (dense.hours() or hours)
             cells.append(f"{hours * plan.chips:,.0f} h, {hours * plan.chips * chip.dollars:,.0f} USD")
             cells.append(f"{of_dense:.2f}")
-            allowed = at >= hours  # or the counted cycles alone take longer
+            allowed = at >= hours  # otherwise the counted cycles alone take longer
             cells.append(
                 f"{at * plan.chips:,.0f} h, {at * plan.chips * chip.dollars:,.0f} USD" if allowed else "not reached"
             )
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     names = [topology.split(":")[0] for topology in PRICED]
-    head = " | ".join(f"{name}: at least | of dense | {name} at 0.4 of its peak" for name in names)
+    head = " | ".join(f"{name}: at least | / dense | {name} at 0.4 of its peak" for name in names)
     prices = ", ".join(f"{name} {TPUS[name].dollars:.2f} ({TPUS[name].sources[1]})" for name in names)
     return f"""| | {head} |
 |---|{"---|" * 3 * len(names)}
 {chr(10).join(lines)}
 
-Chip-hours of {EXAMPLES:,} examples of 128 tokens, BERT's 1,000,000 steps of 256 (a tenth of which had 512 tokens in the paper: more
-than here). "At least": counted cycles at the chip's clock, and the bytes of what is not counted at its bandwidth; nothing
-for collectives, input, evaluation, saving. USD an hour and chip: {prices}.
+Chip-hours and price of {EXAMPLES:,} examples of 128 tokens: BERT's 1,000,000 steps of 256. (In the paper a tenth of the steps
+had 512 tokens, which costs more.) "At least" is the counted cycles at the chip's clock plus the bytes of what is not counted at its
+bandwidth, with nothing for collectives, input, evaluation and saving. "Not reached": the counted cycles alone take longer.
+USD per chip-hour: {prices}.
 """
 
 
@@ -220,39 +221,39 @@ def page(folder: pathlib.Path) -> str:
             continue
         lines = [line for arm in arms for line in rows_of(arm, read(folder, arm, topology, size, seq), dense)]
         tables.append(f"{title}\n\n{HEAD}" + "\n".join(lines))
-    return f"""# What the TPU compiler expects of every method
+    return f"""# The TPU compiler's estimates for every method
 
 `python -m experiments.tpu_plan --folder=runs/tpu_plan`, then with `--page`; {platform.machine()}, no TPU. Pre-LN, MLM, bfloat16, dropout,
-AdamW; the step that a run would take, built by the same function. Cycles are the estimate of the TPU compiler (libtpu
-{tpu.LIBTPU}), and **no measurement**; realised = (1 - cycles / dense's) / (1 - FLOPs / dense's). Gathers, scatters, sorts and custom
-calls carry no estimate: beside, the least time that their bytes take. Of a stage with several programs the
-{estimate.MOST} most frequent are compiled, and of the others as many cycles a FLOP are expected; memory is that of the program that needs
-the most. Layers are dropped with systematic sampling: 8 or 9 of 12 run once theta has settled.
+AdamW. The step is the one that a run would take, built by the same function.
+
+- Cycles are **estimates** of the TPU compiler (libtpu {versions.libtpu_of_jax()}), **not measurements**.
+- Realised = (1 - cycles / dense cycles) / (1 - FLOPs / dense FLOPs).
+- *not counted*: gathers, scatters, sorts and custom calls carry no estimate. The column has the least time that moving their
+  bytes takes.
+- For a stage with several programs, the {estimate.MOST} most frequent are compiled, and the others are assumed to take as many cycles per
+  FLOP. Memory is for the program that needs the most.
+- Layer dropping uses systematic sampling: 8 or 9 of 12 layers run once theta has settled.
 
 {(chr(10) * 2).join(tables)}
 
-## What a BERT-base of the paper's length costs
+## What a BERT-base with the paper's number of examples costs
 
 {costs(folder)}"""
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, help="where finished plans are kept")
-    parser.add_argument("--only", default="", help="only tables whose TOPOLOGY/SIZE/TOKENS holds this")
-    parser.add_argument("--arms", default="", help="only these, separated by semicolons")
-    parser.add_argument("--cache", default="~/.cache/bert_fast/plan", help="where what was compiled is kept")
+    parser = common.parser(__doc__)
+    parser.add_argument("--folder", required=True, help="folder for finished plans")
+    parser.add_argument("--only", default="", help="only tables whose TOPOLOGY/SIZE/TOKENS contains this")
+    parser.add_argument("--arms", default="", help="only these arms, separated by semicolons")
+    parser.add_argument("--cache", default="~/.cache/bert_fast/plan", help="folder for compiled programs")
     parser.add_argument("--page", action="store_true", help="write the page")
     args = parser.parse_args()
     folder = pathlib.Path(args.folder)
     folder.mkdir(parents=True, exist_ok=True)
     if args.page:
-        text = page(folder)
-        (HERE / "tpu_plan.md").write_text(text)
-        return print(text)
-    arms = [arm for arm in args.arms.split(";") if arm]
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        parser.error(f"no arm {unknown[0]!r}: there are {', '.join(ARMS)}")
+        return common.write_page("tpu_plan", page(folder))
+    arms = common.chosen(args.arms, ";", ARMS, "arm") if args.arms else []
     return compile_all(folder, pathlib.Path(args.cache).expanduser(), args.only, arms)
 
 

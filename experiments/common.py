@@ -1,0 +1,67 @@
+"""Command lines, numbers and pages: what the scripts of this folder share. Imports nothing but the standard library
+and NumPy, so that a script can set JAX's environment variables first."""
+
+import argparse
+import os
+import pathlib
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose --help prints the script's docstring as it is written."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def chosen(text: str, separator: str, known: Iterable[str], kind: str) -> list[str]:
+    """The names in a separated list; exits with an error if one of them is not known."""
+    names = text.split(separator)
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"error: unknown {kind} {unknown[0]!r}: expected one of {f'{separator} '.join(known)}")
+    return names
+
+
+def data_root(contents: str) -> pathlib.Path:
+    """The folder $BERT_FAST_DATA; exits with an error if it is not set. `contents`: what the script reads there."""
+    if "BERT_FAST_DATA" not in os.environ:
+        sys.exit(f"error: set BERT_FAST_DATA to the folder that holds {contents}")
+    return pathlib.Path(os.environ["BERT_FAST_DATA"])
+
+
+def write_page(name: str, text: str) -> None:
+    """Writes and prints experiments/NAME.md."""
+    (HERE / f"{name}.md").write_text(text)
+    print(text)
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Ratios of paired measurements."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, 10th and 90th percentile."""
+    low, high = np.quantile(values, (0.1, 0.9))
+    return statistics.median(values), float(low), float(high)
+
+
+def extremes(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, minimum and maximum."""
+    return statistics.median(values), min(values), max(values)
+
+
+def with_range(values: tuple[float, float, float], form: str, between: str = " to ") -> str:
+    """A middle value and its range, for example `0.83 (0.81 to 0.89)`."""
+    middle, low, high = (format(value, form) for value in values)
+    return f"{middle} ({low}{between}{high})"
+
+
+def with_deviation(values: Sequence[float], form: str) -> str:
+    """Mean ± sample deviation; the mean alone if there is one value."""
+    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{form}}{deviation}"
