@@ -154,6 +154,15 @@ def test_export_that_differs_is_not_kept(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_export_with_logits_that_are_not_finite_is_not_kept(tmp_path, monkeypatch):
+    made(tmp_path / "run", BASE)
+    true, name = weights.write, "cls.predictions.bias"
+    monkeypatch.setattr(weights, "write", lambda path, arrays: true(path, {**arrays, name: arrays[name] * np.nan}))
+    with pytest.raises(BadInput, match=r"differs from the checkpoint .*mlm_logits nan"):
+        write.export(tmp_path / "run", tmp_path / "out", compare=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_export_with_a_missing_tensor_or_other_tokens_is_not_kept(tmp_path, monkeypatch):
     made(tmp_path / "run", BASE)
     true = weights.write
