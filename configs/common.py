@@ -71,6 +71,8 @@ def optimizer() -> ConfigDict:
     config.bias_correction = False
     config.clip_norm = 1.0
     config.eps_before_correction = False
+    config.momentum = 0.9  # of muon, and the next one too
+    config.matrix_rms = 0.4
     return config
 
 

@@ -8,11 +8,11 @@ import pytest
 from bert_fast.hf import tensors
 from bert_fast.tasks import batches, data
 from bert_fast.tasks.trainer import Trainer
-from experiments.finetune_parity import Adam, inputs
 from helpers.made_tasks import make_encoder, make_settings, write_glue
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+from experiments.finetune_parity import Adam, inputs  # noqa: E402  imports torch
 
 STEPS = 7  # the rate is still 0 at the first
 LAYOUTS = {

@@ -198,6 +198,7 @@ def start_large(corpus, large_corpus, out):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in a shell's background
     )
     wait_until(lambda: len(workers_of(process)) == 2)
     pids = workers_of(process)

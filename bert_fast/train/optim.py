@@ -1,12 +1,14 @@
-"""AdamW and LAMB over stacked layers. They return a direction; the train step multiplies it by the learning rate."""
+"""AdamW, LAMB and Muon over stacked layers: a direction, which the train step multiplies by the learning rate."""
 
 import dataclasses
 import difflib
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from bert_fast import BadInput
 from bert_fast.bert import Params
@@ -14,6 +16,17 @@ from bert_fast.bert import Params
 # Only these leaves get weight decay and a trust ratio: google-research/bert excludes LayerNorm and biases from
 # decay, tf-models-official's lamb.py from both. Leaves that a method adds under other names are excluded too.
 DECAYED = ("kernel", "word", "position", "type")
+
+# Kernels of the layers, stacked as [L, ...]: their input axes and their output axes. Muon sees each as one matrix, so
+# query, key and value have a matrix each, over all heads.
+MATRICES = {
+    "query": ((1,), (2, 3)),
+    "key": ((1,), (2, 3)),
+    "value": ((1,), (2, 3)),
+    "attention_output": ((1, 2), (3,)),
+    "mlp_hidden": ((1,), (2,)),
+    "mlp_output": ((1,), (2,)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +39,8 @@ class Optimizer:
         transformers 2.11 (`epsilon hat` in section 2 of Kingma & Ba, arXiv 1412.6980). Otherwise it is added after, as
         in their algorithm 1 and in optax. Before, it counts 32 times as much in step 1 and 3 times in step 100
         (b2 0.999).
+    momentum, matrix_rms: of Muon. The decay of its momentum, and the root mean square of the direction of each matrix,
+        as a multiple of the learning rate (0.2 in Liu et al., arXiv 2502.16982, section 2.2).
 
     A field with a default was added after the first runs; its default is what they did.
     """
@@ -38,6 +53,8 @@ class Optimizer:
     bias_correction: bool
     clip_norm: float
     eps_before_correction: bool = False
+    momentum: float = 0.9
+    matrix_rms: float = 0.4
 
 
 class Moments(NamedTuple):
@@ -70,6 +87,50 @@ def scale_by_adam(settings: Optimizer) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def scale_by_muon(settings: Optimizer) -> optax.GradientTransformation:
+    """Muon's direction for the matrices of the layers, Adam's for everything else.
+
+    The direction of a matrix is its Nesterov momentum, orthogonalised by five Newton-Schulz steps (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon) and scaled to `matrix_rms`. Zero rows and columns, which pad layers that are
+    narrower than others, stay zero and change nothing else. The second moment of a matrix stays zero: all moments keep
+    the shape of the parameters, so growth and pruning treat them alike.
+    """
+    adam: Any = scale_by_adam(settings)
+    momentum = settings.momentum
+
+    def update(updates, state, params=None):
+        by_adam, moved = adam.update(updates, state, params)
+
+        def leaf(path, gradient, direction, mu_before, mu, nu_before, nu):
+            if path[0].key != "layers" or path[-1].key != "kernel":
+                return direction, mu, nu
+            mu = momentum * mu_before + (1 - momentum) * gradient
+            nesterov = momentum * mu + (1 - momentum) * gradient
+            inputs, outputs = MATRICES[path[-2].key]
+            return orthogonal(nesterov, inputs, outputs, settings.matrix_rms), mu, nu_before
+
+        trees = (updates, by_adam, state.mu, moved.mu, state.nu, moved.nu)
+        found = jax.tree_util.tree_map_with_path(leaf, *trees)
+        structure = jax.tree.structure(updates)
+        direction, mu, nu = jax.tree.transpose(structure, jax.tree.structure((0, 0, 0)), found)
+        return direction, Moments(moved.count, mu, nu)
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def orthogonal(x: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...], rms: float) -> jax.Array:
+    """A stack of matrices made orthogonal, each by itself, with this root mean square."""
+    axes = optax.contrib.MuonDimensionNumbers(inputs, outputs)
+    # Without a momentum of its own, optax's Muon is the orthogonalisation alone.
+    muon = optax.contrib.scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=axes)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises that momentum to an integer power
+        direction: Any = muon.update(x, muon.init(x))[0]
+    longer = max(math.prod(x.shape[axis] for axis in side) for side in (inputs, outputs))
+    return jnp.asarray(direction) * (
+        rms * math.sqrt(longer)
+    )  # an orthogonal matrix has an RMS of 1 / sqrt(longer side)
+
+
 def decayed(params: Params) -> Params:
     """True for the leaves that get weight decay and a trust ratio."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
@@ -96,16 +157,16 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
 
 
 def make(settings: Optimizer) -> optax.GradientTransformation:
-    """The optimizer: clipping by the global norm, Adam, weight decay, and for LAMB the trust ratio.
+    """The optimizer: clipping by the global norm, Adam or Muon, weight decay, and for LAMB the trust ratio.
 
     Raises BadInput for an unknown name.
     """
-    names = ("adamw", "lamb")
+    names = ("adamw", "lamb", "muon")
     if settings.name not in names:
         near = difflib.get_close_matches(settings.name, names) or names
         raise BadInput(f"unknown optimizer {settings.name!r}: use {' or '.join(near)} (--config.optimizer.name)")
     parts = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
-    parts.append(scale_by_adam(settings))
+    parts.append(scale_by_muon(settings) if settings.name == "muon" else scale_by_adam(settings))
     if settings.weight_decay:
         parts.append(optax.add_decayed_weights(settings.weight_decay, decayed))
     if settings.name == "lamb":
