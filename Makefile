@@ -10,7 +10,7 @@ help:
 	@echo "make test         install what tests need, check style and types, run the tests that are not slow"
 	@echo "make slow         the slow tests"
 	@echo "make format       ruff format and the fixes of ruff check"
-	@echo "make lock         resolve requirements*.txt anew from pyproject.toml"
+	@echo "make lock         resolve requirements*.txt from pyproject.toml"
 	@echo "make clean        remove .venv, runs/ and caches"
 
 .venv/installed: requirements.txt
@@ -51,7 +51,8 @@ slow: .venv/installed-libtpu
 	JAX_PLATFORMS=cpu PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow
 
 # For the oldest Python that is supported. Other versions install from pyproject.toml: pip install .
-LOCK = .venv/lock/bin/uv pip compile pyproject.toml --python-version 3.11 --upgrade --quiet --no-annotate \
+# Keeps what is pinned already and fits; `make lock UPGRADE=--upgrade` takes the newest.
+LOCK = .venv/lock/bin/uv pip compile pyproject.toml --python-version 3.11 --quiet --no-annotate $(UPGRADE) \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
 lock: .venv/installed
@@ -59,6 +60,8 @@ lock: .venv/installed
 	@.venv/lock/bin/pip install --quiet --disable-pip-version-check uv
 	$(LOCK) --output-file requirements.txt
 	$(LOCK) --constraint requirements.txt --extra test --output-file requirements-test.txt
+	@# torch asks for these by itself, where it is built for NVIDIA GPUs
+	@sed -i.old -E '/^(nvidia|cuda|triton)/d' requirements-test.txt && rm requirements-test.txt.old
 	$(LOCK) --constraint requirements.txt --extra tpu --output-file requirements-tpu.txt
 	$(LOCK) --constraint requirements.txt --extra gpu --output-file requirements-gpu.txt
 
