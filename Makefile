@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help install quickstart test slow lint format lock clean
 
 help:
-	@echo "make quickstart   install, prepare a corpus, pre-train a small BERT for two minutes, try it (6 minutes)"
+	@echo "make quickstart   install, prepare a corpus, pre-train a small BERT for two minutes, try it (3 minutes)"
 	@echo "make test         install what tests need, check style and types, run the tests that are not slow"
 	@echo "make slow         the slow tests"
 	@echo "make format       ruff format and the fixes of ruff check"

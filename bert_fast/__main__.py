@@ -8,7 +8,7 @@ import warnings
 
 from absl import flags
 
-from bert_fast import BadInput, Interrupted, command, commands
+from bert_fast import BadInput, Interrupted, __version__, command, commands
 
 
 def usage() -> str:
@@ -36,6 +36,11 @@ def parse(args: flags.FlagValues, argv: list[str]) -> list[str]:
             if name in args and (config := args[name].value) is not None:
                 config.lock()
         return texts
+    except ImportError as error:
+        raise BadInput(
+            f"the config cannot import {error.name}: install it, or correct the import. The shipped configs are in "
+            "bert_fast.configs"
+        ) from None
     except (AttributeError, KeyError) as error:
         raise BadInput(unknown_key(argv, error)) from None
     except flags.Error as error:
@@ -76,6 +81,9 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(usage())
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"bert_fast {__version__}")
+        return 0
     name, rest = argv[0], argv[1:]
     known = commands.known()
     if name not in known:

@@ -1,7 +1,7 @@
 """bert_fast from Python, for a notebook. The examples follow one another, from text to a Hugging Face folder.
 
-A checkpoint is a run folder (its newest undamaged checkpoint) or one `checkpoints/STEP`. Mistakes raise `BadInput` with
-the remedy. Ctrl-C saves and raises `Interrupted`; the same call continues.
+A checkpoint is a run folder (its newest undamaged checkpoint) or one `checkpoints/STEP`. Impossible values raise
+`BadInput` with the remedy. Ctrl-C saves and raises `Interrupted`; the same call continues.
 """
 
 import contextlib
@@ -30,7 +30,8 @@ def prepare(source: str, out: Path, **options) -> dict:
     """Turns text into shards and a vocabulary in `out`; returns the manifest.
 
     source: "docs" (the documentation installed on this machine), "files:GLOB" or "tfds:NAME/CONFIG:SPLIT".
-    options: `vocab`, `vocab_size`, `cased`, ...: see `bert_fast.data.prepare.prepare`.
+    options: `vocab`, `vocab_size`, `cased`, ...: see `bert_fast.data.prepare.prepare`. In a script, call it under
+        `if __name__ == "__main__":`, because its worker processes import the script again.
 
     >>> manifest = bert_fast.prepare("files:corpus/*.txt", "shards", vocab_size=300, valid_fraction=0.1)
     >>> manifest["vocab"]["size"] <= 300
@@ -41,7 +42,7 @@ def prepare(source: str, out: Path, **options) -> dict:
 
 
 def pretrain(
-    config: str | ConfigDict, workdir: Path, data: Path = "", changes: Mapping[str, Any] | None = None
+    config: Path | ConfigDict, workdir: Path, data: Path = "", changes: Mapping[str, Any] | None = None
 ) -> dict:
     """Trains a model, or continues the run in `workdir`; returns the run's summary.
 
@@ -76,7 +77,7 @@ def load(checkpoint: Path) -> Model:
     return Model(encoder.load(checkpoint))
 
 
-def evaluate(checkpoint: Path, data: Path = "", unigram: bool = False, **changes) -> dict[str, Any]:
+def evaluate(checkpoint: Model | Path, data: Path = "", unigram: bool = False, **changes) -> dict[str, Any]:
     """Held-out losses of a checkpoint, in nats, on its own shards or those in `data`.
 
     unigram: also the loss of word frequencies alone. changes: `examples`, `seq_len`, `batch_size` or `seed`.
@@ -86,7 +87,7 @@ def evaluate(checkpoint: Path, data: Path = "", unigram: bool = False, **changes
     True
     """
     cache.keep_programs()
-    return inference.evaluate(str(checkpoint), str(data), unigram, **changes)
+    return inference.evaluate(str(_folder(checkpoint)), str(data), unigram, **changes)
 
 
 def fill_mask(model: Model | Path, texts: str | Sequence[str], top: int = 5) -> list[list[list[tuple[str, float]]]]:
@@ -110,7 +111,7 @@ def embed(model: Model | Path, texts: Sequence[str], pooling: str = "mean", batc
 
 
 def finetune(
-    config: str | ConfigDict,
+    config: Path | ConfigDict,
     workdir: Path,
     checkpoint: Path = "",
     hf: Path = "",
@@ -130,7 +131,7 @@ def finetune(
     return sweep.finetune(finetune_settings.make(made), made, pathlib.Path(workdir), str(checkpoint), str(hf))
 
 
-def export(checkpoint: Path, out: Path, verify: bool = False, **options) -> write.Export:
+def export(checkpoint: Model | Path, out: Path, verify: bool = False, **options) -> write.Export:
     """Writes a checkpoint as a Hugging Face folder, with tokenizer and model card.
 
     verify: compare with transformers, and keep nothing if a logit differs by more than 1e-4 (needs torch).
@@ -138,16 +139,20 @@ def export(checkpoint: Path, out: Path, verify: bool = False, **options) -> writ
     >>> bert_fast.export("run", "exported").class_name
     'BertForMaskedLM'
     """
-    return write.export(checkpoint, out, compare=verify, **options)
+    return write.export(_folder(checkpoint), out, compare=verify, **options)
 
 
-def _config(config: str | ConfigDict, data: Path, changes: Mapping[str, Any] | None) -> dict:
+def _config(config: Path | ConfigDict, data: Path, changes: Mapping[str, Any] | None) -> dict:
     """The values of a config after `changes`, with `data` as its folder."""
     changes = {**(changes or {}), **({"data.dir": str(data)} if data else {})}
-    if isinstance(config, str):
-        return config_flag.load(config, changes).to_dict()
+    if isinstance(config, Path):
+        return config_flag.load(str(config), changes).to_dict()
     return config_flag.changed(config, changes).to_dict()
 
 
 def _encoder(model: Model | Path) -> encoder.Encoder:
     return model.encoder if isinstance(model, Model) else load(model).encoder
+
+
+def _folder(model: Model | Path) -> Path:
+    return model.encoder.folder if isinstance(model, Model) else model

@@ -1,4 +1,4 @@
-"""What a trained model says, from its checkpoint alone: held-out loss, hidden states, vectors, words for [MASK]."""
+"""What a trained model computes, from its checkpoint alone: held-out loss, hidden states, vectors, words for [MASK]."""
 
 import dataclasses
 import functools
@@ -45,7 +45,7 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
     manifest = shards.verify(data.dir)
     if manifest["vocab"]["sha256"] != trained.vocab.fingerprint:
         raise BadInput(
-            f"{data.dir} was prepared with a vocabulary other than {trained.folder} has: prepare it with "
+            f"{data.dir} was not prepared with the vocabulary of {trained.folder}: prepare it with "
             f"--vocab={trained.folder / 'vocab.txt'}"
         )
     batches = eval_batches(data, settings)
@@ -61,7 +61,7 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
 
 
 class Outputs(NamedTuple):
-    """What a model computes for texts: `tokens` are their word pieces with [CLS] and [SEP], S is the longest text.
+    """What a model computes for texts. `tokens`: their word pieces with [CLS] and [SEP]. S: the length of the longest.
 
     logits_BSV: the MLM head's, over the vocabulary; None for a fine-tuned model. real_BS: False at padding.
     """
@@ -87,8 +87,10 @@ class Model:
         """Last hidden states and MLM logits of the texts. Raises BadInput for a text longer than the model."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         trained, model = self.encoder, self.encoder.model
+        if not texts:
+            raise BadInput("no texts: give at least one")
         ids_B = [token_ids(trained, text) for text in texts]
-        batch = batch_of(ids_B, max(map(len, ids_B), default=2), trained.vocab.pad)
+        batch = batch_of(ids_B, max(map(len, ids_B)), trained.vocab.pad)
         x_BSD, logits = hidden_states(model, trained.params, batch), None
         if not trained.about.task:
             logits = np.asarray(mlm_logits(model, trained.params, x_BSD, batch["positions"]))[..., : trained.vocab.size]
@@ -128,11 +130,14 @@ def embed(trained: Encoder, texts: Sequence[str], pooling: str = "mean", batch_s
 def fill_mask(trained: Encoder, texts: Sequence[str], top: int = 5) -> list[list[list[tuple[str, float]]]]:
     """The `top` most probable word pieces with their probabilities, for each [MASK] of each text.
 
-    Raises BadInput for a text without [MASK], a text longer than the model, and a fine-tuned model.
+    Raises BadInput for a text without [MASK], a text that is too long, and a fine-tuned model.
     """
     words, model = trained.vocab, trained.model
     if trained.about.task:
         raise BadInput(f"{trained.folder} was fine-tuned, and has no head for masked words: give the run it began from")
+    if not texts:
+        raise BadInput("no texts: give at least one, with [MASK] in place of a word")
+    top = min(top, words.size - len(words.special))
     ids_B = [token_ids(trained, text) for text in texts]
     for text, ids in zip(texts, ids_B, strict=True):
         if words.mask not in ids:
@@ -144,8 +149,8 @@ def fill_mask(trained: Encoder, texts: Sequence[str], top: int = 5) -> list[list
         slots_BP[b, : len(places)] = places
     x_BSD = hidden_states(model, trained.params, batch)
     probs_BPV = np.array(jax.nn.softmax(mlm_logits(model, trained.params, x_BSD, slots_BP)))
-    probs_BPV[..., list(words.special)] = 0
-    probs_BPV[..., words.size :] = 0  # an imported table may have rows beyond its vocabulary
+    probs_BPV = probs_BPV[..., : words.size]  # an imported table may have rows beyond its vocabulary
+    probs_BPV[..., list(words.special)] = -1  # never among the most probable
     token = words.tokenizer.id_to_token
     found = []
     for probs_PV, places in zip(probs_BPV, places_B, strict=True):
@@ -155,11 +160,11 @@ def fill_mask(trained: Encoder, texts: Sequence[str], top: int = 5) -> list[list
 
 
 def token_ids(trained: Encoder, text: str, cut: bool = False) -> list[int]:
-    """Ids of [CLS], the text and [SEP]. Raises BadInput for a text longer than the model, unless the caller cuts it."""
+    """Ids of [CLS], the text and [SEP]. Raises BadInput if it is too long and `cut` is False."""
     words, longest = trained.vocab, trained.model.max_len
     ids = words.tokenizer.encode(text, add_special_tokens=False).ids
     if len(ids) + 2 > longest and not cut:
-        raise BadInput(f"{text[:60]!r}... has {len(ids)} tokens, the model takes {longest - 2}: shorten it")
+        raise BadInput(f"{text[:60]!r}... has {len(ids)} tokens, but the model takes {longest - 2}: shorten it")
     return [words.cls, *ids, words.sep]
 
 

@@ -68,7 +68,7 @@ class Config:
 
     @property
     def table_rows(self) -> int:
-        """Vocabulary size, padded to a multiple of 128, the lanes of a TPU register. Padded ids are never predicted."""
+        """Vocabulary size, padded to a multiple of 128 (a TPU register's lanes). Padded ids are never predicted."""
         return -(-self.vocab_size // 128) * 128
 
     @property
@@ -197,7 +197,7 @@ def layer_norm(config: Config, name: str | None = None):
 
 
 class Linear(nn.Module):
-    """`x . kernel + bias` over the last `contract` axes of x, to axes of the given sizes."""
+    """`x . kernel + bias`: contracts the last `contract` axes of x; the new axes have the sizes `to`."""
 
     config: Config
     to: tuple[int, ...]

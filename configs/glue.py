@@ -23,4 +23,5 @@ def get_config(text=None):
     config.data.seq_len = args["seq"]  # `max_seq_length` in google-research/bert's README: GLUE at 128 tokens
     if args["debug"]:
         common_finetune.debug(config)
+        config.data.seq_len = min(args["seq"], 64)  # the positions of a debug model
     return config

@@ -161,3 +161,17 @@ def test_width_of_padding_does_not_change_a_vector(folder, monkeypatch):
     wide = bert_fast.embed(folder / "run", texts)
     monkeypatch.setattr(inference, "WIDTH", 8)
     np.testing.assert_allclose(bert_fast.embed(folder / "run", texts), wide, atol=1e-5)
+
+
+def test_no_texts_are_refused_where_there_is_nothing_to_return(folder):
+    model = bert_fast.load(folder / "run")
+    for call in (model, lambda texts: bert_fast.fill_mask(model, texts)):
+        with pytest.raises(BadInput, match="no texts: give at least one"):
+            call([])
+
+
+def test_a_loaded_model_can_be_given_for_its_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)  # the run names its shards relative to it
+    model = bert_fast.load(folder / "run")
+    assert bert_fast.evaluate(model, examples=8)["step"] == 20
+    assert bert_fast.export(model, tmp_path / "out").class_name == "BertForMaskedLM"

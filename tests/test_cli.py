@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 
-from bert_fast import commands
+from bert_fast import __version__, commands
 from bert_fast.train.log import read_rows
 from helpers.command_line import ROOT, bert_fast
 from helpers.small_runs import rows_without_clock
@@ -110,6 +110,12 @@ def test_stopped_run_continues_to_the_same_rows(prepared, tmp_path, signum, code
         (["pretrain", "--config=configs/bert.py", "--workdir=x"], "--config.data.dir is missing"),
         (["pretrain", "--config=configs/bret.py", "--workdir=x"], "no config file 'configs/bret.py'. Shipped configs"),
         (["pretrain", "--config=bret", "--workdir=x"], "unknown config 'bret': did you mean bert"),
+        (["pretrain", "--config=LICENSE", "--workdir=x"], "unknown config 'LICENSE'"),
+        (["pretrain", "--config=./LICENSE", "--workdir=x"], "LICENSE is not a Python file"),
+        (["pretrain", "--config=tests/test_cli.py", "--workdir=x"], "does not define get_config(text=None)"),
+        (["plan", "--config=glue:task=mrpc"], "this is a fine-tuning config: use it with finetune"),
+        (["finetune", "--config=bert", "--checkpoint=x", "--workdir=y"], "this is a pre-training config: use it with"),
+        (["prepare", "--source=docs", "--out=LICENSE"], "--out=LICENSE is a file: expected a folder"),
         (["pretrain", "--config", "bret", "--workdir=x"], "unknown config 'bret': did you mean bert"),
         (["plan", "--config=bert", "--compare=bret"], "unknown config 'bret': did you mean bert"),
         (["pretrain", "--config=bert:size=bas", "--workdir=x"], "did you mean base"),
@@ -175,3 +181,29 @@ def test_warning_is_one_line_without_the_code_that_gave_it(monkeypatch):
 
     monkeypatch.setattr(commands.known()["evaluate"], "run", run)
     assert bert_fast("evaluate") == (0, "", "warning: layers are dropped from a post-LN model\n")
+
+
+def test_config_that_imports_what_is_not_there_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text("from nowhere import bert\n\n\ndef get_config(text=None):\n    return bert\n")
+    done = bert_fast("pretrain", f"--config={tmp_path}/mine.py", "--workdir=x")
+    assert done.returncode == 2
+    assert "the config cannot import nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_workdir_that_is_a_file_is_refused(prepared, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    done = bert_fast(*pretrain(prepared, tmp_path / "file"))
+    assert done.returncode == 2
+    assert f"--workdir={tmp_path}/file is a file" in done.stderr
+
+
+def test_version_is_printed():
+    assert bert_fast("--version").stdout == f"bert_fast {__version__}\n"
+
+
+def test_more_words_than_the_vocabulary_has_are_not_shown(trained):
+    done = bert_fast("fill-mask", f"--checkpoint={trained}", "--top=100000", "a [MASK]")
+    assert done.returncode == 0, done.stderr
+    assert "None" not in done.stdout
+    assert "[" not in done.stdout.splitlines()[1]

@@ -309,3 +309,8 @@ def test_broken_method_of_another_package_is_named(installed, name, code, messag
     installed(name, code)
     with pytest.raises(BadInput, match=message):
         methods.known()
+
+
+def test_checkpoint_of_a_method_that_is_no_longer_installed_is_refused_by_name():
+    with pytest.raises(BadInput, match="the method 'gone' is not installed: install the package that brings it"):
+        methods.make([("gone", {})])

@@ -190,15 +190,21 @@ def large_corpus(corpus, tmp_path_factory):
     return folder
 
 
+# A shell ignores SIGINT in what it starts in the background, these tests included.
+WITH_INTERRUPT = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
+
 def start_large(corpus, large_corpus, out):
     """`prepare` with two workers, each of which has returned some results."""
     args = [f"--source=files:{large_corpus}/a.txt", f"--out={out}", f"--vocab={corpus}/vocab.txt", "--processes=2"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "bert_fast", "prepare", *args],
+        [sys.executable, "-c", WITH_INTERRUPT, "-m", "bert_fast", "prepare", *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in a shell's background
     )
     wait_until(lambda: len(workers_of(process)) == 2)
     pids = workers_of(process)

@@ -121,7 +121,7 @@ def test_renamed_keys_are_read_from_an_older_config(small_shards, tmp_path):
 def test_parameters_of_another_model_are_refused():
     params = random_params(CONFIG)
     check_model("grown", {**params, "layers": {**params["layers"], "gain": np.ones(2)}}, CONFIG)
-    with pytest.raises(ValueError, match=r"stage grown: .* is \(2, .*, its model has \(3, "):
+    with pytest.raises(ValueError, match=r"stage grown: .* is \(2, .*, but its model has \(3, "):
         check_model("grown", params, dataclasses.replace(CONFIG, depth=3))
     without = {name: leaf for name, leaf in params.items() if name != "mlm"}
     with pytest.raises(ValueError, match=r"stage grown: mlm/.* is None"):

@@ -5,6 +5,7 @@
 --config.steps=1000                    a change of one value
 """
 
+import ast
 import difflib
 import importlib.util
 import pathlib
@@ -41,7 +42,22 @@ def file_of(spec: str) -> str:
         name = str(shipped()[name])
     elif not pathlib.Path(name).is_file():
         raise BadInput(f"no config file {name!r}. Shipped configs, to be given by name: {', '.join(shipped())}")
+    else:
+        check_source(pathlib.Path(name))
     return name + colon + arguments
+
+
+def check_source(path: pathlib.Path):
+    """Raises BadInput if the file is not Python, or does not define `get_config`."""
+    try:
+        statements = ast.parse(path.read_text(encoding="utf-8")).body
+    except (SyntaxError, ValueError) as error:  # ValueError: not UTF-8, or a null byte
+        raise BadInput(f"{path} is not a Python file: {error}. A config defines get_config(text=None)") from None
+    names = {getattr(statement, "name", "") for statement in statements}
+    names |= {getattr(target, "id", "") for s in statements if isinstance(s, ast.Assign) for target in s.targets}
+    names |= {alias.asname or alias.name for s in statements if isinstance(s, ast.ImportFrom) for alias in s.names}
+    if "get_config" not in names:
+        raise BadInput(f"{path} does not define get_config(text=None), which returns the config")
 
 
 def with_files(argv: list[str], names=("config", "compare")) -> list[str]:
@@ -58,9 +74,11 @@ def with_files(argv: list[str], names=("config", "compare")) -> list[str]:
     return found
 
 
-def define(args, argv: list[str], name: str = "config", what: str = "", required: bool = True):
+def define(
+    args, argv: list[str], name: str = "config", what: str = "", required: bool = True, example: str = "bert:size=mini"
+):
     """Adds the flag. `argv` is the command line, which holds the names of the values that it changes."""
-    how = f"by name or a file, with arguments: bert:size=mini,seq=128. --{name}.KEY=VALUE changes a value."
+    how = f"by name or a file, with arguments: {example},seq=128. --{name}.KEY=VALUE changes a value."
     what = f"{what}, {how} {REQUIRED if required else ''}".strip()
     config_flags.DEFINE_config_file(name, None, what, sys_argv=argv, flag_values=args)
 

@@ -16,7 +16,10 @@ EXAMPLE = '--checkpoint=runs/mini --out=vectors.npy "The first text." "The secon
 def define(args, argv: list[str]):
     checkpoint_flag(args)
     flags.DEFINE_string(
-        "data", None, "A file with a text on each line, instead of texts as arguments.", flag_values=args
+        "data",
+        None,
+        "A file with a text on each line, instead of texts as arguments. An empty line is a text.",
+        flag_values=args,
     )
     flags.DEFINE_string("out", None, "A .npy file [JSON Lines on standard output].", flag_values=args)
     flags.DEFINE_string("pooling", "mean", "mean: over all tokens. cls: the state of [CLS].", flag_values=args)
@@ -26,10 +29,10 @@ def define(args, argv: list[str]):
 def run(args, texts: list[str]) -> int:
     needs(args, "checkpoint")
     if bool(args.data) == bool(texts):
-        raise BadInput("give texts as arguments, or a file with a text on each line as --data=FILE")
+        raise BadInput("give texts as arguments, or a file with a text on each line as --data=FILE; not both")
     if args.data:
         try:
-            texts = pathlib.Path(args.data).read_text(encoding="utf-8").splitlines()
+            texts = pathlib.Path(args.data).read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"--data={args.data} cannot be read: {error}") from None
     out = pathlib.Path(args.out or "vectors.npy")

@@ -13,7 +13,7 @@ EXAMPLE = "--config=glue:task=mrpc --checkpoint=runs/mini --workdir=runs/mrpc --
 def define(args, argv: list[str]):
     from bert_fast.commands import config_flag
 
-    config_flag.define(args, argv, what="The config (glue:task=mrpc or squad:version=1.1)")
+    config_flag.define(args, argv, what="The config", example="glue:task=mrpc")
     flags.DEFINE_string(
         "workdir",
         None,

@@ -5,7 +5,7 @@ from absl import flags
 from bert_fast.commands import REQUIRED, needs, nothing
 
 WHAT = "turn a Hugging Face folder into a checkpoint"
-EXAMPLE = "--hf=bert-base-uncased --out=runs/base"
+EXAMPLE = "--hf=path/to/bert-base-uncased --out=runs/base"
 
 
 def define(args, argv: list[str]):

@@ -57,7 +57,7 @@ def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def hold(path: pathlib.Path, otherwise: str) -> IO:
-    """A lock file held by this process alone, until it is closed or the process ends, however it ends.
+    """A lock file that only this process holds, until the file is closed or the process ends in any way.
 
     Raises BadInput with the text `otherwise` if another process holds it. On a file system without locks it
     locks nothing.
@@ -85,3 +85,9 @@ def full_disk_told(folder: pathlib.Path) -> Iterator[None]:
             f"no space left for {folder} ({error.strerror}): finished work is kept; free some space "
             "and run the same command again to continue"
         ) from error
+
+
+def refuse_file(path: pathlib.Path, flag: str):
+    """Raises BadInput if the path of a folder is that of a file."""
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{flag}={path} is a file: expected a folder, or a path at which there is nothing yet")

@@ -22,7 +22,7 @@ import bert_fast
 from bert_fast import BadInput, command
 from bert_fast.data import corpora, document_tokenizer, shards, staging, workers
 from bert_fast.data import vocab as vocabulary
-from bert_fast.data.files import atomic_json, atomic_write, full_disk_told
+from bert_fast.data.files import atomic_json, atomic_write, full_disk_told, refuse_file
 
 UNIT = 64 << 20  # characters of text in a unit: about 15 M tokens, 20 MB on disk
 _BLOCK = 1 << 19  # characters sent to a worker at once
@@ -68,6 +68,7 @@ def prepare(
     that cannot be used, for an `out` begun with other settings, and for a full disk.
     """
     out = pathlib.Path(out)
+    refuse_file(out, "--out")
     if not 0 < valid_fraction < 1:
         raise BadInput(f"--valid_fraction={valid_fraction}: expected a share between 0 and 1, such as 0.01")
     if vocab is None and vocab_size < 100:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from bert_fast import BadInput
+from bert_fast import BadInput, command
 
 FORMAT = 1
 SPLITS = ("train", "valid")
@@ -67,7 +67,7 @@ def read_manifest(folder: str | pathlib.Path) -> dict:
     path = pathlib.Path(folder) / "manifest.json"
     if not path.is_file():
         raise BadInput(
-            f"no manifest.json in {folder}: expected a folder made by `python -m bert_fast prepare "
+            f"no manifest.json in {folder}: expected a folder made by `{command()} prepare "
             f"--source=... --out={folder}` (the same command continues an unfinished one)"
         )
     manifest = json.loads(path.read_text())

@@ -13,7 +13,7 @@ from bert_fast.data.vocab import CONTINUES, SPECIAL, Vocab
 ROLES = dict(zip(SPECIAL, ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), strict=True))
 # The first two are BERT's WordPiece. The others are defined by their tokenizer.json.
 CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
-# What our tokenizer does, by key in tokenizer.json. Other values give other tokens.
+# The settings of our tokenizer, by their keys in tokenizer.json. Other values would give other tokens.
 OURS = {
     "model.type": "WordPiece",
     "model.unk_token": "[UNK]",
@@ -42,9 +42,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def read(folder: pathlib.Path) -> Vocab:
     """The vocabulary of a folder, from vocab.txt or else from tokenizer.json.
 
-    `tokenizer_config.json` says whether case and accents are kept, or else `tokenizer.json`. If neither does,
-    they are dropped, as in transformers' BertTokenizer. Raises BadInput for tokenizers other than BERT's
-    WordPiece, by name.
+    Whether case and accents are kept is read from `tokenizer_config.json`, or else from `tokenizer.json`. If
+    neither says, they are dropped, as in transformers' BertTokenizer. Raises BadInput, which names the tokenizer, if
+    it is not BERT's WordPiece.
     """
     settings, whole = read_json(folder / "tokenizer_config.json"), read_json(folder / "tokenizer.json")
     kind = settings.get("tokenizer_class")

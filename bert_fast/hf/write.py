@@ -16,8 +16,8 @@ from bert_fast.train import checkpoint
 class Export(NamedTuple):
     """What was written.
 
-    class_name: the transformers class with its heads. notes: what users of the export should know. differences: the
-    largest differences from transformers (None: not compared).
+    class_name: the transformers class that has the model's heads. notes: what users of the export should know.
+    differences: the largest differences from transformers (None: not compared).
     """
 
     folder: pathlib.Path
@@ -40,7 +40,7 @@ def export(
     results: a folder with `results.json` files for the model card. Default: the run folder, or for a fine-tuned model
         the folder of its `finetune` call.
 
-    Raises BadInput if no layout holds the model, `out` is not empty, or transformers computes something else.
+    Raises BadInput if no layout holds the model, `out` is not empty, or transformers computes different outputs.
     """
     if compare:
         verify.needs_torch()
@@ -76,7 +76,7 @@ def export(
 
 
 def tensors_of(trained: Encoder, initialised_heads: bool) -> tuple[dict[str, np.ndarray], Config]:
-    """The tensors to write, and their model, with all layers equally wide. An imported model gives what came in."""
+    """The tensors to write, and their model, with all layers equally wide. An imported model: as they came in."""
     params: Params = jax.tree.map(np.asarray, trained.params)
     wide, config = tensors.widen(params, trained.model)
     pad_id = trained.vocab.pad
@@ -87,7 +87,7 @@ def tensors_of(trained: Encoder, initialised_heads: bool) -> tuple[dict[str, np.
         return arrays, config
     back = read.as_they_came(arrays, config, pad_id, came)
     if initialised_heads and came["initialised"]:
-        # With heads in the file, the encoder needs its full names, or transformers does not find it.
+        # In a file with heads, the encoder's tensors need their full names, or transformers does not find them.
         layout = layouts.layout_of(config)
         back = {tensors.full_name(name, layout): array for name, array in back.items()}
         names = {name for head in came["initialised"] for name in tensors.names_at(read.HEADS[head], config)}

@@ -36,7 +36,7 @@ def modules() -> Mapping[str, types.ModuleType]:
         try:
             found[entry.name] = entry.load()
         except Exception as error:
-            raise BadInput(f"{where} cannot be imported from {entry.value} ({error}): mend or uninstall it") from error
+            raise BadInput(f"{where} cannot be imported from {entry.value} ({error}): fix or uninstall it") from error
         if not callable(getattr(found[entry.name], "make", None)):
             raise BadInput(f"{where}: {entry.value} has no function `make`, which makes the method: give it one")
     return dict(sorted(found.items()))
@@ -71,6 +71,8 @@ def make(methods: Iterable[tuple[str, Mapping[str, Any]]]) -> Method:
     """
     made, makes, has = [], known(), defaults()
     for name, arguments in methods:
+        if name not in makes:
+            raise BadInput(f"the method {name!r} is not installed: install the package that brings it")
         for argument in arguments:
             if argument not in has[name]:
                 near = difflib.get_close_matches(argument, has[name], 1) or list(has[name])

@@ -25,9 +25,9 @@ from bert_fast.method import Method, Program, Stage, cut, same
 from bert_fast.plan import edit, frozen_depth, whole
 from bert_fast.schedule import Schedule
 
-SHARES = (50 / 400, 70 / 400, 280 / 400)  # reproduce_bert.sh: `--max-update`; 800,000 were planned for the last stage
-LAST_RATE = 0.375  # of the peak, at the start of the last stage: 3e-4 of 8e-4, after equal falls (5.5e-4 in between)
-LAST_SCHEDULE = 800 / 280  # length of the last stage's decay to 0, in units of its steps: it ends before the rate is 0
+SHARES = (50 / 400, 70 / 400, 280 / 400)  # reproduce_bert.sh: `--max-update`; the last stage was planned with 800,000
+LAST_RATE = 0.375  # the rate when the last stage starts, over the peak: 3e-4 / 8e-4 (equal falls: 5.5e-4 in between)
+LAST_SCHEDULE = 800 / 280  # the last stage's decay to 0 takes this many times its steps: it ends above 0
 JOINT_SHARE = 0.2  # unverified
 WARM_AGAIN = 0.01  # unverified
 OUTPUTS = ("attention_output", "mlp_output")  # `out_proj` and `fc2` of gonglinyuan/StackingBERT, identity.py
@@ -57,20 +57,20 @@ def make(
     variant: "stacking" or "mslt".
     depths: layers of each stage, such as "3,6,12". Empty: in stacking L/4, L/2 and L, or L/2 and L if 4 does not
         divide L; in MSLT the quarters of L, rounded up (unverified). Below 4 layers every layer is a stage.
-    shares: shares of the training's steps, one per stage, such as "0.2,0.3,0.5"; in MSLT one more for the joint stage
+    shares: shares of all training steps, one per stage, such as "0.2,0.3,0.5"; in MSLT one more for the joint stage
         (0: none). Empty: in stacking the released shares (a missing stage gives its steps to the next); in MSLT a
         fifth for the joint stage and equal parts for the rest (unverified).
     init: how new layers start. "copy": as copies of the topmost layers, in order (unverified for MSLT); if more are
         added than exist, all layers are copied repeatedly, which in stacking copies the whole stack. "random".
         "identity": as copies with output matrices of zero, so that a pre-LN model computes the same as before (similar
         to a baseline of stacking, identity.py, which draws the other matrices at random).
-    embedding: the tied table while layers are frozen, "A", "B" or "C": see FROZEN.
+    embedding: how the tied table is treated while layers are frozen: "A", "B" or "C", see FROZEN.
     frozen_dropout: whether the frozen layers and the embeddings below them have dropout (unverified).
-    learning_rate: "segments": linear falls, one per stage, from the warm-up's peak to .375 of it at the start of the
-        last stage, which continues towards 0; "run": the run's single schedule. Empty: segments in stacking, run in
-        MSLT.
-    warm_again: share of the training's steps over which the rate climbs again after each growth. Negative: 0 in
-        stacking, .01 in MSLT (unverified).
+    learning_rate: "segments": one linear fall per stage. The rate goes from the warm-up's peak to 0.375 of it at the
+        start of the last stage, and from there towards 0. "run": the run's single schedule. Empty: segments in
+        stacking, run in MSLT.
+    warm_again: share of all training steps over which the rate climbs again after each growth. Negative: 0 in
+        stacking, 0.01 in MSLT (unverified).
     optimizer: "fresh" moments whenever the model grows or more of it is trained (`--reset-optimizer`), or "carry":
         in stacking, moments are copied with their layers (like `double.py --double-optimizer`, except that Adam's step
         count continues here); in MSLT, new layers start with zero moments.
@@ -206,7 +206,7 @@ def grow(tree, source_L: np.ndarray, before: Config, after: Config, new_layers: 
         layers = jax.tree.map(lambda low, high: jnp.concatenate([low, high]), layers, new_layers(copies))
     head = {name: leaf for name, leaf in tree["mlm"].items() if name != "word" or not after.tied}
     if before.tied and not after.tied:
-        head["word"] = jnp.copy(tree["embed"]["word"])  # both are donated to the step, so must not share a buffer
+        head["word"] = jnp.copy(tree["embed"]["word"])  # both are donated to the step, so they must not share a buffer
     return {**tree, "layers": layers, "mlm": head}
 
 
@@ -277,7 +277,7 @@ def _check_plain(timeline: Sequence[Stage]):
 def _growth(stacking: bool, given_G: tuple[int, ...], depth: int) -> tuple[list[str], list[int], list[int]]:
     """Names, depths and numbers of frozen layers of all stages.
 
-    Raises BadInput if the stages do not grow to the model's depth, or cannot by copying whole stacks.
+    Raises BadInput if the stages do not grow to the model's depth, or cannot reach it by copying whole stacks.
     """
     halves = [depth // parts for parts in (4, 2, 1) if depth % parts == 0]
     quarters = sorted({-(-depth * quarter // 4) for quarter in (1, 2, 3, 4)})
@@ -307,6 +307,6 @@ def _check_shares(shares_G: Sequence[float], names_G: Sequence[str]):
     if len(shares_G) != len(names_G) or not positive or abs(sum(shares_G) - 1) > 1e-6:
         text = ",".join(f"{share:g}" for share in shares_G)
         raise BadInput(
-            f"--config.stacking.shares={text}: expected shares of the steps above 0 that sum to 1, one for each of "
+            f"--config.stacking.shares={text}: expected positive shares of the steps that sum to 1, one for each of "
             f"{', '.join(names_G)}"
         )

@@ -22,16 +22,16 @@ from bert_fast.train.step import make_step
 
 # The vocabulary to plan for if no shards folder is given: BERT's, uncased.
 BERT = {"size": 30_522, "special_ids": {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}}
-MOST = 2  # programs to compile per stage: the most frequent ones that it draws
+MOST = 2  # how many of a stage's programs are compiled: the most frequent ones
 
 
 @dataclasses.dataclass(frozen=True)
 class StageEstimate:
     """One stage: means per step, over all devices together unless noted.
 
-    flops: executed. dense: of dense training. cycles: per device; None without a TPU. share: of the steps whose program
-    was compiled; the others are assumed to take as many cycles per FLOP. Bytes are per device; memory figures are of
-    the program that needs the most.
+    flops: FLOPs executed. dense: FLOPs of dense training. cycles: per device; None without a TPU. share: the share of
+    the steps whose program was compiled; the others are assumed to take equally many cycles per FLOP. Bytes are per
+    device; memory figures are those of the program that needs the most.
     """
 
     name: str
@@ -62,7 +62,7 @@ class StageEstimate:
 
 
 class Slice(NamedTuple):
-    """What to plan for: a chip and its described devices. chip: None to count FLOPs only."""
+    """What to plan for: a chip, and the slice's devices as JAX describes them. chip: None to count FLOPs only."""
 
     topology: str
     chip: Accelerator | None
@@ -127,7 +127,7 @@ def plan(settings: PretrainSettings, where: Slice, cache: pathlib.Path, say: Cal
     """The cost estimate of a run. On a TPU slice, compiles the programs that each stage draws most often and the
     largest one, or reads earlier results from the cache.
 
-    Raises BadInput if the run's batches do not divide over the slice.
+    Raises BadInput if the run's batches do not divide evenly over the slice.
     """
     method = methods.make(settings.methods)
     stages, dense_model = timeline.stages(settings, method), settings.model
@@ -145,7 +145,7 @@ def plan(settings: PretrainSettings, where: Slice, cache: pathlib.Path, say: Cal
         "to three minutes on two cores"
     )
     if dense_model.dtype == "float32":
-        say("activations are float32, at half a TPU's speed or less: use --config.model.dtype=bfloat16")
+        say("activations are float32, which runs at half a TPU's speed or less: use --config.model.dtype=bfloat16")
     steps = Programs(make_step(method, optim.make(settings.optimizer), PRETRAINING), mesh)
     done = 0
     for index, stage in enumerate(stages):

@@ -55,7 +55,7 @@ def train_and_score(
 
 
 class FinetuneRun:
-    """A run in progress. A training is the part between two restarts; only the last training is evaluated."""
+    """A run in progress. Each restart begins a new training within the run; only the last training is evaluated."""
 
     def __init__(self, trainer: Trainer, rate: float, seed: int, folder: pathlib.Path):
         """Resumes from the newest checkpoint in `folder`, or starts a new run."""

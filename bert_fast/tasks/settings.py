@@ -147,6 +147,8 @@ def _rates(text: str) -> tuple[tuple[str, float], ...]:
 
 def make(config: Mapping[str, Any]) -> FinetuneSettings:
     """The settings of a config (see configs/common_finetune.py). Raises BadInput for an impossible value."""
+    if "task" not in config:
+        raise BadInput("this is a pre-training config: use it with pretrain, or give a fine-tuning config: glue, squad")
     choice("task", config["task"], (*glue.TASKS, *SQUAD, "all"))
     choice("dtype", config["dtype"], ("float32", "bfloat16"))
     choice("learning_rate.decay", config["learning_rate"]["decay"], DECAYS)

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from bert_fast.data.files import atomic_json, full_disk_told, hold
+from bert_fast.data.files import atomic_json, full_disk_told, hold, refuse_file
 from bert_fast.tasks import data, encoder, glue
 from bert_fast.tasks.batches import real_share
 from bert_fast.tasks.finetune import UNDER_WAY, Finished, train_and_score
@@ -41,6 +41,7 @@ def finetune(
     the other settings only `keep` and `checkpoint` may change. Raises BadInput before any training if something is
     wrong, and Interrupted after a signal.
     """
+    refuse_file(workdir, "--workdir")
     encoder.check_source(checkpoint, hf)
     names = data.names(settings)
     rates = {name: settings.rates_of(name) for name in names}

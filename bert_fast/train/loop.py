@@ -10,7 +10,7 @@ from bert_fast import BadInput, Interrupted, methods
 from bert_fast.cost.accelerators import measured_peak, peak_of
 from bert_fast.cost.utilisation import utilisation
 from bert_fast.data import batches, masking, shards
-from bert_fast.data.files import atomic_json, hold
+from bert_fast.data.files import atomic_json, hold, refuse_file
 from bert_fast.method import Stage
 from bert_fast.plan import drops_tokens
 from bert_fast.train import checkpoint, initial_params, inputs, optim, report, resume, sharding, timeline
@@ -55,6 +55,7 @@ class PretrainRun:
     def __init__(self, settings: PretrainSettings, config: dict, workdir: pathlib.Path):
         """Checks everything that can be wrong. Then resumes, else warm-starts, else starts from fresh parameters."""
         self.settings, self.workdir, self.root = settings, workdir, workdir / "checkpoints"
+        refuse_file(workdir, "--workdir")
         self.manifest = shards.verify(settings.data.dir)
         self.method = methods.make(settings.methods)
         optimizer = optim.make(settings.optimizer)

@@ -1,7 +1,6 @@
 """AdamW, LAMB and Muon over stacked layers: a direction, which the train step multiplies by the learning rate."""
 
 import dataclasses
-import difflib
 import math
 from typing import Any, NamedTuple
 
@@ -163,8 +162,9 @@ def make(settings: Optimizer) -> optax.GradientTransformation:
     """
     names = ("adamw", "lamb", "muon")
     if settings.name not in names:
-        near = difflib.get_close_matches(settings.name, names) or names
-        raise BadInput(f"unknown optimizer {settings.name!r}: use {' or '.join(near)} (--config.optimizer.name)")
+        raise BadInput(
+            f"--config.optimizer.name={settings.name!r} is unknown: use {', '.join(names[:-1])} or {names[-1]}"
+        )
     parts = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
     parts.append(scale_by_muon(settings) if settings.name == "muon" else scale_by_adam(settings))
     if settings.weight_decay:

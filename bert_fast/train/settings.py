@@ -103,7 +103,9 @@ def choice(name: str, value: str, known) -> str:
     if value in known:
         return value
     near = difflib.get_close_matches(value, known, 3, 0.4) or sorted(known)
-    raise BadInput(f"--config.{name}={value!r} is unknown: did you mean {' or '.join(near)}?")
+    raise BadInput(
+        f"--config.{name}={value!r} is unknown: did you mean {' or '.join(near)}? Known: {', '.join(sorted(known))}"
+    )
 
 
 def phases(text: str) -> tuple[tuple[int, float], ...]:
@@ -125,6 +127,8 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> P
 
     Raises BadInput if a value is impossible.
     """
+    if "model" not in config:
+        raise BadInput("this is a fine-tuning config: use it with finetune, or give a pre-training config such as bert")
     special_ids = tuple(vocab["special_ids"][f"[{name}]"] for name in ("PAD", "UNK", "CLS", "SEP", "MASK"))
     model = Config(vocab_size=vocab["size"], special_ids=special_ids, **config["model"])
     choice("model.norm", model.norm, ("post", "pre"))

@@ -43,7 +43,7 @@ def resumed(folder: pathlib.Path, method: Method, optimizer: optax.GradientTrans
     stage, kept = checkpoint.about(folder).stage, checkpoint.shapes(folder)
 
     def like(learns, frozen):
-        # The structure of a fresh state. The shapes of a method's state may have changed since, between stages.
+        # The structure of a fresh state. A method's own state may have changed shape in a later stage.
         _, method_state = method.init(bert.init(stage.program.model, jax.random.key(0)), stage.program.model)
         return TrainState(jnp.zeros((), jnp.int32), learns, frozen, optimizer.init(learns), method_state)
 
@@ -69,7 +69,7 @@ def check_model(name: str, params: Params, model: bert.Config, branches: Contain
             continue
         if shapes.get(path_of(path)) != leaf.shape:
             raise ValueError(
-                f"stage {name}: {path_of(path)} is {shapes.get(path_of(path))}, its model has {leaf.shape}"
+                f"stage {name}: {path_of(path)} is {shapes.get(path_of(path))}, but its model has {leaf.shape}"
             )
 
 
@@ -83,9 +83,9 @@ def next_state(
     seed: int,
     mesh: Mesh,
 ) -> tuple[TrainState, Stage]:
-    """The state at the start of the next stage, after the methods' surgery, and that stage as they settled it.
+    """The state at the start of the next stage, after the methods' surgery, and that stage as they define it.
 
-    Parameters that did not learn before start with zero moments. Raises ValueError if the parameters
+    Parameters that were frozen before start with zero moments. Raises ValueError if the parameters
     do not fit the new stage's model.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SURGERY), state.step)
