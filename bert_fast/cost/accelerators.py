@@ -51,8 +51,8 @@ TPUS = {
         tpu("v5e", "tpu v5 lite", 197, 16 * GIB, 819 * GB, 4 * 128 * 128 * 2, 1, 1.20, f"{GOOGLE}, November 2024"),
         # v5p's price is from memory, not from that page.
         tpu("v5p", "tpu v5", 459, 95 * GIB, 2765 * GB, 8 * 128 * 128 * 2, 1, 4.20, f"{GOOGLE}, 2024, unverified"),
-        # That page gives v6e two units, whose peak would need 3.5 GHz. The compiler (libtpu 0.0.42) expects up to
-        # 456,000 FLOPs per cycle of a large product, which takes four.
+        # v6e's documentation names two matrix units, which would need 3.5 GHz to reach the peak. The compiler (libtpu
+        # 0.0.42) expects up to 456,000 FLOPs per cycle in a large product, which takes four units.
         tpu("v6e", "tpu v6 lite", 918, 32 * GIB, 1638 * GB, 4 * 256 * 256 * 2, 1, 2.70, f"{GOOGLE}, November 2024"),
         tpu("tpu7x", "tpu7x", 2307, 192 * GIB, 7380 * GB, 0, 2, None, ""),
     )

@@ -106,10 +106,10 @@ def _sources(text: str) -> dict[int, str]:
             name = files[int(file)]
             innermost = innermost or f"{name.rsplit('/', 1)[-1]}:{line}"
             inside = name.rpartition("/bert_fast/")[2]
-            # A clone may have the package's name too, and hold libraries.
+            # The folder of a git clone may be named bert_fast too, and contain installed libraries.
             if inside != name and "site-packages/" not in inside:
                 return f"{inside}:{line}"
-            frame = int(parent or 1) - 1  # jaxlib 0.10.2 writes parents one too high: the outermost frame names itself
+            frame = int(parent or 1) - 1  # jaxlib 0.10.2 numbers parents one too high: the outermost is its own parent
         return innermost
 
     return {frame: source(frame) for frame in frames}
@@ -120,11 +120,11 @@ def every_branch(branch: int) -> float:
 
 
 def run_by(module: Module, branch_share: Callable[[int], float]) -> Iterator[tuple[float, str, Instruction]]:
-    """Every instruction outside fusions, with how often a step runs it and the computation that holds it.
+    """Every instruction outside fusions: how often a step runs it, the computation that holds it, and the instruction.
 
-    branch_share: the share of steps that take a conditional's branch, by its number (0: the first, for a false
-    predicate). The body of a loop counts as often as the loop runs. If that is unknown, it counts once, and the loop
-    itself is included.
+    branch_share: maps the number of a conditional's branch (0: the first, for a false predicate) to the share of
+    steps that take it. The body of a loop counts as often as the loop runs. If that is unknown, it counts once, and
+    the loop itself is included.
     """
 
     def of(computation: str, times: float) -> Iterator[tuple[float, str, Instruction]]:
@@ -175,7 +175,7 @@ def collectives(module: Module, branch_share: Callable[[int], float] = every_bra
 
 
 def walk(module: Module, branch_share: Callable[[int], float] = every_branch) -> Iterator[Work]:
-    """Every instruction of a step that takes time, except collectives, with how often it runs."""
+    """Every instruction that takes time in a step, except collectives, with how often it runs."""
     results = {
         computation: {instruction.name: instruction.result for instruction in instructions}
         for computation, instructions in module.computations.items()
@@ -209,8 +209,8 @@ def _is_free(instruction: Instruction) -> bool:
 def _moved(kind: str, instruction: Instruction, results: dict[str, str]) -> int:
     """Minimum bytes of memory that an instruction moves.
 
-    A gather reads only what it writes, not the whole table. A scatter reads its updates, and reads and writes their
-    rows of the table, which is the operand of the result's size.
+    A gather reads only what it writes, not the whole table. A scatter reads its updates, and reads and writes the
+    table rows that they change; the table is the operand that is as large as the result.
     """
     operands = [size_of(results.get(name, "")) for name in instruction.operands]
     if kind in ASYNCHRONOUS:  # its result includes the source, and a slice moves only a piece of that

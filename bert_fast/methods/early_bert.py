@@ -7,7 +7,7 @@ smaller, returns to the weights of step 0 and is trained without coefficients, a
 search still counts in every total of the run: steps, examples, FLOPs, seconds.
 
 Heads are multiplied after softmax and dropout, neurons after GELU (`slimming_coef` in finetune/modeling_bert.py of
-VITA-Group/EarlyBERT). Multiplying the rows of the output matrices that read them is equivalent, so the coefficients
+VITA-Group/EarlyBERT). Multiplying the matching rows of the output matrices is equivalent, so the coefficients
 are a transform of the parameters and the trunk does not know about them. The authors released code for fine-tuning
 only: everything here about pre-training from scratch is unverified.
 
@@ -114,7 +114,7 @@ def draw_ticket(c_LU: np.ndarray, units: Units, name: str, align: int, rng=None)
             remedy = "search longer (--config.early_bert.search), well beyond the warm-up"
         elif len(units.pruned_G) < len(real_L):
             remedy += f", or set --config.early_bert.{name}s=layer"
-        raise BadInput(f"the ticket leaves layer {layer} without {name}s: {why}. In another --workdir, {remedy}")
+        raise BadInput(f"the ticket leaves layer {layer} without {name}s: {why}. Use another --workdir and {remedy}")
     counts_L = aligned(counts_L, real_L, align)
     score_LU = c_LU if rng is None else rng.random(c_LU.shape)
     ranked_L = [np.argsort(-score_U[:real], kind="stable") for score_U, real in zip(score_LU, real_L, strict=True)]
@@ -170,24 +170,24 @@ def make(
     mask_every: steps between masks; 0: a twentieth of the search. Masks taken close together agree only because no
         coefficient had time to move.
     window, threshold: masks have stabilised when the newest of `window` masks differs from each of the others in at
-        most this share of the neurons. Heads are ignored: they are few, and agree after a handful of steps.
+        most a share `threshold` of the neurons. Heads are ignored: they are few, and agree after a handful of steps.
     min_steps: minimum steps before the search may end; 0: half of the search. At first all coefficients move at the
-        pace of the learning rate, so masks that will still change already agree.
+        pace of the learning rate, so successive masks already agree although they will change later.
     head_ratio: share of each layer's heads to prune; 0: none. The default prunes 4 of 12. At exactly 1/3, a layer of 4
-        or 16 heads would lose one more, which would equal the threshold.
+        or 16 heads would lose one more: the head whose coefficient equals the threshold.
     neuron_ratio: share of the neurons to prune; 0: none.
     neurons: "global" compares the neurons of all layers, so layers end up with different widths; "layer" compares
         within each layer.
-    align: rounds the neurons of a layer to a multiple of this. A deviation from the paper: 128 fits the lanes of a TPU,
-        and a mesh whose tensor axis is not 1 can only split multiples of that axis.
+    align: rounds the neurons of a layer to a multiple of this; the paper does not. 128 fits the lanes of a TPU, and a
+        mesh whose tensor axis has a size other than 1 can only split multiples of that size.
     ticket: "random" is the control: the same search and as many units per layer, but chosen at random. The released
         code's control has no search (`slimming_coef_step` of 0 or less in
         finetune/run_glue_earlybert_draw_and_train.py): uniform random numbers replace the coefficients, so layers lose
         nearly equal shares of their neurons. How the paper drew its random tickets for pre-training is unverified.
     head_penalty, neuron_penalty: factors of the sums of absolute coefficients in the loss.
-    draw_before_update: draws from the coefficients before the update of the search's last step. The released code for
-        GLUE records them there (finetune/trainer.py), the code for SQuAD after it (run_squad_earlybert_search.py).
-        Nothing else from that update would last, so the search is one step shorter instead.
+    draw_before_update: draws the ticket from the coefficients before the update of the search's last step. The
+        released code for GLUE records them then (finetune/trainer.py), the code for SQuAD after that update
+        (run_squad_earlybert_search.py). The update would be discarded anyway, so the search is one step shorter.
 
     Raises BadInput for invalid values.
     """

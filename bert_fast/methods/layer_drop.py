@@ -8,7 +8,7 @@ run's seed and the step, so they are the same on every device. Evaluation runs e
 get a gradient of zero; their moments and weights keep decaying, as in the reference. The paper's recipe, with its two
 controls, is configs/layer_drop.py.
 
-Axes: M micro-batches, L layers, N numbers of layers, from 0 up.
+Axes: M micro-batches, L layers, N possible counts of layers, from 0 up.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ POST_LN = (
 
 
 def theta_at(step: int, steps: int, theta: float, gamma: float, variant: str) -> float:
-    """Probability that the topmost layer runs at `step`, counted from 0, of `steps`: falls from 1 to `theta`.
+    """Probability that the topmost layer runs at `step` (counted from 0) of `steps`; it falls from 1 to `theta`.
 
     theta(t) = (1 - theta) exp(-gamma t) + theta, the paper's temporal schedule. gamma is per step; 0 means the
     paper's 100 / T. With "deepspeed" each step has the value of the previous step, and steps 0 and 1 both have 1: the
@@ -99,8 +99,8 @@ PARTS = 2**40
 
 
 def systematic(keep_L: np.ndarray, plan: Plan, micro_batches: int, rng: np.random.Generator) -> np.ndarray:
-    """Which layers run, bool [M, L]: with the probabilities of `independent`, but the number that run in a span (and
-    in all) is its mean, rounded down or up.
+    """Which layers run, bool [M, L]: with the probabilities of `independent`, but the number of layers that run in
+    a span (and in total) is always its expected value, rounded down or up.
 
     With u uniform in [0, 1) and c the running sum of the probabilities, a layer runs if there is a whole number
     between its c + u and the previous layer's. One u serves the whole step, so that micro-batches run equally many
@@ -134,13 +134,13 @@ def make(
     theta: final probability that the topmost layer runs. The paper uses 0.5 and recommends 0.5 to 0.9. With 1
         nothing is dropped.
     gamma: rate at which theta is approached: the descent is over after about 5 / gamma steps. 0 means the paper's
-        100 / T, with T the steps of training, or of a search alone while there is one. DeepSpeed's default is 0.001,
-        which suits T of 100,000 and more.
+        100 / T, where T is the number of training steps or, during a search, of the search's steps alone.
+        DeepSpeed's default is 0.001, which suits T of 100,000 and more.
     variant: "paper", or "deepspeed": exactly the released code, off by one layer and by one step (`keep_and_scale`,
         `theta_at`).
     sampling: "independent", as in the paper, or "systematic": the number of layers that run varies by at most one per
-        span. Each number is a separate program to compile, or each combination of numbers if another method splits
-        the plan into spans. Late in training 12 layers take 9 programs, and about 80 with token dropping's 4 spans;
+        span. Each number (or each combination of numbers, if another method splits the plan into spans) needs its own
+        compiled program. Late in training 12 layers take 9 programs, and about 80 with token dropping's 4 spans;
         systematic sampling takes 2 and 5. "auto" is independent for a plan of one span, and systematic otherwise.
     execution: "gather" computes only the layers that run: one program for each number of them. "cond" has all layers
         in one program, each behind a conditional with a checkpointed branch: less memory, less time saved. Both

@@ -41,14 +41,14 @@ def make(
     start: float = 10.0,  # `token_loss_init_value` there; about ln 30522, the loss of guessing
     scores: str = "loss",
     repeats: str = "mean",  # not named "update": flags cannot set that, ConfigDict has an attribute of that name
-    full_tail: float = 0.0,  # the released code drops to the end; a stage without dropping in the paper is unverified
+    full_tail: float = 0.0,  # the released code drops to the end; whether the paper has a full stage is unverified
     examples_per_row: int = 1,
     boundary: int = -1,
 ) -> Method:
     """Token dropping as released, with one exception: see `repeats`.
 
     keep: share of an example's positions that the middle layers update, from the boundary to the last layer but one.
-        On a TPU the number of kept positions is best a multiple of 128: see `examples_per_row`.
+        On a TPU the number of kept positions should ideally be a multiple of 128: see `examples_per_row`.
     beta, start: parameters of the running loss of an id, in nats: beta * old + (1 - beta) * new, from `start`.
     scores: "loss", or a control with the same plan: "random" draws new scores in every step, "frequency"
         keeps the rarest ids. The paper has such controls, but their code was not released. This one counts ids
@@ -58,7 +58,7 @@ def make(
         as released: one step towards one of its losses (in the released code whichever is written last, here the last
         in batch order); special ids drift if they are ever a label, and unfilled slots count as losses of label 0.
         The released table is per replica: `add_weight` in routing.py requests no aggregation, so each replica learns
-        from its own examples. Here both update one table from the whole batch.
+        from its own examples. Here both values of `repeats` update one table from the whole batch.
     full_tail: share of the training's steps, at its end, without dropping. A restart begins a new training.
     examples_per_row: number of examples joined along the token axis in layers that see only kept tokens. Results are
         the same, given equal dropout. For TPUs: 64 kept tokens of 128 fill half the lanes of a register, two joined
@@ -67,9 +67,10 @@ def make(
     boundary: the layer, counted from 0, that updates only kept tokens and attends to all; the layers below it are
         full. -1: L/2 - 1, as released. At most L - 2, since the last layer is full.
 
-    Special tokens are always kept, and padding never before a real token. Ties keep the leftmost tokens: among ids
-    that were never predicted, and if an example has more special and masked tokens than are kept (several documents
-    packed into one example). A model of one layer drops nothing. The released code also drops tokens in validation;
+    Special tokens are always kept, and padding is kept only after all real tokens. Of tokens with equal scores the
+    leftmost are kept. Scores are equal among ids that were never predicted, and among special and masked tokens, if
+    an example has more of these than are kept (several documents packed into one example). A model of one layer
+    drops nothing. The released code also drops tokens in validation;
     here that loss is logged as `mlm_loss_dropping`, next to the loss without dropping.
     """
     flag = "--config.token_drop"
@@ -224,7 +225,7 @@ def means(loss_N, weight_N, label_N, rows: int):
 
 
 def last_writes(loss_N, label_N, rows: int):
-    """The loss of the last slot with each id as its label, filled or not, and whether there is such a slot.
+    """For each id, the loss of the last slot (filled or not) whose label it is, and whether there is such a slot.
 
     This is `update_token_importance` in routing.py, whose scatter does not specify which of several equal ids wins.
     """

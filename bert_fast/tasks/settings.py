@@ -80,7 +80,7 @@ class FinetuneCheckpoints:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings:
-    """One call. learning_rates: pairs (task, or "" for all; rate). keep: which weights of a run are kept."""
+    """One call. learning_rates: pairs of a task ("" for all) and a rate. keep: which weights of a run are kept."""
 
     task: str
     seeds: tuple[int, ...]
@@ -219,5 +219,5 @@ def _refuse_dropping(settings: FinetuneSettings):
         if method.draw is not identity.draw or method.order is not identity.order:
             raise BadInput(
                 f"--config.methods={name}: it drops layers or tokens, but fine-tuning trains the whole model; "
-                f"methods that prune are allowed (all methods of pre-training: {', '.join(methods.known())})"
+                f"methods that prune are allowed (the methods of pre-training are {', '.join(methods.known())})"
             )

@@ -110,7 +110,7 @@ def _keep(run: Finished, trainer: Trainer, folder: pathlib.Path):
             (part / kind).mkdir(parents=True, exist_ok=True)
             trainer.task.write(part / kind, split, run.logits[split])
     atomic_json(part / "result.json", run.result)
-    if trainer.settings.keep == "none":  # of a run that was started with another setting
+    if trainer.settings.keep == "none":  # weights of a run that was started with another `keep`
         shutil.rmtree(part / "checkpoints", ignore_errors=True)
     shutil.rmtree(part / UNDER_WAY, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -120,8 +120,9 @@ def _keep(run: Finished, trainer: Trainer, folder: pathlib.Path):
 def summary(workdir: pathlib.Path, about: dict) -> dict[str, Any]:
     """All finished runs of a folder, and their statistics over seeds.
 
-    A task's learning rate is the one with the highest mean score at the end of training; Devlin et al. (2019, section
-    4.1) also choose it on the held-out set. `last` is the score at the end, which is reported; `best` is next to it.
+    The learning rate chosen for a task is the one with the highest mean score at the end of training; Devlin et al.
+    (2019, section 4.1) also choose it on the held-out set. `last`, the score at the end, is the reported result;
+    `best`, the highest score of any evaluation, is given next to it.
     """
     tasks: dict[str, Any] = {}
     for path in sorted(workdir.glob("*/lr=*,seed=*/result.json")):

@@ -5,8 +5,8 @@
     checkpoints/STEP/vocab.txt        the vocabulary's word pieces
     checkpoints/STEP/checksums.json   sha256 of every other file; written last
 
-A folder gets its final name only when it is complete. Orbax itself restores flipped bits without an
-error and accepts an empty newest folder as a step, so neither its manager nor its listing is used.
+A folder gets its final name only when it is complete. Orbax itself loads files with flipped bits
+without an error and accepts an empty newest folder as a step, so neither its manager nor its listing is used.
 """
 
 import json
@@ -79,7 +79,7 @@ def _is_numbered(folder: pathlib.Path) -> bool:
 
 
 def _arrays(state: TrainState, numbered: bool = False) -> dict:
-    """The arrays that Orbax stores, named; numbered by position, as in format 1, if `numbered`."""
+    """The arrays that Orbax stores, by name or, if `numbered`, by position as in format 1."""
     kept = {"optimizer": state.opt_state, "method": state.method}
     branches = {name: _numbered(tree) if numbered else _named(tree, NAMES[name]) for name, tree in kept.items()}
     tree = {"step": state.step, "params": state.params, "frozen": state.frozen, **branches}

@@ -25,7 +25,7 @@ from bert_fast.train.sharding import global_batch
 from bert_fast.train.step import TrainState, join
 
 LOOK_AHEAD = 100  # upcoming steps whose programs are compiled in the background
-DRAW = 103  # use of the seed on the host; uses on the device are in step.py
+DRAW = 103  # identifies this use of the seed, on the host; the uses on the device are in step.py
 ROWS = ("ids", "types", "positions", "segments")  # arrays of a batch with shape [B, S]
 
 
@@ -42,7 +42,7 @@ class BatchSource(NamedTuple):
 
     batches: (stage, index) -> endless iterator of (index after the batch, batch), starting at example `index`. A batch
         holds NumPy arrays of this process's examples, which may be shorter than the `seq_len` of the stage's program.
-    order: name of the example order that a stage reads. Stages with the same order share their position in it.
+    order: name of the order in which a stage reads examples. Stages with the same order share their position in it.
     lengths: every example length that a stage's batches may have.
     """
 
