@@ -20,7 +20,7 @@ State = Any  # a pytree of arrays; checkpointed
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Everything a compiled train step depends on. With its plan packed, it is the key of the compiled programs.
+    """Everything a compiled train step depends on. Compiled programs are keyed by it, after `plan.pack` on its plan.
 
     batch_size: examples per step, over all devices and micro-batches.
     frozen_paths: regular expressions for the paths of frozen leaves outside the layer stack.
@@ -45,10 +45,10 @@ class Stage:
     schedule_from: the schedule counts from the start of the "run" or of this "stage"; a restart counts as a new run.
     warm_again: number of steps over which the rate climbs again, from 0 to the schedule's value.
     skipped: if a stage was cut into parts, the number of its steps in earlier parts.
-    data: "continue" in the shared order of this sequence length, or "restart": training starts over, with the data,
-        the schedule and the methods' clock at 0.
+    data: "continue" with the next examples in the order that stages of this sequence length share, or
+        "restart": training starts over, with the data, the schedule and the methods' clock at 0.
     guess: the widths of the program's model are a guess until `Method.enter` settles them. A guess is used to
-        estimate a run's cost; it is never compiled for a run or stored.
+        estimate a run's cost; it is never stored, and never compiled for a run.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Clock(NamedTuple):
 
 
 def cut(stages: Sequence[Stage], at: int) -> tuple[Stage, ...]:
-    """The timeline with the stage that contains step `at` cut in two there; learning rates do not change."""
+    """The timeline after the stage that contains step `at` is split in two there; learning rates do not change."""
     result, begins = [], 0
     for stage in stages:
         done, begins = at - begins, begins + stage.steps
@@ -113,10 +113,10 @@ class Method(NamedTuple):
              grow, prune, rewind. `moments` is applied to each optimizer moment, a tree like the
              parameters; None: a fresh optimizer. Settles the guesses in `new.program`;
              `initial()` returns the parameters of step 0
-    draw     (stage, clock, rng) -> scale_ML or None: host, each step: factors of the residual branches
-             of each micro-batch's layers, 0 to skip. `rng` is a function of the run's seed and the
-             step. The draws of several methods are multiplied
-    order    (state, batch, program, key) -> batch: traced: moves the tokens to keep to the front
+    draw     (stage, clock, rng) -> scale_ML or None: host, each step: for each micro-batch and layer, the
+             factor that scales the layer's residual branches, 0 to skip it. `rng` is a function of the
+             run's seed and the step. The draws of several methods are multiplied
+    order    (state, batch, program, key) -> batch: traced: sorts the kept tokens to the front
     weights  (params) -> (params, penalty): traced, differentiable: the parameters that the trunk
              sees. Called separately on the trainable and on the frozen parameters
     update   (state, params, batch, losses) -> state: traced, after the step: learns from the losses of

@@ -123,7 +123,7 @@ def test_padding_of_narrow_layers_stays_zero_and_changes_nothing(trees):
     found = optim.orthogonal(padded, (1,), (2,), 0.4)
     alone = optim.orthogonal(narrow, (1,), (2,), 0.4)
     assert not np.any(found[..., 10:])
-    scale = np.sqrt(24 / 16)  # the longer side is that of the padded matrix
+    scale = np.sqrt(24 / 16)  # the padded matrix has the longer side
     np.testing.assert_allclose(found[..., :10], alone * scale, rtol=1e-4, atol=1e-5)
 
 

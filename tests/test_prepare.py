@@ -198,7 +198,7 @@ WITH_INTERRUPT = (
 
 
 def start_large(corpus, large_corpus, out):
-    """`prepare` with two workers, each of which has returned some results."""
+    """`prepare` with two workers that have both returned some results."""
     args = [f"--source=files:{large_corpus}/a.txt", f"--out={out}", f"--vocab={corpus}/vocab.txt", "--processes=2"]
     process = subprocess.Popen(
         [sys.executable, "-c", WITH_INTERRUPT, "-m", "bert_fast", "prepare", *args],

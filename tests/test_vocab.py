@@ -89,7 +89,7 @@ def test_unusable_vocabularies_are_named(tmp_path):
     special = list(vocab.SPECIAL)
     for lines, complaint in [
         ([*special[:-1], "a"], r"vocab\.txt: no \[MASK\]: BERT needs"),
-        ([*special, "a", "b", "a"], "'a' is in line 6 and again in line 8"),
+        ([*special, "a", "b", "a"], "'a' is on line 6 and again on line 8"),
         ([], "is empty"),
     ]:
         with pytest.raises(BadInput, match=complaint):

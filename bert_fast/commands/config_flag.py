@@ -1,4 +1,4 @@
-"""The flag `--config`: a shipped config by name or a file, its arguments, and changes of single values.
+"""The flag `--config`: a shipped config by name, or a file; its arguments; and changes to single values.
 
 --config=bert:size=mini,seq=128        a config that ships with the package
 --config=path/to/mine.py:size=mini     a file of your own
@@ -30,7 +30,7 @@ def shipped() -> dict[str, pathlib.Path]:
 
 
 def file_of(spec: str) -> str:
-    """`FILE:ARGUMENTS` for `NAME:ARGUMENTS` or `FILE:ARGUMENTS`. Raises BadInput if there is no such config."""
+    """The spec as `FILE:ARGUMENTS`, given that or `NAME:ARGUMENTS`. Raises BadInput if there is no such config."""
     name, colon, arguments = spec.partition(":")
     if "/" not in name and not name.endswith(".py"):
         if name not in shipped():
@@ -77,8 +77,8 @@ def with_files(argv: list[str], names=("config", "compare")) -> list[str]:
 def define(
     args, argv: list[str], name: str = "config", what: str = "", required: bool = True, example: str = "bert:size=mini"
 ):
-    """Adds the flag. `argv` is the command line, which holds the names of the values that it changes."""
-    how = f"by name or a file, with arguments: {example},seq=128. --{name}.KEY=VALUE changes a value."
+    """Adds the flag. `argv` is the command line, from which the names of the values to change are read."""
+    how = f"by name or as a file, with arguments: {example},seq=128. --{name}.KEY=VALUE changes a value."
     what = f"{what}, {how} {REQUIRED if required else ''}".strip()
     config_flags.DEFINE_config_file(name, None, what, sys_argv=argv, flag_values=args)
 
@@ -104,7 +104,7 @@ def explain(error: flags.Error, args) -> str:
 def load(spec: str, changes: Mapping[str, Any]) -> ConfigDict:
     """The config that `--config=SPEC` means, with values changed by dotted keys, such as {"data.dir": "shards"}.
 
-    Raises BadInput for an unknown config, argument or key, and for a value of another type.
+    Raises BadInput for an unknown config, argument or key, and for a value of the wrong type.
     """
     path, _, arguments = file_of(spec).partition(":")
     described = importlib.util.spec_from_file_location("bert_fast_config", path)
@@ -116,7 +116,7 @@ def load(spec: str, changes: Mapping[str, Any]) -> ConfigDict:
 
 
 def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-    """A copy of the config with values changed by dotted keys. Raises BadInput as `load`."""
+    """A copy of the config with values changed by dotted keys. Raises BadInput as `load` does."""
     config = config.copy_and_resolve_references().lock()
     for key, value in changes.items():
         try:
@@ -124,5 +124,5 @@ def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
         except (AttributeError, KeyError) as error:
             raise BadInput(f"unknown config key {key!r}: {error.args[0]}") from None
         except TypeError as error:
-            raise BadInput(f"{key}={value!r} has another type than the config's value: {error}") from None
+            raise BadInput(f"{key}={value!r} has a different type from the config's value: {error}") from None
     return config

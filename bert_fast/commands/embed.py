@@ -18,7 +18,7 @@ def define(args, argv: list[str]):
     flags.DEFINE_string(
         "data",
         None,
-        "A file with a text on each line, instead of texts as arguments. An empty line is a text.",
+        "A file with a text on each line, instead of texts as arguments. An empty line counts as a text.",
         flag_values=args,
     )
     flags.DEFINE_string("out", None, "A .npy file [JSON Lines on standard output].", flag_values=args)
@@ -29,7 +29,7 @@ def define(args, argv: list[str]):
 def run(args, texts: list[str]) -> int:
     needs(args, "checkpoint")
     if bool(args.data) == bool(texts):
-        raise BadInput("give texts as arguments, or a file with a text on each line as --data=FILE; not both")
+        raise BadInput("give texts as arguments, or a file (--data=FILE) with a text on each line, but not both")
     if args.data:
         try:
             texts = pathlib.Path(args.data).read_text(encoding="utf-8").removesuffix("\n").split("\n")

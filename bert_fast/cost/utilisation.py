@@ -11,8 +11,8 @@ from collections.abc import Mapping
 def utilisation(counts: Mapping[str, float], seconds: float, peak: float | None) -> dict[str, float]:
     """The three shares of the peak, from a run's counts (train/counters.py) over `seconds`; {} if the peak is unknown.
 
-    peak: FLOP/s of all devices together. The share of padding is taken from the positions. That is right for all matrix
-    products except attention's, which are quadratic in the length.
+    peak: FLOP/s of all devices together. FLOPs are split between padding and real tokens by the number of
+    positions. That is right for all matrix products except attention's, which are quadratic in the length.
     """
     if peak is None or seconds <= 0:
         return {}

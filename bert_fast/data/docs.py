@@ -68,7 +68,7 @@ def collect(processes: int) -> list[str]:
 
 
 def _unique(documents: Iterable[list[str]]) -> Iterator[str]:
-    """Documents without the paragraphs of earlier ones: parameters are described over and over."""
+    """The documents, each without paragraphs that an earlier one has: parameter descriptions repeat a lot."""
     seen = set()
     for paragraphs in documents:
         fresh = [text for text in paragraphs if hashlib.sha1(text.lower().encode()).digest() not in seen]

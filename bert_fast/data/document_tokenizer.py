@@ -1,4 +1,6 @@
-"""Text to records: sentences, token ids, and the hash that decides a document's split. Workers of prepare run this.
+"""Text to records: sentences, token ids, and the hash that decides a document's split.
+
+The worker processes of the command `prepare` run this.
 
 Axes: T tokens and N sentences of one document.
 """
@@ -16,7 +18,7 @@ from bert_fast.data import shards
 from bert_fast.data import vocab as vocabulary
 
 MAX_TOKENS = 65_536  # in one record
-# A sentence ends at a full stop, closing quotes and a space, unless a lower-case letter follows.
+# A sentence ends after a full stop, any closing quotes and a space, unless a lower-case letter follows.
 # In scripts without a space after the full stop, it ends at the full stop.
 _END = re.compile(
     r"[.!?…؟।](?<!\b[A-Z]\.)(?<!\b(?:Mr|Ms|Dr|St|vs|pp|cf|Jr)\.)(?<!\b(?:Mrs|Col|Gen|Rev|Vol|Fig|e\.g|i\.e)\.)"
@@ -55,9 +57,9 @@ class _Words(dict):
 class DocumentTokenizer:
     """Turns text into records with one vocabulary, in one thread.
 
-    `tokenizers` looks up every word every time, and tracks its place in the text. Most sentences are printable
-    ASCII, for which BERT's normalisation is `lower` and its splitting a regular expression. For these, a
-    table of the words met so far gives the same ids several times faster.
+    The library `tokenizers` looks up a word again each time it occurs, and tracks where in the text it is. Most
+    sentences are printable ASCII, for which BERT's normalisation is `lower` and its splitting a regular
+    expression. For these, a table of the words met so far gives the same ids several times faster.
     """
 
     def __init__(self, vocab: vocabulary.Vocab):

@@ -88,6 +88,6 @@ def full_disk_told(folder: pathlib.Path) -> Iterator[None]:
 
 
 def refuse_file(path: pathlib.Path, flag: str):
-    """Raises BadInput if the path of a folder is that of a file."""
+    """Raises BadInput if there is a file at the path of a folder."""
     if path.exists() and not path.is_dir():
         raise BadInput(f"{flag}={path} is a file: expected a folder, or a path at which there is nothing yet")

@@ -16,7 +16,7 @@ _SAMPLE = 32  # number of examples from which a data set's text size is estimate
 
 
 class TfdsSource(NamedTuple):
-    """A split of a data set: its approximate bytes of text, what identifies it, and a reader of its documents."""
+    """A split of a data set: the approximate size of its text, what identifies it, and a reader of its documents."""
 
     bytes: int
     identity: str
@@ -46,7 +46,8 @@ def examples(spec: str, data_dir: str | None = None) -> Iterator[dict]:
     """The examples of the split `NAME[/CONFIG][:VERSION]:SPLIT`, prepared as ArrayRecord first if necessary.
 
     Raises BadInput if the data set does not exist, or its preparation needs a package that is not
-    installed. For many that is TensorFlow, and tensorflow-datasets then reports the data set as "not found".
+    installed. For many data sets that package is TensorFlow; without it, tensorflow-datasets reports them as
+    "not found".
     """
     return _each(_tfds(spec, data_dir, "--config.data.dir")[0])
 
@@ -57,7 +58,7 @@ def _each(rows) -> Iterator[dict]:
 
 
 def _tfds(spec: str, data_dir: str | None, option: str) -> tuple[Any, Any, str, str]:
-    """A split's examples, its builder's info, its name without the split, and the split."""
+    """The examples of a split, its builder's info, the name in `spec` without the split, and the split."""
     with contextlib.redirect_stdout(io.StringIO()):  # the import may list every data set it knows
         import tensorflow_datasets as tfds
 

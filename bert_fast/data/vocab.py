@@ -92,14 +92,14 @@ class Vocab:
 def load(path: str | pathlib.Path, cased: bool = False, strip_accents: bool | None = None) -> Vocab:
     """The vocabulary of a vocab.txt: one token per line, whose id is the line number from 0.
 
-    A special token that a user writes into a sentence gets its id. If the text is data, set
-    `tokenizer.encode_special_tokens`: it is then a word like any other. Raises BadInput for a file that
-    is missing or empty, a token that occurs twice, and a special token that does not occur.
+    A special token that a user writes into a sentence is encoded as that token. If the text is data, set
+    `tokenizer.encode_special_tokens`, so that it is encoded like any other word. Raises BadInput for a file
+    that is missing or empty, a token that occurs twice, and a special token that does not occur.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise BadInput(
-            f"no vocabulary at {path}: expected a vocab.txt, one token per line; without --vocab one is trained"
+            f"no vocabulary at {path}: expected a vocab.txt, one token per line; without --vocab, a new one is trained"
         )
     return parse(path.read_bytes(), path, cased, strip_accents)
 
@@ -130,7 +130,7 @@ def parse(content: bytes, path: str | pathlib.Path, cased: bool, strip_accents: 
     if len(ids) < len(lines):
         twice = next(i for i, token in enumerate(lines) if ids[token] != i)
         raise BadInput(
-            f"{path}: {lines[twice]!r} is in line {twice + 1} and again in line {ids[lines[twice]] + 1}: "
+            f"{path}: {lines[twice]!r} is on line {twice + 1} and again on line {ids[lines[twice]] + 1}: "
             "each token may occur only once, or ids would shift; use the file that belongs to the model"
         )
     if missing := [token for token in SPECIAL if token not in ids]:

@@ -1,4 +1,4 @@
-"""The Hugging Face layout that holds a model, and its `config.json`, in both directions.
+"""Which Hugging Face layout holds a model, and conversion from and to its `config.json`.
 
 Three layouts hold the models we train, with the same logits and gradients:
 
@@ -70,12 +70,12 @@ def check(config: Config, task: TaskHead | None = None):
     if config.width % config.head_size or max(config.heads_L) * config.head_size > config.width:
         raise BadInput(
             f"no Hugging Face layout has {max(config.heads_L)} heads of {config.head_size} at a width of "
-            f"{config.width}: the width must be a multiple of head_size, and the heads together no wider than it"
+            f"{config.width}: the width must be a multiple of head_size, and at least the heads' total width"
         )
 
 
 def pad_id_of(theirs: Mapping[str, Any]) -> int:
-    """The id of the padding token, from which RoBERTa's positions count."""
+    """The id of the padding token. RoBERTa's first position is this id plus 1."""
     stated = theirs.get("pad_token_id")
     return PAD_IDS[theirs.get("model_type", ABSENT["model_type"])] if stated is None else stated
 
@@ -83,7 +83,7 @@ def pad_id_of(theirs: Mapping[str, Any]) -> int:
 def config_from_hf(theirs: Mapping[str, Any]) -> Config:
     """The model of a Hugging Face `config.json`, with a next-sentence head if the layout has one.
 
-    Raises BadInput that names what is missing, or what our trunk does not compute.
+    Raises BadInput, naming what is missing or what our trunk does not compute.
     """
     if missing := [name for name in SIZES if name not in theirs]:
         raise BadInput(f"config.json lacks {', '.join(missing)}: expected the config.json of a BERT model")
@@ -114,8 +114,8 @@ def config_from_hf(theirs: Mapping[str, Any]) -> Config:
     positions = stated["max_position_embeddings"] - position_shift(kind, pad_id_of(stated))
     if positions < 1:
         raise BadInput(
-            f"config.json: max_position_embeddings={stated['max_position_embeddings']} leaves no positions: they count "
-            f"from pad_token_id + 1 = {pad_id_of(stated) + 1}"
+            f"config.json: max_position_embeddings={stated['max_position_embeddings']} leaves no positions: they start "
+            f"at pad_token_id + 1 = {pad_id_of(stated) + 1}"
         )
     arrangement, embed_norm = norms[kind]
     return Config(
@@ -174,8 +174,8 @@ def task_to_hf(task: TaskHead) -> dict[str, Any]:
 def config_to_hf(config: Config, class_name: str, dtype: str) -> dict[str, Any]:
     """The Hugging Face `config.json` of a model whose layers all have the same width.
 
-    config: its special ids must be the vocabulary's. dtype: of the weights. The inverse of `config_from_hf`, except for
-    fields that only matter in training.
+    The inverse of `config_from_hf`, except for fields that only matter in training.
+    config: its special ids must be the vocabulary's. dtype: the type of the weights.
     """
     layout = layout_of(config)
     pad, _, cls, sep, _ = config.special_ids

@@ -31,7 +31,7 @@ class StageEstimate:
 
     flops: FLOPs executed. dense: FLOPs of dense training. cycles: per device; None without a TPU. share: the share of
     the steps whose program was compiled; the others are assumed to take equally many cycles per FLOP. Bytes are per
-    device; memory figures are those of the program that needs the most.
+    device; memory figures are for the program that needs the most.
     """
 
     name: str
