@@ -190,8 +190,8 @@ def test_head_at_base_size_takes_some_of_the_saving():
         ({"depths": "3;12"}, r'depths=.3;12.: expected comma-separated numbers, such as "3,6,12"'),
         ({"shares": "0.5,0.5"}, r"shares=0.5,0.5: .*3-layers, 6-layers, 12-layers"),
         ({"shares": "0.5,0.4,0.3"}, "sum to 1"),
-        ({"shares": "0.5,0.5,0"}, "above 0"),
-        ({"shares": "1.2,-0.4,0.2"}, "above 0"),
+        ({"shares": "0.5,0.5,0"}, "expected positive shares"),
+        ({"shares": "1.2,-0.4,0.2"}, "expected positive shares"),
         ({"shares": "a,b"}, "expected comma-separated numbers"),
         ({"depths": "1,2,4,12"}, "no default for 4 stages"),
         ({"variant": "doubling"}, r"variant='doubling' is unknown: expected stacking, mslt"),
@@ -204,7 +204,7 @@ def test_head_at_base_size_takes_some_of_the_saving():
         ({"warm_again": 1.0}, "below 1"),
         ({"warm_again": 0.2}, "stage 6-layers has only 70000: lower it"),
         ({"variant": "mslt", "shares": "0.25,0.25,0.25,0.25"}, "12-layers, joint"),
-        ({"variant": "mslt", "shares": "0.3,0,0.3,0.2,0.2"}, "above 0"),
+        ({"variant": "mslt", "shares": "0.3,0,0.3,0.2,0.2"}, "expected positive shares"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
