@@ -291,6 +291,8 @@ def test_refused_start_leaves_the_folder_free_for_the_corrected_one(small_shards
         ({"learning_rate__interval": 0}, "learning_rate.interval=0: expected at least 1"),
         ({"optimizer__clip_norm": -1.0}, "optimizer.clip_norm=-1.0: expected at least 0"),
         ({"optimizer__b1": 1.5}, "optimizer.b1=1.5: expected a share"),
+        ({"optimizer__momentum": 1.0}, "optimizer.momentum=1.0: expected a share"),
+        ({"optimizer__matrix_rms": -0.4}, "optimizer.matrix_rms=-0.4: expected at least 0"),
         ({"data__workers": -1}, "data.workers=-1: expected at least 0"),
         ({"eval__batch_size": 0}, "eval.batch_size=0: expected at least 1"),
         ({"methods": "token_drop,token_drop"}, "methods=token_drop,token_drop: list each method only once"),

@@ -177,6 +177,7 @@ def _check(settings: PretrainSettings):
         "learning_rate.warmup_steps": (settings.schedule.warmup_steps, 0),
         "learning_rate.interval": (settings.schedule.interval, 1),
         "optimizer.clip_norm": (settings.optimizer.clip_norm, 0),
+        "optimizer.matrix_rms": (settings.optimizer.matrix_rms, 0),
         "data.workers": (settings.data.workers, 0),
         "eval.every": (settings.eval.every, 0),
         "eval.seq_len": (settings.eval.seq_len, 8),
@@ -187,7 +188,7 @@ def _check(settings: PretrainSettings):
     at_least(least)
     if not 0 <= settings.seed < 2**32:
         raise BadInput(f"--config.seed={settings.seed}: expected a whole number of at least 0 and below 2^32")
-    for name in ("b1", "b2"):
+    for name in ("b1", "b2", "momentum"):
         if not 0 <= (decay := getattr(settings.optimizer, name)) < 1:
             raise BadInput(f"--config.optimizer.{name}={decay}: expected a share of at least 0 and below 1")
     names = [name for name, _ in settings.methods]
