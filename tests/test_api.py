@@ -137,6 +137,7 @@ def test_config_may_be_an_object_and_is_left_as_it_was(folder, tmp_path):
         ("nowhere/mine.py", {}, "no config file 'nowhere/mine.py'"),
         ("bert:size=bas", {}, "did you mean base"),
         ("bert:debug", {"stepss": 3}, "unknown config key 'stepss'"),
+        ("bert:debug", {"model.hidden": 3}, r"'model\.hidden' has another name now: 'model\.mlp_dim'"),
         ("bert:debug", {"optimizer.nam": "lamb"}, r"unknown config key 'optimizer\.nam'"),
         ("bert:debug", {"steps": "many"}, "steps='many' has a different type"),
         ("bert:debug", {}, "data is missing: give the folder that bert_fast.prepare made"),

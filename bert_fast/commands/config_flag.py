@@ -122,6 +122,10 @@ def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
         try:
             config.update_from_flattened_dict({key: value})
         except (AttributeError, KeyError) as error:
+            from bert_fast.train import settings
+
+            if key in settings.renamed():
+                raise BadInput(f"{key!r} has another name now: {settings.renamed()[key]!r}") from None
             raise BadInput(f"unknown config key {key!r}: {error.args[0]}") from None
         except TypeError as error:
             raise BadInput(f"{key}={value!r} has a different type from the config's value: {error}") from None
