@@ -1,15 +1,15 @@
 """Accelerated BERT pre-training: one trunk, one engine, methods as small files.
 
-From Python (`bert_fast.api` documents each; `python -m bert_fast` has the same as commands):
+The functions for Python, which `bert_fast.api` documents. All but `load` are also commands of `python -m bert_fast`.
 
-    prepare     text to shards and a vocabulary
-    pretrain    shards to a model
-    load        a checkpoint, and a function from texts to hidden states and logits
-    evaluate    held-out loss of a checkpoint
-    fill_mask   the most probable word pieces for each [MASK]
-    embed       one vector per text
-    finetune    scores on GLUE or SQuAD
-    export      a checkpoint as a Hugging Face folder
+    prepare     turns text into shards and a vocabulary
+    pretrain    trains a model on shards
+    load        loads a model, which maps texts to hidden states and logits
+    evaluate    computes the held-out loss of a checkpoint
+    fill_mask   finds the most probable word pieces for each [MASK]
+    embed       turns each text into a vector
+    finetune    fine-tunes a checkpoint on GLUE or SQuAD and scores it
+    export      writes a checkpoint as a Hugging Face folder
 """
 
 import importlib
@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 
-STARTED = time.monotonic()  # of this process, as near as the package knows
+STARTED = time.monotonic()  # about when this process started: when it imported the package
 __version__ = "0.1.0"
 API = ("prepare", "pretrain", "load", "evaluate", "fill_mask", "embed", "finetune", "export")
 
@@ -26,8 +26,8 @@ API = ("prepare", "pretrain", "load", "evaluate", "fill_mask", "embed", "finetun
 class BadInput(Exception):
     """Raised when something the user gave cannot be used.
 
-    The message names the thing, the value it had, what was expected and the remedy. The commands print it without a
-    traceback and exit with 2.
+    The message names the option, file or shape, its value, what was expected, and the remedy. The commands print the
+    message without a traceback, and exit with code 2.
     """
 
 
@@ -40,7 +40,7 @@ class Interrupted(Exception):
 
 
 def command() -> str:
-    """How this program was started, as one would type it here: `bert-fast`, or `python -m bert_fast`."""
+    """How to call this program again from this folder: `bert-fast` or `python -m bert_fast`, as it was started."""
     if pathlib.Path(sys.argv[0]).name == "bert-fast":
         return "bert-fast"
     path = pathlib.Path(sys.executable)
@@ -49,7 +49,7 @@ def command() -> str:
 
 
 def __getattr__(name: str):
-    # Imported on first use: `import bert_fast` and --help stay quick.
+    # Imported on first use, so that `import bert_fast` and --help stay fast.
     if name in API:
         return getattr(importlib.import_module("bert_fast.api"), name)
     raise AttributeError(f"module 'bert_fast' has no attribute {name!r}")

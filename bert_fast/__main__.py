@@ -29,7 +29,7 @@ def help_of(name: str, args: flags.FlagValues) -> str:
 
 
 def parse(args: flags.FlagValues, argv: list[str]) -> list[str]:
-    """Fills `args`, and returns what is not an option. Raises BadInput with the reason, which ml_collections buries."""
+    """Parses `argv` into `args`. Returns the arguments that are not options. Raises BadInput with the actual cause."""
     try:
         texts = args(argv)[1:]
         for name in ("config", "compare"):
@@ -58,17 +58,17 @@ def parse(args: flags.FlagValues, argv: list[str]) -> list[str]:
 
 
 def unknown_key(argv: list[str], error: Exception) -> str:
-    """The message for a config key that does not exist; for a renamed one, with its name of today."""
+    """The error message for an unknown config key. For a renamed key, it gives the new name."""
     from bert_fast.train import settings
 
     given = [arg.lstrip("-").split("=")[0] for arg in argv if arg.startswith(("--config.", "--compare."))]
     for old, new in settings.renamed().items():
         for name in given:
             if name.partition(".")[2] == old:
-                return f"--{name} has another name now: --{name.partition('.')[0]}.{new}"
+                return f"--{name} was renamed to --{name.partition('.')[0]}.{new}"
     reason = str(error).strip("\"'").replace("\\'", "'").replace("\\n", ". ").replace("'", "", 2)
     listed = ", ".join(f"--{name}" for name in given)
-    return f"unknown config key {reason} (among {listed}); config.json of any run lists all keys"
+    return f"unknown config key {reason} (given: {listed}); the config.json of any run lists all keys"
 
 
 def warn(message, category, filename, lineno, file=None, line=None):
@@ -77,7 +77,10 @@ def warn(message, category, filename, lineno, file=None, line=None):
 
 
 def main(argv: list[str]) -> int:
-    """Runs a command; returns its exit code: 0, 2 for bad input, 130 and 143 after SIGINT and SIGTERM."""
+    """Runs a command, and returns its exit code.
+
+    0: success. 1: a planned run does not fit. 2: bad input. 128 + N: stopped by signal N.
+    """
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(usage())
         return 0 if argv else 2
@@ -90,7 +93,7 @@ def main(argv: list[str]) -> int:
         near = difflib.get_close_matches(name, known, 1) or list(known)
         print(f"error: unknown command {name!r}: did you mean {' or '.join(near)}?\n\n{usage()}", file=sys.stderr)
         return 2
-    sys.path.insert(0, os.getcwd())  # configs may import each other from the folder that the command runs in
+    sys.path.insert(0, os.getcwd())  # so that configs can import files of the current folder
     args, warnings.showwarning = flags.FlagValues(), warn
     try:
         rest = commands.with_config_files(rest)

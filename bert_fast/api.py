@@ -1,7 +1,7 @@
-"""bert_fast from Python, for a notebook. The examples follow one another, from text to a Hugging Face folder.
+"""The Python interface, for scripts and notebooks. Each example builds on the one before.
 
-A checkpoint is a run folder (its newest undamaged checkpoint) or one `checkpoints/STEP`. Impossible values raise
-`BadInput` with the remedy. Ctrl-C saves and raises `Interrupted`; the same call continues.
+A checkpoint is given as a run folder (for its newest undamaged checkpoint) or as one `checkpoints/STEP`. Invalid
+values raise `BadInput` with the remedy. Ctrl-C saves the work and raises `Interrupted`; the same call continues it.
 """
 
 import contextlib
@@ -30,8 +30,9 @@ def prepare(source: str, out: Path, **options) -> dict:
     """Turns text into shards and a vocabulary in `out`; returns the manifest.
 
     source: "docs" (the documentation installed on this machine), "files:GLOB" or "tfds:NAME/CONFIG:SPLIT".
-    options: `vocab`, `vocab_size`, `cased`, ...: see `bert_fast.data.prepare.prepare`. In a script, call it under
-        `if __name__ == "__main__":`, because its worker processes import the script again.
+    options: `vocab`, `vocab_size`, `cased`, ...: see `bert_fast.data.prepare.prepare`.
+
+    In a script, call this under `if __name__ == "__main__":`, because the worker processes import the script.
 
     >>> manifest = bert_fast.prepare("files:corpus/*.txt", "shards", vocab_size=300, valid_fraction=0.1)
     >>> manifest["vocab"]["size"] <= 300
@@ -46,8 +47,8 @@ def pretrain(
 ) -> dict:
     """Trains a model, or continues the run in `workdir`; returns the run's summary.
 
-    config: what `--config` takes, such as "bert:size=mini" or "mine.py", or a ConfigDict.
-    data: the shards folder. changes: values of the config by dotted key.
+    config: the value of `--config`, such as "bert:size=mini" or "mine.py", or a ConfigDict.
+    data: the shards folder. changes: new config values by dotted key.
 
     >>> summary = bert_fast.pretrain(
     ...     "token_drop:size=tiny,objective=mlm,debug", "run", data="shards", changes={"learning_rate.peak": 1e-3}
@@ -78,9 +79,10 @@ def load(checkpoint: Path) -> Model:
 
 
 def evaluate(checkpoint: Model | Path, data: Path = "", unigram: bool = False, **changes) -> dict[str, Any]:
-    """Held-out losses of a checkpoint, in nats, on its own shards or those in `data`.
+    """Held-out losses of a checkpoint, in nats, on the run's own shards or on the shards in `data`.
 
-    unigram: also the loss of word frequencies alone. changes: `examples`, `seq_len`, `batch_size` or `seed`.
+    unigram: also report the loss of a model that only knows word frequencies.
+    changes: new values of `examples`, `seq_len`, `batch_size` or `seed`.
 
     >>> result = bert_fast.evaluate("run", unigram=True, examples=8)
     >>> result["mlm_loss"] > 0 and result["unigram_loss"] > 0
@@ -118,9 +120,10 @@ def finetune(
     data: Path = "",
     changes: Mapping[str, Any] | None = None,
 ) -> dict:
-    """Fine-tunes a checkpoint, or the Hugging Face folder `hf`, on GLUE or SQuAD; returns what results.json holds.
+    """Fine-tunes a checkpoint, or the Hugging Face folder `hf`, on GLUE or SQuAD. Returns the content of results.json.
 
-    config: such as "glue:task=mrpc". data: the folder with the task's files. Finished runs in `workdir` are kept.
+    config: such as "glue:task=mrpc". data: the folder with the task's files. Finished runs in `workdir` are not
+    repeated.
 
     >>> results = bert_fast.finetune("glue:task=mrpc,seq=48,debug", "mrpc", checkpoint="run", data="glue")
     >>> sorted(results["tasks"]["mrpc"]["last"])
@@ -134,7 +137,7 @@ def finetune(
 def export(checkpoint: Model | Path, out: Path, verify: bool = False, **options) -> write.Export:
     """Writes a checkpoint as a Hugging Face folder, with tokenizer and model card.
 
-    verify: compare with transformers, and keep nothing if a logit differs by more than 1e-4 (needs torch).
+    verify: compare with transformers, and delete the export if a logit differs by more than 1e-4 (needs torch).
 
     >>> bert_fast.export("run", "exported").class_name
     'BertForMaskedLM'
@@ -143,7 +146,7 @@ def export(checkpoint: Model | Path, out: Path, verify: bool = False, **options)
 
 
 def _config(config: Path | ConfigDict, data: Path, changes: Mapping[str, Any] | None) -> dict:
-    """The values of a config after `changes`, with `data` as its folder."""
+    """The values of a config after `changes`, with `data` as its data folder."""
     changes = {**(changes or {}), **({"data.dir": str(data)} if data else {})}
     if isinstance(config, Path):
         return config_flag.load(str(config), changes).to_dict()

@@ -1,6 +1,6 @@
 """BERT: the trunk that every method shares. A plan (plan.py) says which layers run and which tokens they update.
 
-Axes: B examples, S tokens of an example, Q queries (tokens that are updated), X tokens that are left alone,
+Axes: B examples, S tokens of an example, Q queries (tokens that are updated), X tokens that are not updated,
 K keys (tokens that are attended to), P prediction slots, L layers, R layers that run in this step, D width,
 V rows of the embedding table.
 """
@@ -79,7 +79,7 @@ def _taken_forward(depth, leaf_L, indices_R):
 
 
 def _taken_backward(depth, indices_R, gradients_R):
-    """Writes each gradient to its place once. Gradients of slices would pad and add the whole stack per layer."""
+    """Writes each gradient to its place once. Gradients of slices would be padded to the whole stack and added up."""
     gradient_L = jnp.zeros((depth, *gradients_R[0].shape), gradients_R[0].dtype)
     for gradient, index in zip(gradients_R, indices_R, strict=True):
         gradient_L = jax.lax.dynamic_update_index_in_dim(gradient_L, gradient, index, 0)
@@ -90,7 +90,7 @@ _taken.defvjp(_taken_forward, _taken_backward)
 
 
 def running(params: Params, frozen: Params, plan: Plan, route: Route) -> list[list[tuple]]:
-    """Lists, for each span, (parameters, index, scale) of every layer that runs; scale is None without a route."""
+    """For each span, (parameters, index, scale) of every layer that runs. Without a route, scale is None."""
     runs, at = [], 0
     for span in plan:
         count = span.stop - span.start
@@ -127,8 +127,8 @@ def side_by_side(x, count: int):
 def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, route: Route, key):
     """Hidden states of the last layer: [B, S, D].
 
-    `params` are trained and `frozen` are not: `frozen["layers"]` are the lowest layers, `params["layers"]`
-    the ones above, and every other leaf is in one of the two. Dropout is off if `key` is None.
+    `params` are trained, `frozen` are not. `frozen["layers"]` are the lowest layers and `params["layers"]` the
+    layers above; every other leaf is in one of the two trees. Dropout is off if `key` is None.
     Tokens attend to each other if their `segments` are equal. Padding (0) attends to padding, so the
     softmax always has at least one key.
     """
@@ -184,7 +184,7 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
             if layers_key is not None and span.dropout:
                 layer_key = jax.random.fold_in(layers_key, index)
             if span.cond and scale is not None:
-                # Without the checkpoint, reverse mode carries every residual of the branch through the conditional.
+                # Without jax.checkpoint, reverse mode carries every residual of the branch through the conditional.
                 stay = lambda x_BQD, *_: x_BQD  # noqa: E731
                 x_BQD = jax.lax.cond(scale != 0, jax.checkpoint(update), stay, x_BQD, layer, scale, layer_key)
             else:
@@ -197,7 +197,7 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
 
 
 class Losses(NamedTuple):
-    """Cross-entropies in nats, float32: one per prediction slot, and one per next-sentence label (None without)."""
+    """Cross-entropies in nats, float32: one per prediction slot, and one per next-sentence label (None if absent)."""
 
     mlm_BP: Any
     correct_BP: Any  # whether the label had the largest logit

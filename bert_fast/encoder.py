@@ -19,8 +19,8 @@ from bert_fast.train.report import say
 class Encoder:
     """A model with its parameters, from a checkpoint or from a Hugging Face folder.
 
-    folder: where it was loaded from. params: NumPy arrays, with the methods' additions applied.
-    about: its description; a Hugging Face folder is described like a checkpoint of step 0.
+    folder: where it was loaded from. params: NumPy arrays, after `Method.weights` of the run's methods.
+    about: its description. A Hugging Face folder is described like a checkpoint of step 0.
     """
 
     folder: pathlib.Path
@@ -46,7 +46,7 @@ class Encoder:
 
 
 def load(path: str | pathlib.Path) -> Encoder:
-    """The encoder of a run folder's newest undamaged checkpoint, or of one checkpoint. Raises BadInput."""
+    """The encoder of a checkpoint, or of a run folder's newest undamaged one. Raises BadInput if there is none."""
     folder = checkpoint.find(path, say)
     about = checkpoint.about(folder)
     params, _ = methods.make(about.methods).weights(checkpoint.restore_params(folder))

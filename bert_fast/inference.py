@@ -1,4 +1,4 @@
-"""What a trained model computes, from its checkpoint alone: held-out loss, hidden states, vectors, words for [MASK]."""
+"""Uses of a trained model: held-out loss, hidden states, vectors of texts, and words for [MASK]."""
 
 import dataclasses
 import functools
@@ -27,12 +27,12 @@ WIDTH = 32  # texts are padded to a multiple of this many tokens
 def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **changes) -> dict:
     """Held-out losses of a checkpoint as one flat dict, by default on the run's own shards and settings.
 
-    `changes` are fields of `settings.Evaluation` (examples, seq_len, seed, ...). Two losses compare only if their
-    `fingerprint` is equal. Raises BadInput if the shards have another vocabulary.
+    `changes` are fields of `settings.Evaluation` (examples, seq_len, seed, ...). Two losses are comparable only if
+    they have the same `fingerprint`. Raises BadInput if the shards have another vocabulary.
     """
     trained = encoder.load(path)
     if trained.about.data is None or trained.about.eval is None:
-        raise BadInput(f"{path} was fine-tuned, and has no head for masked words: give the run it began from")
+        raise BadInput(f"{path} was fine-tuned, so it has no MLM head: give the run that it started from")
     data = dataclasses.replace(trained.about.data, **({"dir": data_dir} if data_dir else {}))
     if not data.dir:
         raise BadInput(
@@ -61,9 +61,11 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
 
 
 class Outputs(NamedTuple):
-    """What a model computes for texts. `tokens`: their word pieces with [CLS] and [SEP]. S: the length of the longest.
+    """A model's outputs for texts. S is the length of the longest text, in tokens.
 
-    logits_BSV: the MLM head's, over the vocabulary; None for a fine-tuned model. real_BS: False at padding.
+    tokens: the word pieces of each text, with [CLS] and [SEP].
+    logits_BSV: logits of the MLM head over the vocabulary; None for a fine-tuned model.
+    real_BS: False at padding.
     """
 
     tokens: Sequence[Sequence[str]]
@@ -84,7 +86,7 @@ class Model:
         return self.encoder.params
 
     def __call__(self, texts: str | Sequence[str]) -> Outputs:
-        """Last hidden states and MLM logits of the texts. Raises BadInput for a text longer than the model."""
+        """Last hidden states and MLM logits of the texts. Raises BadInput for a text that is too long for the model."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         trained, model = self.encoder, self.encoder.model
         if not texts:
@@ -101,8 +103,8 @@ class Model:
 def embed(trained: Encoder, texts: Sequence[str], pooling: str = "mean", batch_size: int = 32) -> np.ndarray:
     """One vector per text, from the last hidden states: [N, D] float32.
 
-    pooling: "mean" over the tokens of a text, [CLS] and [SEP] included, or "cls", the state of [CLS]. Texts that are
-    longer than the model are cut, with a warning. Raises BadInput for another pooling.
+    pooling: "mean", over all tokens of a text including [CLS] and [SEP], or "cls", the state of [CLS].
+    Texts that are too long for the model are cut, with a warning. Raises BadInput for an unknown pooling.
     """
     if pooling not in POOLINGS:
         raise BadInput(f"pooling {pooling!r} is unknown: use {' or '.join(POOLINGS)}")
@@ -110,7 +112,7 @@ def embed(trained: Encoder, texts: Sequence[str], pooling: str = "mean", batch_s
     ids_N = [token_ids(trained, text, cut=True) for text in texts]
     if cut := sum(len(ids) > longest for ids in ids_N):
         warnings.warn(
-            f"{cut} of {len(texts)} texts are longer than the model's {longest} tokens, and are cut", stacklevel=2
+            f"{cut} of {len(texts)} texts are longer than the model's {longest} tokens and were cut", stacklevel=2
         )
         ids_N = [ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]] for ids in ids_N]
     vectors_ND = np.zeros((len(ids_N), trained.model.width), np.float32)
@@ -134,7 +136,7 @@ def fill_mask(trained: Encoder, texts: Sequence[str], top: int = 5) -> list[list
     """
     words, model = trained.vocab, trained.model
     if trained.about.task:
-        raise BadInput(f"{trained.folder} was fine-tuned, and has no head for masked words: give the run it began from")
+        raise BadInput(f"{trained.folder} was fine-tuned, so it has no MLM head: give the run that it started from")
     if not texts:
         raise BadInput("no texts: give at least one, with [MASK] in place of a word")
     top = min(top, words.size - len(words.special))
@@ -150,7 +152,7 @@ def fill_mask(trained: Encoder, texts: Sequence[str], top: int = 5) -> list[list
     x_BSD = hidden_states(model, trained.params, batch)
     probs_BPV = np.array(jax.nn.softmax(mlm_logits(model, trained.params, x_BSD, slots_BP)))
     probs_BPV = probs_BPV[..., : words.size]  # an imported table may have rows beyond its vocabulary
-    probs_BPV[..., list(words.special)] = -1  # never among the most probable
+    probs_BPV[..., list(words.special)] = -1  # special tokens are never suggested
     token = words.tokenizer.id_to_token
     found = []
     for probs_PV, places in zip(probs_BPV, places_B, strict=True):

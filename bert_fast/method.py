@@ -1,7 +1,7 @@
 """The interface of a training method: programs, stages, and the hooks that the train loop calls.
 
-A method is a `Method`: a tuple of pure functions whose defaults change nothing. Each file in
-`methods/` makes one with its `make`. The trunk and the loop never name a method; `chain` composes them.
+A method is a `Method`: a tuple of pure functions. By default, each function changes nothing. Each file in
+`methods/` makes a method with its `make`, and `chain` composes methods. The trunk and the loop never name a method.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ State = Any  # a pytree of arrays; checkpointed
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Everything a compiled train step depends on. Compiled programs are keyed by it, after `plan.pack` on its plan.
+    """Everything a compiled train step depends on. With its plan packed, it is the key of a compiled program.
 
     batch_size: examples per step, over all devices and micro-batches.
     frozen_paths: regular expressions for the paths of frozen leaves outside the layer stack.
@@ -42,11 +42,12 @@ class Stage:
 
     steps: maximum number of steps; `Method.observe` may end the stage earlier.
     ask_every: steps between calls of `Method.observe`; 0: never.
-    schedule_from: the schedule counts from the start of the "run" or of this "stage"; a restart counts as a new run.
+    schedule_from: where the schedule starts to count: at the start of the "run" or of this "stage". A restart counts
+        as a new run.
     warm_again: number of steps over which the rate climbs again, from 0 to the schedule's value.
     skipped: if a stage was cut into parts, the number of its steps in earlier parts.
-    data: "continue" with the next examples in the order that stages of this sequence length share, or
-        "restart": training starts over, with the data, the schedule and the methods' clock at 0.
+    data: "continue" takes the next examples, in the order that all stages of this objective and sequence length share.
+        "restart" starts training over: the data, the schedule and the methods' clock begin at 0.
     guess: the widths of the program's model are a guess until `Method.enter` settles them. A guess is used to
         estimate a run's cost; it is never stored, and never compiled for a run.
     """
@@ -77,7 +78,7 @@ class Clock(NamedTuple):
 
 
 def cut(stages: Sequence[Stage], at: int) -> tuple[Stage, ...]:
-    """The timeline after the stage that contains step `at` is split in two there; learning rates do not change."""
+    """The stages, with the one that contains step `at` split in two there. Learning rates do not change."""
     result, begins = [], 0
     for stage in stages:
         done, begins = at - begins, begins + stage.steps
@@ -91,7 +92,7 @@ def cut(stages: Sequence[Stage], at: int) -> tuple[Stage, ...]:
 
 
 def same(tree):
-    """The tree itself: what `Method.enter` returns to keep the optimizer moments unchanged."""
+    """The tree itself. `Method.enter` returns this function to keep the optimizer moments unchanged."""
     return tree
 
 
@@ -105,24 +106,24 @@ class Method(NamedTuple):
     name     prefix of the method's keys in the metrics
     needs_initial  whether `enter` may call `initial()`; if so, the checkpoint of step 0 is kept
     init     (params, config) -> (params, state): once; may add leaves to the parameters
-    stages   (stages) -> stages: host, once: the timeline. Widths that only the run can determine are
-             guessed, and their stages are marked with `guess`
-    observe  (params, state, stage, step) -> (state, done): host, every `stage.ask_every` steps: work that
-             is too rare or too expensive for `update`, and whether the stage ends here
+    stages   (stages) -> stages: host, once: changes the timeline. Widths that only the run can determine
+             are guessed, and their stages are marked with `guess`
+    observe  (params, state, stage, step) -> (state, done): host, every `stage.ask_every` steps: does work
+             that is too rare or too expensive for `update`. If `done`, the stage ends here
     enter    (params, state, old, new, initial, key) -> (params, moments, state, new): host, between stages:
-             grow, prune, rewind. `moments` is applied to each optimizer moment, a tree like the
-             parameters; None: a fresh optimizer. Settles the guesses in `new.program`;
-             `initial()` returns the parameters of step 0
+             grows, prunes or rewinds the model. `moments` is a function that is applied to each optimizer
+             moment, a tree like the parameters; None resets the optimizer. Settles the guesses in
+             `new.program`. `initial()` returns the parameters of step 0
     draw     (stage, clock, rng) -> scale_ML or None: host, each step: for each micro-batch and layer, the
-             factor that scales the layer's residual branches, 0 to skip it. `rng` is a function of the
-             run's seed and the step. The draws of several methods are multiplied
+             factor that scales the layer's residual branches, 0 to skip the layer. `rng` depends only on
+             the run's seed and the step. The draws of several methods are multiplied
     order    (state, batch, program, key) -> batch: traced: sorts the kept tokens to the front
     weights  (params) -> (params, penalty): traced, differentiable: the parameters that the trunk
              sees. Called separately on the trainable and on the frozen parameters
-    update   (state, params, batch, losses) -> state: traced, after the step: learns from the losses of
-             the batch or from the trainable parameters
-    report   (state, stage, clock, pieces) -> dict: host, for each row of the log; its keys get the
-             method's name as a prefix. `pieces` are the word pieces by id
+    update   (state, params, batch, losses) -> state: traced, after the step: updates the state from the
+             losses of the batch or from the trainable parameters
+    report   (state, stage, clock, pieces) -> dict: host: values for each row of the log. Their keys get the
+             method's name as a prefix. `pieces[id]` is a word piece
     """
 
     name: str = ""
@@ -142,7 +143,7 @@ class Method(NamedTuple):
 
 
 def chain(*methods: Method) -> Method:
-    """One method that applies `methods` in order; its state is the tuple of theirs. `chain()` is the identity."""
+    """One method that applies `methods` in order. Its state is the tuple of their states. `chain()` changes nothing."""
 
     def init(params, config):
         states = []

@@ -22,17 +22,17 @@ class Span:
     queries: int | None = None  # number of leading tokens to update (None: all)
     keys: int | None = None  # number of leading tokens to attend to (None: all)
     examples_per_row: int = 1  # examples joined along the token axis; requires queries == keys
-    frozen: bool = False  # not trained, nor is anything below; frozen spans are a prefix of the plan
-    dropout: bool = True  # False: no dropout, also none on the embeddings if this is the lowest span
+    frozen: bool = False  # not trained, and neither is anything below; frozen spans come first in the plan
+    dropout: bool = True  # False: no dropout; in the lowest span, none on the embeddings either
     cond: bool = False  # skip layers with lax.cond instead of gathering the ones that run
-    run: int | None = None  # number of its layers that run in this step; only pack() sets it
+    run: int | None = None  # number of layers of the span that run in this step; only pack() sets it
 
 
 class Route(NamedTuple):
-    """The traced part of a plan, which changes from step to step without recompiling. None: not in use.
+    """The traced part of a plan, which changes from step to step without recompiling. None means not in use.
 
-    `layers_R` are the indices of the layers that run, `scale_R` the factors of their residual branches.
-    A span with `cond` lists all its layers; a scale of 0 skips one.
+    `layers_R` are the indices of the layers that run, and `scale_R` the factors of their residual branches.
+    A span with `cond` lists all its layers; a scale of 0 skips a layer.
     """
 
     layers_R: Any = None
@@ -40,7 +40,7 @@ class Route(NamedTuple):
 
 
 def whole(depth: int) -> Plan:
-    """The plan of ordinary BERT: every layer updates every token and learns."""
+    """The plan of ordinary BERT: every layer is trained and updates every token."""
     return (Span(0, depth),)
 
 
@@ -69,7 +69,7 @@ def drops_tokens(plan: Plan) -> bool:
 
 
 def at_length(plan: Plan, seq_len: int, other: int) -> Plan:
-    """The plan at `other` tokens, with the shares of queries and keys it has at `seq_len`; one example per row."""
+    """The plan for `other` tokens per example. Queries and keys keep their shares of `seq_len`; one example per row."""
 
     def same_share(count):
         return None if count is None else max(1, round(count * other / seq_len))
@@ -82,11 +82,12 @@ def at_length(plan: Plan, seq_len: int, other: int) -> Plan:
 def pack(plan: Plan, scale_ML: np.ndarray | None, widths_L: Sequence = ()) -> tuple[Plan, Route]:
     """The plan with a static number of layers that run in each span, and the route that says which ones run.
 
-    `scale_ML`: 0 skips a layer in a micro-batch, any other value multiplies its residual branches.
-    None: everything runs. `widths_L` are the layers' (heads, neurons), () if all are alike. A span
-    whose layers differ in width becomes a `cond` span, since a traced index cannot choose a static width.
-    Host only. Raises ValueError if micro-batches differ in how many layers of a span run: that
-    number is static, and one program serves the whole step.
+    `scale_ML`: 0 skips a layer in a micro-batch, any other value multiplies its residual branches. None: all
+    layers run. `widths_L` are the layers' (heads, neurons), or () if all are equal. A span whose layers differ in
+    width becomes a `cond` span, because a traced index cannot choose a static width.
+
+    Runs on the host only. Raises ValueError if the number of layers of a span that run differs between
+    micro-batches: this number is static, and one program serves the whole step.
     """
     if scale_ML is None:
         return plan, Route()

@@ -44,7 +44,7 @@ def main() -> int:
     result = inference.evaluate(str(run), with_unigram=True)
     print(
         f"{result['predictions']:,} masked words of unseen text: {result['mlm_loss']:.2f} nats per word, "
-        f"{result['mlm_accuracy']:.0%} right at the first guess.\n"
+        f"{result['mlm_accuracy']:.0%} predicted correctly.\n"
         f"A model that only knows word frequencies: {result['unigram_loss']:.2f} nats."
     )
 

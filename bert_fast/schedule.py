@@ -1,6 +1,6 @@
-"""Learning rates: warm-up, then decay. Host arithmetic; the compiled step takes the rate as an argument.
+"""Learning rates: warm-up, then decay. The host computes the rate; the compiled step takes it as an argument.
 
-`Stage.learning_rate` (method.py) decides which step to ask a schedule for, and may warm up again.
+`Stage.learning_rate` (method.py) chooses the step at which a schedule is evaluated, and may add another warm-up.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ class Schedule:
 
     `linear` and `polynomial` decay from `peak`, starting at step 0 (`decay_from="start"`) or at the end of the
     warm-up ("warmup"). With "start", the rate drops slightly below the peak just after the warm-up, as in
-    `optimization.py` of google-research/bert. The warm-up climbs to the peak in both cases. In Model Garden it climbs
-    to the decayed rate, without a jump (`PolynomialWarmUp` of official/modeling/optimization/lr_schedule.py).
-    `exponential` multiplies by `rate` every `interval` steps after the warm-up (schedule "LE" of DeepSpeedExamples
-    bing_bert).
+    `optimization.py` of google-research/bert. The warm-up climbs to the peak in both cases. (In Model Garden it climbs
+    to the decayed rate, without a jump: `PolynomialWarmUp` of official/modeling/optimization/lr_schedule.py.)
+    `exponential` multiplies the rate by `rate` every `interval` steps after the warm-up (schedule "LE" of bing_bert in
+    DeepSpeedExamples).
     """
 
     peak: float

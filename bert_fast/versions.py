@@ -1,4 +1,4 @@
-"""What differs between versions of the packages that bert_fast is tested with."""
+"""Differences between versions of the packages that bert_fast needs."""
 
 import importlib.metadata
 import re

@@ -1,4 +1,4 @@
-"""What every fine-tuning config starts from: BERT's own recipe (Devlin et al. 2019)."""
+"""What every fine-tuning config starts from: BERT's recipe (Devlin et al. 2019)."""
 
 from ml_collections import ConfigDict
 
@@ -6,27 +6,29 @@ from bert_fast import BadInput, methods
 from bert_fast.configs import common
 
 FIXED = dict.fromkeys(("size", "objective", "norm"), "the model is the checkpoint's")
-# Batches of 32, 3 epochs, and the best of four learning rates on the held-out set: Devlin et al. (2019), section 4.1.
+# Devlin et al. (2019), section 4.1: batches of 32, 3 epochs, and the learning rate of these four that does best on the
+# held-out set.
 RATES = "2e-5,3e-5,4e-5,5e-5"
-# Progressive layer dropping's fine-tuning has a rate for each task: table of DeepSpeed's tutorial "Progressive Layer
-# Dropping". Batch 32 and Adam without bias correction: training/BingBertGlue of DeepSpeedExamples. Weight decay 0.01:
-# run_glue_classifier_bert_base.py:892-897 sets it in the parameter groups, overriding the 0.0 of glue_bert_base.json.
-# Its 3 to 5 epochs are 3 here (unverified). WNLI, which it leaves out, has RTE's rate.
+# Progressive layer dropping is fine-tuned with one rate per task. The rates are from a table in DeepSpeed's tutorial
+# "Progressive Layer Dropping". Batch 32 and Adam without bias correction: training/BingBertGlue of DeepSpeedExamples.
+# Weight decay 0.01: run_glue_classifier_bert_base.py:892-897 sets it in the parameter groups, overriding the 0.0 of
+# glue_bert_base.json. The original trains for 3 to 5 epochs; here it is 3 (unverified). The table has no rate for WNLI,
+# which gets RTE's here.
 RATES_OF_LAYER_DROP = "rte:7e-5,mrpc:9e-5,stsb:7e-5,cola:5e-5,sst2:7e-5,qnli:9e-5,qqp:2e-4,mnli:3e-5,wnli:7e-5"
 
 
 def finetune(task: str) -> ConfigDict:
-    """The settings of bert_fast/tasks/settings.py."""
+    """BERT's fine-tuning recipe for a task, with the keys of bert_fast/tasks/settings.py."""
     config = ConfigDict()
     config.task = task
     config.seeds = "0,1,2"
-    config.learning_rates = RATES  # for all tasks; task:rate is for one task
+    config.learning_rates = RATES  # a plain rate is for all tasks, TASK:RATE for one task
     config.epochs = 3.0
     config.batch_size = 32
     config.micro_batches = 1
-    config.keep = "last"  # which weights of a run are kept: of its "best" evaluation, the "last", or "none"
-    config.widths = 5  # number of different batch widths: see bert_fast/tasks/batches.py
-    config.random_weights = False  # the control: the same model with fresh weights
+    config.keep = "last"  # which weights of a run to keep: the "last", those of the "best" evaluation, or "none"
+    config.widths = 5  # maximum number of batch widths: see bert_fast/tasks/batches.py
+    config.random_weights = False  # True is the control: the same model with fresh weights
     config.predict_test = True  # write predictions for the test files, if present
     config.methods = ""
 
@@ -36,12 +38,13 @@ def finetune(task: str) -> ConfigDict:
     config.data = ConfigDict()
     config.data.dir = ""
     config.data.seq_len = 128  # `max_seq_length` in google-research/bert's README: GLUE at 128 tokens
-    config.data.train_examples = 0  # size of a fixed sample; 0: all
+    config.data.train_examples = 0  # size of a fixed random sample; 0: all. The same for held_out_examples
     config.data.held_out_examples = 0
-    config.data.stride = 128  # of SQuAD's windows, and the longest question: run_squad.py of google-research/bert
+    config.data.stride = 128  # SQuAD only, as is max_question: `doc_stride` and `max_query_length` of run_squad.py
     config.data.max_question = 64
 
-    config.answers = ConfigDict()  # of SQuAD; `n_best_size`, `max_answer_length` and `null_score_diff_threshold` there
+    # SQuAD only: `n_best_size`, `max_answer_length` and `null_score_diff_threshold` of run_squad.py.
+    config.answers = ConfigDict()
     config.answers.n_best = 20
     config.answers.max_tokens = 30
     config.answers.null_threshold = 0.0
@@ -51,7 +54,7 @@ def finetune(task: str) -> ConfigDict:
     config.learning_rate.decay = "linear"
     config.learning_rate.decay_from = "start"
 
-    config.search = ConfigDict()  # for a method that restarts training after a search
+    config.search = ConfigDict()  # the search of a method that restarts training afterwards (EarlyBERT)
     config.search.learning_rate = 2e-5
     config.search.epochs = 3.0
 
@@ -71,13 +74,13 @@ def finetune(task: str) -> ConfigDict:
 
 
 def apply_recipe(config: ConfigDict, recipe: str):
-    """Changes a config, in place, to a paper's recipe. Raises BadInput for an unknown one."""
+    """Changes a config, in place, to a paper's recipe. Raises BadInput if the recipe is unknown."""
     if recipe == "layer_drop":
         config.learning_rates = RATES_OF_LAYER_DROP
         config.optimizer.eps = 1e-8  # default of DeepSpeed's `FusedAdam`
     elif recipe == "early_bert":
-        # launch_earlybert_glue.sh of VITA-Group/EarlyBERT: the ticket is drawn after 0.2 of an epoch, and trained for
-        # 2 epochs instead of 3, with `AdamW` of transformers 2.11. Its batches of 32 on each of four GPUs are 128.
+        # launch_earlybert_glue.sh of VITA-Group/EarlyBERT. The ticket is drawn after 0.2 of an epoch and trained for 2
+        # epochs instead of 3, with `AdamW` of transformers 2.11. Four GPUs with 32 examples each make batches of 128.
         config.methods = "early_bert"
         config.epochs = 2.0
         config.early_bert.update(search=0.1, draw_before_update=True)  # of the 2 epochs
@@ -91,10 +94,10 @@ def apply_recipe(config: ConfigDict, recipe: str):
 
 
 def debug(config: ConfigDict):
-    """Shrinks a config, in place, to runs of seconds."""
+    """Shrinks a config, in place, so that its runs take seconds."""
     config.update(seeds="0,1", epochs=1.0, batch_size=8, widths=2)
     config.learning_rates = "1e-3"
     config.search.learning_rate = 1e-3
     config.data.update(train_examples=64, held_out_examples=32)
     config.eval.batch_size = 8
-    config.early_bert.search = 0.5  # 4 steps: after one or two, all coefficients are still equal
+    config.early_bert.search = 0.5  # 4 steps: after only one or two, all coefficients are still equal

@@ -4,13 +4,13 @@
 
 Arguments: task=cola|sst2|mrpc|stsb|qqp|mnli|qnli|rte|wnli|all (all: the tasks that the folder holds), recipe=bert|
 layer_drop|early_bert, seq=LENGTH (128), debug (shrinks everything to seconds). size, objective and norm are fixed by
-the checkpoint. GLUE is a folder with MRPC/train.tsv and so on, or tfds:glue. Three seeds at each learning rate are
-twelve runs per task; --config.learning_rates=3e-5 --config.seeds=0 is one run. BERT-base scores 79.6 on the test
-server, the mean of eight tasks (Devlin et al. 2019, table 1).
+the checkpoint. GLUE is a folder with MRPC/train.tsv and so on, or tfds:glue. With three seeds at each of four learning
+rates, a task takes twelve runs; --config.learning_rates=3e-5 --config.seeds=0 is one run. BERT-base scores 79.6 on the
+test server, the mean of eight tasks (Devlin et al. 2019, table 1).
 
-recipe=layer_drop: from progressive layer dropping's paper, a learning rate for each task. recipe=early_bert:
-EarlyBERT's, which searches for 0.2 of an epoch, cuts out a third of the heads and 40 % of the neurons, and trains the
-rest.
+recipe=layer_drop: progressive layer dropping's recipe, with one learning rate per task (see common_finetune.py).
+recipe=early_bert: EarlyBERT's recipe. It searches for 0.2 of an epoch, prunes a third of the heads and 40 % of the
+neurons, and trains the rest.
 """
 
 from bert_fast.configs import common, common_finetune
@@ -23,5 +23,5 @@ def get_config(text=None):
     config.data.seq_len = args["seq"]  # `max_seq_length` in google-research/bert's README: GLUE at 128 tokens
     if args["debug"]:
         common_finetune.debug(config)
-        config.data.seq_len = min(args["seq"], 64)  # the positions of a debug model
+        config.data.seq_len = min(args["seq"], 64)  # a debug model has 64 positions
     return config

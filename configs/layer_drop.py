@@ -1,18 +1,20 @@
-"""Progressive layer dropping (Zhang & He 2020): pre-LN BERT, ten times BERT's learning rate, 9 of 12 layers a step.
+"""Progressive layer dropping (Zhang & He 2020): pre-LN BERT, 10x BERT's learning rate, about 9 of 12 layers per step.
 
     bert-fast pretrain --config=layer_drop:size=base --workdir=runs/ld --config.data.dir=SHARDS
 
 Arguments: size=tiny|mini|small|medium|base|large, seq=LENGTH, objective=mlm|mlm_packed|mlm+nsp, control=post|pre, debug
-(shrinks everything to seconds). norm is fixed by the method and its controls. Pre-LN and the learning rate are part of
-the paper's headline result, so a fair comparison takes two controls: control=post is the paper's baseline (post-LN at
-1e-4, nothing dropped), control=pre is the method without dropping (pre-LN at 1e-3).
-The paper's run: batches of 4,096 for 200,000 steps (186 epochs) on 64 V100 in float16; dropping shortens a step by
-24 %. Numbers without another source: DeepSpeedExamples, bing_bert/bert_base_large_lr.json and
+(shrinks everything to seconds). norm is fixed by the method and its controls. Part of the paper's headline result comes
+from pre-LN and the higher learning rate, so a fair comparison needs two controls. control=post is the paper's baseline
+(post-LN at 1e-4, nothing dropped). control=pre is the method without dropping (pre-LN at 1e-3).
+The paper's run: batches of 4,096 for 200,000 steps (186 epochs) on 64 V100 GPUs in float16. Dropping shortens a step by
+24 %. Numbers without another source are from DeepSpeedExamples, bing_bert/bert_base_large_lr.json and
 bing_bert/deepspeed_bsz4k_progressive_layer_drop_config_seq128.json.
-Differences: matrices and tables are drawn from a normal distribution truncated at two deviations, as in Google's BERT,
-which leaves a deviation of 0.88 times the setting. `init_bert_weights` of bing_bert/nvidia/modelingpreln_layerdrop.py
-draws from a plain normal distribution. It skips `LinearActivation` (the first matrix of each feed-forward network, the
-pooler and the head's dense layer), which keeps PyTorch's uniform initialisation, biases included.
+
+Differences: here, matrices and tables are drawn from a normal distribution truncated at two standard deviations, as in
+Google's BERT. The deviation after truncation is 0.88 times the setting. The released code (`init_bert_weights` of
+bing_bert/nvidia/modelingpreln_layerdrop.py) draws from a normal distribution without truncation. It skips
+`LinearActivation` (the first matrix of each feed-forward network, the pooler and the head's dense layer), which
+therefore keeps PyTorch's uniform initialisation, biases included.
 """
 
 import math
@@ -20,7 +22,7 @@ import math
 from bert_fast import BadInput
 from bert_fast.configs import common
 
-FIXED = {"norm": "the method is pre-LN, and control=post is its post-LN baseline"}
+FIXED = {"norm": "the method needs pre-LN, and control=post is its post-LN baseline"}
 
 
 def get_config(text=None):
@@ -35,16 +37,16 @@ def get_config(text=None):
     config.methods = "" if args["control"] else "layer_drop"
     config.steps = 200_000
     config.batch_size = 4096
-    config.micro_batches = 4  # of 16 examples on each of 64 devices
+    config.micro_batches = 4  # each has 16 examples on each of 64 devices
     if not post:
-        # The two outputs of each layer: `init_bert_weights` of bing_bert/nvidia/modelingpreln_layerdrop.py.
+        # For the two output matrices of each layer: `init_bert_weights` of bing_bert/nvidia/modelingpreln_layerdrop.py.
         config.model.residual_init_std = 0.02 / math.sqrt(2 * config.model.depth)
     config.optimizer.eps = 1e-8  # default of DeepSpeed's `FusedAdam`
-    # Schedule "LE" of bing_bert. It is unverified that the post-LN control decays this way too.
+    # Schedule "LE" of bing_bert. Whether the paper's post-LN baseline decays this way too is unverified.
     config.learning_rate.update(peak=1e-4 if post else 1e-3, warmup_steps=4_000)
     config.learning_rate.update(decay="exponential", rate=0.99, interval=1000)
     if args["debug"]:
         common.debug(config)
-        config.phases = "32:1"  # each number of layers that run is a program to compile, at each length
-        config.micro_batches = 1  # 8 examples, for any number of devices
+        config.phases = "32:1"  # one length: each number of layers compiles its own program, at each length
+        config.micro_batches = 1  # 4 micro-batches of 8 examples would allow two devices at most
     return config

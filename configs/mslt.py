@@ -1,18 +1,18 @@
-"""MSLT, multi-stage layerwise training (Yang et al. 2020, arXiv 2011.13635): 3, 6, 9 and 12 layers, then all together.
+"""MSLT, multi-stage layerwise training (Yang et al. 2020, arXiv 2011.13635): 3, 6, 9, 12 layers, then a joint stage.
 
     bert-fast pretrain --config=mslt --workdir=runs/mslt --config.data.dir=SHARDS
 
 Arguments: size=tiny|mini|small|medium|base|large, seq=LENGTH (one phase at this length instead of two),
-objective=mlm|mlm_packed|mlm+nsp, norm=post|pre, debug (shrinks everything to seconds), and embedding=A|B|C: while
-layers are frozen, the tied embedding table A learns through the head, B does not learn, or C leaves the head a table
-of its own.
+objective=mlm|mlm_packed|mlm+nsp, norm=post|pre, debug (shrinks everything to seconds), embedding=A|B|C.
+embedding says how the tied embedding table is treated while layers are frozen. A: it learns through the head. B: it is
+frozen. C: it is frozen, and the head trains a copy of its own.
 
-Only the paper's abstract could be read: layers are added on top, only they train, and training is more than 110 %
-faster. The rest is unverified, and therefore a default of the method: four stages of equal steps and a fifth joint
-one, copies of the topmost layers, the frozen table, dropout in frozen layers, fresh moments and a short climb of the
-rate after each growth.
-The rest of the recipe is BERT's own (bert.py); its 512 tokens are in the joint stage. The layers cost half of BERT's,
-the whole training with its heads 0.51 at base size and 128 tokens.
+Only the paper's abstract was available. It says that layers are added on top, that only the added layers train, and
+that training is more than 110 % faster. All other choices are unverified defaults of the method: four stages and a
+joint stage, with equal numbers of steps; new layers are copies of the topmost ones; the table is frozen; frozen layers
+have dropout; after each growth the moments are fresh and the learning rate climbs again for a short time.
+The rest of the recipe is BERT's own (bert.py). Its phase at 512 tokens falls into the joint stage. At base size and 128
+tokens, the layers take half of BERT's FLOPs, and the whole training, heads included, takes 0.51 of them.
 """
 
 from bert_fast.configs import common

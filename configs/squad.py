@@ -5,9 +5,10 @@
 Arguments: version=1.1|2.0, recipe=bert|early_bert, seq=LENGTH (384), debug (shrinks everything to seconds). size,
 objective and norm are fixed by the checkpoint. SQUAD is a folder with train-v1.1.json and dev-v1.1.json (or .json.gz),
 or tfds:squad. Windows start 128 tokens apart.
-v1.1: 3 epochs, F1 88.5 for BERT-base; v2.0: 2 epochs of batches of 48 (Devlin et al. 2019, sections 4.2 and 4.3).
+v1.1: 3 epochs; BERT-base reaches F1 88.5. v2.0: 2 epochs, batches of 48 (Devlin et al. 2019, sections 4.2 and 4.3).
 
-recipe=early_bert: launch_earlybert_squad.sh of VITA-Group/EarlyBERT, which draws the ticket after 0.2 of an epoch.
+recipe=early_bert: the recipe of launch_earlybert_squad.sh in VITA-Group/EarlyBERT. The ticket is drawn after 0.2 of an
+epoch.
 """
 
 from bert_fast import BadInput

@@ -4,16 +4,19 @@
 
 Arguments: size=tiny|mini|small|medium|base|large, seq=LENGTH, objective=mlm|mlm_packed|mlm+nsp, debug (shrinks
 everything to seconds). norm is fixed: StackingBERT is pre-LN, without a LayerNorm on the embeddings.
-The recipe of `reproduce_bert.sh` in gonglinyuan/StackingBERT: 400,000 updates on 4 GPUs (P40). The layers cost 0.819 of
-12 layers in every step. For its vocabulary size: `prepare --vocab_size=32768` (theirs is BPE).
+The recipe is `reproduce_bert.sh` of gonglinyuan/StackingBERT: 400,000 updates on 4 GPUs (P40). Over the run, the layers
+take 0.819 of the FLOPs that 12 layers would take in every step. For a vocabulary of the same size, use
+`prepare --vocab_size=32768` (theirs is BPE).
 
-Differences: their batches have about 102,000, 115,000 and 123,000 tokens, stage by stage, in examples of many lengths;
-here they are 312 examples of 384 tokens, 119,808 positions, near the mean over all updates. Positions are learned here,
-sinusoids there; LayerNorms have gains and biases here; word embeddings are not multiplied by the square root of the
-width; all matrices start with BERT's deviation; the next-sentence head has a pooler. There, every parameter decays
-(fairseq's Adam has one group, with --weight-decay 0.01). Here, biases and LayerNorms do not: the LayerNorms of its
-encoder have no parameters that could decay (`no_normalize_affine` of transformer_bert_base), while ours have gains that
-decay would pull to 0.
+Differences from StackingBERT:
+- Its batches have about 102,000, 115,000 and 123,000 tokens, stage by stage, in examples of many lengths. Here a batch
+  has 312 examples of 384 tokens: 119,808 positions, close to their mean over all updates.
+- Here positions are learned, there they are sinusoids. Here word embeddings are not multiplied by the square root of
+  the width. All matrices start with BERT's standard deviation. The next-sentence head has a pooler.
+- Here LayerNorms have gains and biases. The LayerNorms of StackingBERT's encoder have neither (`no_normalize_affine` of
+  transformer_bert_base).
+- StackingBERT applies weight decay to every parameter (fairseq's Adam has one group, with --weight-decay 0.01). Here
+  biases and LayerNorms do not decay, because decay would pull the gains to 0.
 """
 
 from bert_fast.configs import common
@@ -28,7 +31,7 @@ def get_config(text=None):
     config.steps = 400_000
     config.batch_size = 312
     config.model.embed_norm = False  # pre-LN: `encoder_normalize_before` of transformer_bert_base
-    config.model.norm_eps = 1e-5  # torch.nn.LayerNorm's default, which fairseq/models/transformer.py keeps
+    config.model.norm_eps = 1e-5  # the default of torch.nn.LayerNorm, used in fairseq/models/transformer.py
     config.optimizer.update(bias_correction=True, eps_before_correction=True)  # fairseq/optim/adam.py
     config.optimizer.clip_norm = 0.0
     config.learning_rate.update(peak=8e-4, warmup_steps=10_000, start=1e-7, decay_from="warmup")

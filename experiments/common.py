@@ -1,5 +1,5 @@
-"""Command lines, numbers and pages: what the scripts of this folder share. Imports nothing but the standard library
-and NumPy, so that a script can set JAX's environment variables first."""
+"""Helpers for the scripts of this folder: command lines, statistics, pages. Imports only the standard library and
+NumPy, so that a script can set JAX's environment variables before JAX is imported."""
 
 import argparse
 import os
@@ -14,12 +14,12 @@ HERE = pathlib.Path(__file__).parent
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose --help prints the script's docstring as it is written."""
+    """An argument parser that prints the script's docstring in --help, with its line breaks."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def chosen(text: str, separator: str, known: Iterable[str], kind: str) -> list[str]:
-    """The names in a separated list; exits with an error if one of them is not known."""
+    """The names in `text`, split at `separator`; exits with an error if one of them is not in `known`."""
     names = text.split(separator)
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"error: unknown {kind} {unknown[0]!r}: expected one of {f'{separator} '.join(known)}")
@@ -27,7 +27,7 @@ def chosen(text: str, separator: str, known: Iterable[str], kind: str) -> list[s
 
 
 def data_root(contents: str) -> pathlib.Path:
-    """The folder $BERT_FAST_DATA; exits with an error if it is not set. `contents`: what the script reads there."""
+    """The folder $BERT_FAST_DATA; exits with an error if that is not set. `contents`: what the script reads from it."""
     if "BERT_FAST_DATA" not in os.environ:
         sys.exit(f"error: set BERT_FAST_DATA to the folder that holds {contents}")
     return pathlib.Path(os.environ["BERT_FAST_DATA"])
@@ -40,7 +40,7 @@ def write_page(name: str, text: str) -> None:
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
-    """Ratios of paired measurements."""
+    """The ratio of each pair of measurements."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
 
 
@@ -56,12 +56,12 @@ def extremes(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def with_range(values: tuple[float, float, float], form: str, between: str = " to ") -> str:
-    """A middle value and its range, for example `0.83 (0.81 to 0.89)`."""
+    """Formats a middle value with its range, for example `0.83 (0.81 to 0.89)`."""
     middle, low, high = (format(value, form) for value in values)
     return f"{middle} ({low}{between}{high})"
 
 
 def with_deviation(values: Sequence[float], form: str) -> str:
-    """Mean ± sample deviation; the mean alone if there is one value."""
+    """Formats mean ± sample standard deviation; the mean alone if there is only one value."""
     deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{form}}{deviation}"

@@ -1,13 +1,13 @@
-"""What pre-training gains on GLUE and SQuAD, and how much of it each method keeps.
+"""How much pre-training improves GLUE and SQuAD scores, and how much of that each method keeps.
 
     python -m experiments.downstream --truth=runs/truth --folder=runs/downstream           trains what is unfinished
     python -m experiments.downstream --truth=runs/truth --folder=runs/downstream --page    writes the page
 
-Fine-tunes the checkpoints of small_truth.py, and the same model with random weights: CoLA, MRPC and STS-B in full,
-SST-2 on 8,000 fixed training examples, SQuAD v1.1 on 2,000 fixed questions (and 1,000 held out) at 256 tokens. Every arm
-runs with seed 0 before any arm runs with seed 1, so the table is fair whenever you stop it or --hours are over. The same
-command resumes. On a CPU, two processes with half of the --arms each, pinned to a core each (taskset), are faster than
-one. Reads $BERT_FAST_DATA/{glue,squad}; writes experiments/downstream.md.
+Fine-tunes the checkpoints of small_truth.py, and the same model with random weights. Trains on all of CoLA, MRPC and
+STS-B, on 8,000 fixed examples of SST-2, and on 2,000 fixed questions of SQuAD v1.1 (1,000 are held out) at 256 tokens.
+Every arm runs with seed 0 before any arm runs with seed 1, so the table is fair whenever you stop, or --hours run out.
+The same command resumes. On a CPU, two processes are faster than one: give each half of the --arms, and pin each to one
+core (taskset). Reads $BERT_FAST_DATA/{glue,squad}; writes experiments/downstream.md.
 """
 
 import json
@@ -26,8 +26,8 @@ from experiments.small_truth import ARMS, folder_of
 
 RANDOM = "random weights"
 ARM_NAMES = ("dense", "layer dropping", "token dropping", "EarlyBERT", "stacking", "MSLT", "stacking + token dropping")
-# Config, number of seeds, and changes to the config. All arms have one learning rate, higher than BERT-base's because
-# the model is small.
+# For each task: config, number of seeds, and changes to the config. All arms share one learning rate. It is higher than
+# BERT-base's because the model is small.
 GLUE = {"predict_test": False, "learning_rates": "3e-4", "dropout": 0.0, "keep": "none"}
 TASKS = {
     "cola": (glue.get_config("task=cola"), 3, GLUE),
@@ -53,19 +53,19 @@ def config_of(task: str, arm: str, seed: int, data: pathlib.Path) -> dict:
 
 
 def arms_of(truth: pathlib.Path, wanted: str) -> list[str]:
-    """The wanted arms that have a finished run in `truth`."""
+    """The wanted arms with a finished pre-training run in `truth`, and the random weights if they are wanted."""
     names = common.chosen(wanted, ";", (*ARMS, RANDOM), "arm") if wanted else [*ARM_NAMES, RANDOM]
     there = [name for name in names if name == RANDOM or (folder_of(truth, name) / "summary.json").exists()]
     for name in set(names) - set(there):
-        print(f"left out {name!r}: no finished run in {truth}", flush=True)
+        print(f"leaving out arm {name!r}: it has no finished run in {truth}", flush=True)
     return there
 
 
 def train(
     truth: pathlib.Path, folder: pathlib.Path, arms: list[str], tasks: list[str], data: pathlib.Path, hours: float
 ):
-    """Trains all unfinished runs until the time is up."""
-    # Arms of one shape share compiled programs, across calls too.
+    """Trains the unfinished runs until the time is up."""
+    # Arms whose models have the same shape share compiled programs, also between calls.
     jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     for seed in range(max(TASKS[task][1] for task in tasks)):
@@ -83,7 +83,7 @@ def train(
 
 
 def spent(folder: pathlib.Path) -> float:
-    """Total seconds of all finished runs in the folder, whichever process ran them."""
+    """Total seconds of all finished runs in the folder, from all processes."""
     runs = [
         run
         for path in folder.glob("*/*/results.json")
@@ -94,7 +94,7 @@ def spent(folder: pathlib.Path) -> float:
 
 
 def last_of(folder: pathlib.Path, arm: str, task: str) -> dict[int, dict[str, float]]:
-    """Metrics at the end of training, by seed, of the finished runs of a task."""
+    """Metrics at the end of training of each finished run of a task, by seed."""
     path = folder_of(folder, arm) / task / "results.json"
     if not path.exists():
         return {}
@@ -104,7 +104,7 @@ def last_of(folder: pathlib.Path, arm: str, task: str) -> dict[int, dict[str, fl
 
 def page(truth: pathlib.Path, folder: pathlib.Path, arms: list[str]):
     found = {(arm, task): last_of(folder, arm, task) for arm in arms for task in TASKS}
-    # Only seeds that every arm has finished: otherwise arms would be compared on different seeds.
+    # Use only seeds that every arm has finished: otherwise the arms would be compared on different seeds.
     seeds = {task: sorted(set.intersection(*(set(found[arm, task]) for arm in arms))) for task in TASKS}
     glue_tasks = [task for task in TASKS if seeds[task] and not task.startswith("squad")]
     in_all = sorted(set.intersection(*(set(seeds[task]) for task in glue_tasks))) if glue_tasks else []
@@ -127,7 +127,7 @@ def page(truth: pathlib.Path, folder: pathlib.Path, arms: list[str]):
         of_glue = common.with_deviation(means, ".1f") if means else "-"
         lines.append(f"| {arm} | {loss} | {' | '.join(cells)} | {of_glue} | {less} |")
     finished = ", ".join(f"{task} {' '.join(map(str, seeds[task])) or 'none'}" for task in TASKS)
-    text = f"""# Downstream: what pre-training gains, and how much of it each method keeps
+    text = f"""# Downstream: how much pre-training improves scores, and how much of that each method keeps
 
 `python -m experiments.downstream --truth=runs/truth --folder=runs/downstream`, then with `--page`; {platform.machine()},
 processes of one core each, {spent(folder) / 3600:.1f} core-hours in steps, compiling, evaluation and saving.
@@ -136,13 +136,13 @@ The checkpoints of `small_truth.py` (12 layers of width 128, about 4 M tokens, f
 with random weights are fine-tuned as in `configs/glue.py` and `configs/squad.py`, but at a learning rate of {GLUE["learning_rates"]} and
 without dropout. The rate was not tuned for any arm. Scores are percentages on the held-out sets at the end of training: mean ±
 sample deviation over the seeds that every arm has finished ({finished}).
-SST-2 uses 8,000 fixed training examples, SQuAD 2,000 fixed training and 1,000 held-out questions at 256 tokens.
+SST-2 has 8,000 fixed training examples. SQuAD has 2,000 fixed training questions and 1,000 held-out ones, at 256 tokens.
 
-| encoder | held-out MLM loss | CoLA (Matthews) | MRPC (F1, accuracy) | STS-B (Pearson, Spearman) | SST-2 (accuracy) | SQuAD (F1 / EM) | mean of GLUE | - dense |
+| encoder | held-out MLM loss | CoLA (Matthews) | MRPC (F1, accuracy) | STS-B (Pearson, Spearman) | SST-2 (accuracy) | SQuAD (F1 / EM) | mean of GLUE | minus dense |
 |---|---|---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 
-MRPC's majority class scores 74.8, CoLA's 0. Differences within the deviations are not significant, and a single seed cannot
+Always predicting the majority class scores 74.8 on MRPC and 0 on CoLA. Differences within the deviations are not significant, and a single seed cannot
 show a small difference.
 """
     common.write_page("downstream", text)
@@ -155,9 +155,12 @@ def main():
     parser.add_argument("--arms", default="", help="only these arms, separated by semicolons")
     parser.add_argument("--tasks", default=",".join(TASKS), help="only these tasks, separated by commas")
     parser.add_argument(
-        "--hours", type=float, default=4.0, help="total of steps, compiling, evaluation and saving, over all calls"
+        "--hours",
+        type=float,
+        default=4.0,
+        help="limit on the hours of steps, compiling, evaluation and saving, over all calls",
     )
-    parser.add_argument("--page", action="store_true", help="write the page")
+    parser.add_argument("--page", action="store_true", help="write the page instead of training")
     args = parser.parse_args()
     truth, folder = pathlib.Path(args.truth), pathlib.Path(args.folder)
     folder.mkdir(parents=True, exist_ok=True)

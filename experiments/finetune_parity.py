@@ -1,12 +1,12 @@
-"""Scores of fine-tuning here and in plain PyTorch, from the same encoder with the same settings.
+"""Compares the scores of fine-tuning here and in plain PyTorch, from the same encoder with the same settings.
 
     python -m experiments.finetune_parity --checkpoint=runs/mini --folder=runs/parity [--tasks=mrpc,cola] [--seeds=0,1,2]
     BERT_FAST_HF=FOLDER python -m experiments.finetune_parity --folder=runs/parity     from a Hugging Face BERT folder
 
-PyTorch fine-tunes the checkpoint's export with transformers' AutoModelForSequenceClassification and a plain loop: the
-same examples, batches, learning rates, weight decay and clipping. Dropout and the new head are drawn differently, so
-scores are compared over seeds. Finished runs are kept. Reads $BERT_FAST_DATA/glue; writes
-experiments/finetune_parity.md. Needs requirements-test.txt.
+PyTorch fine-tunes the checkpoint's export with transformers' AutoModelForSequenceClassification and a plain loop. Both
+sides have the same examples, batches, learning rates, weight decay and clipping. Dropout masks and the new head's
+initial weights differ, so scores are compared over several seeds. Finished runs are kept. Reads $BERT_FAST_DATA/glue;
+writes experiments/finetune_parity.md. Needs requirements-test.txt.
 """
 
 import json
@@ -32,7 +32,7 @@ KEY = {"mrpc": "score", "cola": "matthews"}
 
 
 class Adam:
-    """google-research/bert's `AdamWeightDecayOptimizer` for torch parameters: no bias correction."""
+    """google-research/bert's `AdamWeightDecayOptimizer` for torch parameters, without bias correction."""
 
     def __init__(self, model: torch.nn.Module, made: Optimizer):
         self.made = made
@@ -64,7 +64,7 @@ def inputs(batch) -> dict[str, torch.Tensor]:
 
 
 def in_torch(folder: pathlib.Path, trainer: Trainer, rate: float, seed: int) -> dict[str, float]:
-    """Metrics at the end of a PyTorch run."""
+    """Fine-tunes in PyTorch, and returns the metrics at the end of training."""
     made, task, pad = trainer.settings, trainer.task, trainer.start.vocab.pad
     torch.manual_seed(seed)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -97,7 +97,7 @@ def in_torch(folder: pathlib.Path, trainer: Trainer, rate: float, seed: int) -> 
 
 
 def compare(task: str, args, hf: str, exported: pathlib.Path) -> tuple[list[float], list[float]]:
-    """The task's metric for each seed, here and in PyTorch."""
+    """The task's metric for each seed: first here, then in PyTorch."""
     folder = pathlib.Path(args.folder)
     config = glue.get_config(f"task={task}")
     config.update_from_flattened_dict(
@@ -123,7 +123,7 @@ def compare(task: str, args, hf: str, exported: pathlib.Path) -> tuple[list[floa
 
 def main():
     parser = common.parser(__doc__)
-    parser.add_argument("--checkpoint", default="", help="a checkpoint of bert_fast; ignored if BERT_FAST_HF is set")
+    parser.add_argument("--checkpoint", default="", help="a bert_fast checkpoint; ignored if BERT_FAST_HF is set")
     parser.add_argument("--folder", required=True, help="where results are kept")
     parser.add_argument("--tasks", default="mrpc,cola")
     parser.add_argument("--seeds", default="0,1,2", help="at least two")
@@ -136,7 +136,7 @@ def main():
     tasks = common.chosen(args.tasks, ",", KEY, "task")
     seeds = len(args.seeds.split(","))
     if seeds < 2:
-        parser.error(f"--seeds={args.seeds}: expected at least two seeds, as a deviation needs them")
+        parser.error(f"--seeds={args.seeds}: expected at least two seeds, because a deviation needs two")
     exported = pathlib.Path(hf) if hf else pathlib.Path(args.folder) / "export"
     if not exported.exists():
         command = ["export", f"--checkpoint={args.checkpoint}", f"--out={exported}", "--verify"]
@@ -154,7 +154,7 @@ def main():
     text = f"""# Fine-tuning here and in PyTorch
 
 `python -m experiments.finetune_parity`, {platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}. Both fine-tune
-{source} with learning rate {args.rate}, seeds {args.seeds} and otherwise `configs/glue.py`. Scores are percentages on the held-out set
+{source} with learning rate {args.rate}, seeds {args.seeds} and otherwise the settings of `configs/glue.py`. Scores are percentages on the held-out set
 at the end of training, mean ± sample deviation over seeds. *noise* is twice the standard error of the difference.
 
 | task | metric | here | PyTorch | difference | noise | within noise |

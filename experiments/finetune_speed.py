@@ -2,9 +2,9 @@
 
     python -m experiments.finetune_speed [--size=mini] [--epochs=5]
 
-Times MRPC's training set in bucketed batches against the same number of random examples that all have its mean length;
-epochs of the two take turns in one process. Also counts the programs compiled after the first epoch. Reads
-$BERT_FAST_DATA/{glue,vocab}; writes experiments/finetune_speed.md.
+Times epochs of MRPC's training set in bucketed batches. For comparison, times epochs of equally many random examples
+that all have MRPC's mean length, so that nothing is padded. The two kinds take turns in one process. Also counts the
+programs compiled after the first epoch. Reads $BERT_FAST_DATA/{glue,vocab}; writes experiments/finetune_speed.md.
 """
 
 import platform
@@ -47,13 +47,13 @@ class Epochs:
 def main():
     arguments = parser(__doc__)
     arguments.add_argument("--size", default="mini", help="model size: tiny, mini, small, medium, base or large")
-    arguments.add_argument("--epochs", type=int, default=5, help="timed epochs of each, after an untimed first one")
-    arguments.add_argument("--steps", type=int, default=0, help="steps of a timed epoch; 0: all")
+    arguments.add_argument("--epochs", type=int, default=5, help="timed epochs of each kind, after one untimed epoch")
+    arguments.add_argument("--steps", type=int, default=0, help="steps per timed epoch; 0: all")
     args = arguments.parse_args()
     root = data_root("glue/ and vocab/")
     config = glue.get_config("task=mrpc")
     config.data.dir = str(root / "glue")
-    config.epochs = 1_000.0  # more than the timed ones
+    config.epochs = 1_000.0  # more epochs than will be timed
     made = settings.make(config.to_dict())
     words = vocab.load(root / "vocab/bert-base-uncased.txt")
     model = bert.Config(words.size, special_ids=tuple(words.special_ids.values()), **common.size(args.size))
@@ -83,16 +83,16 @@ def main():
 
 `python -m experiments.finetune_speed --size={args.size} --epochs={args.epochs} --steps={args.steps}`, {platform.machine()}, jax {jax.__version__}, {jax.devices()[0].device_kind},
 batches of {made.batch_size}, {len(ids_N):,} examples of {task.train.lengths_N.mean():.1f} tokens on average, with dropout, in float32.
-Values are medians of {args.epochs} alternating runs of {steps} steps (10th to 90th percentile).
+Values are medians of {args.epochs} alternating runs of {steps} steps (in brackets: 10th to 90th percentile).
 
 | | measured | aim |
 |---|---|---|
 | widths of the batches | {", ".join(map(str, bucketed.widths))} | |
 | share of an epoch's positions that are real tokens | {share:.3f} | at least 0.75 |
-| the same, padded to 128 | {task.train.lengths_N.mean() / 128:.3f} | |
+| the same, if all examples were padded to 128 | {task.train.lengths_N.mean() / 128:.3f} | |
 | examples per second, bucketed | {bucketed_speed} | |
-| examples per second, all of {mean} tokens | {full_speed} | |
-| bucketed / all of {mean} tokens | {ratio} | at least 0.75 |
+| examples per second, every example {mean} tokens long | {full_speed} | |
+| bucketed / every example {mean} tokens long | {ratio} | at least 0.75 |
 | programs compiled after the first epoch | {len(compiles) - after_first} | 0 |
 """
     write_page("finetune_speed", text)

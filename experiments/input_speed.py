@@ -1,9 +1,9 @@
-"""Examples per second that the input pipeline makes, against what a BERT with 4 layers of width 256 can consume.
+"""Examples per second that the input pipeline makes, compared with what a BERT of 4 layers of width 256 can consume.
 
     python -m experiments.input_speed [--data=DIR] [--consumed_128=X --consumed_512=Y]
 
---consumed_* are measured examples per second of the training step on this machine. Without them the model is assumed to
-run at the machine's float32 matrix-product peak, which no training step reaches. Writes experiments/input_speed.md.
+--consumed_* are the examples per second of the training step on this machine. Without them, the model is assumed to run
+at the machine's float32 matrix-product peak, which no training step reaches. Writes experiments/input_speed.md.
 """
 
 import contextlib
@@ -28,7 +28,10 @@ REPEATS = 5
 
 
 class Made(shards.Split):
-    """A split of random documents, without a manifest: median length 300 tokens, sentences of 25 tokens."""
+    """A split of random documents without a manifest: `length` tokens each, or of median length 300 if None.
+
+    Sentences have 25 tokens.
+    """
 
     def __init__(self, folder: pathlib.Path, documents: int, length: int | None):
         rng = np.random.default_rng(0)
@@ -51,7 +54,7 @@ def made_vocab() -> Vocab:
 
 
 def rows_per_second(made: batches.ExampleSource, workers: int, seconds: float = 1.5) -> float:
-    """Median throughput of REPEATS stretches of `seconds` each, once the pipeline is running."""
+    """Median examples per second over REPEATS intervals of `seconds` each, after a warm-up of 20 batches."""
     found = []
     with contextlib.closing(batches.batches(made, BATCH, 0, workers=workers)) as stream:
         for _ in range(20):
@@ -66,7 +69,7 @@ def rows_per_second(made: batches.ExampleSource, workers: int, seconds: float = 
 
 
 def pieces(lengths_D: np.ndarray, size: int) -> np.ndarray:
-    """Lengths of the pieces when documents are cut into pieces of at most `size` tokens."""
+    """Lengths of the pieces if documents are cut into pieces of at most `size` tokens."""
     pieces_D = -(-lengths_D // size)
     lengths_N = np.full(pieces_D.sum(), size)
     lengths_N[np.cumsum(pieces_D) - 1] = lengths_D - (pieces_D - 1) * size
@@ -74,7 +77,7 @@ def pieces(lengths_D: np.ndarray, size: int) -> np.ndarray:
 
 
 def peak_flops() -> float:
-    """FLOPs per second of the fastest of ten float32 products of 2,048 x 2,048 matrices."""
+    """FLOPs per second in the fastest of ten float32 products of 2,048 x 2,048 matrices."""
     a, b = np.ones((2, 2048, 2048), np.float32)
     best = min(_timed(lambda: a @ b) for _ in range(10))
     return 2 * 2048**3 / best
@@ -87,7 +90,7 @@ def _timed(work) -> float:
 
 
 def mini_flops(seq_len: int, width: int = 256, layers: int = 4) -> float:
-    """Matrix-product FLOPs of one training example, forward and backward, with predictions at the slots only."""
+    """Matrix-product FLOPs of training on one example, forward and backward; the head runs on prediction slots only."""
     layer = 2 * seq_len * 12 * width**2 + 4 * seq_len**2 * width
     head = 2 * prediction_slots(seq_len) * width * (width + WORDS)
     return 3 * (layers * layer + head)
@@ -125,14 +128,16 @@ def main(data: str | None, consumed: dict[int, float | None]) -> str:
         pieces_N = pieces(np.random.default_rng(0).lognormal(5.2, 1.1, 4_300_000).astype(np.int64) + 1, 128 - 2) + 2
         packing_seconds = _timed(lambda: packing.pack(pieces_N, 128))
         _, starts_R = packing.pack(pieces_N, 128)
-    given = "measured" if all(consumed.values()) else "an upper bound: the model at the machine's peak"
+    given = "an upper bound: the model at the machine's peak"
+    if all(consumed.values()):
+        given = "passed as `--consumed_128` and `--consumed_512`"
     return "\n".join(
         [
             "# Speed of the input pipeline",
             "",
             f"One thread (`workers=0`), batches of {BATCH}, median of {REPEATS}; {source}. {platform.machine()}, "
-            f"{os.cpu_count()} cores, float32 peak {peak / 1e9:,.0f} GFLOP/s. *consumed*: examples per second in "
-            f"training a model with 4 layers of width 256 on this machine ({given}).",
+            f"{os.cpu_count()} cores, float32 peak {peak / 1e9:,.0f} GFLOP/s. *consumed*: examples per second that "
+            f"training a model with 4 layers of width 256 consumes on this machine ({given}).",
             "",
             "| objective | seq_len | examples/s made | examples/s consumed | ratio |",
             "|---|---:|---:|---:|---:|",
@@ -140,7 +145,7 @@ def main(data: str | None, consumed: dict[int, float | None]) -> str:
             "",
             f"With two worker processes (`workers=2`), mlm at 128: {two:,.0f} examples/s.",
             "",
-            f"Packing {len(pieces_N):,} pieces of 4,300,000 documents (log-normal lengths, median 180 tokens) at 128 takes "
+            f"Packing {len(pieces_N):,} pieces of 4,300,000 documents (log-normal lengths, median 180 tokens) at 128 tokens takes "
             f"{packing_seconds:.1f} s and fills {pieces_N.sum() / (128 * (len(starts_R) - 1)):.4f} of the positions.",
             "",
         ]
@@ -151,7 +156,7 @@ if __name__ == "__main__":
     parser = common.parser(__doc__)
     parser.add_argument("--data", help="a shards folder; default: random documents")
     parser.add_argument(
-        "--consumed_128", type=float, help="measured examples per second of the training step at 128 tokens"
+        "--consumed_128", type=float, help="examples per second of the training step at 128 tokens, as measured"
     )
     parser.add_argument("--consumed_512", type=float, help="the same at 512 tokens")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What a mini BERT learns in half an hour on a CPU: held-out loss against tokens, and a unigram model for comparison.
+"""What a mini BERT learns in half an hour on a CPU: its held-out loss over tokens seen, and a unigram model's.
 
     python -m experiments.mini --workdir=RUN
 
@@ -28,7 +28,7 @@ SENTENCES = (
 
 def main():
     parser = common.parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="the run folder")
+    parser.add_argument("--workdir", required=True, help="the folder of the finished run")
     workdir = pathlib.Path(parser.parse_args().workdir)
     summary = json.loads((workdir / "summary.json").read_text())
     config = json.loads((workdir / "config.json").read_text())
@@ -57,9 +57,9 @@ def main():
     ).format(**config)
     text = f"""# A mini BERT after half an hour on a CPU
 
-Trained on Wikipedia of 2015 and public-domain books (the two corpora of `$BERT_FAST_DATA/corpus`, split by a hash into
-train and valid) with the uncased BERT vocabulary and seed {config["seed"]}, on {platform.machine()}, {summary["devices"]}, 2 cores
-that other jobs used occasionally:
+The training text is Wikipedia of 2015 and public-domain books: the two corpora of `$BERT_FAST_DATA/corpus`, split by a hash into
+train and valid. The vocabulary is uncased BERT's, the seed is {config["seed"]}. The run took place on {platform.machine()}, {summary["devices"]}, with
+2 cores that other jobs used occasionally. The commands:
 
     python -m bert_fast prepare --source="files:$BERT_FAST_DATA/corpus/*/*.txt.gz" --out=shards --vocab=$BERT_FAST_DATA/vocab/bert-base-uncased.txt
     python -m bert_fast pretrain --config=configs/bert.py:size=mini,objective=mlm,seq=128 --workdir=RUN --config.data.dir=shards {overrides}
@@ -73,13 +73,13 @@ that other jobs used occasionally:
 | difference | {result["unigram_loss"] - result["mlm_loss"]:.3f} nats |
 | predictions | {result["predictions"]:,} (first {config["eval"]["examples"]:,} examples of the valid split, at {config["eval"]["seq_len"]} tokens) |
 | tokens seen | {summary["tokens_real"]:,} in {summary["steps"]:,} steps |
-| time in steps | {clock(summary["seconds"])}, compiling {clock(summary["compile_seconds"])}, evaluating {clock(summary["eval_seconds"])}, saving {clock(summary["save_seconds"])} |
+| time | steps {clock(summary["seconds"])}, compiling {clock(summary["compile_seconds"])}, evaluating {clock(summary["eval_seconds"])}, saving {clock(summary["save_seconds"])} |
 | FLOPs executed | {summary["flops"]:.3g} |
 | fingerprint of the evaluation | `{result["fingerprint"]}` |
 
 ![loss against tokens](mini.png)
 
-Its predictions for `[MASK]`:
+The model's predictions for `[MASK]`:
 
 """
     for sentence, masks in zip(SENTENCES, filled, strict=True):

@@ -1,10 +1,10 @@
-"""Throughput of prepare against `tokenizers` alone and against one process, and its memory.
+"""Throughput of prepare, compared with `tokenizers` alone and with a single process; and its memory.
 
     python -m experiments.prepare_speed [--corpus='files:*.txt.gz'] [--vocab=vocab.txt] [--megabytes=100] [--pairs=5]
 
-Without flags it reads $BERT_FAST_DATA; if that is not set, the documentation installed with Python and a vocabulary
-trained on it. Runs alternate; medians and ranges are reported. Writes experiments/prepare_speed.md. Takes about five
-minutes on two cores.
+By default it reads $BERT_FAST_DATA. If that is not set, it uses the documentation installed with Python, and a
+vocabulary trained on it. Runs of the different kinds alternate, and the page has medians and ranges. Writes
+experiments/prepare_speed.md. Takes about five minutes on two cores.
 """
 
 import os
@@ -23,14 +23,14 @@ from experiments.common import extremes, ratios, with_range, write_page
 
 _CORPUS = flags.DEFINE_string("corpus", None, "text source, in the form that `prepare --source` takes")
 _VOCAB = flags.DEFINE_string("vocab", None, "a vocab.txt; default: one trained on the corpus")
-_MEGABYTES = flags.DEFINE_integer("megabytes", 100, "megabytes of text in a timed run")
+_MEGABYTES = flags.DEFINE_integer("megabytes", 100, "megabytes of text in each timed run")
 _PAIRS = flags.DEFINE_integer("pairs", 5, "timed runs of each kind")
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def text_of(corpus: corpora.Corpus, size: int) -> list[str]:
-    """Documents with `size` bytes of text in all; a shorter corpus is repeated."""
+    """Documents of the corpus with about `size` bytes of text in total; a smaller corpus is repeated."""
     found: list[str] = []
     while size > 0:
         for part in corpus.parts:
@@ -43,7 +43,7 @@ def text_of(corpus: corpora.Corpus, size: int) -> list[str]:
 
 
 def resident(root: int) -> int:
-    """Resident bytes of a process and all its descendants; shared pages count once per process."""
+    """Resident bytes of a process and all its descendants. A shared page counts once for each process."""
     total, waiting = 0, [root]
     while waiting:
         pid = waiting.pop()
@@ -51,12 +51,12 @@ def resident(root: int) -> int:
             total += int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
             waiting += map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         except OSError:
-            continue  # it ended in the meantime
+            continue  # the process has ended in the meantime
     return total
 
 
 def peak_of(code: str) -> int:
-    """Peak resident bytes of a Python process that runs `code`, its workers included."""
+    """Peak resident bytes of a Python process that runs `code`, workers included."""
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
@@ -68,7 +68,7 @@ def peak_of(code: str) -> int:
 
 
 def seconds_of_tokenizers(words: vocab.Vocab, lines: list[str]) -> float:
-    """Seconds of `encode_batch` on all cores, line by line, 1,000 lines per call (all at once take gigabytes)."""
+    """Seconds that `encode_batch` takes on all cores, 1,000 lines per call (a single call would take gigabytes)."""
     started = time.perf_counter()
     for first in range(0, len(lines), 1000):
         words.tokenizer.encode_batch(lines[first : first + 1000], add_special_tokens=False)
@@ -76,7 +76,7 @@ def seconds_of_tokenizers(words: vocab.Vocab, lines: list[str]) -> float:
 
 
 def seconds_of_prepare(source: str, vocab_file: str, folder: str, processes: int) -> float:
-    """Seconds of a whole prepare: reading, tokenising, shards, checksums, manifest."""
+    """Seconds that all of prepare takes: reading, tokenising, shards, checksums, manifest."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
         started = time.perf_counter()
         prepare(source, pathlib.Path(out) / "shards", vocab=vocab_file, processes=processes)
@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
             for name, processes in (("all", cores), ("one", 1)):
                 timed[name].append(seconds_of_prepare(sources[_MEGABYTES.value], vocab_file, folder, processes))
 
-        # Memory of the interpreter and the imports is subtracted, so that what remains is prepare's.
+        # Subtract the memory of the interpreter and the imports: the rest is prepare's own.
         load = "from bert_fast.data.prepare import prepare; "
         base = peak_of(load + "import time; time.sleep(0.5)")
         peaks = {}
@@ -130,8 +130,8 @@ def main(argv: list[str]) -> None:
         f"Python {platform.python_version()}; {_MEGABYTES.value} MB of "
         f"{'the `docs` corpus' if source == 'docs' else 'text'}, "
         f"vocabulary of {words.size:,} tokens; median (range) of {_PAIRS.value} alternating runs. "
-        "Memory is the sum over parent and workers, less the memory of a Python process that has only imported the "
-        "same modules; shared pages count once per process.",
+        "Memory is the sum over parent and workers, minus the memory of a Python process that has only imported the "
+        "same modules. A shared page counts once for each process.",
         "",
         "| | measured | aim |",
         "|---|---|---|",

@@ -1,9 +1,9 @@
-"""Compilations and growth of resident memory over 2,000 steps of a small run.
+"""How often a small run compiles, and how much its resident memory grows, over 2,000 steps.
 
     python -m experiments.steady_state [--steps=2000]
 
-Trains a smaller configs/quickstart.py through the ordinary loop, on the documentation installed with Python. Writes
-experiments/steady_state.md.
+Trains configs/quickstart.py with smaller batches through the ordinary loop, on the documentation installed with Python.
+Writes experiments/steady_state.md.
 """
 
 import pathlib
@@ -60,7 +60,7 @@ batches of 8 x 64, one evaluation and one save at the end.
 | programs compiled after step {warm} and before the last step | {compiled_at[steps - 1] - compiled_at[warm]} |
 | resident memory at step {warm} | {resident[warm]:.0f} MiB |
 | resident memory at step {steps - 1} | {resident[-1]:.0f} MiB |
-| slope of a line fitted to the steps between | {slope * 1000:+.2f} MiB per thousand steps |
+| growth between these steps, slope of a fitted line | {slope * 1000:+.2f} MiB per thousand steps |
 """
     common.write_page("steady_state", text)
 

@@ -1,11 +1,11 @@
-"""The TPU compiler's estimates for every method at BERT's sizes: the saving in cycles next to the saving in FLOPs.
+"""The TPU compiler's estimates for every method at BERT's sizes: savings in cycles, compared with savings in FLOPs.
 
-    python -m experiments.tpu_plan --folder=runs/tpu_plan            compiles what is unfinished
-    python -m experiments.tpu_plan --folder=runs/tpu_plan --page     writes the page from what is finished
+    python -m experiments.tpu_plan --folder=runs/tpu_plan            compiles the unfinished plans
+    python -m experiments.tpu_plan --folder=runs/tpu_plan --page     writes the page from the finished plans
 
-Needs requirements-tpu.txt but no TPU. A BERT-base program takes two to four minutes on one core, all programs several
-hours. You can stop it at any time; the same command resumes. --only and --arms select a part. Writes
-experiments/tpu_plan.md.
+Needs requirements-tpu.txt, but no TPU. A BERT-base program takes two to four minutes to compile on one core; all
+programs together take several hours. You can stop it at any time; the same command resumes. --only and --arms select a
+part of the plans. Writes experiments/tpu_plan.md.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ from bert_fast.train import settings
 from experiments import common
 
 BATCH = 128  # examples per chip at 128 tokens; a quarter as many at 512
-# v5p has two cores per chip and v6e a larger one: with fewer examples, the fixed cost of a step weighs too much. For
-# BERT-large, 64 is what fits.
+# v5p has two cores per chip, and v6e has one larger core. They need more examples, or the fixed cost of a step weighs
+# too much. For BERT-large, no more than 64 examples fit.
 BATCHES = {("v5p", "base"): 256, ("v6e", "base"): 256, ("v5e", "large"): 64}
-EXAMPLES = 256 * 1_000_000  # BERT's million steps of 256 (Devlin et al. 2019, A.2); the batch sets the number of steps
+EXAMPLES = 256 * 1_000_000  # BERT's million steps of 256 (Devlin et al. 2019, A.2): steps = EXAMPLES / batch
 SYSTEMATIC = {"layer_drop.sampling": "systematic"}
 ALIGNED = {"early_bert.align": 128}
 MSLT = {"stacking.variant": "mslt"}
-# Methods of each arm and their arguments.
+# The methods of each arm, and their arguments.
 ARMS = {
     "dense": ("", {}),
     "layer dropping": ("layer_drop", SYSTEMATIC),
@@ -46,9 +46,9 @@ ARMS = {
     "EarlyBERT, align=128": ("early_bert", ALIGNED),
     "stacking": ("stacking", {}),
     "MSLT": ("stacking", MSLT),
-    # On v6e drawing dropout masks takes an eighth of a step, and frozen layers, which only run forward, pay it in full.
+    # On v6e, drawing dropout masks takes about an eighth of a step. Frozen layers run only forward but still draw them.
     "MSLT, frozen_dropout=False": ("stacking", MSLT | {"stacking.frozen_dropout": False}),
-    # Without neurons=layer, layers differ in width, so that layer dropping needs conditionals.
+    # Without neurons=layer, layers differ in width, and layer dropping needs conditionals.
     "combined, neurons=layer": (combined.get_config().methods, ALIGNED | SYSTEMATIC | {"early_bert.neurons": "layer"}),
     "combined, neurons=layer, examples_per_row=2": (
         combined.get_config().methods,
@@ -57,10 +57,10 @@ ARMS = {
 }
 METHODS = ("dense", "layer dropping", "token dropping", "EarlyBERT, align=128", "stacking", "MSLT")
 AT_128 = (*METHODS, "token dropping, examples_per_row=2", "combined, neurons=layer, examples_per_row=2")
-# (topology, size, tokens, arms). An arm that gains nothing on one chip is not compiled for the others.
+# (topology, size, tokens, arms). An arm that saves nothing on one chip is not compiled for the others.
 WANTED = (
     ("v5e:1x1", "base", 128, (*AT_128, "layer dropping, cond")),
-    ("v5e:1x1", "base", 512, (*METHODS, "combined, neurons=layer")),  # 256 kept tokens fill the lanes alone
+    ("v5e:1x1", "base", 512, (*METHODS, "combined, neurons=layer")),  # 256 kept tokens fill the lanes by themselves
     ("v5e:4x4", "base", 128, AT_128),
     ("v5p:2x2x1", "base", 128, AT_128),
     ("v6e:1x1", "base", 128, (*AT_128, "MSLT, frozen_dropout=False")),
@@ -75,12 +75,12 @@ def chips_of(topology: str) -> int:
 
 
 def batch_of(topology: str, size: str, seq: int) -> int:
-    """Examples of a step, over all chips."""
+    """Examples per step, over all chips."""
     return BATCHES.get((topology.split(":")[0], size), BATCH) * 128 // seq * chips_of(topology)
 
 
 def settings_of(arm: str, topology: str, size: str, seq: int) -> settings.PretrainSettings:
-    """Settings of an arm. All arms are pre-LN, with MLM alone, one phase, bfloat16, dropout and the same batch."""
+    """Settings of an arm: pre-LN, MLM only, one phase, bfloat16, dropout, and the same batch for all arms."""
     names, changes = ARMS[arm]
     chips, batch = chips_of(topology), batch_of(topology, size, seq)
     config = bert.get_config(f"size={size},seq={seq},objective=mlm,norm=pre")
@@ -98,7 +98,7 @@ def file_of(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) 
 
 
 def code() -> str:
-    """A fingerprint of the imported bert_fast modules, which identifies plans made by other versions of the code."""
+    """A fingerprint of the imported bert_fast modules. Plans with another one come from another version of the code."""
     sources = [
         module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "bert_fast" and module.__file__
     ]
@@ -106,7 +106,7 @@ def code() -> str:
 
 
 def compile_all(folder: pathlib.Path, cache: pathlib.Path, only: str, arms: list[str]):
-    """Makes every plan that is missing or from another version of the code; unchanged programs come from the cache."""
+    """Makes each plan that is missing or from another version of the code. Unchanged programs come from the cache."""
     now = code()
     for topology, size, seq, wanted in WANTED:
         for arm in wanted:
@@ -121,7 +121,7 @@ def compile_all(folder: pathlib.Path, cache: pathlib.Path, only: str, arms: list
 
 
 def read(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) -> CostEstimate | None:
-    """A finished plan, or None if there is none."""
+    """The finished plan of an arm, or None if there is none."""
     path = file_of(folder, arm, topology, size, seq)
     if not path.exists():
         return None
@@ -134,7 +134,7 @@ def read(folder: pathlib.Path, arm: str, topology: str, size: str, seq: int) -> 
 
 
 def row(label: str, flops: float, cycles: float, stage: StageEstimate | None, plan: CostEstimate) -> str:
-    """A table row: ratios to dense; for a stage also its use of the chip, its memory and its collectives."""
+    """A table row: ratios to dense training; for a stage, also its use of the chip, its memory and its collectives."""
     realised = f"**{(1 - cycles) / (1 - flops):.2f}**" if flops < 0.98 else ""
     if stage is None:
         return f"| {label} | {flops:.3f} | {cycles:.3f} | {realised} | | | | | |"
@@ -150,7 +150,7 @@ def row(label: str, flops: float, cycles: float, stage: StageEstimate | None, pl
 
 
 def rows_of(name: str, plan: CostEstimate | None, dense: CostEstimate) -> list[str]:
-    """A table row for each stage of a plan, and one for the whole run if it has several stages."""
+    """One table row per stage of a plan, and one for the whole run if there are several stages."""
     if plan is None:
         return [f"| {name} | not compiled yet | | | | | | | |"]
     lines = []
@@ -163,19 +163,19 @@ def rows_of(name: str, plan: CostEstimate | None, dense: CostEstimate) -> list[s
             lines.append(row(label, stage.flops / whole.flops, stage.cycles / whole.cycles, stage, plan))
     cycles, others = plan.cycles(), dense.cycles()
     if len(plan.stages) > 1 and cycles and others:
-        # EarlyBERT's search comes on top of the training, so it counts as cost.
+        # EarlyBERT's search comes in addition to the training, so its cost is included.
         lines.append(row(f"{name}, **whole run**", plan.flops / dense.flops, cycles / others, None, plan))
     return lines
 
 
 HEAD = """\
-| | FLOPs / dense | cycles / dense | realised | M cycles | share of peak | not counted: ms, at least | temporaries, GiB | collectives, MiB |
+| | FLOPs / dense | cycles / dense | realised | M cycles | share of peak | not counted, ms (at least) | temporaries, GiB | collectives, MiB |
 |---|---|---|---|---|---|---|---|---|
 """
 
 
 def costs(folder: pathlib.Path) -> str:
-    """The table of what a BERT-base with the paper's number of examples costs on each priced chip."""
+    """The cost table: a BERT-base with the paper's number of examples, on each chip of PRICED."""
     lines = []
     for arm in AT_128:
         cells = []
@@ -192,7 +192,7 @@ def costs(folder: pathlib.Path) -> str:
             of_dense = hours / (dense.hours() or hours)
             cells.append(f"{hours * plan.chips:,.0f} h, {hours * plan.chips * chip.dollars:,.0f} USD")
             cells.append(f"{of_dense:.2f}")
-            allowed = at >= hours  # otherwise the counted cycles alone take longer
+            allowed = at >= hours  # otherwise even the lower bound takes longer
             cells.append(
                 f"{at * plan.chips:,.0f} h, {at * plan.chips * chip.dollars:,.0f} USD" if allowed else "not reached"
             )
@@ -205,8 +205,9 @@ def costs(folder: pathlib.Path) -> str:
 {chr(10).join(lines)}
 
 Chip-hours and price of {EXAMPLES:,} examples of 128 tokens: BERT's 1,000,000 steps of 256. (In the paper a tenth of the steps
-had 512 tokens, which costs more.) "At least" is the counted cycles at the chip's clock plus the bytes of what is not counted at its
-bandwidth, with nothing for collectives, input, evaluation and saving. "Not reached": the counted cycles alone take longer.
+had 512 tokens, which costs more.) "At least" is a lower bound: the counted cycles at the chip's clock, plus the bytes of operations that
+are not counted, at the memory's bandwidth. It leaves out collectives, input, evaluation and saving. "Not reached": even the lower bound
+takes longer than a run at 0.4 of the peak.
 USD per chip-hour: {prices}.
 """
 
@@ -224,30 +225,30 @@ def page(folder: pathlib.Path) -> str:
     return f"""# The TPU compiler's estimates for every method
 
 `python -m experiments.tpu_plan --folder=runs/tpu_plan`, then with `--page`; {platform.machine()}, no TPU. Pre-LN, MLM, bfloat16, dropout,
-AdamW. The step is the one that a run would take, built by the same function.
+AdamW. The compiled step is the step of a real run, built by the same function.
 
 - Cycles are **estimates** of the TPU compiler (libtpu {versions.libtpu_of_jax()}), **not measurements**.
 - Realised = (1 - cycles / dense cycles) / (1 - FLOPs / dense FLOPs).
-- *not counted*: gathers, scatters, sorts and custom calls carry no estimate. The column has the least time that moving their
-  bytes takes.
-- For a stage with several programs, the {estimate.MOST} most frequent are compiled, and the others are assumed to take as many cycles per
-  FLOP. Memory is for the program that needs the most.
-- Layer dropping uses systematic sampling: 8 or 9 of 12 layers run once theta has settled.
+- *not counted*: the compiler gives no estimate for gathers, scatters, sorts and custom calls. The column is a lower bound on
+  their time: the time to move their bytes.
+- If a stage has several programs, cycles are from the {estimate.MOST} most frequent ones; the others are assumed to take equally many cycles
+  per FLOP. Memory is for the program that needs the most, and the largest program is always compiled.
+- Layer dropping uses systematic sampling: once theta has settled, 8 or 9 of 12 layers run in a step.
 
 {(chr(10) * 2).join(tables)}
 
-## What a BERT-base with the paper's number of examples costs
+## What a BERT-base costs, with the paper's number of examples
 
 {costs(folder)}"""
 
 
 def main():
     parser = common.parser(__doc__)
-    parser.add_argument("--folder", required=True, help="folder for finished plans")
-    parser.add_argument("--only", default="", help="only tables whose TOPOLOGY/SIZE/TOKENS contains this")
+    parser.add_argument("--folder", required=True, help="the folder for finished plans")
+    parser.add_argument("--only", default="", help="only tables whose TOPOLOGY/SIZE/TOKENS contains this text")
     parser.add_argument("--arms", default="", help="only these arms, separated by semicolons")
-    parser.add_argument("--cache", default="~/.cache/bert_fast/plan", help="folder for compiled programs")
-    parser.add_argument("--page", action="store_true", help="write the page")
+    parser.add_argument("--cache", default="~/.cache/bert_fast/plan", help="the folder that caches compiled programs")
+    parser.add_argument("--page", action="store_true", help="write the page instead of compiling")
     args = parser.parse_args()
     folder = pathlib.Path(args.folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,12 +24,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--accept_goldens", action="store_true", help="accept the losses of these runs as the new goldens")
+    parser.addoption("--accept_goldens", action="store_true", help="store the losses of these runs as golden losses")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(tmp_path_factory, worker_id):
-    """Shares compiled programs between tests and processes: the first test that needs one compiles it."""
+    """Shares compiled programs between tests and processes: the first test that needs a program compiles it."""
     root = tmp_path_factory.getbasetemp()
     os.environ["BERT_FAST_CACHE"] = str((root if worker_id == "master" else root.parent) / "compiled")
     cache.keep_programs()

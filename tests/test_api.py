@@ -1,4 +1,4 @@
-"""bert_fast from Python: the examples of its docstrings, from text to a Hugging Face folder; and vectors of texts."""
+"""The Python interface: its docstring examples, from text to a Hugging Face folder, and vectors of texts."""
 
 import doctest
 import json
@@ -18,7 +18,7 @@ WORDS = "the quick brown fox jumps over a lazy dog while seven wizards vex bold 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    """The folder in which the examples ran, in their order, each seeing what the ones before it made."""
+    """The folder in which the docstring examples ran, in order. Each uses the files of the earlier ones."""
     folder = tmp_path_factory.mktemp("api")
     (folder / "corpus").mkdir()
     documents = [
@@ -41,13 +41,13 @@ def folder(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-def test_examples_leave_what_they_say(folder):
+def test_docstring_examples_write_their_folders(folder):
     assert (folder / "run/summary.json").is_file()
     assert (folder / "mrpc/results.json").is_file()
     assert (folder / "exported/model.safetensors").is_file()
 
 
-def test_everything_in_the_list_can_be_imported_and_nothing_else():
+def test_every_api_name_can_be_imported_and_an_unknown_name_is_refused():
     assert {name for name in dir(api) if getattr(getattr(api, name), "__module__", "") == "bert_fast.api"} >= set(
         bert_fast.API
     )
@@ -56,7 +56,7 @@ def test_everything_in_the_list_can_be_imported_and_nothing_else():
         _ = bert_fast.pretrian
 
 
-def test_vector_is_the_mean_over_the_tokens_or_the_state_of_cls(folder):
+def test_vector_is_the_mean_hidden_state_or_the_hidden_state_of_cls(folder):
     model = bert_fast.load(folder / "run")
     texts = ["the quick brown fox", "a lazy dog", "seven wizards vex bold gnomes while a dog jumps"]
     means, firsts = (bert_fast.embed(model, texts, pooling, batch_size=2) for pooling in ("mean", "cls"))
@@ -67,7 +67,7 @@ def test_vector_is_the_mean_over_the_tokens_or_the_state_of_cls(folder):
         np.testing.assert_allclose(first_D, outputs.hidden_BSD[0, 0], atol=1e-5)
 
 
-def test_logits_at_a_mask_are_those_that_fill_it(folder):
+def test_highest_logit_at_a_mask_is_the_word_from_fill_mask(folder):
     model = bert_fast.load(folder / "run")
     outputs = model("the quick [MASK] fox")
     place = outputs.tokens[0].index("[MASK]")
@@ -77,7 +77,7 @@ def test_logits_at_a_mask_are_those_that_fill_it(folder):
     assert model.encoder.vocab.tokenizer.id_to_token(int(logits_V.argmax())) == words[0][0]
 
 
-def test_long_text_is_cut_with_a_warning_where_a_vector_is_asked_for_and_refused_elsewhere(folder):
+def test_embed_truncates_a_long_text_with_a_warning_and_the_model_refuses_it(folder):
     model = bert_fast.load(folder / "run")
     longest = model.encoder.model.max_len
     text = " ".join(["dog"] * (longest + 5))
@@ -88,11 +88,11 @@ def test_long_text_is_cut_with_a_warning_where_a_vector_is_asked_for_and_refused
         model(text)
 
 
-def test_no_texts_give_no_vectors(folder):
+def test_empty_list_of_texts_gives_no_vectors(folder):
     assert bert_fast.embed(folder / "run", []).shape == (0, 32)
 
 
-def test_command_embed_writes_the_same_vectors(folder, tmp_path):
+def test_embed_command_writes_the_same_vectors(folder, tmp_path):
     (tmp_path / "texts.txt").write_text("the quick fox\na dog\n")
     arguments = ["embed", f"--checkpoint={folder}/run", f"--data={tmp_path}/texts.txt"]
     expected = bert_fast.embed(folder / "run", ["the quick fox", "a dog"])
@@ -115,14 +115,14 @@ def test_command_embed_writes_the_same_vectors(folder, tmp_path):
         (["--out=v.txt", "a text"], "--out=v.txt: expected a .npy file"),
     ],
 )
-def test_mistakes_of_embed_get_the_remedy(folder, arguments, message):
+def test_embed_command_reports_a_mistake_with_the_remedy(folder, arguments, message):
     done = command_line.bert_fast("embed", f"--checkpoint={folder}/run", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_config_may_be_an_object_and_is_left_as_it_was(folder, tmp_path):
+def test_config_object_is_accepted_and_not_modified(folder, tmp_path):
     config = bert.get_config("size=tiny,objective=mlm,debug")
     before = config.to_dict()
     bert_fast.pretrain(config, tmp_path / "run", data=folder / "shards", changes={"steps": 2, "eval.every": 0})
@@ -137,18 +137,18 @@ def test_config_may_be_an_object_and_is_left_as_it_was(folder, tmp_path):
         ("nowhere/mine.py", {}, "no config file 'nowhere/mine.py'"),
         ("bert:size=bas", {}, "did you mean base"),
         ("bert:debug", {"stepss": 3}, "unknown config key 'stepss'"),
-        ("bert:debug", {"model.hidden": 3}, r"'model\.hidden' has another name now: 'model\.mlp_dim'"),
+        ("bert:debug", {"model.hidden": 3}, r"'model\.hidden' was renamed to 'model\.mlp_dim'"),
         ("bert:debug", {"optimizer.nam": "lamb"}, r"unknown config key 'optimizer\.nam'"),
         ("bert:debug", {"steps": "many"}, "steps='many' has a different type"),
         ("bert:debug", {}, "data is missing: give the folder that bert_fast.prepare made"),
     ],
 )
-def test_mistakes_in_a_config_are_bad_input(spec, changes, message, tmp_path):
+def test_mistakes_in_a_config_raise_bad_input(spec, changes, message, tmp_path):
     with pytest.raises(BadInput, match=message):
         bert_fast.pretrain(spec, tmp_path / "run", changes=changes)
 
 
-def test_fine_tuned_model_has_hidden_states_but_no_words(folder):
+def test_fine_tuned_model_has_hidden_states_but_no_mlm_logits(folder):
     [run] = (folder / "mrpc/mrpc").glob("lr=*,seed=0")
     model = bert_fast.load(run)
     assert model("the quick fox").logits_BSV is None
@@ -157,22 +157,22 @@ def test_fine_tuned_model_has_hidden_states_but_no_words(folder):
         bert_fast.fill_mask(model, "the [MASK]")
 
 
-def test_width_of_padding_does_not_change_a_vector(folder, monkeypatch):
+def test_amount_of_padding_does_not_change_a_vector(folder, monkeypatch):
     texts = ["the quick brown fox", "a lazy dog"]
     wide = bert_fast.embed(folder / "run", texts)
     monkeypatch.setattr(inference, "WIDTH", 8)
     np.testing.assert_allclose(bert_fast.embed(folder / "run", texts), wide, atol=1e-5)
 
 
-def test_no_texts_are_refused_where_there_is_nothing_to_return(folder):
+def test_empty_list_of_texts_is_refused_by_the_model_and_by_fill_mask(folder):
     model = bert_fast.load(folder / "run")
     for call in (model, lambda texts: bert_fast.fill_mask(model, texts)):
         with pytest.raises(BadInput, match="no texts: give at least one"):
             call([])
 
 
-def test_a_loaded_model_can_be_given_for_its_folder(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(folder)  # the run names its shards relative to it
+def test_evaluate_and_export_accept_a_loaded_model(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)  # the run stores a relative path to its shards
     model = bert_fast.load(folder / "run")
     assert bert_fast.evaluate(model, examples=8)["step"] == 20
     assert bert_fast.export(model, tmp_path / "out").class_name == "BertForMaskedLM"

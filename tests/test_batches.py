@@ -1,4 +1,4 @@
-"""Batches: an example depends on (seed, epoch, number) alone; evaluation; bad input."""
+"""Batches: an example depends only on (seed, epoch, number). Also evaluation batches and bad input."""
 
 import contextlib
 import itertools
@@ -60,7 +60,7 @@ def test_any_number_of_workers_gives_the_same_batches(split, vocab):
             assert_same(batch, other)
 
 
-def test_processes_share_each_batch_without_changing_it(split, vocab):
+def test_parts_of_all_processes_make_up_the_same_batches(split, vocab):
     made = batches.training_examples(split, vocab, bert(), seed=1)
     whole = take(batches.batches(made, 12, start=3), 3)
     parts = [take(batches.batches(made, 12, start=3, process_index=p, process_count=3), 3) for p in range(3)]
@@ -110,7 +110,7 @@ def prefetch_threads():
 
 
 @pytest.mark.parametrize("how", ["closed", "failed"])
-def test_a_finished_stream_leaves_no_thread(split, vocab, how):
+def test_a_closed_or_failed_stream_leaves_no_thread(split, vocab, how):
     before = prefetch_threads()
     made = batches.training_examples(split, vocab, bert(), seed=1)
     stream = batches.batches(made, 8, start=0)
@@ -121,7 +121,7 @@ def test_a_finished_stream_leaves_no_thread(split, vocab, how):
         stream.close()
     else:
         made.masking = None
-        with pytest.raises(TypeError) as error:  # it keeps every object in its traceback alive
+        with pytest.raises(TypeError) as error:  # `error` keeps the objects in its traceback alive
             list(stream)
         assert error
     for thread in mine:
@@ -129,7 +129,7 @@ def test_a_finished_stream_leaves_no_thread(split, vocab, how):
     assert not mine & prefetch_threads()
 
 
-def test_an_abandoned_iterator_does_not_hang_the_exit(folder):
+def test_process_exits_despite_an_abandoned_stream(folder):
     script = f"""
 from bert_fast.data import batches, examples, shards, masking
 if __name__ == "__main__":
@@ -143,7 +143,7 @@ if __name__ == "__main__":
     assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == 7
 
 
-def test_evaluation_examples_are_the_first_in_order_for_any_training_seed(folder, vocab):
+def test_evaluation_examples_are_the_first_of_the_split_with_their_own_masks(folder, vocab):
     valid = shards.Split(folder, "valid")
     found = batches.evaluation_examples(valid, vocab, bert(), seed=1, limit=10)
     again = batches.evaluation_examples(shards.Split(folder, "valid"), vocab, bert(), seed=1, limit=10)
@@ -157,7 +157,7 @@ def test_evaluation_examples_are_the_first_in_order_for_any_training_seed(folder
 
 
 @pytest.mark.parametrize("objective", examples.OBJECTIVES)
-def test_the_last_evaluation_batch_is_filled_up_with_examples_that_do_not_count(folder, vocab, objective):
+def test_the_last_evaluation_batch_is_filled_up_with_padding(folder, vocab, objective):
     found = batches.evaluation_examples(shards.Split(folder, "valid"), vocab, bert(objective), seed=1, limit=10)
     made = list(batches.evaluation_batches(found, 4))
     parts = [list(batches.evaluation_batches(found, 4, process_index=p, process_count=2)) for p in range(2)]
@@ -191,7 +191,7 @@ def test_impossible_settings_are_refused():
 
 
 @pytest.mark.parametrize("objective", examples.OBJECTIVES)
-def test_the_shortest_examples_have_a_prediction(split, vocab, objective):
+def test_the_shortest_examples_have_one_prediction(split, vocab, objective):
     made = batches.training_examples(
         split, vocab, bert(objective, examples.OBJECTIVES[objective].least_seq_len), seed=1
     )
@@ -220,7 +220,7 @@ def test_splits_with_too_little_text_are_refused(vocab, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_id_beyond_the_vocabulary_names_its_document(vocab, tmp_path, workers):
+def test_error_about_an_id_beyond_the_vocabulary_names_the_document(vocab, tmp_path, workers):
     documents = [[ORDINARY[:50].tolist()], [[5, len(WORDS), 6] * 10]]
     split = shards.Split(write_folder(tmp_path, {"train": documents}), "train")
     made = batches.training_examples(split, vocab, bert(), seed=1)
@@ -228,7 +228,7 @@ def test_an_id_beyond_the_vocabulary_names_its_document(vocab, tmp_path, workers
         take(batches.batches(made, 2, start=0, workers=workers), 5)
 
 
-def test_a_vocabulary_other_than_that_of_the_shards_is_refused(vocab, tmp_path):
+def test_a_changed_or_missing_or_incomplete_vocabulary_is_refused(vocab, tmp_path):
     write_folder(tmp_path, {"train": [[[5]]]})
     assert [WORDS[i] for i in vocab.special] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert (vocab.pad, vocab.unk, vocab.cls, vocab.sep, vocab.mask) == vocab.special

@@ -19,7 +19,7 @@ DROPOUTS = {"dropout": 0.1, "attention_dropout": 0.1}
 both_norms = pytest.mark.parametrize("config", [POST, PRE], ids=["post", "pre"])
 
 
-# Run eagerly, each conditional would be recompiled, so tests with conditionals compile the whole function.
+# Eager execution compiles a conditional again on every call, so tests with conditionals jit the whole function.
 compiled = jax.jit(value_and_grad, static_argnums=(0, 4))
 
 
@@ -90,7 +90,7 @@ def test_gate_of_zero_equals_layer_removed(config, cond):
 
 @both_norms
 def test_gather_and_cond_agree(config):
-    # With dropout: a layer's masks depend on its index in the model, not on which layers run.
+    # Dropout is on: a layer's masks depend on its index in the model, not on which layers run.
     config = dataclasses.replace(config, **DROPOUTS)
     params = reference.random_params(config)
     gathered = run(config, params, DENSE, [2, 0, 0.5], seed=0)
@@ -113,7 +113,7 @@ def test_dropped_tokens_keep_their_value(config):
     assert not np.any(np.all(np.asarray(after_BSD == before_BSD)[:, :8], axis=-1))
 
 
-def test_order_of_tokens_is_free():
+def test_permuting_the_tokens_permutes_the_hidden_states():
     params, order_S = reference.random_params(POST), np.random.default_rng(0).permutation(12)
     ordered = {key: BATCH[key][:, order_S] for key in ("ids", "positions", "types", "segments")}
     back_S = np.argsort(order_S).astype(np.int32)
@@ -123,7 +123,7 @@ def test_order_of_tokens_is_free():
 
 
 def products(config, params, frozen, plan):
-    """Number of matrix products in the forward and backward pass."""
+    """Number of matrix products in the forward and backward passes."""
     loss_of = lambda params: losses_sum(config, params, frozen, BATCH, plan, Route(), None)[0]  # noqa: E731
     return str(jax.make_jaxpr(jax.grad(loss_of))(params)).count("dot_general[")
 
@@ -134,8 +134,8 @@ def test_frozen_layers_have_no_backward_pass(config, of_first):
     dense = products(config, params, {}, DENSE)
     for depth in (1, 2):
         plan = edit(DENSE, 0, depth, frozen=True)
-        # 8 products per layer, each with a gradient for both operands. The query, key and value of the lowest
-        # trainable layer need none for their input, unless a trainable LayerNorm comes before them.
+        # A layer has 8 products, each with a gradient for both operands. In the lowest trainable layer, the query, key
+        # and value products need no gradient for their input, unless a trainable LayerNorm comes before them.
         assert dense - products(config, *partition(params, program_of(config, plan)), plan) == 16 * depth + of_first
     plan = edit(DENSE, 0, 3, frozen=True)
     assert dense - products(config, *partition(params, program_of(config, plan)), plan) >= 16 * 3
@@ -153,7 +153,7 @@ def test_freezing_changes_no_trainable_gradient(config):
     close({name: frozen_grads[name] for name in ("next", "mlm")}, {"next": grads["next"], "mlm": without_bias(grads)})
     assert frozen_grads["embed"].keys() == {"word", "position", "type"}
     equal(frozen_grads["embed"]["position"], np.zeros_like(params["embed"]["position"]))
-    assert np.any(frozen_grads["embed"]["word"])  # it is the head's output table too
+    assert np.any(frozen_grads["embed"]["word"])  # it is also the output table of the MLM head
 
 
 def without_bias(grads):
@@ -161,7 +161,7 @@ def without_bias(grads):
 
 
 @both_norms
-def test_slim_layers_equal_the_whole_ones_with_the_rest_zeroed(config):
+def test_slim_layers_equal_full_layers_with_the_other_units_zeroed(config):
     slim, params = dataclasses.replace(config, **UNEVEN), reference.random_params(config)
     layers = params["layers"]
     masks = {
@@ -185,7 +185,7 @@ def test_layers_of_different_width_cannot_be_gathered():
         run(slim, reference.random_params(slim), scale_L=[1, 0, 1])
 
 
-def test_padded_ids_are_never_predicted():
+def test_ids_beyond_the_vocabulary_are_never_predicted():
     params = reference.random_params(POST)
     params["mlm"]["bias"] = params["mlm"]["bias"] + 100 * (np.arange(POST.table_rows) >= 150)
     x_BSD = bert.encode(POST, params, {}, BATCH, DENSE, Route(), None)
@@ -200,7 +200,7 @@ def test_padded_ids_are_never_predicted():
 
 
 @pytest.mark.parametrize("seed", [None, 0], ids=["no dropout", "dropout"])
-def test_examples_of_padding_are_finite_and_change_no_other(seed):
+def test_padding_examples_are_finite_and_change_no_other_example(seed):
     config = dataclasses.replace(POST, **DROPOUTS)
     params = reference.random_params(config)
     empty = {key: BATCH[key] * (np.arange(3) != 1)[:, None] for key in ("ids", "types", "segments", "weights")}
@@ -228,7 +228,7 @@ IN_FLOAT32 = {"exp", "log", "rsqrt", "reduce_sum", "reduce_max"}
 
 
 def equations(jaxpr):
-    """Every equation of a jaxpr, including its inner jaxprs."""
+    """Every equation of a jaxpr and of its inner jaxprs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jaxprs_in_params(equation.params):
@@ -254,7 +254,7 @@ def test_bfloat16_activations_keep_statistics_in_float32(config, seed):
             seen.add(name)
             in_float32 += name == "dot_general" and equation.outvars[0].aval.dtype == np.float32
     assert seen == {"dot_general", *IN_FLOAT32}
-    assert in_float32 == config.depth + 1  # the logits of attention and of the MLM head
+    assert in_float32 == config.depth + 1  # the attention logits of each layer, and the MLM logits
 
 
 def test_dropout_is_off_without_a_key():
@@ -276,7 +276,7 @@ def test_each_dropout_draws_its_own_mask(monkeypatch):
     assert len({tuple(map(int, key)) for key in keys}) == len(keys)
 
 
-def test_init_has_the_right_deviations_and_the_layers_of_a_shallower_model():
+def test_init_has_the_right_standard_deviations_and_lower_layers_do_not_depend_on_the_depth():
     config = dataclasses.replace(PRE, width=32, heads=4, mlp_dim=128, residual_init_std=0.01)
     init = jax.jit(bert.init, static_argnums=0)
     deep, shallow = (init(dataclasses.replace(config, depth=depth), jax.random.key(0)) for depth in (3, 2))
@@ -284,7 +284,7 @@ def test_init_has_the_right_deviations_and_the_layers_of_a_shallower_model():
     stack = deep["layers"]
     assert np.any(stack["query"]["kernel"][0] != stack["query"]["kernel"][1])
     for name, std in {"query": 0.02, "mlp_hidden": 0.02, "attention_output": 0.01, "mlp_output": 0.01}.items():
-        # Truncating a normal distribution at two deviations leaves 0.88 of its deviation; BERT does not rescale it.
+        # A normal distribution truncated at 2 sigma has a standard deviation of 0.88 sigma. BERT does not rescale it.
         np.testing.assert_allclose(np.std(stack[name]["kernel"]), 0.8796 * std, rtol=0.05)
         assert np.abs(stack[name]["kernel"]).max() <= 2 * std * (1 + 1e-6)
         assert not np.any(stack[name]["bias"])

@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, in a bounded folder."""
+"""Compiled programs are kept on disk, in a folder of bounded size."""
 
 import os
 import pathlib
@@ -25,7 +25,7 @@ def said_with(**environment) -> list[str]:
     return [*done.stdout.split(), done.stderr]
 
 
-def test_cache_is_one_bounded_folder_that_the_environment_moves_or_turns_off(tmp_path):
+def test_cache_folder_is_bounded_and_an_environment_variable_moves_it_or_turns_it_off(tmp_path):
     home, other = {"HOME": str(tmp_path)}, str(tmp_path / "other")
     assert said_with(**home)[:2] == [str(tmp_path / ".cache/bert_fast/compiled"), str(4 * 2**30)]
     assert said_with(BERT_FAST_CACHE=other)[0] == other
@@ -37,7 +37,7 @@ def test_cache_is_one_bounded_folder_that_the_environment_moves_or_turns_off(tmp
     assert "cannot be used" in said
 
 
-def test_entry_of_a_killed_write_is_removed(tmp_path):
+def test_half_written_entry_is_removed(tmp_path):
     (tmp_path / "whole-cache").write_bytes(b"1")
     (tmp_path / "whole-atime").write_bytes(b"1")
     (tmp_path / "half-cache").write_bytes(b"1")
@@ -49,12 +49,12 @@ def test_entry_of_a_killed_write_is_removed(tmp_path):
 
 
 def step_programs(folder: pathlib.Path) -> list[str]:
-    """The cache entries of train and eval steps. Whether a smaller program is kept depends on how long it compiled."""
+    """The cache entries of train and eval steps. Smaller programs are kept only if compiling them took long."""
     return sorted(path.name for path in folder.glob("jit_*_step-*-cache"))
 
 
 @pytest.mark.slow
-def test_second_start_compiles_nothing_even_with_another_seed(small_shards, tmp_path):
+def test_second_run_compiles_no_step_again_even_with_another_seed(small_shards, tmp_path):
     config = small_config(small_shards)
     flags = [f"--config.data.dir={config['data']['dir']}", "--config.steps=3", "--config.checkpoint.every=0"]
     command = [sys.executable, "-m", "bert_fast", "pretrain", "--config=configs/bert.py:size=tiny,debug", *flags]

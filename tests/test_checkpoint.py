@@ -1,4 +1,4 @@
-"""Checkpoints: any damage is found, and unfinished ones do not count."""
+"""Checkpoints: any damage is detected, and unfinished ones are ignored."""
 
 import errno
 import pathlib
@@ -61,7 +61,7 @@ def test_what_was_saved_is_restored(two):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_every_flipped_bit_is_found(two, data):
+def test_every_flipped_bit_is_detected(two, data):
     files = sorted(path for path in (two / "2").rglob("*") if path.is_file() and path.stat().st_size)
     path = data.draw(st.sampled_from(files))
     content = path.read_bytes()
@@ -77,7 +77,7 @@ def test_every_flipped_bit_is_found(two, data):
         path.write_bytes(content)
 
 
-def test_truncated_emptied_and_missing_files_are_found(two, tmp_path):
+def test_truncated_emptied_and_missing_files_are_detected(two, tmp_path):
     for damage in (lambda p: p.write_bytes(p.read_bytes()[:-1]), lambda p: p.write_bytes(b""), lambda p: p.unlink()):
         for name in ("about.json", "vocab.txt", "arrays/_METADATA"):
             root = shutil.copytree(two, tmp_path / "copy")
@@ -88,7 +88,7 @@ def test_truncated_emptied_and_missing_files_are_found(two, tmp_path):
             shutil.rmtree(root)
 
 
-def test_unfinished_empty_and_foreign_folders_do_not_count(two, tmp_path):
+def test_unfinished_empty_and_foreign_folders_are_ignored(two, tmp_path):
     root = shutil.copytree(two, tmp_path / "copy")
     (root / "9").mkdir()
     (root / "8.part").mkdir()
@@ -98,7 +98,7 @@ def test_unfinished_empty_and_foreign_folders_do_not_count(two, tmp_path):
     assert checkpoint.newest(root).name == "2"
 
 
-def test_only_damaged_checkpoints_are_an_error_and_not_a_fresh_start(two, tmp_path):
+def test_run_with_only_damaged_checkpoints_is_an_error_and_not_a_fresh_start(two, tmp_path):
     root = shutil.copytree(two, tmp_path / "copy")
     for step in (1, 2):
         (root / str(step) / "about.json").unlink()
@@ -107,7 +107,7 @@ def test_only_damaged_checkpoints_are_an_error_and_not_a_fresh_start(two, tmp_pa
     assert checkpoint.newest(tmp_path / "nowhere") is None
 
 
-def test_find_takes_a_run_folder_or_one_step(two, tmp_path):
+def test_find_accepts_a_run_folder_or_the_folder_of_one_step(two, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(two, run / "checkpoints")
     assert checkpoint.find(run).name == "2"
@@ -119,25 +119,25 @@ def test_find_takes_a_run_folder_or_one_step(two, tmp_path):
         checkpoint.find(tmp_path / "nowhere")
 
 
-def test_older_steps_go_when_a_new_one_is_complete(tmp_path):
+def test_save_deletes_the_older_steps_that_are_not_kept(tmp_path):
     for step, keep in ((0, set()), (5, {0}), (10, {0, 5}), (15, {0, 10})):
         save(tmp_path, step, keep)
     assert checkpoint.steps(tmp_path) == [0, 10, 15]
 
 
-def test_save_that_fails_for_another_reason_does_not_blame_the_disk(tmp_path, monkeypatch):
+def test_save_that_fails_on_a_bad_array_does_not_blame_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_arrays", lambda _: {"a": object()})
     with pytest.raises(BadInput, match=r"could not be written.*fix that, then run the same"):
         save(tmp_path, 3, set())
 
 
-def test_leftovers_of_a_killed_save_are_removed_by_the_next(tmp_path):
+def test_leftovers_of_a_killed_save_are_removed_by_the_next_save(tmp_path):
     (tmp_path / "2.part").mkdir()
     save(tmp_path, 3, set())
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
-def test_disk_full_during_a_save_leaves_the_older_checkpoint_and_says_so(two, tmp_path, monkeypatch):
+def test_full_disk_during_a_save_is_reported_and_older_checkpoints_stay(two, tmp_path, monkeypatch):
     root = shutil.copytree(two, tmp_path / "copy")
 
     def full(*_, **__):

@@ -1,4 +1,4 @@
-"""The commands as a user types them: results, signals, and what they say to a mistake."""
+"""The commands as a user types them: results, signals, and messages about mistakes."""
 
 import json
 import os
@@ -83,14 +83,14 @@ def test_fill_mask_gives_words_for_every_mask(trained):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_stopped_run_continues_to_the_same_rows(prepared, tmp_path, signum, code):
+def test_stopped_run_continues_and_writes_the_same_rows_as_an_unstopped_one(prepared, tmp_path, signum, code):
     args = [*pretrain(prepared, tmp_path / "run"), "--config.data.workers=1"]
     process = subprocess.Popen(command(*args), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not read_rows(tmp_path / "run/metrics.jsonl") and process.poll() is None:
         time.sleep(0.02)
-    stop = os.kill if signum == signal.SIGKILL else os.killpg  # a terminal or a job stops all processes
+    stop = os.kill if signum == signal.SIGKILL else os.killpg  # a terminal or a job scheduler signals all processes
     stop(process.pid, signum)
-    _, said = process.communicate(timeout=60)  # which ends when no worker is left
+    _, said = process.communicate(timeout=60)  # returns once no worker is left
     assert process.returncode == code, said
     assert "Traceback" not in said
     if signum != signal.SIGKILL:
@@ -125,11 +125,11 @@ def test_stopped_run_continues_to_the_same_rows(prepared, tmp_path, signum, code
         ),
         (
             ["pretrain", "--config=bert", "--config.model.hidden=8", "--workdir=x"],
-            "another name now: --config.model.mlp_dim",
+            "was renamed to --config.model.mlp_dim",
         ),
         (
             ["plan", "--config=bert", "--compare=bert", "--compare.token_drop.beside=2"],
-            "another name now: --compare.token_drop.examples_per_row",
+            "was renamed to --compare.token_drop.examples_per_row",
         ),
         (["pretrain", "--config=configs/bert.py:size=bas", "--workdir=x"], "did you mean base"),
         (["pretrain", "--config=configs/bert.py", "--config.stepss=3", "--workdir=x"], '"steps"'),
@@ -152,13 +152,13 @@ def test_mistake_gets_one_clear_line_and_exit_code_2(args, message):
     assert not pathlib.Path("/tmp/never").exists()
 
 
-def test_package_runs_as_a_program():
+def test_package_runs_with_python_m():
     done = subprocess.run(command("prepare"), cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, "--source is missing" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["", *commands.NAMES])
-def test_help_tells_every_option(name):
+def test_help_shows_the_usage_and_an_example(name):
     done = bert_fast(*([name] if name else []), "--help")
     assert done.returncode == 0
     assert "python -m bert_fast" in done.stdout
@@ -174,7 +174,7 @@ def test_text_without_a_mask_and_text_that_is_too_long_are_refused(trained):
 
 
 @pytest.mark.filterwarnings("default:layers are dropped from a post-LN model:UserWarning")
-def test_warning_is_one_line_without_the_code_that_gave_it(monkeypatch):
+def test_warning_is_one_line_without_source_code(monkeypatch):
     def run(args, texts):
         warnings.warn("layers are dropped from a post-LN model", stacklevel=1)
         return 0
@@ -183,7 +183,7 @@ def test_warning_is_one_line_without_the_code_that_gave_it(monkeypatch):
     assert bert_fast("evaluate") == (0, "", "warning: layers are dropped from a post-LN model\n")
 
 
-def test_config_that_imports_what_is_not_there_is_named(tmp_path):
+def test_missing_import_of_a_config_is_named(tmp_path):
     (tmp_path / "mine.py").write_text("from nowhere import bert\n\n\ndef get_config(text=None):\n    return bert\n")
     done = bert_fast("pretrain", f"--config={tmp_path}/mine.py", "--workdir=x")
     assert done.returncode == 2
@@ -202,7 +202,7 @@ def test_version_is_printed():
     assert bert_fast("--version").stdout == f"bert_fast {__version__}\n"
 
 
-def test_more_words_than_the_vocabulary_has_are_not_shown(trained):
+def test_fill_mask_shows_no_more_words_than_the_vocabulary_has(trained):
     done = bert_fast("fill-mask", f"--checkpoint={trained}", "--top=100000", "a [MASK]")
     assert done.returncode == 0, done.stderr
     assert "None" not in done.stdout

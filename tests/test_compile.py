@@ -6,7 +6,7 @@ from bert_fast.method import Program
 from bert_fast.train.compile import Programs
 
 
-def test_waiting_programs_are_dropped_when_a_stage_ends_and_the_one_being_compiled_is_kept():
+def test_cancel_drops_the_waiting_programs_and_keeps_the_one_being_compiled():
     release, started, lowered = threading.Event(), threading.Event(), []
 
     class Lowered:

@@ -1,4 +1,4 @@
-"""Any two of the methods, and all of them, in one run."""
+"""Runs that combine two of the methods, or all four."""
 
 import json
 
@@ -11,8 +11,9 @@ from helpers.interruption import interrupted
 from helpers.small_runs import rows_without_clock, run, small_config
 
 MSLT = {"stacking.variant": "mslt"}
-# Methods, their arguments, and the most programs that a run of 40 steps may compile: two per sampled span (systematic
-# counts differ by at most one), times the stages, plus those that the ramp of theta passes through.
+# methods: (their arguments, the most programs that a run of 40 steps may compile). A stage has two programs for each
+# span that layers are dropped from, because systematic sampling varies the number of layers by at most one. The ramp of
+# theta passes through other numbers of layers and adds their programs.
 RUNS = {
     "stacking,early_bert": ({}, 4),
     "stacking,token_drop": ({}, 3),
@@ -26,7 +27,7 @@ RUNS = {
 }
 
 
-# All four methods, and MSLT's frozen layers with dropped tokens; the other combinations are slow tests.
+# The quick tests: all four methods, and MSLT's frozen layers with dropped tokens. Other combinations are slow tests.
 QUICK = ("stacking,early_bert,token_drop,layer_drop", "mslt,token_drop")
 COMBINATIONS = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in RUNS]
 
@@ -51,7 +52,7 @@ def config_of(data_dir, name: str, **changes) -> dict:
 
 @pytest.fixture(scope="module")
 def finished(small_shards, tmp_path_factory):
-    """Does each run of the table once: its folder, its summary, and how many train programs it compiled."""
+    """Function from a name in RUNS to (folder, summary, number of train programs compiled). Runs each name once."""
     done = {}
 
     def of(name):
@@ -75,7 +76,7 @@ def finished(small_shards, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_combination_trains_ends_fully_grown_and_costs_less_than_dense(finished, name):
+def test_combination_learns_grows_to_full_depth_and_costs_less_than_dense(finished, name):
     workdir, summary, _ = finished(name)
     assert summary["flops"] < summary["flops_dense"]
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "train"]
@@ -97,7 +98,7 @@ def test_combination_compiles_a_bounded_number_of_programs(finished, name):
 
 
 @pytest.mark.parametrize("at_step", [5, 14, 33])
-def test_all_four_resume_exactly(finished, small_shards, tmp_path, monkeypatch, at_step):
+def test_all_four_methods_together_resume_exactly(finished, small_shards, tmp_path, monkeypatch, at_step):
     name = "stacking,early_bert,token_drop,layer_drop"
     interrupted(config_of(small_shards, name), tmp_path, at_step, monkeypatch)
     run(config_of(small_shards, name), tmp_path)
@@ -116,7 +117,7 @@ ORDERS = [
 
 
 @pytest.mark.parametrize(("names", "message"), ORDERS)
-def test_combination_without_meaning_is_refused_with_the_reason(small_shards, tmp_path, names, message):
+def test_error_about_an_invalid_combination_names_the_method(small_shards, tmp_path, names, message):
     with pytest.raises(BadInput, match=message):
         run(config_of(small_shards, names), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Where text comes from: every kind of source streams the same documents, and errors name the place of bad input."""
+"""Sources of text: every kind of file gives the same documents, and errors name the location of bad input."""
 
 import gzip
 import importlib.util
@@ -43,14 +43,14 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, suffix):
     assert read(write(tmp_path / f"a{suffix}", content)) == (DOCUMENTS, 0)
 
 
-def test_documents_do_not_depend_on_where_reads_end(tmp_path, monkeypatch):
+def test_documents_do_not_depend_on_chunk_boundaries(tmp_path, monkeypatch):
     spec = write(tmp_path / "a.txt", "\n\n".join(DOCUMENTS * 20).encode())
     for size in (1, 7, 64):
         monkeypatch.setattr(corpora, "_CHUNK", size)
         assert read(spec)[0] == DOCUMENTS * 20
 
 
-def test_one_long_line_is_read_in_pieces(tmp_path, monkeypatch):
+def test_one_long_line_is_read_in_small_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "_CHUNK", 64)
     monkeypatch.setattr(corpora, "LONGEST", 100)
     text = "wörter 中文 " * 400
@@ -69,13 +69,13 @@ def test_long_document_is_read_in_bounded_pieces_that_lose_nothing(tmp_path, mon
     assert "".join("".join(pieces).split()) == "".join(text.split())
 
 
-def test_files_are_read_in_order_of_name_and_with_another_key(tmp_path):
+def test_files_are_read_in_order_of_name_and_the_text_key_can_be_set(tmp_path):
     for name in ("b.jsonl", "a.jsonl"):
         write(tmp_path / name, json.dumps({"body": f"in {name}"}).encode())
     assert read(f"files:{tmp_path}/*.jsonl", text_key="body")[0] == ["in a.jsonl", "in b.jsonl"]
 
 
-def test_identity_changes_with_the_files(tmp_path):
+def test_identity_of_a_corpus_changes_with_its_files(tmp_path):
     spec = write(tmp_path / "a.txt", b"one")
     before = corpora.open_corpus(spec).identity
     assert corpora.open_corpus(spec).identity == before
@@ -103,7 +103,7 @@ def test_bad_document_is_an_error_or_skipped_and_counted(tmp_path, name, content
     assert documents in (["ok"], ["fine", "fine too"])
 
 
-def test_truncated_gzip_is_named(tmp_path):
+def test_error_about_truncated_gzip_names_the_file(tmp_path):
     rng = np.random.default_rng(0)
     text = "\n\n".join(str(rng.integers(0, 10**9, 50)) for _ in range(2000)).encode()
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text)[:-1000])
@@ -112,7 +112,7 @@ def test_truncated_gzip_is_named(tmp_path):
     assert read(f"files:{tmp_path}/a.txt.gz", skip=True)[1] == 1
 
 
-def test_missing_and_empty_sources_are_named(tmp_path):
+def test_missing_empty_and_unknown_sources_are_refused(tmp_path):
     for spec, complaint in [
         (f"files:{tmp_path}/none*.txt", "no file matches"),
         (f"files:{tmp_path}", r"it is a folder: files:.*/\*\.txt"),
@@ -125,7 +125,7 @@ def test_missing_and_empty_sources_are_named(tmp_path):
             read(spec)
 
 
-def test_bad_parquet_is_named(tmp_path):
+def test_error_about_bad_parquet_names_the_file(tmp_path):
     table = as_parquet(tmp_path, ["ok", "", None])
     with pytest.raises(BadInput, match=r"a\.parquet, row 1: an empty document"):
         read(write(tmp_path / "a.parquet", table))
@@ -172,7 +172,7 @@ def test_tfds_prepared_as_array_record_is_read_without_tensorflow(tfds_folder):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed")
-def test_tfds_that_needs_tensorflow_says_so(tmp_path):
+def test_error_says_when_a_tfds_data_set_needs_tensorflow(tmp_path):
     with pytest.raises(BadInput, match=r"needs TensorFlow.*pip install tensorflow"):
         read("tfds:glue/cola:train", tfds_data_dir=str(tmp_path))
     with pytest.raises(BadInput, match="no data set 'no_such_set'"):
@@ -185,9 +185,9 @@ def test_documentation_becomes_prose():
     Parameters
     ----------
     values : array_like, optional
-        The numbers whose mean is wanted, of any shape at all.
+        The numbers to average, as an array of any shape at all.
     axis : int
-        The axis along which the mean is taken [1]_.
+        The axis along which the mean is computed [1]_.
 
     .. code:: python
 
@@ -211,14 +211,14 @@ def test_documentation_becomes_prose():
     """
     assert markup.paragraphs(text.replace("\n    ", "\n")) == [
         "Return the mean of values, as mean does.",
-        "The numbers whose mean is wanted, of any shape at all.",
-        "The axis along which the mean is taken.",
+        "The numbers to average, as an array of any shape at all.",
+        "The axis along which the mean is computed.",
         "It is slow for arrays that are large.",
         "The simplest use is as follows",
     ]
 
 
-def test_documentation_is_one_document_per_object_with_each_paragraph_once(tmp_path):
+def test_each_documented_object_is_one_document_and_no_paragraph_repeats(tmp_path):
     source = tmp_path / "m.py"
     sentence = "A sentence of more than twelve words, so that it is long enough to be kept as one."
     source.write_text(f'"""{sentence}"""\ndef f():\n  """{sentence[:-4]}two."""\n  return f"{{f}} {sentence * 3}"\n')
@@ -228,7 +228,7 @@ def test_documentation_is_one_document_per_object_with_each_paragraph_once(tmp_p
 
 
 @pytest.mark.slow
-def test_installed_documentation_is_large_enough_and_always_the_same():
+def test_installed_documentation_is_large_enough_and_independent_of_the_number_of_processes():
     first = docs.collect(2)
     assert 12e6 < sum(map(len, first)) < 30e6
     assert first == docs.collect(1)

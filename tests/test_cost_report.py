@@ -1,4 +1,4 @@
-"""How a plan's figures become hours and money, and how they are printed."""
+"""How the figures of a cost estimate become hours and dollars, and how they are printed."""
 
 import dataclasses
 
@@ -9,24 +9,24 @@ from bert_fast.planner import cost_report, estimate
 from helpers.estimates import made_plan
 
 
-def test_hours_are_cycles_over_the_clock_and_bytes_over_the_bandwidth():
-    # 15 M cycles at 1.503 GHz are 9.98 ms, 81.9 MB at 819 GB/s are 0.1 ms; copies that overlap other work add nothing.
+def test_hours_are_cycles_over_the_clock_plus_uncounted_bytes_over_the_bandwidth():
+    # 15 M cycles at 1.503 GHz take 9.98 ms; 81.9 MB at 819 GB/s take 0.1 ms. Copies that overlap other work are free.
     assert made_plan().hours() * 3600 == pytest.approx(1000 * (15e6 / (197e12 / 131_072) + 1e-4))
-    # 8 chips of 197 TFLOP/s do 2e13 FLOPs in 12.7 ms.
+    # At their peak of 197 TFLOP/s each, 8 chips take 12.7 ms for 2e13 FLOPs.
     assert made_plan().hours_at(0.5) * 3600 == pytest.approx(1000 * 2e13 / (8 * 197e12 * 0.5))
     assert made_plan().utilisation() == pytest.approx(2e13 / 8 / 197e12 / (made_plan().hours() * 3.6))
 
 
-def test_utilisation_that_the_cycles_do_not_allow_is_marked():
-    # 2.5e12 FLOPs per device are 12.7 ms at its peak, 30 M cycles are 20 ms.
-    slow, above = made_plan(cycles=30e6), "which is more than those cycles allow"
+def test_utilisation_above_what_the_cycles_allow_is_marked():
+    # A device takes 12.7 ms for its 2.5e12 FLOPs at peak, and 20 ms for 30 M cycles: at most 63% of its peak.
+    slow, above = made_plan(cycles=30e6), "which is more than the cycles allow"
     assert above not in "\n".join(cost_report.totals(slow, 0.6))
     assert f"at 70% of its peak, {above}" in "\n".join(cost_report.totals(slow, 0.7))
 
 
 def test_price_is_per_chip_not_per_device():
     assert "8 USD" in cost_report.price(made_plan(), 0.8)  # 8 chips x 1.20
-    pairs = estimate.Slice("tpu7x:2x2x1", TPUS["tpu7x"], [None] * 8)  # 4 chips of two devices
+    pairs = estimate.Slice("tpu7x:2x2x1", TPUS["tpu7x"], [None] * 8)  # 4 chips with two devices each
     assert made_plan(pairs).chips == 4
     assert cost_report.price(made_plan(pairs), 1.0) == ""
     priced = pairs._replace(chip=dataclasses.replace(TPUS["tpu7x"], dollars=3.0))
@@ -49,7 +49,7 @@ def test_stage_that_does_not_fit_is_reported_with_a_remedy_and_without_hours():
     assert large.hours() is None
 
 
-def test_profile_names_lines_and_shares():
+def test_profile_shows_source_lines_and_their_share_of_the_cycles():
     stage = made_plan(lines=(("layers.py:10", "forward dot_general", 3_000_000), ("", "?", 1_000_000))).stages[0]
     message = cost_report.profile(stage, 1)
     assert "layers.py:10" in message

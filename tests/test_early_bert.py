@@ -1,6 +1,6 @@
-"""EarlyBERT's coefficients and their penalty, compared with NumPy written from the paper.
+"""EarlyBERT's coefficients and their penalty, compared with NumPy code written from the paper.
 
-Axes: as in the method's file.
+Axes: as in methods/early_bert.py.
 """
 
 import dataclasses
@@ -37,8 +37,10 @@ def test_coefficients_of_one_change_nothing(config):
 
 
 def coefficient_layer(config, params, x_SD, c_H, c_F, mask_HQK):
-    """A post-LN layer with coefficients at the released code's places (`slimming_coef` in modeling_bert.py):
-    attention_probs = dropout(softmax(scores)) * c, intermediate = gelu(dense(x)) * c.
+    """A post-LN layer with coefficients, applied where the released code applies them.
+
+    attention_probs = dropout(softmax(scores)) * c, intermediate = gelu(dense(x)) * c (`slimming_coef` in
+    modeling_bert.py).
     """
     out_SD = np.zeros_like(x_SD)
     for h in range(config.heads):
@@ -55,7 +57,7 @@ def coefficient_layer(config, params, x_SD, c_H, c_F, mask_HQK):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4])
-def test_transform_equals_coefficients_after_softmax_and_dropout_and_after_gelu(rate):
+def test_scaling_the_output_kernels_equals_scaling_after_dropout_and_after_gelu(rate):
     config = dataclasses.replace(CONFIG, depth=1, attention_dropout=rate)
     method = make()
     params, _ = method.init(random_params(config), config)
@@ -72,7 +74,7 @@ def test_transform_equals_coefficients_after_softmax_and_dropout_and_after_gelu(
 
 
 def without(params, layers_drop):
-    """The parameters without one given head per layer, by np.delete."""
+    """The parameters without head `layers_drop[i]` of layer i, by np.delete."""
     axes = {("query", "kernel"): 1, ("key", "kernel"): 1, ("value", "kernel"): 1, ("attention_output", "kernel"): 0}
     axes |= {(name, "bias"): 0 for name in ("query", "key", "value")}
 
@@ -112,7 +114,7 @@ def test_penalty_is_the_weighted_sum_of_absolute_coefficients():
     np.testing.assert_array_equal(gradient["layers"]["neuron_scale"], np.float32(2e-4) * np.sign(c_LF))
 
 
-def test_base_starts_with_a_penalty_of_3_70():
+def test_penalty_of_bert_base_starts_at_3_70():
     base = bert.Config(vocab_size=128)
     params = jax.eval_shape(lambda: bert.init(base, jax.random.key(0)))
     params, _ = make().init(params, base)
@@ -146,7 +148,7 @@ def test_coefficients_neither_decay_nor_have_a_trust_ratio(name):
     for decay in (0.0, 10.0):
         optimizer = optim.make(optim.Optimizer(name, 0.9, 0.999, 0.0, decay, True, 0.0))
         direction, _ = optimizer.update(moved, optimizer.init(params), params)
-        # Adam's first direction for a gradient of one, with bias correction.
+        # With bias correction, Adam's first direction for a gradient of one is one.
         np.testing.assert_allclose(direction["layers"]["head_scale"], 1, rtol=1e-5)
         np.testing.assert_allclose(direction["layers"]["neuron_scale"], 1, rtol=1e-5)
     assert np.abs(direction["layers"]["mlp_output"]["kernel"] - 1).max() > 0.1

@@ -1,4 +1,4 @@
-"""Runs with a search, a ticket and a slim model: their cost, rewinding, resuming, and use without the run folder."""
+"""Runs of EarlyBERT: cost, rewinding, resuming, and the use of a checkpoint without its run folder."""
 
 import json
 import shutil
@@ -48,9 +48,9 @@ def finished(small_shards, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(small_shards, tmp_path_factory):
-    """The same, stopped at the end of the search and again after one step of the slim model, then run to its end.
+    """The same run, stopped at the end of the search and again after one step of the slim model, then finished.
 
-    (copy of the folder at the first stop, at the second stop, the folder at the end).
+    (copy of the folder at the first stop, copy at the second stop, the final folder).
     """
     workdir = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -86,7 +86,7 @@ def coefficients_of(params):
     return [params["layers"][name] for name in ("head_scale", "neuron_scale")]
 
 
-def test_search_counts_in_every_total_and_the_slim_stages_cost_less(finished):
+def test_every_total_includes_the_search_and_the_slim_stages_cost_less(finished):
     workdir, summary = finished
     searching, first, second = stages_of(workdir)
     assert [stage.name for stage in (searching, first, second)] == ["search", "16-tokens", "32-tokens"]
@@ -94,7 +94,7 @@ def test_search_counts_in_every_total_and_the_slim_stages_cost_less(finished):
     assert (full.heads, full.mlp_dim) == (2, 64)
     for stage in (first, second):
         assert stage.program.model.heads == 1
-        assert 70 < sum(stage.program.model.mlp_dim_L) <= 128 - 51  # the quantile is at index 50.8 from the lowest
+        assert 70 < sum(stage.program.model.mlp_dim_L) <= 128 - 51  # the 0.4 quantile of 128 is at index 50.8
     assert first.program.model == second.program.model
     flops = [10 * step_flops(stage.program).executed for stage in (searching, first, second)]
     assert flops[1] < flops[0]
@@ -122,11 +122,11 @@ def test_rows_show_masks_penalties_and_widths(finished):
         assert 0 < row["early_bert/neuron_distance"] <= row["early_bert/neuron_distance_max"] < 1
         assert 0 <= row["early_bert/head_distance"] <= row["early_bert/head_distance_max"] <= 1
         assert row["early_bert/heads"] == [1, 1]
-        assert 70 < sum(row["early_bert/neurons"]) <= 77  # fewer if some equal the threshold
+        assert 70 < sum(row["early_bert/neurons"]) <= 77  # fewer if some coefficients equal the threshold
     for row in slim:
         assert "penalty" not in row
         assert "early_bert/neuron_distance" not in row
-        # Drawn from the coefficients of step 10, like the last mask.
+        # The ticket and the last mask are drawn from the same coefficients, after step 10.
         assert row["early_bert/neurons"] == at_10["early_bert/neurons"]
         assert row["early_bert/heads"] == [1, 1]
 
@@ -136,7 +136,7 @@ def test_slim_model_starts_with_the_initial_weights_and_a_fresh_optimizer(small_
     assert checkpoint.steps(at_11 / "checkpoints") == [0, 11]
     initial = checkpoint.restore_params(at_11 / "checkpoints/0")
     searched = checkpoint.restore_params(at_10 / "checkpoints/10")
-    slim = checkpoint.restore_params(at_11 / "checkpoints/11")  # after one step at a rate of 0
+    slim = checkpoint.restore_params(at_11 / "checkpoints/11")  # after one step at a learning rate of 0
     assert all((c_LU == 1).all() for c_LU in coefficients_of(initial))
     assert all((c_LU != 1).all() for c_LU in coefficients_of(searched))
     assert (searched["embed"]["position"] != initial["embed"]["position"]).any()
@@ -164,7 +164,7 @@ def test_slim_model_starts_with_the_initial_weights_and_a_fresh_optimizer(small_
     assert jax.tree.structure(moments.mu) == jax.tree.structure(slim)
 
 
-def test_guessed_widths_are_never_written_before_the_search_settles_them(stopped):
+def test_guessed_widths_of_later_stages_are_never_written(stopped):
     at_10, at_11, end = stopped
     for folder, settled in ((at_10, 1), (at_11, 2), (end, 3)):
         stages = json.loads((folder / "stages.json").read_text())["stages"]
@@ -198,7 +198,7 @@ def test_data_and_schedule_restart_after_the_ticket(finished, stopped):
     _, at_11, _ = stopped
     assert checkpoint.about(at_11 / "checkpoints/11").counters.data == {"mlm+nsp/16": 8}
     rates = [row["learning_rate"] for row in read_rows(finished[0] / "metrics.jsonl") if row["split"] == "train"]
-    # The rates of steps 4 and 9 of the full schedule, both in the search and after it: 20 steps, 2 of them warm-up.
+    # Search and training both start the schedule of 20 steps at step 0, so their rates at steps 4 and 9 are equal.
     np.testing.assert_allclose(rates, [8e-3, 5.5e-3, 8e-3, 5.5e-3, 3e-3, 5e-4])
 
 
@@ -218,7 +218,7 @@ def test_run_stopped_in_the_search_ends_like_an_uninterrupted_one(finished, smal
 def test_search_that_ends_early_resumes_exactly(small_shards, tmp_path, monkeypatch):
     config = config_of(small_shards, EARLY, phases="16:1")
     summary = run(config, tmp_path / "whole")
-    assert summary["steps"] == 26  # at least 5 steps, and observed every second step
+    assert summary["steps"] == 26  # 6 + 20: the search takes at least 5 steps and is observed every second step
     rows = [row for row in read_rows(tmp_path / "whole/metrics.jsonl") if row["split"] == "train"]
     assert [(row["step"], row["stage"]) for row in rows][:3] == [(5, "search"), (6, "search"), (10, "16-tokens")]
     searching, first = stages_of(tmp_path / "whole")
@@ -230,7 +230,7 @@ def test_search_that_ends_early_resumes_exactly(small_shards, tmp_path, monkeypa
     assert same_arrays(tmp_path / "stopped", tmp_path / "whole", 26)
 
 
-def test_slim_checkpoint_is_used_without_its_config(finished, tmp_path):
+def test_slim_checkpoint_can_be_used_without_its_config(finished, tmp_path):
     workdir, summary = finished
     shutil.copytree(workdir / "checkpoints/30", tmp_path / "alone")
     trained = encoder.load(tmp_path / "alone")
@@ -244,7 +244,7 @@ def test_slim_checkpoint_is_used_without_its_config(finished, tmp_path):
     assert 0 < probability < 1
 
 
-def test_checkpoint_of_the_search_is_used_with_its_coefficients_applied(stopped):
+def test_checkpoint_of_the_search_is_loaded_with_its_coefficients_applied(stopped):
     folder = stopped[0] / "checkpoints/10"
     raw = checkpoint.restore_params(folder)
     trained = encoder.load(folder)

@@ -1,4 +1,4 @@
-"""What each objective promises about an example before masking: no token lost, blocks separate, correct labels."""
+"""The examples of each objective before masking: no token is lost, blocks are separate, and labels are correct."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from helpers.made_shards import ORDINARY, bert, unmasked, write_folder
 
 
 @pytest.mark.parametrize("seq_len", [8, 32, 128])
-def test_each_token_of_the_stream_is_in_one_place_of_an_epoch(split, vocab, seq_len):
+def test_an_epoch_holds_each_token_of_the_stream_once(split, vocab, seq_len):
     made = batches.training_examples(split, vocab, bert(seq_len=seq_len), seed=1)
     epoch = {batches.shuffled(1, 0, g, len(made)): made[g] for g in range(len(made))}
     stream = np.concatenate([split[d].tokens_T for d in range(len(split))])
@@ -65,7 +65,7 @@ def test_packing_loses_no_piece_and_overfills_no_example(lengths):
 
 def test_packing_is_shortest_pack_first():
     counts_L = np.bincount([7, 5, 3, 6, 6, 6, 4, 4], minlength=11)
-    # The first 4 joins the 5, which has more space than a 6; the second 4 fills a 6. The 3 joins a 6, not the 7.
+    # Longest first, into the pack with the most space: one 4 joins the 5, the other 4 fills a 6, and the 3 joins a 6.
     expected = [(1, (7,)), (1, (5, 4)), (1, (6, 4)), (1, (6, 3)), (1, (6,))]
     assert sorted(packing.strategies(counts_L, 10)) == sorted(expected)
 
@@ -73,12 +73,12 @@ def test_packing_is_shortest_pack_first():
 def test_packing_leaves_hardly_any_padding():
     lengths_N = np.clip(np.random.default_rng(0).lognormal(5, 1, 20_000), 3, 512).astype(int)
     _, starts_R = packing.pack(lengths_N, 512)
-    # Krell et al. report 0.996 for Wikipedia.
+    # Krell et al. report an efficiency of 0.996 for Wikipedia.
     assert lengths_N.sum() / (512 * (len(starts_R) - 1)) > 0.99
 
 
 def locate(segment, documents):
-    """Where a segment is: {(document, first token)}. Its length practically excludes matches by chance."""
+    """Places where a segment occurs: {(document, first token)}. A long segment hardly ever matches by chance."""
     found = set()
     for d, tokens_T in enumerate(documents):
         for k in np.flatnonzero(tokens_T[: len(tokens_T) - len(segment) + 1] == segment[0]):
@@ -87,7 +87,7 @@ def locate(segment, documents):
     return found
 
 
-def test_next_means_that_b_follows_a_in_its_document(split, vocab):
+def test_next_is_0_if_b_follows_a_and_1_if_b_is_from_another_document(split, vocab):
     made = batches.training_examples(split, vocab, bert("mlm+nsp", 64), seed=1)
     documents = [split[d].tokens_T for d in range(len(split))]
     rows_D = [-(-len(tokens_T) // 61) for tokens_T in documents]
@@ -108,11 +108,11 @@ def test_next_means_that_b_follows_a_in_its_document(split, vocab):
         assert len(b) >= 1
         starts_a = {k for d, k in locate(a, documents) if d == owner[i]}
         assert starts_a
-        if min(len(a), len(b)) < 4:  # too short: found anywhere
+        if min(len(a), len(b)) < 4:  # too short: it may match anywhere
             continue
         places_b = locate(b, documents)
         if row["next"] == 0:
-            # A may have lost tokens at its end and B at its start, if the pair was too long.
+            # If the pair was too long, A may have lost tokens at its end and B at its start.
             gaps = [k - s - len(a) for d, k in places_b if d == owner[i] for s in starts_a]
             assert any(gap == 0 if length < 64 else gap >= 0 for gap in gaps)
         else:
@@ -122,7 +122,7 @@ def test_next_means_that_b_follows_a_in_its_document(split, vocab):
 
 
 def test_half_of_the_pairs_are_random_and_a_tenth_are_short(vocab, tmp_path):
-    # Sentences of 5 tokens: every example has a choice, and only short_seq_prob makes one short.
+    # All sentences have 5 tokens: every example has several sentences, and only short_seq_prob makes an example short.
     rng = np.random.default_rng(0)
     documents = [[rng.choice(ORDINARY, 5).tolist() for _ in range(200)] for _ in range(20)]
     split = shards.Split(write_folder(tmp_path, {"train": documents}), "train")
@@ -148,11 +148,11 @@ def test_a_single_sentence_is_followed_by_a_random_segment(vocab, tmp_path, whol
     assert all(made(epoch, i)["next"] == 1 for epoch in range(5) for i in range(len(made)))
 
 
-def test_examples_of_a_document_begin_at_its_sentences():
+def test_examples_begin_where_sentences_begin():
     tokens_T, starts_N = np.arange(100), np.array([0, 10, 30, 90])
     np.testing.assert_array_equal(examples.sentences(tokens_T, starts_N, 0, 25), [0, 10, 30, 90, 100])
     np.testing.assert_array_equal(examples.sentences(tokens_T, starts_N, 25, 25), [30, 90, 100])
-    # No sentence begins in [50, 75): the example begins in the middle of one.
+    # No sentence begins in [50, 75), so the example begins in the middle of a sentence.
     np.testing.assert_array_equal(examples.sentences(tokens_T, starts_N, 50, 25), [50, 90, 100])
     np.testing.assert_array_equal(examples.sentences(tokens_T, starts_N, 95, 25), [95, 100])
     assert [examples.enough(np.array([30, 90, 100]), target) for target in (-5, 1, 60, 61, 500)] == [1, 1, 1, 2, 2]
@@ -160,7 +160,7 @@ def test_examples_of_a_document_begin_at_its_sentences():
 
 @given(a=st.integers(1, 90), b=st.integers(1, 90), room=st.integers(2, 80), seed=st.integers(0, 2**32))
 @hypothesis_settings(max_examples=200, deadline=None)
-def test_pairs_are_cut_as_bert_cuts_them(a, b, room, seed):
+def test_pairs_are_truncated_as_in_bert(a, b, room, seed):
     a_T, b_T = examples.truncate(np.arange(a), np.arange(b), room, np.random.default_rng(seed))
     length_a, length_b = a, b  # truncate_seq_pair of create_pretraining_data.py
     while length_a + length_b > room:

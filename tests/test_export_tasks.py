@@ -1,4 +1,4 @@
-"""Fine-tuned checkpoints in transformers: the logits of every layout and head, labels, pipelines, and the card."""
+"""Export of fine-tuned checkpoints to transformers: logits for every layout and head, pipelines, and model card."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ PAIRS = [("word1 word3", "word2"), ("word5", "word7 word8 word9"), ("word200 wor
 
 
 def made(folder, config, task, **about):
-    """A fine-tuned run. Its unused heads and neurons are not zero."""
+    """A fine-tuned run. The weights of its unused heads and neurons are not zero."""
     head = task_model.Head(task.kind, task.outputs)
     params = task_model.init(config, head, random_params(config), jax.random.key(0))
     rng = np.random.default_rng(1)
@@ -62,7 +62,7 @@ def config_of(layout):
 
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_logits_equal_the_checkpoints(layout, kind, tmp_path):
+def test_exported_model_gives_the_logits_of_the_checkpoint(layout, kind, tmp_path):
     task = TASKS[kind]
     done = write.export(made(tmp_path / "run", config_of(layout), task), tmp_path / "out", compare=True)
     suffix = "ForQuestionAnswering" if kind == "span" else "ForSequenceClassification"
@@ -76,7 +76,7 @@ def test_logits_equal_the_checkpoints(layout, kind, tmp_path):
     assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert (theirs.config.model_type, theirs.config.num_labels) == (layout, task.outputs)
     assert any("slim" in note for note in done.notes) == (layout == "roberta-prelayernorm")
-    # Logits from texts, through transformers' tokenizer and ours.
+    # The same from texts, so that the tokenizers are compared too.
     trained = encoder.load(tmp_path / "run")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.model_max_length == task.seq_len
@@ -95,7 +95,7 @@ def test_logits_equal_the_checkpoints(layout, kind, tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_pipeline_gives_the_labels_of_predict(layout, tmp_path):
+def test_pipeline_gives_the_same_labels_as_predict(layout, tmp_path):
     for kind in ("classes", "one class text", "score"):
         task, run = TASKS[kind], tmp_path / kind / "run"
         write.export(made(run, config_of(layout), task), tmp_path / kind / "out")
@@ -138,7 +138,7 @@ def test_best_span_of_transformers_is_the_answer_of_predict(layout, tmp_path):
     assert row["score"] == pytest.approx(starts_S[first] + ends_S[last], abs=1e-4)
 
 
-def test_model_with_an_untied_output_table_is_exported_once_fine_tuned(tmp_path):
+def test_fine_tuned_model_with_an_untied_output_table_can_be_exported(tmp_path):
     run = made(tmp_path / "run", dataclasses.replace(BASE, tied=False), TASKS["classes"])
     assert write.export(run, tmp_path / "out").class_name == "BertForSequenceClassification"
 
@@ -151,7 +151,7 @@ def test_task_heads_are_not_imported(layout, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["classes", "span"])
-def test_export_that_differs_is_not_kept(kind, tmp_path, monkeypatch):
+def test_export_that_differs_from_the_checkpoint_is_not_kept(kind, tmp_path, monkeypatch):
     made(tmp_path / "run", BASE, TASKS[kind])
     true, name = weights.write, "qa_outputs.bias" if kind == "span" else "classifier.bias"
 
@@ -182,7 +182,7 @@ def test_task_heads_replace_the_mlm_head():
         assert len(tensors.rows_of(config, "score")) == len(tensors.rows_of(config, "span")) + 2
 
 
-def test_card_gives_the_task_and_the_scores(tmp_path):
+def test_card_shows_the_task_and_the_scores(tmp_path):
     call = tmp_path / "call"
     run = call / "mnli/lr=3e-05,seed=1"
     made(run, BASE, TASKS["classes"], init="runs/base/checkpoints/9", methods=(("early_bert", {"search": 0.1}),))
@@ -199,8 +199,9 @@ def test_card_gives_the_task_and_the_scores(tmp_path):
     card = (tmp_path / "out/README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags:\n- bert\n")
     for fact in (
-        "A BERT fine-tuned on `mnli`", "the weights of `runs/base/checkpoints/9`", 'pipeline("text-classification"',
-        '"text_pair"', "AutoModelForSequenceClassification.from_pretrained", "examples of at most 16 tokens",
+        "A BERT model fine-tuned on `mnli`", "the weights of `runs/base/checkpoints/9`",
+        'pipeline("text-classification"', '"text_pair"',
+        "AutoModelForSequenceClassification.from_pretrained", "examples of at most 16 tokens",
         "labels are `yes`, `maybe`, `no`", "| task | mnli: sentence1, sentence2 |", "| steps | 7, 2.5 epochs |",
         "| peak learning rate | 3e-05 |", "| seed | 1 |", "early_bert (search=0.1)",
         "|  | this model | mean | deviation | median |", "| accuracy | 81.25 | 80.50 | 0.75 | 80.25 |", "3 seeds",
@@ -208,7 +209,7 @@ def test_card_gives_the_task_and_the_scores(tmp_path):
     ):  # fmt: skip
         assert fact in card, fact
     assert "train_loss" not in card
-    # Results of other encoders or vocabularies leave only the model's own scores.
+    # Results of another encoder or vocabulary are ignored: the card shows only the model's own scores.
     (tmp_path / "others").mkdir()
     for changes in ({"checkpoint": "runs/other/checkpoints/9"}, {"vocab": "0"}, {"random_weights": True}):
         other = {**result, "encoder": {**result["encoder"], **changes}}
@@ -220,7 +221,7 @@ def test_card_gives_the_task_and_the_scores(tmp_path):
         write.export(run, tmp_path / "no", results=tmp_path / "others")
 
 
-def test_card_of_spans_and_scores(tmp_path):
+def test_card_describes_span_and_score_tasks(tmp_path):
     row = {**ROW, "f1": 81.25, "best_f1_thresh": -3.5}
     write.export(made(tmp_path / "a", BASE, TASKS["span"], scored=(row,)), tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
@@ -229,9 +230,9 @@ def test_card_of_spans_and_scores(tmp_path):
         "has no answer", "from random weights", "| seed | unknown |", "| score | 81.25 |",
     ):  # fmt: skip
         assert fact in card, fact
-    assert "_thresh" not in card  # a difference of logits, not a percentage
+    assert "_thresh" not in card  # it is a difference of logits, not a percentage
     write.export(made(tmp_path / "b", BASE, TASKS["score"]), tmp_path / "score")
-    assert "one number, the logit itself" in (tmp_path / "score/README.md").read_text()
+    assert "one number, the raw logit" in (tmp_path / "score/README.md").read_text()
 
 
 def test_command_exports_and_verifies(tmp_path):

@@ -1,4 +1,4 @@
-"""Fine-tuning: what a call writes, what is compiled, what is refused, and EarlyBERT's ticket."""
+"""Fine-tuning: what a call writes, compiles and refuses, and EarlyBERT's ticket."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def read(path: pathlib.Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_a_call_learns_and_reports_it(finished):
+def test_a_call_learns_and_reports_its_scores(finished):
     workdir, done = finished
     results = read(workdir / "results.json")
     runs = results["tasks"]["mrpc"]["runs"]
@@ -78,7 +78,7 @@ def test_a_call_learns_and_reports_it(finished):
     assert "no trained pooler" not in done.stderr, done.stderr
 
 
-def test_written_predictions_are_the_scored_ones(finished, folder):
+def test_written_predictions_are_the_predictions_that_were_scored(finished, folder):
     workdir, _ = finished
     run = workdir / "mrpc/lr=0.003,seed=0"
     labels = glue.read("mrpc", str(folder))["dev"].labels
@@ -104,7 +104,7 @@ def test_finished_runs_are_kept_and_another_config_is_refused(finished, folder, 
 
 @pytest.fixture(scope="module")
 def trainer(folder, tmp_path_factory):
-    """A trainer for MRPC, with several widths and some dropout."""
+    """A trainer for MRPC, with two widths and some dropout."""
     made, _ = make_settings(folder, dropout=0.1)
     start = make_encoder(tmp_path_factory.mktemp("encoder"))
     return Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
@@ -120,14 +120,14 @@ def compiled(trainer) -> int:
     return len(trainer.programs.compiled) + trainer.predict._cache_size()
 
 
-def test_everything_is_compiled_in_the_first_epoch_for_all_seeds_and_learning_rates(trainer, tmp_path):
+def test_first_epoch_compiles_every_program_for_all_seeds_and_learning_rates(trainer, tmp_path):
     counts = []
     first = train(trainer, tmp_path / "first", seen=lambda step, numbers: counts.append(compiled(trainer)))
     lengths = trainer.task.train.lengths_N
     used = {batch.width for batch in batches.epoch(lengths, trainer.widths, 8, None)}
     assert len(used) == len(trainer.widths) == 2
     assert counts[trainer.per_epoch - 1] == counts[-1] == len(used) + 2  # 2: prediction, at both widths
-    after_tests = compiled(trainer)  # includes prediction of the test examples, which comes last
+    after_tests = compiled(trainer)  # the test examples are predicted last
     again = train(trainer, tmp_path / "again")
     other = train(trainer, tmp_path / "other", rate=1e-3, seed=1)
     assert compiled(trainer) == after_tests
@@ -183,7 +183,7 @@ def test_all_tasks_of_a_folder_are_done_in_one_call(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["classes", "span"])
-def test_the_width_of_a_batch_changes_nothing(trainer, kind):
+def test_logits_do_not_depend_on_the_width_of_the_batch(trainer, kind):
     head, config = model.Head(kind, 2), trainer.start.model
     params = model.init(config, head, trainer.start.params, jax.random.key(0))
     rows = batches.make_examples([["good w1 w2", "bad w3"]], np.array([1, 0]), trainer.start.vocab, 48)
@@ -201,7 +201,7 @@ def test_the_width_of_a_batch_changes_nothing(trainer, kind):
     np.testing.assert_allclose(narrow, wide, rtol=1e-5, atol=1e-5)
 
 
-def test_losses_are_cross_entropy_squared_error_and_the_mean_of_both_ends():
+def test_loss_is_cross_entropy_or_squared_error_or_the_mean_over_start_and_end():
     logits = jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]]))
     np.testing.assert_allclose(
         model.losses(model.Head("classes", 2), logits, jnp.array([1, 0])), -np.log([0.75, 0.5]), rtol=1e-6
@@ -238,7 +238,7 @@ def test_padding_examples_have_no_weight(trainer):
     [{"norm": "pre"}, {"embed_norm": False, "norm": "pre"}, {"heads": (1, 2), "mlp_dim": (8, 24)}, {"tied": False}],
     ids=["pre", "without embedding norm", "slim", "own table"],
 )
-def test_every_model_is_fine_tuned_whole(folder, tmp_path, changes):
+def test_fine_tuning_trains_every_layer_on_all_tokens(folder, tmp_path, changes):
     made, _ = make_settings(folder, "stsb")
     start = make_encoder(tmp_path, **changes)
     trainer = Trainer(data.make("stsb", data.read("stsb", made), start.vocab, made), start, made)
@@ -271,7 +271,7 @@ def test_pooler_comes_from_pre_training_or_is_fresh(tmp_path):
         ("mlm+nsp", {"imported": {"initialised": ["pooler", "next-sentence head"]}}, False),
     ],
 )
-def test_an_untrained_pooler_does_not_count(tmp_path, objective, about, learned):
+def test_only_a_trained_pooler_counts_as_learned(tmp_path, objective, about, learned):
     made = make_encoder(tmp_path)
     stage = dataclasses.replace(made.about.stage, program=dataclasses.replace(made.program, objective=objective))
     made = dataclasses.replace(made, about=dataclasses.replace(made.about, stage=stage, **about))
@@ -290,14 +290,14 @@ def test_random_weights_come_from_the_seed_and_not_the_checkpoint(folder, tmp_pa
     assert shapes == jax.tree.map(np.shape, {name: leaf for name, leaf in start.params.items() if name in one})
 
 
-def test_ticket_is_drawn_after_a_short_search_and_trained_from_the_start(folder, tmp_path):
+def test_ticket_is_drawn_after_a_short_search_and_trained_from_the_initial_weights(folder, tmp_path):
     changes = {"batch_size": 8, "widths": 1, "learning_rates": "4e-3", "early_bert__head_ratio": 0.5}
     made, _ = make_settings(folder, recipe="early_bert", early_bert__search=0.2, **changes)
     start = make_encoder(tmp_path)
     trainer = Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
     search, training = trainer.timeline(4e-3)
-    assert search.steps == round(0.2 * training.steps) - 1  # trainer.py records coefficients before an update
-    # The search has its own schedule: 2e-5, over 3 epochs. The training starts at its own rate, not where that ended.
+    assert search.steps == round(0.2 * training.steps) - 1  # the released trainer.py records before an update
+    # The search has its own schedule, with a peak of 2e-5 over 3 epochs. The training starts its schedule at step 0.
     assert (search.schedule.peak, search.schedule.steps) == (2e-5, 3 * trainer.per_epoch)
     assert (training.schedule.peak, training.schedule.steps) == (4e-3, training.steps)
     assert (search.guess, training.guess) == (False, True)
@@ -315,7 +315,7 @@ def test_ticket_is_drawn_after_a_short_search_and_trained_from_the_start(folder,
     assert not engine.stage.guess
     assert slim.heads_L == (1, 1)
     assert sum(slim.mlp_dim_L) < 64
-    # Rewound: the kept weights, head included, are from before the search; nothing else learns.
+    # The kept weights, task head included, are rewound to the start. There are no coefficients, and nothing is frozen.
     state = engine.state
     assert state.frozen == {}
     assert "head_scale" not in state.params["layers"]
@@ -350,7 +350,7 @@ def test_losses_of_the_search_are_not_counted_in_the_training(folder, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["layer_drop", "token_drop", "stacking"])
-def test_methods_that_drop_layers_or_tokens_or_grow_are_refused(folder, tmp_path, method):
+def test_layer_drop_token_drop_and_stacking_are_refused(folder, tmp_path, method):
     def trainer():
         made, _ = make_settings(folder, methods=method)
         start = make_encoder(tmp_path)
@@ -366,11 +366,11 @@ def test_methods_that_drop_layers_or_tokens_or_grow_are_refused(folder, tmp_path
         (["--config.data.seq_len=200"], "above the model's 64 positions"),
         (["--config.data.dir=/nowhere"], "no such folder"),
         (["--checkpoint=/nowhere"], "no checkpoint in /nowhere"),
-        (["--hf=/nowhere"], "give one of"),
+        (["--hf=/nowhere"], "give either --checkpoint"),
         (["--config.task=rte"], "holds no RTE/train.tsv"),
     ],
 )
-def test_bad_flags_are_named_and_leave_no_folder(folder, run_folder, tmp_path, more, message):
+def test_bad_flags_are_reported_and_leave_no_folder(folder, run_folder, tmp_path, more, message):
     done = finetune_command(folder, run_folder, tmp_path / "out", *more)
     assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "out").exists()
@@ -385,7 +385,7 @@ def test_a_bad_data_file_leaves_no_folder(folder, run_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_diverged_run_is_marked_and_scored_as_if_it_predicted_nothing(trainer, tmp_path):
+def test_a_diverged_run_is_marked_and_scored_with_logits_of_zero(trainer, tmp_path):
     done = train(trainer, tmp_path, rate=1e30)
     result, rows = done.result, trainer.task.held_out | trainer.task.test
     assert 0 < result["diverged_at"] == result["steps"] < trainer.steps
@@ -400,8 +400,8 @@ def test_a_diverged_run_is_marked_and_scored_as_if_it_predicted_nothing(trainer,
     json.dumps(result, allow_nan=False)
 
 
-def test_a_run_whose_last_step_breaks_the_weights_has_diverged(folder, tmp_path):
-    # No later loss shows it, so the weights themselves are checked.
+def test_a_run_with_broken_weights_after_its_last_step_has_diverged(folder, tmp_path):
+    # No later loss would show the damage, so the weights themselves are checked.
     made, _ = make_settings(folder, epochs=1 / 19, learning_rate__warmup=0.0, optimizer__clip_norm=0.0)
     start = make_encoder(tmp_path)
     trainer = Trainer(data.make("mrpc", data.read("mrpc", made), start.vocab, made), start, made)
@@ -413,7 +413,7 @@ def test_a_run_whose_last_step_breaks_the_weights_has_diverged(folder, tmp_path)
 
 
 @pytest.mark.slow
-def test_eight_devices_give_what_one_gives():
+def test_eight_devices_give_the_same_results_as_one():
     script = pathlib.Path(__file__).parent / "helpers" / "finetune_devices.py"
     env = {**os.environ, "PYTHONPATH": f"{script.parents[2]}:{script.parents[1]}"}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env)
@@ -426,7 +426,7 @@ def test_eight_devices_give_what_one_gives():
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_squad_is_fine_tuned_and_its_predictions_are_written(run_folder, tmp_path, version):
     write_squad(tmp_path, version)
-    # 20 is not a multiple of the widths' step.
+    # Batch widths are multiples of 8, but a seq_len of 20 is not.
     values = {**SMALL, "data.seq_len": 20, "data.stride": 8, "epochs": 2.0, "widths": 1, "seeds": "0"}
     done = bert_fast(
         "finetune",

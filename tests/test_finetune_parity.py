@@ -1,4 +1,4 @@
-"""Fine-tuning against plain PyTorch: from the same weights, head included, the same losses step by step."""
+"""Fine-tuning matches plain PyTorch: the same weights, task head included, give the same loss at every step."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from experiments.finetune_parity import Adam, inputs  # noqa: E402  imports torch
 
-STEPS = 7  # the rate is still 0 at the first
+STEPS = 7  # the learning rate of the first step is 0
 LAYOUTS = {
     "bert": (transformers.BertConfig, transformers.BertForSequenceClassification, {}),
     "megatron-bert": (
@@ -27,7 +27,7 @@ LAYOUTS = {
 
 @pytest.fixture(params=LAYOUTS)
 def both(request, tmp_path):
-    """A trainer, and the transformers model with the encoder's weights."""
+    """A trainer, and a transformers model with the same weights."""
     made, _ = make_settings(write_glue(tmp_path, ("rte",)), "rte", widths=1)
     config_class, model_class, changes = LAYOUTS[request.param]
     start = make_encoder(tmp_path, pooler=True, **changes)

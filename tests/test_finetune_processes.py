@@ -1,4 +1,4 @@
-"""Fine-tuning in two processes gives the same results as in one."""
+"""Fine-tuning in two processes gives the same results as in one process."""
 
 import json
 import os

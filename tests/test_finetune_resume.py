@@ -1,4 +1,4 @@
-"""Fine-tuning runs that are stopped and resumed, the weights they keep, and micro-batches."""
+"""Fine-tuning runs: stopping and resuming, the weights that a run keeps, and micro-batches."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from helpers.small_runs import CLOCKS
 
 RATE = 3e-3
 PER_EPOCH = 8  # 60 examples in batches of 8; half of the last batch is padding
-# A recipe, and the changes to it. The search takes 6 of 16 steps, and the training 16 more.
+# name: (recipe, changes to it). EarlyBERT's search takes 6 steps, and its training 16 more.
 RECIPES = {
     "bert": ("bert", {"dropout": 0.1}),
     "early_bert": (
@@ -37,7 +37,7 @@ def glue_folder(tmp_path_factory):
 
 
 def make_trainer(glue_folder, folder, recipe="bert", **changes) -> Trainer:
-    """A trainer for MRPC, with two widths, evaluated every third step."""
+    """A trainer for MRPC, with two widths and an evaluation every third step."""
     small = {"batch_size": 8, "eval__every": 3, "learning_rates": f"{RATE}"}
     made, _ = make_settings(glue_folder, recipe=recipe, **{**small, **changes})
     start = make_encoder(folder)
@@ -57,13 +57,13 @@ def train(trainer, folder, stop=None, seen=lambda step, numbers: None) -> finetu
 
 @pytest.fixture(scope="module")
 def whole(trainers, tmp_path_factory):
-    """A run of each recipe that is never stopped, and its folder."""
+    """For each recipe, a run that is never stopped, and its folder."""
     folders = {name: tmp_path_factory.mktemp("whole") / name for name in trainers}
     return {name: (train(trainer, folders[name]), folders[name]) for name, trainer in trainers.items()}
 
 
 def stopped(trainer, folder: pathlib.Path, at_step: int):
-    """Trains until stopped by SIGTERM during a step."""
+    """Trains until SIGTERM arrives during step `at_step`."""
     train_step = engine.Engine.train_step
 
     def stopping(self):
@@ -97,11 +97,11 @@ def kept_params(folder: pathlib.Path):
     return checkpoint.restore_params(folder / f"checkpoints/{step}")
 
 
-def test_the_whole_runs_are_what_the_tests_assume(whole):
+def test_unstopped_runs_have_the_steps_that_other_tests_assume(whole):
     for name, (done, folder) in whole.items():
         steps = 2 * PER_EPOCH + (SEARCH if name == "early_bert" else 0)
         assert done.result["steps"] == steps
-        # Every third step of the training, and its end.
+        # An evaluation after every third step of the training, and after its last.
         assert [row["step"] for row in done.result["curve"]] == [3, 6, 9, 12, 15, 16]
         assert len({row["train_loss"] for row in done.result["curve"]}) == 6
         assert done.result["examples"] < 8 * steps
@@ -110,8 +110,9 @@ def test_the_whole_runs_are_what_the_tests_assume(whole):
         assert checkpoint.steps(folder / "checkpoints") == [steps]
 
 
-# Stops between two evaluations, at one, at the end of an epoch, one step before the end, and at the end. For EarlyBERT:
-# within the search, at its end, after the slim model's first step, and at an evaluation.
+# BERT stops between two evaluations, at an evaluation, at the end of an epoch, one step before the end, at the end, and
+# three times. EarlyBERT stops within the search, at its end, after the slim model's first step, at an evaluation, and
+# twice.
 @pytest.mark.parametrize(
     ("name", "stops"),
     [
@@ -188,7 +189,7 @@ def test_resumed_call_has_the_results_of_an_unstopped_one(glue_folder, tmp_path)
             assert one.read_bytes() == other.read_bytes()
 
 
-def test_run_that_diverges_when_it_is_due_to_be_saved_is_scored_and_not_saved(glue_folder, tmp_path):
+def test_run_that_diverges_at_a_checkpoint_step_is_scored_and_not_saved(glue_folder, tmp_path):
     for rate, more in ((1e30, {}), (3e38, {"learning_rate__warmup": 0.0, "optimizer__clip_norm": 0.0})):
         trainer = make_trainer(glue_folder, tmp_path, checkpoint__every=1, **more)
         folder = tmp_path / f"{rate}"
@@ -199,7 +200,7 @@ def test_run_that_diverges_when_it_is_due_to_be_saved_is_scored_and_not_saved(gl
 
 
 def test_signal_at_a_step_that_diverges_ends_the_run_as_diverged(glue_folder, tmp_path):
-    # There is nothing to resume from; the call stops at the next run's first step.
+    # A diverged run leaves nothing to resume from. The call stops at the first step of the next run.
     more = {"learning_rate__warmup": 0.0, "optimizer__clip_norm": 0.0}
     trainer = make_trainer(glue_folder, tmp_path, **more)
     with StopSignal() as stop:
@@ -209,7 +210,7 @@ def test_signal_at_a_step_that_diverges_ends_the_run_as_diverged(glue_folder, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_second_call_in_the_same_folder_at_the_same_time_is_refused(glue_folder, tmp_path):
+def test_simultaneous_second_call_in_the_same_folder_is_refused(glue_folder, tmp_path):
     start = write_checkpoint(tmp_path, pooler=True)
     made, config = make_settings(glue_folder, batch_size=8, epochs=0.25)
     out = tmp_path / "out"
@@ -224,7 +225,7 @@ def test_second_call_in_the_same_folder_at_the_same_time_is_refused(glue_folder,
             sweep.finetune(made, config, out, str(start))
         refused.append(True)
 
-    # Refused while the first is running, but not after it.
+    # The second call is refused while the first is running, but not afterwards.
     with pytest.MonkeyPatch.context() as patch:
         evaluate = finetune.FinetuneRun.evaluate
         patch.setattr(finetune.FinetuneRun, "evaluate", lambda self: second() or evaluate(self))
@@ -254,7 +255,7 @@ def test_two_micro_batches_give_the_same_as_one(glue_folder, tmp_path):
 
 
 def predictions_of(trainer, folder: pathlib.Path):
-    """The weights that a run kept and their dev logits, from the kept files alone."""
+    """(encoder with the kept weights of a run, its dev logits), from the kept files alone."""
     kept = encoder.load(folder)
     logits = trainer.logits(jax.device_put(kept.params), trainer.task.held_out["dev"], kept.program)
     return kept, logits
@@ -271,12 +272,12 @@ def test_kept_weights_give_the_scored_predictions(trainers, whole, name):
     assert kept.about.scored == tuple(done.result["curve"])
     assert kept.about.init == str(trainer.start.folder)
     assert kept.vocab == trainer.start.vocab
-    assert checkpoint.shapes(kept.folder).keys() == {"step", "params"}  # weights alone
+    assert checkpoint.shapes(kept.folder).keys() == {"step", "params"}  # no optimizer state
     assert (sum(kept.model.mlp_dim_L) < sum(trainer.start.model.mlp_dim_L)) == (name == "early_bert")
 
 
 def scores_of(trainer, scores: list[float]):
-    """Makes the trainer score these, one per evaluation; returns the list of logits that it scored."""
+    """Makes the trainer return these scores, one per evaluation; returns a list that collects the dev logits."""
     given = []
 
     def score(logits):
@@ -287,7 +288,7 @@ def scores_of(trainer, scores: list[float]):
     return given
 
 
-def test_best_weights_come_from_the_first_highest_score(glue_folder, tmp_path):
+def test_best_weights_come_from_the_first_evaluation_with_the_highest_score(glue_folder, tmp_path):
     trainer = make_trainer(glue_folder, tmp_path, keep="best")
     given = scores_of(trainer, [50.0, 90.0, 70.0, 90.0, 60.0, 80.0])
     done = train(trainer, tmp_path / "run")
@@ -310,7 +311,7 @@ def test_best_weights_are_still_known_after_a_stop(glue_folder, tmp_path):
     np.testing.assert_array_equal(logits, given[1])
 
 
-def test_no_weights_are_kept_if_none_are_requested(glue_folder, tmp_path):
+def test_no_weights_are_kept_if_keep_is_none(glue_folder, tmp_path):
     trainer = make_trainer(glue_folder, tmp_path, keep="none", epochs=1.0)
     train(trainer, tmp_path / "run")
     assert not any((tmp_path / "run").rglob("checksums.json"))

@@ -1,4 +1,4 @@
-"""The analytic count against the matrix products in the program that XLA gets."""
+"""The analytic FLOP count equals the matrix products in the program that XLA compiles."""
 
 import dataclasses
 import re
@@ -33,9 +33,9 @@ def program_of(model, plan=DENSE, **changes):
 
 
 def dot_flops(text: str) -> int:
-    """FLOPs of the `dot` instructions in a module of unoptimised HLO. Loops count times their trip count.
+    """FLOPs of the `dot` instructions in an unoptimised HLO module. A loop body counts once per trip.
 
-    Branches of a conditional are added up: one of the trunk's two is empty.
+    The branches of a conditional are added up, because one of the two branches in the trunk has no products.
     """
     computations, entry = {}, None
     for line in text.splitlines():
@@ -75,7 +75,7 @@ def dot_flops(text: str) -> int:
 
 
 def lowered_step(program, scale_ML=None, evaluate=False):
-    """A program's train step, or evaluation step, lowered from shapes alone."""
+    """(program with a packed plan, its train or evaluation step), lowered from shapes alone."""
     model = program.model
     batch = random_batch(model, program.batch_size, program.seq_len, program.slots)
     if "nsp" not in program.objective:
@@ -97,7 +97,7 @@ def lowered_step(program, scale_ML=None, evaluate=False):
 
 
 def lowered_finetuning(program):
-    """A program's fine-tuning step, lowered from shapes alone. Its objective names the head."""
+    """A program's fine-tuning step, lowered from shapes alone. The program's objective names the task head."""
     kind, outputs = program.objective.split(":")
     head, B, S = Head(kind, int(outputs)), program.batch_size, program.seq_len
     batch = {name: np.ones((B, S), np.int32) for name in ("ids", "types", "segments", "positions")}
@@ -139,7 +139,7 @@ CASES = {
     "frozen": (program_of(POST, FROZEN), None),
     "frozen, pre-LN": (program_of(PRE, FROZEN), None),
     "frozen, layers": (program_of(POST, FROZEN), np.array([[1, 1, 0, 1.0]])),
-    "frozen, none of the next span runs": (program_of(POST, edit(FROZEN, 2, 3, queries=8)), np.array([[1, 1, 0, 1.0]])),
+    "frozen, next span skipped": (program_of(POST, edit(FROZEN, 2, 3, queries=8)), np.array([[1, 1, 0, 1.0]])),
     "every layer frozen": (program_of(PRE, edit(DENSE, 0, 4, frozen=True)), None),
     "frozen table": (program_of(POST, frozen_paths=(r"embed/word$",)), None),
     "frozen embeddings": (program_of(POST, frozen_paths=(EMBED,)), None),
@@ -189,37 +189,37 @@ def test_analytic_count_of_fine_tuning_equals_the_products_in_hlo(model, micro_b
 
 @pytest.mark.parametrize("model", [POST, PRE, dataclasses.replace(POST, **UNEVEN)])
 @pytest.mark.parametrize("plan", [DENSE, FROZEN])
-def test_checkpointed_branches_recompute(model, plan):
+def test_conditional_layers_recompute_their_forward_pass(model, plan):
     program, lowered = lowered_step(program_of(model, edit(plan, 0, 4, cond=True)), np.ones((1, 4)))
     flops = step_flops(program)
     assert flops.executed == step_flops(dataclasses.replace(program, plan=plan)).executed
     assert flops.executed + flops.recomputed == hlo_flops(lowered)
 
 
-def test_gates_weight_their_layers():
+def test_gate_scales_the_count_of_its_layer():
     conditional = program_of(POST, edit(DENSE, 0, 4, cond=True))
     run, _ = lowered_step(program_of(POST), np.array([[1, 1, 0, 1.0]]))
     assert step_flops(conditional, [1, 1, 0, 1]).executed == step_flops(run).executed
-    upper = program_of(POST, edit(DENSE, 2, 4, cond=True))  # the gates of the others are not read
+    upper = program_of(POST, edit(DENSE, 2, 4, cond=True))  # the gates of the lower layers are not read
     assert step_flops(upper, [1, 0, 0, 1]).executed == step_flops(run).executed
     half, on, off = (step_flops(conditional, [1, 1, share, 1]) for share in (0.5, 1, 0))
     assert 2 * half.executed == on.executed + off.executed
     assert 2 * half.recomputed == on.recomputed + off.recomputed
 
 
-def test_evaluation_is_one_forward_pass_of_everything():
+def test_evaluation_counts_one_forward_pass_of_the_whole_model():
     program, lowered = lowered_step(program_of(PRE, edit(TOKENS, 0, 1, frozen=True)), evaluate=True)
     assert forward_flops(program) == hlo_flops(lowered)
 
 
-def test_dense_equivalent_is_the_final_model_trained_whole():
+def test_dense_equivalent_is_a_dense_step_of_the_final_model():
     shallow = dataclasses.replace(POST, depth=2)
     stage = program_of(shallow, (Span(0, 1, frozen=True), Span(1, 2, queries=8)), frozen_paths=("embed/",))
     assert dense_equivalent(stage, POST) == step_flops(program_of(POST)).executed
 
 
-def test_known_value():
-    # By hand, Chinchilla-style: 6 FLOPs per weight and token for the matrices, and attention's two products.
+def test_count_equals_a_value_computed_by_hand():
+    # As in Chinchilla: 6 FLOPs per weight and token for the matrices, and the two products of attention.
     program = program_of(POST)
     tokens, slots, weights = 4 * 16, 4 * 3, 4 * (4 * 24 * 24 + 2 * 24 * 40)
     by_hand = 6 * (tokens * weights + 4 * 2 * tokens * 16 * 24 + slots * (24 * 24 + 24 * 256))
@@ -227,7 +227,7 @@ def test_known_value():
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_compiler_counts_the_same_at_base_width(norm):
+def test_compiler_counts_nearly_the_same_flops_at_base_width(norm):
     model = bert.Config(vocab_size=1000, depth=2, norm=norm, max_len=128, dropout=0.0, attention_dropout=0.0)
     program, lowered = lowered_step(program_of(model, whole(2), batch_size=16, seq_len=128, slots=20))
     assert lowered.compile().cost_analysis()["flops"] == pytest.approx(step_flops(program).executed, rel=0.02)

@@ -1,4 +1,4 @@
-"""GLUE's files, metrics and submissions: all nine tasks in their official layout, and errors in a file."""
+"""GLUE's files, metrics and submissions. Each of the nine tasks is read from its official layout."""
 
 import os
 import pathlib
@@ -45,7 +45,7 @@ def test_task_folders_are_found_in_any_case(tmp_path):
         glue.read("mrpc", str(tmp_path))
 
 
-def test_quotes_byte_order_mark_and_strange_line_ends_are_text(tmp_path):
+def test_quotes_and_unusual_line_separators_are_text_and_a_byte_order_mark_is_ignored(tmp_path):
     path = tmp_path / "train.tsv"
     content = '\ufeffsentence\tlabel\r\n"open quote\t1\r\nline\u2028separator and\x0bfeed\t0\r\n'
     path.write_bytes(content.encode())
@@ -55,7 +55,7 @@ def test_quotes_byte_order_mark_and_strange_line_ends_are_text(tmp_path):
 
 
 def broken(tmp_path, name, change):
-    """A train.tsv with changed rows."""
+    """Path of a train.tsv with changed rows."""
     _, header, *_ = LAYOUTS[name]
     found = rows(name, header, 5, 0, True)
     path = tmp_path / "train.tsv"
@@ -67,7 +67,7 @@ def broken(tmp_path, name, change):
     ("name", "change", "message"),
     [
         ("rte", lambda rows: rows[2].pop(), r"train\.tsv, line 4: 3 fields, expected 4"),
-        ("rte", lambda rows: rows[2].__setitem__(3, "maybe"), "line 4: label 'maybe' is not one of RTE's: entailment"),
+        ("rte", lambda rows: rows[2].__setitem__(3, "maybe"), "line 4: label 'maybe' is not one of RTE's labels"),
         ("rte", lambda rows: rows[0].__setitem__(1, " "), "line 2: the text 'sentence1' is empty"),
         ("cola", lambda rows: rows[1].__setitem__(1, "2"), "line 2: label '2'"),
         ("stsb", lambda rows: rows[3].__setitem__(9, "5.1"), "line 5: score '5.1': expected a number from 0 to 5"),
@@ -79,7 +79,7 @@ def test_errors_name_file_and_line(tmp_path, name, change, message):
         glue.read_tsv(glue.TASKS[name], broken(tmp_path, name, lambda rows: change(rows) and None), True)
 
 
-def test_missing_column_is_named(tmp_path):
+def test_missing_column_or_file_is_named(tmp_path):
     write_tsv(tmp_path / "train.tsv", "index sentence1 label", [["0", "a", "0"]])
     with pytest.raises(BadInput, match=r"line 1: no column 'sentence2'; found 'index', 'sentence1', 'label'"):
         glue.read_tsv(glue.TASKS["wnli"], tmp_path / "train.tsv", True)
@@ -89,7 +89,7 @@ def test_missing_column_is_named(tmp_path):
         glue.read("rte", str(tmp_path / "all"))
 
 
-def test_truncated_rows_are_left_out_in_qqp_only(tmp_path):
+def test_a_truncated_row_of_qqp_is_left_out(tmp_path):
     _, header, *_ = LAYOUTS["qqp"]
     found = rows("qqp", header, 1500, 0, True)
     del found[700][4:]
@@ -126,7 +126,7 @@ def test_score_is_the_mean_of_a_tasks_metrics(folder):
     assert metrics == pytest.approx({"pearson": -100, "spearman": -100, "score": -100})
 
 
-def test_submissions_have_the_names_and_labels_of_the_server(folder, tmp_path):
+def test_submissions_have_the_names_and_labels_that_the_server_expects(folder, tmp_path):
     task, found = glue.TASKS["mnli"], glue.read("mnli", str(folder))
     path = glue.write(task, tmp_path, task.test[1], found["test_mismatched"], one_hot(np.arange(10) % 3, 3))
     assert path.name == "MNLI-mm.tsv"
@@ -139,7 +139,7 @@ def test_submissions_have_the_names_and_labels_of_the_server(folder, tmp_path):
 
 
 def test_tensorflow_datasets_gives_the_same_examples(monkeypatch):
-    """Columns and class labels as listed on its pages; the label is -1 in a test split."""
+    """Columns and class labels are as listed on the TFDS pages. In a test split the label is -1."""
     asked = []
 
     def rows_of(spec):
@@ -172,7 +172,7 @@ def test_sample_is_fixed_and_in_order():
     assert len(chosen) == 100
 
 
-@pytest.mark.skipif("BERT_FAST_DATA" not in os.environ, reason="needs BERT_FAST_DATA, the folder with glue/MRPC ...")
+@pytest.mark.skipif("BERT_FAST_DATA" not in os.environ, reason="needs BERT_FAST_DATA: a folder with glue/MRPC, ...")
 def test_official_files_have_their_official_counts():
     root = pathlib.Path(os.environ["BERT_FAST_DATA"], "glue")
     counts = {"cola": (8_551, 1_043), "mrpc": (3_668, 408), "sst2": (67_349, 872), "stsb": (5_749, 1_500)}

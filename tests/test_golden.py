@@ -2,9 +2,9 @@
 
     python -m pytest tests/test_golden.py --accept_goldens      stores the current losses instead of comparing
 
-conftest.py pins what the result depends on: one thread, AVX2 instructions. With the same kind of machine and version of
-JAX that wrote the file, the losses must be equal. Elsewhere the first step must agree within 1e-6 (relative) and the
-others within 1e-3 nats, since rounding differences grow from step to step.
+conftest.py pins two things that losses depend on: one thread, and AVX2 instructions. losses.json names the JAX version
+and the processor instructions that it was made with. If both are the same here, the losses must be equal. Otherwise the
+first step must agree within 1e-6 (relative) and the others within 1e-3 nats, since rounding differences grow.
 """
 
 import json
@@ -24,7 +24,7 @@ def read() -> dict:
 
 
 def difference(found: list[float], kept: list[float], exactly: bool) -> str:
-    """What is wrong with the losses found, "" if nothing is."""
+    """A description of the first difference, or "" if the losses agree."""
     if len(found) != len(kept):
         return f"{len(found)} steps instead of {len(kept)}"
     for step, (now, before) in enumerate(zip(found, kept, strict=True)):
@@ -34,7 +34,8 @@ def difference(found: list[float], kept: list[float], exactly: bool) -> str:
     return ""
 
 
-# The combined run has every method. Without dropout, runs compute less and nothing new. The rest are slow tests.
+# The combined run covers every method, and a run with dropout covers all code of a run without it. The other cases are
+# slow tests.
 QUICK = [("dense", 0.1), ("combined", 0.1), ("finetune", 0.1)]
 MARKED = [
     pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow], id="-".join(map(str, case)))
@@ -45,7 +46,7 @@ MARKED = [
 @pytest.mark.parametrize(("name", "dropout"), MARKED)
 def test_losses_of_every_step_match_the_golden_ones(name, dropout, small_shards, tmp_path, request):
     found = losses_of(name, dropout, small_shards, tmp_path)
-    assert len(found) >= STEPS  # a search that ends early adds its steps
+    assert len(found) >= STEPS  # EarlyBERT's search adds its steps
     assert all(float(np.float32(loss)) == loss for loss in found)
     kept, case = read(), f"{name}, dropout {dropout}"
     if request.config.getoption("--accept_goldens"):
@@ -62,7 +63,7 @@ def test_losses_of_every_step_match_the_golden_ones(name, dropout, small_shards,
     )
 
 
-def test_a_difference_names_the_step():
+def test_difference_names_the_first_step_that_differs():
     kept = [2.0, 1.5, 1.25]
     assert difference(kept, kept, True) == ""
     assert "step 1" in difference([2.0, 1.5 + 1e-6, 1.25], kept, True)

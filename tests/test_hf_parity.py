@@ -1,4 +1,4 @@
-"""The trunk against Hugging Face's with the same random weights: logits, hidden states and gradients."""
+"""Our models equal Hugging Face's with the same random weights: logits, losses, hidden states and gradients."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ SIZES = {
     "attention_probs_dropout_prob": 0.0,
     "layer_norm_eps": 1e-12,
 }
-# For each layout: configuration, class, length of the position table, id of the padding token.
+# For each layout: configuration class, model class, length of the position table, id of the padding token.
 MODELS = {
     "bert": (transformers.BertConfig, transformers.BertForPreTraining, 24, 0),
     "megatron-bert": (transformers.MegatronBertConfig, transformers.MegatronBertForPreTraining, 24, 0),
@@ -142,7 +142,7 @@ def fresh(config):
     return jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
 
 
-def test_files_with_tied_copies_are_read(both):
+def test_files_with_copies_of_tied_tensors_are_read(both):
     state = {name: tensor.numpy() for name, tensor in both.theirs.state_dict().items()}
     assert len(state) == len(both.tensors) + 2
     jax.tree.map(np.testing.assert_array_equal, tensors.from_hf(state, both.config, both.pad_id), both.params)
@@ -170,7 +170,7 @@ def test_tensors_that_do_not_fit_are_named(both):
         tensors.from_hf(both.tensors | {name: both.tensors[name][:2]}, both.config, both.pad_id)
 
 
-def test_models_that_no_layout_holds_are_refused():
+def test_unsupported_models_are_refused():
     config = bert.Config(vocab_size=10, depth=2, embed_norm=False)
     with pytest.raises(BadInput, match="no Hugging Face layout"):
         layouts.layout_of(config)

@@ -1,4 +1,4 @@
-"""Import of Hugging Face folders: exact round trips for every kind of folder, and what is refused by name."""
+"""Import of Hugging Face folders: every kind of folder makes an exact round trip; errors name what is unsupported."""
 
 import json
 
@@ -48,14 +48,14 @@ def megatron(folder):
 
 
 def roberta(folder):
-    """The position row of the padding token is not zero, although no token uses it."""
+    """RoBERTa-PreLayerNorm. The padding row of its position table is not zero, although no token uses that row."""
     save_theirs(folder, their_model("roberta-prelayernorm", "ForMaskedLM"))
     assert tensors_in(folder)["roberta_prelayernorm.embeddings.position_embeddings.weight"][0].any()
     return folder
 
 
 def old(folder):
-    """With TensorFlow's names, stored positions and tied copies, in bfloat16."""
+    """A folder with TensorFlow's tensor names, stored position ids and copies of tied tensors, in bfloat16."""
     save_theirs(folder, their_model())
     found = as_type(tensors_in(folder), ml_dtypes.bfloat16)
     found["cls.predictions.decoder.weight"] = found["bert.embeddings.word_embeddings.weight"]
@@ -65,14 +65,14 @@ def old(folder):
 
 
 def encoder_alone(folder):
-    """Without heads and without the prefix "bert.", in float16."""
+    """A folder without heads and without the prefix "bert.", in float16."""
     save_theirs(folder, their_model(heads="Model"))
     assert "encoder.layer.0.output.dense.weight" in tensors_in(folder)
     return rewrite(folder, as_type(tensors_in(folder), np.float16))
 
 
 def only_a_copy(folder):
-    """The output bias only under the name of its tied copy."""
+    """A folder that holds the output bias only under the name of its tied copy."""
     save_theirs(folder, their_model())
     found = tensors_in(folder)
     found["cls.predictions.decoder.bias"] = found.pop("cls.predictions.bias")
@@ -122,7 +122,7 @@ def test_import_then_export_returns_every_tensor_byte_for_byte(make, tmp_path):
     assert bool(warned) == (make is encoder_alone)
     read.save(imported, tmp_path / "run")
     done = write.export(tmp_path / "run", tmp_path / "back", compare=True)
-    assert max(done.differences.values()) < 2e-5  # a fifth of the limit; LayerNorm in one pass reaches 1.1e-5
+    assert max(done.differences.values()) < 2e-5  # a fifth of the limit; a one-pass LayerNorm reaches 1.1e-5
     came, back = what_came(folder), tensors_in(tmp_path / "back")
     came = {name.replace("gamma", "weight").replace("beta", "bias"): array for name, array in came.items()}
     assert back.keys() == came.keys()
@@ -191,7 +191,7 @@ def test_vocabulary_that_may_belong_to_another_model_draws_a_warning(tmp_path):
         ({"vocab_size": 60}, "only 60 rows"),
     ],
 )
-def test_configuration_of_another_model_is_refused_by_name(changes, message, tmp_path):
+def test_unsupported_or_mismatched_configuration_is_refused(changes, message, tmp_path):
     folder = plain(tmp_path / "theirs")
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -262,7 +262,7 @@ def test_tensors_that_do_not_fit_are_named(change, message, tmp_path):
         read.read(rewrite(folder, found), silent)
 
 
-def test_folder_without_files_or_with_damaged_ones_is_refused(tmp_path):
+def test_folder_with_missing_or_damaged_files_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"no config\.json"):
         read.read(tmp_path)
     folder = plain(tmp_path / "theirs")
@@ -300,7 +300,7 @@ SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "
 
 
 def theirs_for(shards_folder, folder, **changes):
-    """A Hugging Face model for the vocabulary of a shards folder, in the shape that `small_config` trains."""
+    """A Hugging Face model with the vocabulary of a shards folder and the sizes that `small_config` trains."""
     pieces = (shards_folder / "vocab.txt").read_text().splitlines()
     model = their_model(vocab_size=len(pieces) + 100, **SMALL, **changes)
     return save_theirs(folder, model, pieces)

@@ -1,4 +1,4 @@
-"""Vocabularies and tokenizers of Hugging Face folders: what is read alike, and what is refused by name."""
+"""Vocabularies of Hugging Face folders: every format gives the same vocabulary; errors name what is unsupported."""
 
 import json
 
@@ -12,7 +12,7 @@ from helpers.made_shards import WORDS
 
 
 def tokenizer_json(folder, change=lambda tree: None):
-    """Moves a folder's vocabulary into tokenizer.json alone."""
+    """Moves a folder's vocabulary from vocab.txt to tokenizer.json, and applies `change` to its content."""
     tokenizer.write(folder, tokenizer.read(folder), 16)
     (folder / "vocab.txt").unlink()
     tree = json.loads((folder / "tokenizer.json").read_text())
@@ -42,7 +42,7 @@ def test_vocabulary_is_the_same_from_tokenizer_json_alone(tmp_path):
         (lambda tree: tree["added_tokens"].append({"content": "<new>", "id": 900}), "added tokens <new>"),
     ],
 )
-def test_other_tokenizers_are_refused_by_name(change, message, tmp_path):
+def test_unsupported_tokenizers_are_refused(change, message, tmp_path):
     write_vocab(tmp_path)
     tokenizer_json(tmp_path, change)
     with pytest.raises(BadInput, match=message):
@@ -57,7 +57,7 @@ def test_other_tokenizers_are_refused_by_name(change, message, tmp_path):
         ({"mask_token": "<mask>"}, "mask_token is '<mask>'"),
     ],
 )
-def test_settings_of_other_tokenizers_are_refused(settings, message, tmp_path):
+def test_unsupported_tokenizer_settings_are_refused(settings, message, tmp_path):
     write_vocab(tmp_path, **settings)
     with pytest.raises(BadInput, match=message):
         tokenizer.read(tmp_path)
@@ -73,7 +73,7 @@ def test_missing_or_contradictory_vocabulary_is_refused(tmp_path):
         tokenizer.read(tmp_path)
 
 
-def test_special_tokens_may_have_other_ids(tmp_path):
+def test_special_tokens_may_have_any_ids(tmp_path):
     write_vocab(tmp_path, WORDS)
     found = tokenizer.read(tmp_path)
     assert found == vocab.load(tmp_path / "vocab.txt")

@@ -31,7 +31,7 @@ BASE = bert.Config(
     len(WORDS), depth=2, width=24, heads=3, head_size=8, mlp_dim=40, max_len=20, type_count=2,
     special_ids=tuple(WORDS.index(piece) for piece in vocab.SPECIAL), norm_eps=1e-6,
 )  # fmt: skip
-# [PAD] is the 101st of WORDS, so that positions of roberta-prelayernorm start far from 0.
+# [PAD] has id 101 in WORDS, so the positions of roberta-prelayernorm start far from 0.
 MODELS = {
     "bert": {"pooler": True},
     "bert without a pooler": {},
@@ -48,12 +48,12 @@ def config_of(name):
 
 
 def made(folder, config, **about):
-    """A run folder of this model. Its unused heads and neurons are not zero."""
+    """A run folder of this model. All weights are random, so even unused heads and neurons are not zero."""
     return save_checkpoint(folder, config, random_params(config), WORDS, **about)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_export_equals_the_checkpoint_in_transformers(name, tmp_path):
+def test_export_gives_the_outputs_of_the_checkpoint_in_transformers(name, tmp_path):
     model = config_of(name)
     done = write.export(made(tmp_path / "run", model), tmp_path / "out", compare=True)
     with_next = {"next_logits"} if done.class_name.endswith("ForPreTraining") else set()
@@ -88,7 +88,7 @@ def test_auto_classes_load_an_export(name, tmp_path):
 
 
 @pytest.mark.parametrize(("cased", "strip_accents"), [(True, None), (True, True), (False, False)])
-def test_tokenizer_keeps_case_and_accents_as_the_vocabulary_does(cased, strip_accents, tmp_path):
+def test_exported_tokenizer_treats_case_and_accents_like_the_vocabulary(cased, strip_accents, tmp_path):
     pieces = [*vocab.SPECIAL, "É", "é", "E", "e", "##a", "##A", "##á"]
     content = "".join(f"{piece}\n" for piece in pieces).encode()
     ours = vocab.parse(content, "vocab.txt", cased, strip_accents)
@@ -101,7 +101,7 @@ def test_tokenizer_keeps_case_and_accents_as_the_vocabulary_does(cased, strip_ac
 
 
 @pytest.mark.skipif("BERT_FAST_DATA" not in os.environ, reason="needs the real text and vocabulary of $BERT_FAST_DATA")
-def test_tokens_of_real_text_equal_those_from_transformers(tmp_path):
+def test_transformers_finds_the_same_tokens_in_real_text(tmp_path):
     data = pathlib.Path(os.environ["BERT_FAST_DATA"])
     ours = vocab.load(data / "vocab/bert-base-uncased.txt")
     tokenizer.write(tmp_path, ours, 512)
@@ -111,7 +111,7 @@ def test_tokens_of_real_text_equal_those_from_transformers(tmp_path):
         assert made == ours.tokenizer.encode(text, add_special_tokens=False).ids, text
 
 
-def test_widened_model_is_zero_where_it_is_wider():
+def test_added_heads_and_neurons_of_a_widened_model_are_zero():
     for name in ("megatron-bert, slim", "roberta-prelayernorm, slim"):
         model = config_of(name)
         wide, config = tensors.widen(random_params(model), model)
@@ -133,14 +133,14 @@ def test_widened_model_is_zero_where_it_is_wider():
         ({"head_size": 7, "heads": 1}, "1 heads of 7 at a width of 24"),
     ],
 )
-def test_model_that_no_layout_holds_is_refused_before_anything_is_written(changes, message, tmp_path):
+def test_model_without_a_layout_is_refused_before_anything_is_written(changes, message, tmp_path):
     made(tmp_path / "run", dataclasses.replace(BASE, **changes))
     with pytest.raises(BadInput, match=message):
         write.export(tmp_path / "run", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_export_that_differs_is_not_kept(tmp_path, monkeypatch):
+def test_export_that_differs_from_the_checkpoint_is_not_kept(tmp_path, monkeypatch):
     made(tmp_path / "run", BASE)
     true = weights.write
 
@@ -163,7 +163,7 @@ def test_export_with_logits_that_are_not_finite_is_not_kept(tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_export_with_a_missing_tensor_or_other_tokens_is_not_kept(tmp_path, monkeypatch):
+def test_export_with_a_missing_tensor_or_wrong_tokens_is_not_kept(tmp_path, monkeypatch):
     made(tmp_path / "run", BASE)
     true = weights.write
     with monkeypatch.context() as patch:
@@ -178,7 +178,7 @@ def test_export_with_a_missing_tensor_or_other_tokens_is_not_kept(tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_export_needs_no_torch_and_verify_says_how_to_get_it(tmp_path, monkeypatch):
+def test_export_needs_no_torch_and_verify_says_how_to_install_torch(tmp_path, monkeypatch):
     made(tmp_path / "run", BASE)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
@@ -193,7 +193,7 @@ def test_export_needs_no_torch_and_verify_says_how_to_get_it(tmp_path, monkeypat
     ]  # fmt: skip
 
 
-def test_weights_are_as_readable_as_other_files(tmp_path):
+def test_weights_file_has_the_permissions_of_other_files(tmp_path):
     weights.write(tmp_path / "model.safetensors", {"a": np.ones(3, np.float32)})
     (tmp_path / "plain").touch()
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -252,7 +252,7 @@ def test_model_card_describes_the_run(tmp_path, capsys):
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask\ntags:\n- bert\n")
     for fact in (
         "files:corpus/*.txt", "1,200 documents, 345,678 tokens", "layer_drop (theta=0.5)", "| 7, lamb |",
-        "12,345 tokens", "6e+12 (forward", "8e+12 on these examples; this run took 75%", "2 min 05 s",
+        "12,345 tokens", "6e+12 (forward", "8e+12 for the same examples; this run took 75%", "2 min 05 s",
         "| search | 3 |", "| made | 4 |", "Training started from the weights of `runs/bert-base`",
         "5.4321 | 5.5000", "- | 6.2500",
         "| mrpc | 81.25 | 0.50 | 81.50 | 3 | 7 |",
@@ -295,7 +295,7 @@ def test_commands_export_and_import(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-# Runs of 20 steps: methods and their arguments, and the steps to export.
+# For each run: methods and their arguments, and the checkpoints to export (20 means the last one).
 TRAINED = {
     "layer dropping, pre-LN": ({"methods": "layer_drop", "model__norm": "pre"}, (20,)),
     "token dropping, post-LN": ({"methods": "token_drop"}, (20,)),
@@ -313,7 +313,7 @@ TRAINED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
-def test_checkpoints_of_every_method_export_and_verify(name, small_shards, tmp_path):
+def test_checkpoints_of_every_method_are_exported_and_verified(name, small_shards, tmp_path):
     changes, steps = TRAINED[name]
     sizes = {"model__depth": 4, "phases": "16:1", "steps": 20, "eval__every": 0}
     config = small_config(small_shards, checkpoint__every=5, checkpoint__keep=100, **sizes, **changes)

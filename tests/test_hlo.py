@@ -115,12 +115,12 @@ def test_loops_and_branches_count_as_often_as_they_run():
 def test_work_without_an_estimate_is_listed_with_the_bytes_it_moves():
     found = {work.operation: work.bytes for work in works(1.0) if work.cycles is None}
     assert found == {
-        "gather": 2 * 4 * 8 * 4,  # what it writes, and as much of the table
-        "scatter": 3 * 4 * 8 * 4,  # its updates, and the rows that change, read and written
+        "gather": 2 * 4 * 8 * 4,  # its output, and as many bytes read from the table
+        "scatter": 3 * 4 * 8 * 4,  # its updates, and the changed rows, both read and written
         "sort": 2 * 8 * 4 + 2 * 8 * 4,
-        "custom-call": 2 * 8 * 4,  # the kernel alone: a view moves nothing
+        "custom-call": 2 * 8 * 4,  # only the kernel: a view moves nothing
         "copy-start": 2 * 8 * 4,
-        "slice-start": 2 * 2 * 4,  # the slice, not the whole that it is cut from
+        "slice-start": 2 * 2 * 4,  # the slice, not the whole array
     }
 
 
@@ -138,7 +138,7 @@ def test_sizes_of_types(result, size):
 
 
 def test_split_and_asynchronous_collectives_count_once():
-    # The pieces of an all-gather are in two fusions of a loop that runs three times.
+    # One all-gather is split over two fusions in a loop that runs three times.
     assert hlo.collectives(hlo.parse(TEXT)) == {
         "all-reduce": 3200, "all-gather": 3 * 16 * 4, "reduce-scatter": 0, "collective-permute": 0, "all-to-all": 0,
     }  # fmt: skip
@@ -157,7 +157,7 @@ def test_updates_of_a_scatter_may_be_larger_than_its_table():
     assert scatter.bytes == 3 * 400 * 8 * 4
 
 
-def test_libraries_in_a_clone_named_like_the_package_do_not_belong_to_it():
+def test_libraries_inside_a_clone_named_bert_fast_are_not_part_of_the_package():
     text = TEXT.replace("/somewhere/site-packages", "/home/me/bert_fast/.venv/lib/site-packages")
     sources = {work.source for work in hlo.walk(hlo.parse(text)) if work.name}
     assert sources == {"train/step.py:10", "layers.py:55"}

@@ -1,4 +1,4 @@
-"""The laws of the architecture: imports point one way, only a method's own file names it, TensorFlow is optional."""
+"""Laws of the architecture: imports point one way, a method is named only in its own file, TensorFlow is optional."""
 
 import ast
 import pathlib
@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "bert_fast"
 FILES = sorted(PACKAGE.rglob("*.py"))
 METHODS = {"layer_drop": "layer_drop", "token_drop": "token_drop", "early_bert": "early_bert"}
-METHODS |= {"stacking": "stacking", "mslt": "stacking"}  # name: the file about it
+METHODS |= {"stacking": "stacking", "mslt": "stacking"}  # method: its file
 
 # The parts of the package that each part may import, besides itself.
 ALLOWED = {
@@ -28,7 +28,7 @@ ALLOWED = {
     "train": {"bert", "layers", "plan", "schedule", "method", "methods", "data", "cost"},
     "encoder": {"bert", "method", "methods", "data", "train"},
     "inference": {"bert", "plan", "method", "data", "train", "encoder"},
-    "hf": {"bert", "layers", "plan", "schedule", "method", "data", "train", "encoder", "tasks"},  # heads, in verify.py
+    "hf": {"bert", "layers", "plan", "schedule", "method", "data", "train", "encoder", "tasks"},  # tasks: verify.py
     "planner": {"bert", "plan", "method", "methods", "data", "cost", "train"},
     "tasks": {"bert", "layers", "plan", "schedule", "method", "methods", "data", "train", "encoder", "hf"},
 }
@@ -39,7 +39,7 @@ def part_of(path: pathlib.Path) -> str:
 
 
 def imported(path: pathlib.Path) -> set[str]:
-    """Dotted names of everything a file imports, at any level of the code."""
+    """Dotted names of everything a file imports, at any nesting level."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -89,11 +89,11 @@ def f(x="stacking"): "A docstring."
 getattr(x, "stacking")
 """
 WORDS = """
-"A module, as stacking."
-x = 1  # as stacking does
-def f(): "As stacking."
-async def f(): "As stacking."
-class A: "As stacking."
+"A module, like stacking."
+x = 1  # like stacking
+def f(): "Like stacking."
+async def f(): "Like stacking."
+class A: "Like stacking."
 """
 
 
@@ -115,11 +115,11 @@ def test_imports_point_one_way(path):
         return
     parts = {name.split(".")[1] for name in imported(path) if name.startswith("bert_fast.")}
     parts -= {part, "BadInput", "Interrupted", "STARTED", "__version__", "command", "versions"}
-    assert parts <= ALLOWED[part], f"{path} may import {ALLOWED[part]} of the package"
+    assert parts <= ALLOWED[part], f"{path} may import only {ALLOWED[part]} from the package"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_only_its_own_file_names_a_method(path):
+def test_a_method_is_named_only_in_its_own_file(path):
     assert {METHODS[method] for method in named_in(path.read_text(), METHODS)} <= {path.stem}
 
 
@@ -131,7 +131,7 @@ def test_only_commands_import_ml_collections(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_tensorflow_no_torch_no_pmap(path):
-    theirs = {"torch", "transformers"} if path != PACKAGE / "hf" / "verify.py" else set()  # it compares with them
+    theirs = {"torch", "transformers"} if path != PACKAGE / "hf" / "verify.py" else set()  # verify.py compares
     assert not {name.split(".")[0] for name in imported(path)} & {"tensorflow", *theirs}
     assert not named_in(path.read_text(), ["pmap"])
 
@@ -139,7 +139,7 @@ def test_no_tensorflow_no_torch_no_pmap(path):
 def test_everything_imports_without_tensorflow_and_torch():
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
     modules = [module for module in modules if not module.endswith("__main__")]
-    # Not with None in sys.modules: code that looks up loaded modules there would take None for a module.
+    # None in sys.modules would not work here: code that looks up loaded modules would take None for a module.
     code = (
         "import sys, importlib\n"
         "class Missing:\n"
@@ -152,6 +152,6 @@ def test_everything_imports_without_tensorflow_and_torch():
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_no_file_grows_past_its_one_idea():
+def test_no_file_is_longer_than_350_lines():
     long = {str(path.relative_to(ROOT)): n for path in FILES if (n := len(path.read_text().splitlines())) > 350}
     assert not long

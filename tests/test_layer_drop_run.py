@@ -42,7 +42,7 @@ def config_of(small_shards, execution):
 
 @pytest.fixture(scope="module")
 def runs(small_shards, tmp_path_factory):
-    """(config, folder, compiled programs) of one run per execution."""
+    """For each execution, (config, folder, compiled programs) of one run."""
     finished, add = {}, compile.Programs.add
     for execution in EXECUTIONS:
         config, workdir = config_of(small_shards, execution), tmp_path_factory.mktemp(execution) / "run"
@@ -72,7 +72,7 @@ def train_rows(workdir):
 @both_executions
 def test_rows_report_theta_and_the_layers_that_ran(runs, execution, layers_run):
     rows = train_rows(runs[execution][1])
-    assert set(layers_run) == set(range(DEPTH + 1))  # every number, including none
+    assert set(layers_run) == set(range(DEPTH + 1))  # every number of layers, including 0
     for row, begins in zip(rows, range(0, STEPS, EVERY), strict=True):
         assert row["layer_drop/theta"] == theta_at(row["step"] - 1, STEPS, 0.5, 100 / STEPS, "paper")
         assert row["layers_run"] == np.mean(layers_run[begins : begins + EVERY])
@@ -95,7 +95,7 @@ def test_logged_flops_count_only_the_layers_that_ran(runs, execution, layers_run
     assert rows[-1]["flops"] < rows[-1]["flops_dense"]
 
 
-def test_one_program_per_number_of_layers_or_one_with_conditionals(runs, layers_run):
+def test_gather_compiles_one_program_per_number_of_layers_and_cond_compiles_one(runs, layers_run):
     gathered, conditional = ([program.plan for program in programs] for _, _, programs in runs.values())
     assert sorted(span.run for (span,) in gathered) == sorted(set(layers_run))
     assert conditional == [(Span(0, DEPTH, cond=True),)]
@@ -114,7 +114,7 @@ def test_evaluation_drops_and_scales_nothing(runs, execution):
 
 
 @both_executions
-def test_killed_run_ends_like_an_uninterrupted_one(runs, execution, tmp_path, monkeypatch):
+def test_interrupted_run_ends_like_an_uninterrupted_one(runs, execution, tmp_path, monkeypatch):
     config, workdir, _ = runs[execution]
     interrupted(config, tmp_path, 8, monkeypatch)
     run(config, tmp_path)

@@ -1,4 +1,4 @@
-"""Dropout and attention, each on its own."""
+"""Dropout, attention, and weights cast to another type."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ def close(ours, theirs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
 
 
-def test_dropout_keeps_the_rate_and_the_mean():
+def test_dropout_drops_at_the_given_rate_and_keeps_the_mean():
     n = 10**6
     for rate in (0.1, 0.5):
         y = np.asarray(layers.dropout(jnp.ones(n), rate, jax.random.key(0)))
@@ -26,7 +26,7 @@ def test_attention_and_its_gradient_equal_the_formula(rate):
     rng, key = np.random.default_rng(0), jax.random.key(0)
     q, k, v = (rng.standard_normal((2, count, 2, 8)).astype(np.float32) for count in (5, 7, 7))
     allowed_BQK = rng.random((2, 5, 7)) < 0.5
-    allowed_BQK[0, 1] = False  # a query without any key, such as padding that may not attend to padding
+    allowed_BQK[0, 1] = False  # a query that may attend to no key, such as a padding token
     weights_BQHE = rng.standard_normal(q.shape).astype(np.float32)
     weights_BQHE[0, 1] = 0  # nothing depends on its output
 

@@ -1,4 +1,4 @@
-"""A run's log: rows read back whole, cut short by a kill, and damaged; times and counts as people read them."""
+"""A run's log: whole, partial and damaged rows; the format of times and counts."""
 
 import json
 
@@ -12,12 +12,12 @@ LINES = [json.dumps(row).encode() + b"\n" for row in ROWS]
 
 
 @pytest.mark.parametrize("end", [b"", b'{"step": 4, "spl', b"\xff\xfe", b"\0\0\0"])
-def test_last_line_without_a_newline_is_left_out(tmp_path, end):
+def test_partial_last_line_is_ignored(tmp_path, end):
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(LINES) + end)
     assert read_rows(tmp_path / "metrics.jsonl") == ROWS
 
 
-def test_whole_last_row_without_a_newline_is_kept(tmp_path):
+def test_complete_last_row_without_a_newline_is_kept(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(LINES)[:-1])
     assert read_rows(tmp_path / "metrics.jsonl") == ROWS
 
@@ -60,5 +60,5 @@ def test_long_times_are_in_days(seconds, text):
     assert clock(seconds) == text
 
 
-def test_one_is_singular():
+def test_a_count_of_one_is_singular():
     assert [counted(number, "step") for number in (0, 1, 2000)] == ["0 steps", "1 step", "2,000 steps"]

@@ -13,14 +13,14 @@ from bert_fast.data import vocab as vocabularies
 from bert_fast.data.masking import Masking, prediction_slots
 from helpers.made_shards import ORDINARY, SPECIAL_IDS, bert, unmasked, write_folder
 
-# Ids 5..9 begin a word, ids 10..14 continue it.
+# Ids 5 to 9 begin a word. Ids 10 to 14 continue one.
 PIECES = [*vocabularies.SPECIAL, *(f"w{i}" for i in range(5)), *(f"##w{i}" for i in range(5))]
 WORDS_OF_15 = vocabularies.parse("\n".join(PIECES).encode(), "vocab.txt", False, None)
 
 
 @pytest.mark.parametrize("objective", examples.OBJECTIVES)
 @pytest.mark.parametrize("whole_word", [False, True])
-def test_fifteen_percent_are_predicted_and_replaced_80_10_10(split, vocab, objective, whole_word):
+def test_fifteen_percent_of_tokens_are_predicted_and_replaced_80_10_10(split, vocab, objective, whole_word):
     made = batches.training_examples(split, vocab, bert(objective, 128, whole_word=whole_word), seed=1)
     fates = np.zeros(3, int)  # masked, unchanged, random
     for g in range(600):
@@ -71,7 +71,7 @@ def test_whole_word_masking_never_splits_a_word(data, seed):
     assert chosen_S.sum() <= 20
 
 
-def test_the_rest_of_a_word_at_the_start_of_an_example_can_be_predicted():
+def test_pieces_of_a_word_without_its_beginning_can_be_predicted():
     vocab = WORDS_OF_15
     ids_S = np.array([2, 10, 11, 3, 12, 5, 3], np.int32)
     row = Masking(vocab, 1.0, 7, whole_word=True)(ids_S, np.ones(7, int), np.random.default_rng(0))
@@ -93,7 +93,7 @@ def test_every_position_is_predicted_equally_often(vocab):
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
-def test_an_example_without_words_has_no_weight(vocab, tmp_path, whole_word):
+def test_an_example_without_words_has_no_predictions(vocab, tmp_path, whole_word):
     documents = [[[vocab.unk] * 30], [[vocab.mask] * 30], [[vocab.sep] * 40]]
     split = shards.Split(write_folder(tmp_path, {"train": documents}), "train")
     made = batches.training_examples(split, vocab, bert(whole_word=whole_word), seed=1)

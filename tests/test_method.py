@@ -1,4 +1,4 @@
-"""The hooks: a method that uses all of them runs through the loop, and `chain` composes them."""
+"""The hooks of a method: the loop runs a method that uses all of them, and `chain` composes methods."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ def grow(params):
 
 def make(begin=1, rewind=False, fresh=False):
     """A method that uses every hook of a run: it grows the model by a layer, freezes the lower layers, drops a layer
-    in every other step, orders tokens, scales attention by its own parameter, and counts.
+    in every other step, orders tokens, scales attention by its own parameter, and counts steps.
     """
 
     def init(params, config):
@@ -143,16 +143,16 @@ def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, sm
     assert summary["steps"] == 30
     assert train[-1]["dummy/count"] == 30
     assert train[-1]["dummy/seen"] == 2
-    # The clock restarts with the data, and a stage that ended early counts with its planned steps.
+    # The clock restarts with the data. A stage that ended early counts with its planned steps.
     assert [(row["dummy/clock"], row["dummy/of"]) for row in train] == [
         (4, 40), (9, 40), (14, 40), (19, 40), (4, 10), (9, 10),
     ]  # fmt: skip
     assert train[0]["loss"] > train[0]["mlm_loss"] + train[0]["nsp_loss"] + 0.009  # the penalty
     assert summary["flops"] < summary["flops_dense"]
     assert (tmp_path / "whole/checkpoints/0").is_dir()
-    # "restart" reads the examples of the first steps again; "continue" reads the ones after them.
+    # "restart" reads the data from its first example again; "continue" reads the examples that come next.
     assert checkpoint.about(tmp_path / "whole/checkpoints/30").counters.data == {"mlm+nsp/16": 10 * 8}
-    # Killed inside the stage with a frozen layer, and at the boundary before it.
+    # Interrupted inside the stage with a frozen layer, and at the boundary before it.
     for at_step in (13, 10):
         workdir = tmp_path / f"stopped-{at_step}"
         interrupted(config, workdir, at_step, monkeypatch)
@@ -162,7 +162,7 @@ def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, sm
         assert jax.tree.all(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes(), a, b))
 
 
-# Uninterrupted; stopped between two calls of `observe`; stopped at both of them.
+# Uninterrupted; stopped between the two calls of `observe`; stopped at both calls.
 @pytest.mark.parametrize("stops", [(), (7,), (5, 10)])
 def test_observe_is_called_exactly_once_at_each_requested_step(dummy, small_shards, tmp_path, monkeypatch, stops):
     asked, known = [], methods.known
@@ -241,7 +241,7 @@ def test_chain_composes_in_order():
     assert both.report((2, 3, ()), None, None, ()) == {"m2/seen": 2, "m3/seen": 3}
 
 
-def test_a_fresh_optimizer_in_one_method_makes_it_fresh_for_the_chain():
+def test_the_chain_gets_a_fresh_optimizer_if_one_method_asks_for_it():
     fresh = Method(enter=lambda params, state, old, new, initial, key: (params, None, state, new))
     for both in (chain(Method(), fresh), chain(fresh, Method())):
         _, moments, _, _ = both.enter({}, ((), ()), None, None, None, None)
@@ -287,7 +287,7 @@ def make(share: float = 0.25) -> Method:
 """
 
 
-def test_method_of_another_package_is_found_configured_and_trained(installed, small_shards, tmp_path):
+def test_method_of_another_package_is_found_configured_and_used(installed, small_shards, tmp_path):
     installed("fifth", FIFTH)
     config = small_config(small_shards, methods="fifth,token_drop", fifth__share=0.5, steps=4, log_every=2)
     run(config, tmp_path / "run")
@@ -311,6 +311,6 @@ def test_broken_method_of_another_package_is_named(installed, name, code, messag
         methods.known()
 
 
-def test_checkpoint_of_a_method_that_is_no_longer_installed_is_refused_by_name():
-    with pytest.raises(BadInput, match="the method 'gone' is not installed: install the package that brings it"):
+def test_method_that_is_not_installed_is_refused_by_name():
+    with pytest.raises(BadInput, match="the method 'gone' is not installed: install the package that provides it"):
         methods.make([("gone", {})])

@@ -1,4 +1,4 @@
-"""Muon: matrices of the layers are orthogonalised one by one, everything else is Adam's; methods and growth fit in."""
+"""Muon: each matrix of each layer is orthogonalised, Adam updates everything else, and all methods work with it."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def directions(settings, params, grads):
 
 
 def newton_schulz(matrix):
-    """Five quintic steps with the coefficients of Jordan et al. 2024, in float64."""
+    """The matrix after five quintic Newton-Schulz steps in float64, with the coefficients of Jordan et al. 2024."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = np.asarray(matrix, np.float64)
     x = x / (np.linalg.norm(x) + 1e-8)
@@ -59,7 +59,7 @@ def matrix_of(tree, name, layer):
 
 
 @pytest.mark.parametrize("name", optim.MATRICES)
-def test_stacked_matrices_equal_a_layer_by_layer_update(trees, name):
+def test_update_of_stacked_matrices_equals_a_layer_by_layer_update(trees, name):
     params, grads = trees
     found, _ = directions(MUON, params, grads)
     for layer in range(CONFIG.depth):
@@ -74,7 +74,7 @@ def test_stacked_matrices_equal_a_layer_by_layer_update(trees, name):
             )
 
 
-def test_a_stack_is_orthogonalised_as_its_layers_alone(trees):
+def test_orthogonalising_a_stack_equals_orthogonalising_each_layer_alone(trees):
     _, [grad, *_] = trees
     for name, axes in optim.MATRICES.items():
         kernel_L = grad["layers"][name]["kernel"]
@@ -82,7 +82,7 @@ def test_a_stack_is_orthogonalised_as_its_layers_alone(trees):
         np.testing.assert_allclose(optim.orthogonal(kernel_L, *axes, 0.4), jnp.stack(alone_L), rtol=1e-6, atol=1e-6)
 
 
-def test_every_kernel_of_the_layers_has_its_axes(trees):
+def test_every_kernel_of_the_layers_has_input_and_output_axes(trees):
     params, _ = trees
     kernels = {name for name, leaves in params["layers"].items() if "kernel" in leaves}
     assert kernels == optim.MATRICES.keys()
@@ -116,18 +116,18 @@ def test_everything_else_is_updated_by_adam(trees):
     assert np.array_equal(nu["bias"], adams[0].nu["layers"]["query"]["bias"])
 
 
-def test_padding_of_narrow_layers_stays_zero_and_changes_nothing(trees):
+def test_padding_of_narrow_layers_stays_zero_and_changes_only_the_scale(trees):
     rng = np.random.default_rng(0)
     narrow = jnp.asarray(rng.normal(size=(2, 16, 10)), jnp.float32)
     padded = jnp.pad(narrow, [(0, 0), (0, 0), (0, 14)])
     found = optim.orthogonal(padded, (1,), (2,), 0.4)
     alone = optim.orthogonal(narrow, (1,), (2,), 0.4)
     assert not np.any(found[..., 10:])
-    scale = np.sqrt(24 / 16)  # the padded matrix has the longer side
+    scale = np.sqrt(24 / 16)  # the scale follows the longer side: 24 with padding, 16 without
     np.testing.assert_allclose(found[..., :10], alone * scale, rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_of_zero_gives_no_direction():
+def test_gradient_of_zero_gives_a_direction_of_zero():
     assert not np.any(optim.orthogonal(jnp.zeros((2, 8, 4)), (1,), (2,), 0.4))
 
 

@@ -1,4 +1,4 @@
-"""Runs that older versions started are continued. helpers/make_fixtures.py describes the fixtures."""
+"""Runs of older versions can be continued. helpers/make_fixtures.py describes the fixtures."""
 
 import json
 import pathlib
@@ -22,7 +22,7 @@ def same(found, kept) -> bool:
 
 
 @pytest.mark.parametrize("fixture", ALL, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_a_run_continues_with_the_rows_that_its_own_version_would_have_written(fixture, small_shards, tmp_path):
+def test_a_run_of_an_older_version_continues_with_the_same_rows(fixture, small_shards, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(fixture, workdir)
     config = json.loads((fixture / "config.json").read_text())

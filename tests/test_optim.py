@@ -1,4 +1,4 @@
-"""Optimizers against optax, and against NumPy written from the papers and the reference code."""
+"""Optimizers compared with optax, and with NumPy written from the papers and the reference code."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ def test_adamw_with_bias_correction_equals_optax(trees):
     reference = optax.adamw(0.01, eps=1e-6, weight_decay=0.01, mask=optim.decayed)
     state, expected = reference.init(params), params
     for grad in grads:
-        with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises its decay to an integer power
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an integer power
             updates, state = reference.update(grad, state, expected)
         expected = optax.apply_updates(expected, updates)
     close(after(ADAMW, params, grads), expected)
@@ -96,7 +96,7 @@ def test_epsilon_before_the_correction_equals_the_update_of_keras_fairseq_and_tr
 
 
 @pytest.mark.parametrize(("step", "times"), [(1, 32), (100, 3)])
-def test_epsilon_before_the_correction_counts_32_times_at_first_and_3_times_in_step_100(step, times):
+def test_epsilon_before_the_correction_is_multiplied_by_32_in_step_1_and_by_3_in_step_100(step, times):
     """With a constant gradient of 1, the direction is 1 / (1 + the effective epsilon)."""
     params = {"layer": {"kernel": jnp.zeros(1)}}
 
@@ -117,11 +117,11 @@ def test_place_of_epsilon_does_not_matter_without_bias_correction(trees):
     close(after(first, params, grads), after(plain, params, grads), rtol=0, atol=0)
 
 
-def test_lamb_takes_its_trust_ratio_per_layer_and_leaves_biases_norms_and_coefficients_alone(trees):
+def test_lamb_has_a_trust_ratio_per_layer_but_none_for_biases_norms_and_coefficients(trees):
     params, grads = trees
     got = after(dataclasses.replace(ADAMW, name="lamb"), params, grads)
 
-    def expected(path, w, *gs):  # arXiv 1904.00962, algorithm 2, phi the identity
+    def expected(path, w, *gs):  # arXiv 1904.00962, algorithm 2, with the identity as phi
         def one_tensor(w, gs, matrix):
             w, m, v = np.array(w), 0.0, 0.0
             for t, g in enumerate(map(np.array, gs), 1):
@@ -173,11 +173,11 @@ def test_moments_are_changed_and_counts_are_kept(trees):
     assert all((leaf == 7).all() for leaf in jax.tree.leaves((moments.mu, moments.nu)))
 
 
-def test_warmup_then_linear_decay_counted_from_the_first_step():
+def test_linear_decay_after_the_warmup_counts_from_step_0():
     schedule = Schedule(peak=1e-4, steps=1_000_000, warmup_steps=10_000)
     assert schedule(0) == 0
     assert schedule(5_000) == pytest.approx(5e-5)
-    assert schedule(10_000) == pytest.approx(0.99e-4)  # the small drop of create_optimizer
+    assert schedule(10_000) == pytest.approx(0.99e-4)  # create_optimizer has the same small drop
     assert schedule(500_000) == pytest.approx(5e-5)
     assert schedule(1_000_000) == schedule(2_000_000) == 0
 

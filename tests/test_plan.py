@@ -17,7 +17,7 @@ edges = st.tuples(st.integers(0, DEPTH), st.integers(0, DEPTH)).map(sorted)
 
 @st.composite
 def edits(draw, fields=tuple(FIELDS)):
-    """(start, stop, {field: value})."""
+    """An edit of a plan: (start, stop, {field: value})."""
     start, stop = draw(edges)
     field = draw(st.sampled_from(fields))
     return start, stop, {field: draw(FIELDS[field])}
@@ -81,7 +81,7 @@ def test_pack_lists_the_layers_that_run_in_each_span():
     np.testing.assert_array_equal(route.scale_R, [[1, 2, 0, 3], [4, 5, 6, 0]])
 
 
-def test_spans_whose_layers_differ_in_width_are_packed_for_cond():
+def test_a_span_with_layers_of_different_widths_is_packed_for_cond():
     plan, scale_ML = edit(whole(DEPTH), 2, 4, queries=4), np.array([[1, 0, 1, 0, 1, 0.5]])
     shapes_L = [(4, 16), (4, 16), (4, 16), (3, 16), (4, 9), (4, 9)]
     packed, route = pack(plan, scale_ML, shapes_L)
@@ -90,7 +90,7 @@ def test_spans_whose_layers_differ_in_width_are_packed_for_cond():
     np.testing.assert_array_equal(route.scale_R, [[1, 1, 0, 1, 0.5]])
 
 
-def test_plan_at_another_length_keeps_its_shares():
+def test_plan_at_another_length_keeps_its_shares_of_tokens():
     plan = (Span(0, 1), Span(1, 2, queries=64), Span(2, 5, queries=64, keys=96, frozen=False), Span(5, 6))
     assert at_length(plan, 128, 512) == (
         Span(0, 1), Span(1, 2, queries=256), Span(2, 5, queries=256, keys=384), Span(5, 6),
@@ -99,7 +99,7 @@ def test_plan_at_another_length_keeps_its_shares():
     assert at_length(plan, 128, 128) == plan
 
 
-def test_equal_counts_give_the_same_program():
+def test_equal_numbers_of_layers_that_run_give_the_same_program():
     plan = edit(whole(DEPTH), 2, 4, queries=4)
     one, _ = pack(plan, np.array([[1, 0, 1, 0, 1, 1.0]]))
     other, _ = pack(plan, np.array([[0, 0.5, 0, 1, 1, 1.0]]))
@@ -107,7 +107,7 @@ def test_equal_counts_give_the_same_program():
     assert hash(one) == hash(other)
 
 
-def test_pack_raises_on_unequal_micro_batches():
+def test_pack_raises_if_micro_batches_run_different_numbers_of_layers():
     scale_ML = np.array([[1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1.0]])
     with pytest.raises(ValueError, match="the numbers must be equal"):
         pack(whole(DEPTH), scale_ML)

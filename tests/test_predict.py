@@ -1,4 +1,4 @@
-"""Predictions of fine-tuned models: equal to the ones scored in fine-tuning, from every kind of file; and errors."""
+"""Predictions of fine-tuned models: they equal the ones scored in fine-tuning, and errors name what is unusable."""
 
 import json
 from typing import Any
@@ -115,7 +115,7 @@ def test_answers_equal_the_ones_written_in_fine_tuning(root, version, tmp_path):
     assert {row["id"] for row in again} == {"same"}
 
 
-def test_questions_without_answers_in_the_file_are_predicted(root, tmp_path):
+def test_questions_are_answered_even_if_the_file_holds_no_answers(root, tmp_path):
     content = json.loads((root / "dev-v1.1.json").read_text())
     for paragraph in content["data"][0]["paragraphs"]:
         del paragraph["qas"][0]["answers"]
@@ -125,7 +125,7 @@ def test_questions_without_answers_in_the_file_are_predicted(root, tmp_path):
     )
 
 
-def test_a_notebook_calls_it_with_texts(root):
+def test_predict_takes_texts_from_python(root):
     found = encoder.load(run_of(root, "mrpc"))
     rows = predict.predict(found, [("good w1 w2", "w3"), ["bad w1", "w4 " * 60]])
     assert [row["index"] for row in rows] == [0, 1]
@@ -168,7 +168,7 @@ def test_tsv_has_a_column_for_each_label(root, tmp_path):
         (PAIR, ("sentence2", "x", "sentence1"), (), ("sentence1", "sentence2")),
         (PAIR, ("hypothesis", "premise"), (), ("premise", "hypothesis")),
         (ONE, ("id", "text"), (), ("text",)),
-        (ONE, ("text", "sentence"), (), ("sentence",)),  # the task's own
+        (ONE, ("text", "sentence"), (), ("sentence",)),  # the task's own column comes first
         (SPAN, ("id", "context", "question"), (), ("question", "context")),
     ],
 )
@@ -187,13 +187,13 @@ def test_columns_are_the_given_ones_or_the_tasks_own_or_generic_ones(task, colum
         ),
         (PAIR, ("premise", "x"), (), r"no columns #1 String,#2 String.*it has 'premise', 'x': name.*--columns=A,B"),
         (ONE, ("sentence1", "sentence2"), (), r"no columns sentence, .*--columns=A"),
-        (PAIR, ("a", "b"), ("a",), "mrpc takes 2 .*name as many"),
+        (PAIR, ("a", "b"), ("a",), "mrpc takes 2 .*name exactly 2"),
         (PAIR, ("a", "b"), ("a", "a"), "each once"),
         (PAIR, ("a", "b"), ("a", "c"), "has no column 'c'; it has 'a', 'b'"),
         (SPAN, ("sentence1", "sentence2"), (), "no columns question,context"),
     ],
 )
-def test_missing_columns_are_named(task, columns, given, message):
+def test_missing_and_ambiguous_columns_are_named(task, columns, given, message):
     with pytest.raises(BadInput, match=message):
         inputs.choose(task, columns, given, "file")
 
@@ -217,7 +217,7 @@ def test_missing_columns_are_named(task, columns, given, message):
         ("a.json", "{}", "SQuAD's JSON holds questions, which cola does not answer"),
     ],
 )  # fmt: skip
-def test_unusable_lines_are_named(name, content, message, tmp_path):
+def test_unusable_files_and_lines_are_named(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(BadInput, match=message):
         inputs.read(str(tmp_path / name), ONE)

@@ -1,4 +1,4 @@
-"""Text to shards: the same bytes from any number of processes and after any interruption, with every word counted."""
+"""From text to shards: no sentence is lost; processes and interruptions do not change the bytes."""
 
 import errno
 import os
@@ -96,11 +96,11 @@ def test_bytes_do_not_depend_on_the_number_of_processes(corpus, finished, tmp_pa
 
 
 class Killed(BaseException):
-    """Simulates a SIGKILL: nothing catches it."""
+    """Simulates a SIGKILL: no code catches this exception."""
 
 
 def test_bytes_do_not_depend_on_where_a_run_was_cut_off(corpus, finished, tmp_path, monkeypatch):
-    """Everything that counts appears by a rename, so cut the run off before and after each rename."""
+    """Every file that matters appears by a rename, so the run is cut off before and after each rename."""
     rename = pathlib.Path.replace
     for when in ("before", "after"):
         for survived in range(200):
@@ -190,7 +190,7 @@ def large_corpus(corpus, tmp_path_factory):
     return folder
 
 
-# A shell ignores SIGINT in what it starts in the background, these tests included.
+# Processes that a shell starts in the background ignore SIGINT. These tests may be such a process.
 WITH_INTERRUPT = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -198,7 +198,7 @@ WITH_INTERRUPT = (
 
 
 def start_large(corpus, large_corpus, out):
-    """`prepare` with two workers that have both returned some results."""
+    """(process, ids of its two workers) of a running `prepare`, after both workers have returned some results."""
     args = [f"--source=files:{large_corpus}/a.txt", f"--out={out}", f"--vocab={corpus}/vocab.txt", "--processes=2"]
     process = subprocess.Popen(
         [sys.executable, "-c", WITH_INTERRUPT, "-m", "bert_fast", "prepare", *args],
@@ -212,11 +212,11 @@ def start_large(corpus, large_corpus, out):
     return process, pids
 
 
-@pytest.mark.skipif(not pathlib.Path("/proc/self/io").exists(), reason="looks at processes in /proc")
+@pytest.mark.skipif(not pathlib.Path("/proc/self/io").exists(), reason="needs /proc/PID/io")
 @pytest.mark.parametrize("in_a_write", [False, True])
 def test_killed_worker_ends_prepare_and_the_same_command_continues(corpus, large_corpus, tmp_path, in_a_write):
     process, pids = start_large(corpus, large_corpus, tmp_path / "out")
-    if in_a_write:  # if the parent does not read, its workers block while writing a result
+    if in_a_write:  # a stopped parent reads nothing, so its workers block while writing a result
         process.send_signal(signal.SIGSTOP)
         time.sleep(1)
     os.kill(pids[0], signal.SIGKILL)
@@ -235,9 +235,9 @@ def test_killed_worker_ends_prepare_and_the_same_command_continues(corpus, large
     assert sum(split["documents"] for split in manifest["splits"].values()) == 900
 
 
-@pytest.mark.skipif(not pathlib.Path("/proc/self/io").exists(), reason="looks at processes in /proc")
+@pytest.mark.skipif(not pathlib.Path("/proc/self/io").exists(), reason="needs /proc/PID/io")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
-def test_signal_to_stop_ends_prepare_with_its_workers(corpus, large_corpus, tmp_path, signum, code):
+def test_sigint_and_sigterm_end_prepare_and_its_workers(corpus, large_corpus, tmp_path, signum, code):
     process, pids = start_large(corpus, large_corpus, tmp_path / "out")
     process.send_signal(signum)
     said, _ = process.communicate(timeout=20)
@@ -246,7 +246,7 @@ def test_signal_to_stop_ends_prepare_with_its_workers(corpus, large_corpus, tmp_
     wait_until(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids), 10)
 
 
-def test_an_exception_in_a_worker_is_not_taken_for_its_death():
+def test_an_exception_in_a_worker_is_not_mistaken_for_its_death():
     with workers.Pool(1) as pool:
         with pytest.raises(FileNotFoundError, match="nowhere"):
             pool.submit(os.stat, "/nowhere").result()
@@ -306,7 +306,7 @@ def test_a_document_stays_in_its_split_when_the_corpus_grows(corpus, tmp_path):
     assert held_out(tmp_path / "a") | held_out(tmp_path / "b") == held_out(tmp_path / "[ab]")
 
 
-def test_tiny_corpus_holds_one_document_out_and_a_single_document_is_refused(corpus, tmp_path):
+def test_tiny_corpus_holds_out_one_document_and_a_single_document_is_refused(corpus, tmp_path):
     (tmp_path / "two.txt").write_text("The dog sleeps.\n\nThe cat runs.\n")
     manifest = prepare(f"files:{tmp_path}/two.txt", tmp_path / "two", vocab=corpus / "vocab.txt", processes=1)
     assert [manifest["splits"][split]["documents"] for split in shards.SPLITS] == [1, 1]

@@ -42,7 +42,7 @@ def finish(*processes):
 
 
 @pytest.mark.slow
-def test_processes_with_one_device_each_save_their_initial_state(small_shards, tmp_path):
+def test_two_processes_with_one_device_each_save_the_initial_state(small_shards, tmp_path):
     flags = [*with_port(), "--config.methods=early_bert", "--config.early_bert.search=2", "--config.steps=4"]
     finish(*(start(small_shards, tmp_path, 1, *flags, f"--process_index={i}") for i in range(2)))
     assert 6 in checkpoint.steps(tmp_path / "checkpoints")
@@ -60,5 +60,5 @@ def test_two_processes_write_the_same_rows_as_one(small_shards, tmp_path):
         for key, value in a.items():
             assert b[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), key
     assert checkpoint.steps(tmp_path / "one/checkpoints") == checkpoint.steps(tmp_path / "two/checkpoints")
-    # One process reads what several wrote.
+    # One process can read a checkpoint that two processes wrote.
     checkpoint.restore_params(checkpoint.find(tmp_path / "two"))

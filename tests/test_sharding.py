@@ -1,4 +1,4 @@
-"""Meshes of eight devices against one, and the table of rules."""
+"""Meshes of eight devices compared with one device, and the table of sharding rules."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ CASES = ["1x1x1 in 4", "8x1x1", "2x4x1", "2x2x2", "2x2x2 in 2", "2x2x2 with drop
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_mesh_and_micro_batches_equal_one_device(meshes, case):
+def test_steps_on_a_mesh_or_in_micro_batches_equal_steps_on_one_device(meshes, case):
     assert meshes[case]["relative"] < 1e-5
     assert meshes[case]["absolute"] < 1e-5
 
@@ -66,7 +66,7 @@ def test_every_rule_is_needed():
     assert first == set(range(len(sharding.RULES)))
 
 
-def test_axis_that_does_not_divide_is_named():
+def test_axis_that_the_mesh_does_not_divide_is_named():
     mesh = type("Mesh", (), {"shape": {"data": 1, "fsdp": 1, "tensor": 3}})()
     with pytest.raises(BadInput, match=r"layers/query/kernel has an axis of 4.*tensor=3"):
         sharding.spec_of("layers/query/kernel", (2, 32, 4, 8), mesh)
@@ -85,7 +85,7 @@ class Device:
 
 
 def test_tensor_axis_is_within_a_process_if_possible(monkeypatch):
-    # A torus of 4 x 4 chips: a host has 2 x 2 of them, and neighbours are in rows of four.
+    # A torus of 4 x 4 chips, listed row by row. Each host has 2 x 2 of them.
     devices = [Device(4 * y + x, 2 * (y // 2) + x // 2) for y in range(4) for x in range(4)]
 
     def in_rows(sizes, names, *, devices, axis_types):

@@ -1,4 +1,4 @@
-"""Windows over a context and the answers read from them: characters, labels, and the choice of run_squad.py."""
+"""Windows over a context, and the answers read from them as in run_squad.py: characters, labels and best answers."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def letters(count):
 
 
 def logits_of_labels(made):
-    """Logits that point to the labels."""
+    """Logits that are highest at the labels."""
     return [
         [np.where(np.arange(len(ids)) == place, 9.0, 0.0) for ids, place in zip(made.ids, places, strict=True)]
         for places in (made.starts, made.ends)
@@ -63,8 +63,8 @@ def test_a_window_is_the_question_and_a_part_of_the_context(words):
     [
         ("Built in Zürich.", "Zürich"),
         ("The CAFÉ was", "CAFÉ"),
-        ("The cafe\u0301 was", "cafe\u0301"),  # a mark that is its own character, at the end
-        ("re\u0301sume\u0301, was", "re\u0301sume\u0301"),  # and inside; the next token follows immediately
+        ("The cafe\u0301 was", "cafe\u0301"),  # a combining mark at the end
+        ("re\u0301sume\u0301, was", "re\u0301sume\u0301"),  # inside too; the next token follows immediately
         ("naïvely built", "naïvely"),
         ("a cafe\u0301\u0301\u0301", "cafe\u0301\u0301\u0301"),  # at the end of the text
         ("İstanbul was", "İstanbul"),  # two characters in lower case
@@ -81,7 +81,7 @@ def test_a_window_is_the_question_and_a_part_of_the_context(words):
         ("한국 was", "국"),
     ],
 )
-def test_an_answer_is_a_substring_of_the_text_as_written(words, context, answer):
+def test_an_answer_is_returned_as_written_in_the_context(words, context, answer):
     asked = question(context, answer)
     made = windows([asked], words, 48, 8, 16)
     assert made.starts[0] >= made.firsts[0]
@@ -89,7 +89,7 @@ def test_an_answer_is_a_substring_of_the_text_as_written(words, context, answer)
     assert found.best == {"q": answer}
 
 
-def test_marks_that_are_tokens_stay_separate(tmp_path):
+def test_combining_marks_that_are_tokens_stay_separate(tmp_path):
     words = load(tmp_path, strip_accents=False)
     made = windows([question("cafe\u0301 was", "cafe\u0301")], words, 32, 8, 16)
     assert [words.tokenizer.id_to_token(i) for i in made.ids[0][4:-1]] == ["cafe", "##\u0301", "was"]
@@ -103,7 +103,7 @@ def test_a_special_token_written_in_a_text_is_ordinary_text(words):
     assert (ids.count(words.cls), ids.count(words.sep), ids.count(words.mask)) == (1, 2, 0)
 
 
-def test_an_answer_within_a_token_has_the_whole_token(words):
+def test_an_answer_inside_a_token_becomes_the_whole_token(words):
     asked = question("built in 1895", "8", starts=(10,))
     made = windows([asked], words, 32, 8, 16)
     assert answers([asked], made, *logits_of_labels(made), "1.1").best == {"q": "18"}
@@ -157,7 +157,7 @@ def test_a_window_is_labelled_with_the_first_answer_in_it_or_cls(words):
     assert labels == [(s[0] - start, s[1] - start) if s else (-4, -4) for start, s in first.items()]
 
 
-def test_answers_of_unknown_place_and_questions_without_are_labelled_cls(words):
+def test_answers_of_unknown_position_and_questions_without_answers_are_labelled_cls(words):
     asked = [question("the cafe", "cafe", starts=(-1,)), question("the cafe", id="none")]
     made = windows(asked, words, 32, 8, 16)
     assert made.starts.tolist() == made.ends.tolist() == [0, 0]
@@ -184,7 +184,7 @@ def test_seq_len_that_leaves_no_room_is_refused(words):
 
 
 def every_span(asked, made, start_logits, end_logits, longest):
-    """The highest score of each text, by trying all spans."""
+    """(text, its highest score) for every text, best first, found by trying all spans."""
     best: dict[str, float] = {}
     for n, characters in enumerate(made.characters):
         first, tokens = made.firsts[n], len(characters)
@@ -216,7 +216,7 @@ def test_the_best_answers_are_the_best_of_all_spans(words, longest):
     assert [entry["text"] for entry in every.n_best["q"]] == [text for text, _ in expected]
 
 
-def test_no_answer_is_the_lowest_score_of_cls_against_the_best_span(words):
+def test_no_answer_is_predicted_by_comparing_the_lowest_cls_score_with_the_best_span(words):
     asked = question(letters(33))
     made = windows([asked], words, 17, 4, 16)
     logits = random_logits(made)
@@ -227,7 +227,7 @@ def test_no_answer_is_the_lowest_score_of_cls_against_the_best_span(words):
         assert found.best == {"q": expected}
         assert found.null_score_difference["q"] == pytest.approx(none - best)
     entries = found.n_best["q"]
-    assert len(entries) == 6  # no answer is far from the best 5 here, but always included
+    assert len(entries) == 6  # "no answer" is not among the best 5 here, but is always included
     assert entries[-1]["text"] == ""
     assert sum(entry["probability"] for entry in entries) == pytest.approx(1)
     for start in logits[0]:

@@ -1,4 +1,4 @@
-"""SQuAD's files, scores and submissions: the official layouts, and the official scripts' figures."""
+"""SQuAD's files, scores and submissions: official layouts, and the same scores as the official scripts."""
 
 import functools
 import gzip
@@ -40,7 +40,7 @@ def save(folder, *questions, context=CONTEXT, name="train.json"):
     return str(folder / name)
 
 
-def test_version_1_1_in_its_official_layout(tmp_path):
+def test_version_1_1_is_read_in_its_official_layout(tmp_path):
     path = save(tmp_path, asked(answers=(answer("1825"), answer("in 1825"))), asked("2", "What?", (answer("Łódź"),)))
     questions = squad.read(path, "1.1", train=True)
     assert questions == [
@@ -49,7 +49,7 @@ def test_version_1_1_in_its_official_layout(tmp_path):
     ]
 
 
-def test_version_2_0_in_its_official_layout(tmp_path):
+def test_version_2_0_is_read_in_its_official_layout(tmp_path):
     path = save(tmp_path, asked(is_impossible=False), none())
     first, second = squad.read(path, "2.0", train=True)
     assert (first.answers, first.impossible) == (("1825",), False)
@@ -68,7 +68,7 @@ def test_gzip_and_a_byte_order_mark_are_read(tmp_path):
     ("version", "questions", "complaint"),
     [
         ("1.1", (asked(question="  "),), "question '1': the question is empty"),
-        ("1.1", (asked(), asked()), "question '1': its id occurs twice"),
+        ("1.1", (asked(), asked()), "question '1': this id occurs twice"),
         ("1.1", (asked(answers=()),), r"question '1': no answer.*version=2\.0"),
         ("2.0", (asked(),), r"question '1': no 'is_impossible'.*version=1\.1"),
         ("2.0", (asked(is_impossible=True),), "is_impossible is true, with 1 answer:"),
@@ -120,7 +120,7 @@ def test_misplaced_answers_are_counted_and_the_first_is_named(tmp_path, capsys, 
 
 @pytest.mark.parametrize("version", squad.VERSIONS)
 def test_tensorflow_datasets_copy_gives_the_same_questions(tmp_path, monkeypatch, version):
-    """A data set with the features of the registered `squad/v1.1` and `squad/v2.0`, which would need a download."""
+    """Uses a small data set with the features of `squad/v1.1` or `squad/v2.0`, because those need a download."""
     import tensorflow_datasets as tfds
 
     questions = [asked("1", is_impossible=False, answers=(answer("1825"), answer("in 1825")))]
@@ -166,7 +166,7 @@ def question(*answers, id="q"):
         ("b", ("x y", "b c", "b d e"), 0, 2 / 3),  # the best-fitting answer counts
         ("b.c", ("bc",), 1, 1),  # punctuation is removed, and leaves no space
         ("an anthem", ("anthem",), 1, 1),
-        ("anthem", ("them",), 0, 0),  # articles are whole words
+        ("anthem", ("them",), 0, 0),  # only a whole word is an article
         ("$5-million", ("5million",), 1, 1),
         ("5\u2013million", ("5million",), 0, 0),  # a non-ASCII dash is not punctuation
         ("Zürich", ("Zurich",), 0, 0),  # accents count
@@ -176,7 +176,7 @@ def question(*answers, id="q"):
         ("the", ("a",), 1, 0),  # version 1.1 finds no word in common
     ],
 )
-def test_scores_by_the_rules_of_version_1_1(prediction, golds, exact, f1):
+def test_scores_follow_the_rules_of_version_1_1(prediction, golds, exact, f1):
     result = squad.score([question(*golds)], {"q": prediction})
     assert result == {"exact_match": 100 * exact, "f1": pytest.approx(100 * f1), "total": 1}
 
@@ -189,12 +189,12 @@ def test_scores_by_the_rules_of_version_1_1(prediction, golds, exact, f1):
         ("the", (), 1, 1),  # empty once normalised
         ("Denver", (), 0, 0),
         ("", ("Denver",), 0, 0),
-        ("", ("the",), 1, 1),  # an answer that normalises to nothing is no answer
-        ("Denver", ("the", "Denver Broncos"), 0, 2 / 3),  # and does not count next to another
+        ("", ("the",), 1, 1),  # a gold answer that normalises to nothing means no answer
+        ("Denver", ("the", "Denver Broncos"), 0, 2 / 3),  # and is ignored next to another answer
         ("", ("the", "Denver"), 0, 0),
     ],
 )
-def test_scores_by_the_rules_of_version_2_0(prediction, golds, exact, f1):
+def test_scores_follow_the_rules_of_version_2_0(prediction, golds, exact, f1):
     result = squad.score([question(*golds)], {"q": prediction}, {"q": 0.0})
     name = "HasAns" if golds else "NoAns"
     for prefix in ("", f"{name}_"):
@@ -204,11 +204,13 @@ def test_scores_by_the_rules_of_version_2_0(prediction, golds, exact, f1):
     assert not any(key.startswith("NoAns" if golds else "HasAns") for key in result)
 
 
-def test_parts_and_best_thresholds_of_version_2_0():
-    """Five questions, worked out by hand. If every question counts as having no answer, two are right: 2 of 5.
+def test_scores_of_version_2_0_include_parts_and_best_thresholds():
+    """Five questions, worked out by hand.
 
-    In order of difference: a (right: 3), n (an answer to none: 2), b (half right: exact 2, F1 2.5), c (right: exact 3,
-    F1 3.5), m (no answer given: no change). So the best exact match is 3, first reached at a; the best F1 3.5, at c.
+    If "no answer" is predicted for every question, n and m are right: 2 of 5. Questions are then answered in order of
+    difference. a is right: 3. n has no answer, so the count falls: 2. b is half right: exact match 2, F1 2.5. c is
+    right: exact match 3, F1 3.5. m stays "no answer". The best exact match is 3, first reached at a. The best F1 is
+    3.5, reached at c.
     """
     questions = [
         question(id="n"),
@@ -246,7 +248,7 @@ def test_questions_without_answers_need_the_rules_of_version_2_0():
         squad.score([question()], {"q": ""})
 
 
-def test_submissions_are_what_the_official_scripts_read(tmp_path):
+def test_submissions_have_the_layout_that_the_official_scripts_read(tmp_path):
     entries = [{"text": "Łódź", "probability": 1.0, "start_logit": 2.0, "end_logit": 3.0}]
     found = squad.Answers({"q": "Łódź"}, {"q": entries}, {"q": -5.0})
     paths = squad.write(tmp_path / "new", found)
@@ -269,7 +271,7 @@ def test_gold_answers_of_the_official_dev_set_score_100():
 
 
 @real
-def test_every_answer_of_real_data_is_recovered_unless_it_ends_within_a_token():
+def test_answers_of_real_data_are_recovered_unless_they_start_or_end_inside_a_token():
     questions = squad.read(str(DATA / "squad/train-v1.1-subset.json.gz"), "1.1", train=True)[::40]
     made = squad.windows(questions, vocab.load(DATA / "vocab/bert-base-uncased.txt"), 256, 128, 64)
     at = [[np.eye(256, dtype=np.float32)[place] for place in places] for places in (made.starts, made.ends)]
@@ -284,7 +286,7 @@ def test_every_answer_of_real_data_is_recovered_unless_it_ends_within_a_token():
         assert text in covered
         if characters[first, 0] == start and characters[last, 1] == start + len(text):
             assert covered == text
-        else:  # one token fewer would not cover the answer
+        else:  # a span one token shorter would not cover the answer
             assert characters[first, 1] > start
             assert characters[last, 0] < start + len(text)
     exact = sum(found[question.id] == question.answers[0] for question in questions)

@@ -32,7 +32,7 @@ def rate(stages, step):
 # The timeline
 
 
-def test_stacking_doubles_twice_over_the_released_steps():
+def test_stacking_doubles_the_depth_twice_in_the_released_steps():
     stages = stacking.make().stages(plain(of_depth(12)))
     assert summary(stages) == [("3-layers", 50_000, 3, 0), ("6-layers", 70_000, 6, 0), ("12-layers", 280_000, 12, 0)]
     assert [depth for _, _, depth, _ in summary(stacking.make().stages(plain(of_depth(24))))] == [6, 12, 24]
@@ -41,7 +41,7 @@ def test_stacking_doubles_twice_over_the_released_steps():
     )
 
 
-def test_mslt_adds_quarters_and_ends_with_a_joint_stage():
+def test_mslt_adds_a_quarter_of_the_layers_per_stage_and_ends_with_a_joint_stage():
     fifths = [("3-layers", 3, 0), ("6-layers", 6, 3), ("9-layers", 9, 6), ("12-layers", 12, 9), ("joint", 12, 0)]
     stages = stacking.make("mslt").stages(plain(of_depth(12), 1_000_000))
     assert summary(stages) == [(name, 200_000, depth, frozen) for name, depth, frozen in fifths]
@@ -77,7 +77,7 @@ def test_phases_and_growth_interleave():
         ("joint/512-tokens", 100_000, 12, 0),
     ]
     assert [stage.program.seq_len for stage in stages] == [128] * 5 + [512]
-    # A phase that begins inside a stage is not a growth, so the rate does not climb again.
+    # The model does not grow when a phase begins inside a stage, so the rate does not climb again.
     assert [stage.skipped for stage in stages] == [0] * 5 + [100_000]
     one = stacking.make("mslt", warm_again=0.02).stages(plain(of_depth(12), 1_000_000))
     assert all(rate(stages, step) == rate(one, step) for step in range(0, 1_000_000, 997))
@@ -105,7 +105,8 @@ def test_depths_and_shares_are_taken_as_given():
 
 def test_rates_of_stacking_equal_the_released_script():
     stages = stacking.make().stages(plain(of_depth(12)))
-    # reproduce_bert.sh: --lr, --end-lr, --max-update of its three runs; 280,000 of the third's 800,000 are released.
+    # From --lr, --end-lr and --max-update of the three runs in reproduce_bert.sh. The third run plans 800,000 steps;
+    # 280,000 are released.
     knots = [0, 10_000, 50_000, 120_000, 920_000], [1e-7, 8e-4, 5.5e-4, 3e-4, 0]
     steps = [0, 1, 5_000, 9_999, 10_000, 30_000, 49_999, 50_000, 85_000, 119_999, 120_000, 260_000, 399_999]
     np.testing.assert_allclose([rate(stages, step) for step in steps], np.interp(steps, *knots), rtol=1e-9)
@@ -115,7 +116,7 @@ def test_rates_of_stacking_equal_the_released_script():
     np.testing.assert_allclose([rate(two, step) for step in steps], np.interp(steps, *knots), rtol=1e-9)
 
 
-def test_rates_of_mslt_follow_the_run_with_a_climb_after_each_growth():
+def test_rates_of_mslt_follow_the_schedule_of_the_run_and_climb_again_after_each_growth():
     schedule = Schedule(1e-4, 100_000, warmup_steps=1_000)
     stages = stacking.make("mslt").stages(plain(of_depth(12), 100_000, schedule=schedule))
     for step in (0, 500, 1_000, 19_999, 21_000, 39_999, 81_000, 99_999):
@@ -138,7 +139,7 @@ def flops(stages):
     return [step_flops(stage.program).executed for stage in stages]
 
 
-def test_layers_cost_one_forward_and_two_more_for_backward_if_trained():
+def test_a_trained_layer_costs_three_times_a_frozen_one():
     # Without prediction slots the head costs nothing. In pre-LN the lowest trainable layer needs every product.
     units = np.array(flops(stacking.make("mslt").stages(plain(of_depth(12), slots=0)))) / step_flops(
         plain(of_depth(1), slots=0)[0].program
@@ -151,21 +152,21 @@ def test_layers_cost_one_forward_and_two_more_for_backward_if_trained():
         assert 400_000 * flops(stages)[-1] / executed == pytest.approx(speedup, rel=1e-4)
 
 
-def test_released_steps_of_stacking_cost_82_percent_of_the_deep_model():
+def test_released_steps_of_stacking_cost_82_percent_of_training_the_deep_model():
     stages = stacking.make().stages(plain(of_depth(12), slots=0))
     executed = sum(stage.steps * f for stage, f in zip(stages, flops(stages), strict=True))
     assert executed / (400_000 * flops(stages)[-1]) == pytest.approx(0.81875)
 
 
-def test_head_at_base_size_takes_some_of_the_saving():
+def test_head_at_base_size_reduces_the_saving():
     program = Program(bert.Config(30_522, pooler=True), whole(12), 256, 1, 128, 20, "mlm+nsp")
     one = (Stage("128-tokens", program, 1_000, Schedule(1e-4, 1_000)),)
     stages = stacking.make("mslt").stages(one)
     D, tokens = 768, 256 * 128
     layer = 2 * tokens * 12 * D * D + 4 * tokens * 128 * D
     heads, table = 2 * 256 * (20 * D * D + D * D + 2 * D), 2 * 256 * 20 * D * 30_592
-    # The heads cost their full price except for the gradient of the frozen table. The lowest trainable post-LN layer
-    # needs three products fewer.
+    # The heads cost as much as in a dense step, except for the gradient of the frozen table. The lowest trainable
+    # post-LN layer needs three products fewer.
     by_hand = [(n + 2 * 3) * layer - 3 * 2 * tokens * D * D + 3 * heads + 2 * table for n in (6, 9, 12)]
     by_hand = [(3 + 2 * 3) * layer + 3 * heads + 3 * table, *by_hand, 36 * layer + 3 * heads + 3 * table]
     assert flops(stages) == by_hand

@@ -30,7 +30,7 @@ ADAMW = optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 1.0)
 
 
 def entered(method, params, before, after, key=None):
-    """(new parameters, new stage, change of the moments), as the engine gets them between two stages."""
+    """(new parameters, new stage, function for the moments), as the engine gets them between two stages."""
     key = jax.random.key(1) if key is None else key
     params, moments, _, new = method.enter(params, (), before, after, None, key)
     return params, new, moments
@@ -67,7 +67,7 @@ def test_growth_copies_every_leaf_and_keeps_the_old_layers(variant, depths):
     method = stacking.make(variant, depths=depths)
     before, after, *_ = method.stages(plain(of_depth(high)))
     params = random_params(of_depth(low))
-    params["layers"]["gain"] = np.arange(low, dtype=np.float32)  # of another method
+    params["layers"]["gain"] = np.arange(low, dtype=np.float32)  # a leaf of another method
     grown, new, _ = entered(method, params, before, after)
     states.check_model("grown", grown, new.program.model)
     added = high - low
@@ -92,7 +92,7 @@ def test_layers_of_uneven_width_are_copied_with_their_widths():
     assert entered(method, random_params(even), before, after)[1].program.model.heads == 1
 
 
-def test_random_layers_are_fresh_ones_of_the_deeper_model():
+def test_random_layers_equal_the_fresh_layers_of_the_deeper_model():
     method = stacking.make("mslt", depths="1,3", init="random")
     before, after, _ = method.stages(plain())
     params = random_params(of_depth(1))
@@ -120,12 +120,12 @@ def test_identity_layers_change_nothing_in_a_pre_ln_model(variant, depths):
         for depth, tree in ((low, params), (high, grown))
     )
     np.testing.assert_array_equal(x_BSD, y_BSD)
-    # All but the output matrices are copies, so that the new layers have something to learn from.
+    # Only the output matrices are zero. The other weights are copies, so the new layers can learn.
     assert same(layers_of(grown, high - 1)["query"], layers_of(params, low - 1)["query"])
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_doubled_model_equals_its_equations(norm):
+def test_doubled_model_equals_the_reference_equations(norm):
     method = stacking.make(depths="2,4", learning_rate="run")
     before, after = method.stages(plain(of_depth(4, norm=norm)))
     params = random_params(of_depth(2, norm=norm))
@@ -142,7 +142,7 @@ def test_doubled_model_equals_its_equations(norm):
 # Moments
 
 
-def test_fresh_optimizer_only_if_the_model_grows_or_more_of_it_is_trained():
+def test_optimizer_is_fresh_only_if_the_model_grows_or_more_of_it_is_trained():
     method = stacking.make("mslt", depths="1,3")
     stages = method.stages(plain(phases=((16, 0.1), (8, 0.8), (16, 0.1))))
     names = [stage.name for stage in stages]
@@ -162,7 +162,7 @@ def test_fresh_optimizer_only_if_the_model_grows_or_more_of_it_is_trained():
     assert fresh == [False, True, True, False]
 
 
-def test_boundary_at_which_another_method_slims_is_left_alone():
+def test_stacking_changes_nothing_where_another_method_slims_the_model():
     method = stacking.make(depths="1,3")
     *_, stage = method.stages(plain())
     slim = dataclasses.replace(stage.program.model, heads=(2, 1, 1), mlp_dim=(32, 8, 8))
@@ -174,7 +174,7 @@ def test_boundary_at_which_another_method_slims_is_left_alone():
     assert moments(params) is params
 
 
-def test_carried_moments_are_copied_in_stacking_and_zero_in_new_layers_of_mslt():
+def test_carried_moments_are_copied_in_stacking_and_zero_for_random_layers_and_in_mslt():
     for variant, init, expected in (
         ("stacking", "copy", "copies"), ("stacking", "random", "zeros"), ("mslt", "copy", "zeros"),
     ):  # fmt: skip
@@ -235,8 +235,8 @@ def test_frozen_leaves_are_byte_identical_and_have_no_backward_pass_when_compile
     assert same(layers_of(before, 0), layers_of(after, 0))
     assert not same(layers_of(before, 1)["query"], layers_of(after, 1)["query"])
     assert not same(layers_of(before, 2)["query"], layers_of(after, 2)["query"])
-    # 8 products per layer, and two more for each in the backward pass of the two trainable layers. The same for the
-    # heads' four, except for the gradient of a frozen table.
+    # Each of the 3 layers has 8 products. The backward pass of the 2 trainable layers has two for each product.
+    # The heads have four products, with two each in the backward pass, except that a frozen table gets no gradient.
     assert compiled_dots(compiled) == 3 * 8 + 2 * 16 + 3 * 4 - (embedding == "B")
 
 
@@ -253,7 +253,7 @@ def test_frozen_parameters_have_no_gradient_and_no_moments(embedding):
     assert {leaf.shape[0] for leaf in jax.tree.leaves(state.params["layers"])} == {2}
     moments = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert sorted(moments) == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(state.params)])
-    # Nothing in the program is as large as the whole stack, either.
+    # No array in the program is as large as the whole stack.
     text = str(jax.make_jaxpr(step)(state, random_batch(TINY, 4, 16, 2)))
     assert "f32[2,16,32]" in text
     assert "f32[3,16,32]" not in text
@@ -265,9 +265,9 @@ def test_a_frozen_layer_saves_16_matrix_products():
         return dots(jax.make_jaxpr(step)(state, random_batch(TINY, 4, 16, 2)).jaxpr)
 
     # A layer has 8 products (query, key, value, scores, values, output, two of the feed-forward network), each with
-    # two in its backward pass. In a pre-LN model the lowest trainable layer needs all of them, for its LayerNorm. In
-    # a post-LN model it does not need the three for the gradient of its input. The heads have four products, and the
-    # frozen table gets no gradient.
+    # two in its backward pass. In a pre-LN model the lowest trainable layer needs all of them: its LayerNorm learns.
+    # In a post-LN model it does not need the three for the gradient of its input. The heads have four products, and
+    # the frozen table gets no gradient.
     counts = [written(f"{frozen},4", 1) for frozen in (3, 2, 1)]
     assert counts == [32 + 16 + 11, 32 + 32 + 11, 32 + 48 + 11]
     assert written("2,4", 2) == 32 + 64 + 12
@@ -282,7 +282,7 @@ def test_frozen_layers_and_embeddings_have_dropout_only_if_asked(frozen_dropout)
     grown, new, _ = entered(method, random_params(of_depth(2)), before, after)
     batch, (learns, frozen) = random_batch(TINY, 3, 12, 2), partition(grown, new.program)
 
-    # The new layer adds nothing, so this is the output of the frozen ones.
+    # The new layer adds nothing, so this is the output of the frozen layers.
     def trunk(seed):
         key = jax.random.key(seed)
         return np.asarray(bert.encode(model, learns, frozen, batch, new.program.plan, Route(), key))

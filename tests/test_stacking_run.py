@@ -22,7 +22,7 @@ from helpers.small_runs import make_settings, rows_without_clock, run, small_con
 
 
 def grown_config(small_shards, **arguments):
-    """30 steps of a 2-layer model, without dropout, since compiling it would take most of such a short run."""
+    """30 steps of a 2-layer model. There is no dropout: compiling it would take most of such a short run."""
     return small_config(
         small_shards, methods="stacking", phases="16:1", steps=30, log_every=5, data__objective="mlm",
         model__norm="pre", model__pooler=False, model__dropout=0.0, model__attention_dropout=0.0, eval__every=0,
@@ -32,7 +32,7 @@ def grown_config(small_shards, **arguments):
 
 @pytest.fixture(scope="module")
 def mslt(small_shards, tmp_path_factory):
-    """15 steps of one layer, 9 of a second one on top of it with an untied table, and 6 of both."""
+    """An MSLT run: 15 steps of one layer, 9 steps of a second layer with an untied table, and 6 steps of both."""
     config = grown_config(
         small_shards, variant="mslt", depths="1,2", shares="0.5,0.3,0.2", embedding="C", warm_again=0.1
     )
@@ -60,7 +60,7 @@ def test_rows_report_depth_and_number_of_learning_layers(mslt):
     assert [row["stage"] for row in rows] == ["1-layers"] * 3 + ["2-layers"] * 2 + ["joint"] * 2
     assert seen == [(1, 1)] * 3 + [(2, 1)] * 2 + [(2, 2)] * 2
     assert summary["flops"] < 0.75 * summary["flops_dense"]
-    # The rate climbs again over 3 steps: the step after the 24th is the first of the joint stage.
+    # The rate climbs again from 0 over 3 steps. Step 25 is the first step of the joint stage, so its rate is 0.
     rates = [1e-2 * (1 - (row["step"] - 1) / 30) for row in rows]
     assert [row["learning_rate"] for row in rows] == pytest.approx([*rates[:5], 0, rates[6]])
 
@@ -72,7 +72,7 @@ def test_frozen_parameters_are_byte_identical_until_the_joint_stage(mslt):
     assert same(before["embed"], inside["embed"])
     assert not same(before["embed"]["word"], inside["mlm"]["word"])
     assert "word" not in later["mlm"]
-    # In the joint stage everything moves.
+    # In the joint stage every parameter changes.
     assert not any(jax.tree.leaves(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes(), later, end)))
     kept = checkpoint.shapes(workdir / "checkpoints/20")
     learns, frozen = kept["params"], kept["frozen"]
@@ -83,7 +83,7 @@ def test_frozen_parameters_are_byte_identical_until_the_joint_stage(mslt):
 
 # Inside the stage with a frozen layer, and at the boundaries before and after it.
 @pytest.mark.parametrize("at_step", [18, 15, pytest.param(24, marks=pytest.mark.slow)])
-def test_killed_run_ends_like_an_uninterrupted_one(mslt, tmp_path, monkeypatch, at_step):
+def test_interrupted_run_ends_like_an_uninterrupted_one(mslt, tmp_path, monkeypatch, at_step):
     config, whole, _ = mslt
     interrupted(config, tmp_path, at_step, monkeypatch)
     run(config, tmp_path)
@@ -112,7 +112,7 @@ def test_stacking_with_carried_moments_resumes_at_its_boundary(small_shards, tmp
     assert same(params_at(tmp_path / "stopped", 30), params_at(tmp_path / "whole", 30))
 
 
-# The carried moments belong to the table that is trained and then frozen, to copies, and to layers trained again later.
+# Moments are carried for a table that is frozen for one stage, for copies, and for layers that are trained again later.
 @pytest.mark.parametrize("embedding", ["A", "B", "C"])
 def test_mslt_with_carried_moments_runs_to_its_end(small_shards, tmp_path, embedding):
     arguments = {"variant": "mslt", "depths": "1,2", "shares": "0.5,0.3,0.2", "warm_again": 0.1}
@@ -127,7 +127,7 @@ def test_mslt_with_carried_moments_runs_to_its_end(small_shards, tmp_path, embed
 
 
 def counted(folder, config):
-    """Number of steps counted by a checkpoint's moments."""
+    """The step count in a checkpoint's moments."""
     made = make_settings(config)
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     state = resumed(folder, methods.make(made.methods), optim.make(made.optimizer), mesh)
@@ -189,7 +189,7 @@ def test_config_of_stacking_is_the_released_recipe():
     config = config_of("stacking")
     assert config.methods == "stacking"
     assert (config.steps, config.batch_size, config.phases) == (400_000, 312, "384:1")
-    # reproduce_bert.sh: --max-tokens x --update-freq on 4 GPUs, stage by stage; the mean over updates.
+    # --max-tokens x --update-freq of each stage of reproduce_bert.sh on 4 GPUs, averaged over the updates.
     tokens = 4 * np.average([25_600, 2 * 14_336, 3 * 10_240], weights=[50, 70, 280])
     assert config.batch_size * 384 == pytest.approx(tokens, rel=0.01)
     assert (config.learning_rate.peak, config.learning_rate.warmup_steps, config.learning_rate.start) == (

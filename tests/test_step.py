@@ -1,4 +1,4 @@
-"""The train step: what does not learn is not differentiated, and a program compiles once."""
+"""The train step: frozen parameters, micro-batches, dropped layers, losses and randomness."""
 
 import dataclasses
 import re
@@ -35,7 +35,7 @@ def test_frozen_layers_have_no_backward_pass(params):
     assert count(1) - count(2) == 16
 
 
-def test_what_does_not_learn_is_byte_identical_after_steps(params):
+def test_frozen_parameters_are_byte_identical_after_steps(params):
     plan = edit(whole(3), 0, 2, frozen=True)
     program = dataclasses.replace(PROGRAM, plan=plan, frozen_paths=("embed/", "mlm/norm"))
     step, state = step_and_state(program, params)
@@ -53,7 +53,7 @@ def test_what_does_not_learn_is_byte_identical_after_steps(params):
     assert sum(leaf.size for leaf in moments) < 2.1 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
-def test_partition_and_join_are_inverse(params):
+def test_join_inverts_partition(params):
     for frozen, patterns in ((0, ()), (2, ("embed/word",)), (1, ("embed/", "mlm/"))):
         plan = edit(whole(3), 0, frozen, frozen=True) if frozen else whole(3)
         learns, fixed = partition(params, dataclasses.replace(PROGRAM, plan=plan, frozen_paths=patterns))
@@ -69,7 +69,7 @@ def test_micro_batches_hold_every_example_once_and_keep_neighbours_on_their_devi
     np.testing.assert_array_equal(whole_batch(split)["ids"], batch["ids"])
 
 
-def test_micro_batches_draw_their_own_layers(params):
+def test_each_micro_batch_runs_its_own_layers(params):
     program = dataclasses.replace(PROGRAM, micro_batches=2)
     scale_ML = np.array([[1, 0, 2], [0, 1, 2]], np.float32)
     plan, route = pack(program.plan, scale_ML)
@@ -95,7 +95,7 @@ def test_dropped_layers_get_a_gradient_of_zero_and_still_decay(params):
     assert np.abs(kernel[0] - before[0]).max() > 0.01
 
 
-def test_means_weigh_every_prediction_once(params):
+def test_loss_is_the_weighted_mean_over_predictions(params):
     step, state = step_and_state(PROGRAM, params)
     batch = batch_of()
     _, metrics = jax.jit(step)(state, batch, Route(), 0.1, SEED)
@@ -106,12 +106,12 @@ def test_means_weigh_every_prediction_once(params):
     assert float(metrics["mlm_sum"] / metrics["predictions"]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_words_behind_a_mask_are_also_summed_separately(params):
+def test_losses_at_mask_tokens_are_also_summed_separately(params):
     step, state = step_and_state(
         dataclasses.replace(PROGRAM, model=dataclasses.replace(CONFIG, special_ids=MASK)), params
     )
     batch = batch_of()
-    batch["ids"][0, 2] = batch["ids"][1, 5] = batch["ids"][2, 3] = MASK[-1]  # the last is not predicted
+    batch["ids"][0, 2] = batch["ids"][1, 5] = batch["ids"][2, 3] = MASK[-1]  # the third is not predicted
     batch["weights"] = np.float32([[0.5, 1], [1, 2], [1, 1], [0, 0]])
     _, metrics = jax.jit(step)(state, batch, Route(), 0.1, SEED)
     x_BSD = bert.encode(CONFIG, params, {}, batch, whole(3), Route(), None)
@@ -139,7 +139,7 @@ def test_randomness_is_a_function_of_seed_and_step(params):
 
 @pytest.mark.slow
 def test_gradient_of_the_residual_stream_is_summed_once():
-    # Otherwise each use recomputes its sum over the layers above, and a step's time grows with the square of the depth.
+    # Otherwise each use recomputes the sum over the layers above, and the step time grows with the depth squared.
     def sums(depth):
         model = dataclasses.replace(CONFIG, norm="pre", depth=depth)
         program = dataclasses.replace(PROGRAM, model=model, plan=whole(depth))

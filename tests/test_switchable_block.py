@@ -1,4 +1,4 @@
-"""Layers drawn by progressive layer dropping compute the switchable block, in both executions.
+"""Layers drawn by progressive layer dropping compute the paper's switchable block, in both executions.
 
 Axes: as in layer_drop.py and bert.py.
 """
@@ -25,7 +25,7 @@ from helpers.trunk import BATCH, PRE, close, equal, layers_of, program_of, run
 
 
 def switchable_encoder(config, params, batch, gate_L, keep_L):
-    """Hidden states by the paper's equations, float64:
+    """Hidden states in float64, by the paper's equations:
 
     h_i = x_i + G_i / p_i SelfAttn(LN_1(x_i)), x_{i+1} = h_i + G_i / p_i FFN(LN_2(h_i)), and a LayerNorm at the end.
     """
@@ -65,7 +65,7 @@ def test_drawn_layers_compute_the_switchable_block(variant, gate_L):
     draws = (drawn(method, stage, LATE + n)[0] for n in range(1000))
     scale_L = next(scale_L for scale_L in draws if tuple(scale_L != 0) == tuple(map(bool, gate_L)))
     _, x_BSD, grads = run(PRE, params, scale_L=scale_L)
-    keep_L = 1 - np.array([1, 2, 3]) / 3 * 0.5  # the released code scales by this, but draws with other probabilities
+    keep_L = 1 - np.array([1, 2, 3]) / 3 * 0.5  # the released code divides by this, but draws with other probabilities
     expected_BSD = switchable_encoder(PRE, params, BATCH, gate_L, keep_L)
     real_BS = BATCH["segments"] != 0
     close(np.asarray(x_BSD)[real_BS], expected_BSD[real_BS])
@@ -79,7 +79,7 @@ def test_theta_of_one_is_plain_pre_ln_bit_for_bit():
     params, stage = reference.random_params(config), stage_of(depth=3)
     plain = run(config, params, seed=0)
     equal(run(config, params, scale_L=drawn(make(theta=1.0), stage, LATE)[0], seed=0), plain)
-    equal(run(config, params, scale_L=drawn(make(), stage, 0)[0], seed=0), plain)  # the ramp starts at 1
+    equal(run(config, params, scale_L=drawn(make(), stage, 0)[0], seed=0), plain)  # theta starts at 1
 
 
 def test_a_span_may_run_no_layer():
@@ -89,14 +89,15 @@ def test_a_span_may_run_no_layer():
     shallow, above = dataclasses.replace(PRE, depth=2), (Span(0, 2, queries=8, keys=8),)
     close((loss, x_BSD, layers_of(grads, 1, 2)), run(shallow, layers_of(params, 1, 2), above, [1.5, 2]))
     equal(layers_of(grads, 0)["layers"], jax.tree.map(np.zeros_like, layers_of(grads, 0)["layers"]))
-    # The whole model may run none either: everything between the embeddings and the heads is then skipped.
+    # The whole model may also run no layer. The embeddings and the final LayerNorm still get gradients.
     *_, grads = run(PRE, params, plan, [0, 0, 0])
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads["layers"]))
     assert all(np.any(leaf) for leaf in jax.tree.leaves((grads["embed"], grads["final_norm"])))
 
 
-def test_dropped_boundary_layer_passes_kept_tokens_on():
-    # Token dropping's plan. The dropped layer is the one that attends to all tokens but updates only the kept ones.
+def test_dropped_boundary_layer_still_passes_on_the_kept_tokens():
+    # The plan of token dropping. The dropped layer is its boundary, which attends to all tokens but updates only the
+    # kept ones.
     config = dataclasses.replace(PRE, depth=4)
     params = reference.random_params(config)
     plan = edit(edit(edit(whole(4), 1, 3, queries=8), 2, 3, keys=8), 3, 4, queries=None)
@@ -118,7 +119,7 @@ def test_frozen_layers_may_be_dropped_too():
 
 
 def test_gather_and_cond_agree_over_micro_batches():
-    # With dropout: a layer's masks depend on its index in the model, not on its index among the layers that run.
+    # Dropout is on: a layer's masks depend on its index in the model, not on its index among the layers that run.
     model = dataclasses.replace(PROGRAM.model, depth=2, norm="pre", dropout=0.1, attention_dropout=0.1)
     params, optimizer = reference.random_params(model), optax.identity()
     scale_ML = np.array([[4 / 3, 0], [0, 2]])
@@ -136,7 +137,7 @@ def test_gather_and_cond_agree_over_micro_batches():
     close(step(edit(whole(2), 0, 2, cond=True)), step(whole(2)))
 
 
-def test_dropped_layers_get_no_gradient_but_moments_and_weights_decay():
+def test_moments_and_weights_of_dropped_layers_decay_without_a_gradient():
     model = dataclasses.replace(PROGRAM.model, norm="pre")
     params, rng, rate = reference.random_params(model), np.random.default_rng(1), 0.1
     plan, route = pack(whole(3), np.array([[1.2, 0, 2.0]]))

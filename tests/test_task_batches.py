@@ -1,4 +1,4 @@
-"""Batches of similar length: every example once, few widths, the same programs in every epoch, few padding tokens."""
+"""Batches of examples of similar length: every example once, the same programs in every epoch, little padding."""
 
 import os
 import pathlib
@@ -27,7 +27,7 @@ def words(tmp_path_factory):
 def test_pairs_are_laid_out_as_bert_reads_them(words):
     rows = batches.make_examples([["good w1"], ["bad [SEP] w2"]], None, words, 48)
     tokens = [WORDS[i] for i in rows.ids_N[0]]
-    # A special token written in the text is three unknown words, not a separator.
+    # A special token written in the text becomes three unknown tokens, not a separator.
     assert tokens == ["[CLS]", "good", "w1", "[SEP]", "bad", "[UNK]", "[UNK]", "[UNK]", "w2", "[SEP]"]
     assert rows.types_N[0].tolist() == [0] * 4 + [1] * 6
 
@@ -43,7 +43,7 @@ def test_the_longer_text_is_cut_as_in_bert(words, a, b, room):
     assert [WORDS[i] for i in rows.ids_N[0]] == ["[CLS]", *expected_a, "[SEP]", *expected_b, "[SEP]"]
 
 
-def test_widths_have_the_least_padding():
+def test_chosen_widths_give_the_least_padding():
     lengths = np.array([5] * 100 + [17] * 10 + [31] * 50 + [64])
     for most in (1, 2, 3, 4):
         widths = batches.choose_widths(lengths, most)
@@ -95,7 +95,7 @@ def test_contents_and_order_of_batches_depend_on_seed_and_epoch_alone():
     assert len(first & again) < 2
 
 
-def test_filled_batch_has_weight_only_for_its_examples():
+def test_filled_batch_has_weights_only_for_its_examples():
     rows = rows_of([3, 5], np.array([1, 0], np.int32))
     arrays = batches.fill(rows, batches.Batch(8, np.array([1, 0])), 4, pad=9)
     assert arrays["weights"].tolist() == [1, 1, 0, 0]

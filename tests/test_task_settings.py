@@ -1,4 +1,4 @@
-"""Fine-tuning's settings, refused if impossible, and the summary of a folder's runs."""
+"""Fine-tuning: impossible settings are refused, and a summary covers all runs of a folder."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from helpers.made_tasks import make_settings
     ("changes", "message"),
     [
         ({"task": "mrcp"}, "did you mean mrpc"),
-        ({"seeds": "0,0"}, "expected distinct numbers from 0 to below 2\\^32"),
+        ({"seeds": "0,0"}, "expected distinct numbers of at least 0 and below 2\\^32"),
         ({"answers.n_best": 0}, "answers.n_best=0: expected at least 1"),
         ({"answers.max_tokens": 0}, "answers.max_tokens=0: expected at least 1"),
         ({"learning_rates": "2e-5,high"}, "learning_rates"),
@@ -46,7 +46,7 @@ def test_squad_refuses_other_data_sets_of_tfds():
         data.squad_file("tfds:glue", "1.1", True)
 
 
-def test_a_tasks_own_learning_rates_come_before_the_common_ones(folder):
+def test_a_tasks_own_learning_rates_replace_the_common_ones(folder):
     made, _ = make_settings(folder, "all", learning_rates="2e-5,3e-5,mrpc:9e-5")
     assert made.rates_of("mrpc") == (9e-5,)
     assert made.rates_of("rte") == (2e-5, 3e-5)

@@ -1,6 +1,6 @@
 """EarlyBERT's ticket, from masks to the slim model, compared with NumPy written from the released code's rules.
 
-Axes: as in the method's file.
+Axes: as in early_bert.py.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ def ticket_of(config=CONFIG, coefficients=None, seed=0, key=None, **arguments):
 
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("kind", ["signed", "ties", "neighbours"])
-def test_keep_is_the_rule_of_the_released_code(kind, together):
+def test_keep_equals_the_rule_of_the_released_code(kind, together):
     rng = np.random.default_rng(0)
     for trial in range(60):
         depth, count = rng.integers(1, 5), rng.integers(2, 40)
@@ -78,7 +78,7 @@ def test_distance_is_a_share_of_the_real_units():
 
 
 def first_mask(method, config, c_LH, c_LF):
-    """The row of the log after one mask of these coefficients."""
+    """The log row after taking one mask of these coefficients."""
     stage = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, model=config))
     params, state = method.init({"layers": {}}, config)
     state, _ = method.observe(scaled(params, c_LH, c_LF), state, stage, 1)
@@ -105,7 +105,7 @@ def test_a_third_of_the_heads_is_pruned_at_every_published_size(heads, fall):
     assert report["heads"] == [heads - fall] * 2
 
 
-def test_ratio_of_zero_prunes_none():
+def test_ratio_of_zero_prunes_nothing():
     c_LU = np.ones((2, 3), np.float32)
     assert keep(c_LU, make_units([3, 3], 0.0, False)).all()
     assert keep(c_LU, make_units([3, 3], 0.0, True)).all()
@@ -115,7 +115,7 @@ def test_ratio_of_zero_prunes_none():
 
 
 @pytest.mark.parametrize("config", [*NORMS, UNEVEN], ids=["post", "pre", "uneven"])
-def test_slim_model_equals_the_one_with_coefficients_of_zero_and_one(config):
+def test_slim_model_equals_the_full_model_with_coefficients_of_zero_and_one(config):
     method, params, slim, model = ticket_of(config)
     c_LH, c_LF = (np.asarray(params["layers"][name]) for name in ("head_scale", "neuron_scale"))
     heads, neurons = make_units(config.heads_L, 0.333333, False), make_units(config.mlp_dim_L, 0.4, True)
@@ -127,7 +127,7 @@ def test_slim_model_equals_the_one_with_coefficients_of_zero_and_one(config):
     np.testing.assert_allclose(logits(model, slim), logits(config, masked), rtol=1e-5, atol=1e-5)
 
 
-def test_slim_weights_are_rows_of_the_initial_ones_in_order():
+def test_slim_weights_are_the_kept_rows_of_the_initial_weights_in_order():
     method = make(neurons="layer")
     plain = random_params(CONFIG, seed=7)
     initial, state = method.init(plain, CONFIG)
@@ -157,7 +157,7 @@ def test_padding_is_zero():
         assert (slim["layers"]["mlp_output"]["kernel"][layer][hidden:] == 0).all()
 
 
-def test_align_rounds_each_layer_and_keeps_its_largest():
+def test_align_rounds_the_width_of_each_layer_and_keeps_its_largest_coefficients():
     rng = np.random.default_rng(0)
     c_LU = rng.random((4, 40)).astype(np.float32) + np.array([[0.0], [0.4], [0.1], [0.9]], np.float32)
     units = make_units([40] * 4, 0.4, True)
@@ -171,7 +171,7 @@ def test_align_rounds_each_layer_and_keeps_its_largest():
     assert [len(kept) for kept in draw_ticket(c_LU, units, "neuron", 1)] == plain_L.tolist()
 
 
-def test_random_ticket_has_the_shapes_of_the_drawn_one_and_other_units():
+def test_random_ticket_has_the_shapes_of_the_drawn_one_but_other_units():
     coefficients = random_coefficients(CONFIG)
     _, _, drawn, model = ticket_of(coefficients=coefficients)
     tickets = [ticket_of(coefficients=coefficients, ticket="random", key=jax.random.key(k)) for k in (3, 3, 4)]
@@ -182,7 +182,7 @@ def test_random_ticket_has_the_shapes_of_the_drawn_one_and_other_units():
     assert (kernels[0] != drawn["layers"]["mlp_output"]["kernel"]).any()
 
 
-def test_random_ticket_chooses_every_unit_equally_often():
+def test_random_ticket_chooses_every_unit_of_a_layer_equally_often():
     units = make_units([10, 6], 0.4, True)
     c_LU = np.arange(20, dtype=np.float32).reshape(2, 10)
     chosen = np.zeros((2, 10))
@@ -211,7 +211,7 @@ def test_ticket_that_empties_a_layer_is_refused(name, counts_L, ratio, together,
             draw_ticket(np.float32(c_LU), make_units(counts_L, ratio, together), name, align)
 
 
-def test_nothing_is_drawn_at_step_0():
+def test_ticket_at_step_0_is_refused():
     method = make()
     params, state = method.init(random_params(CONFIG), CONFIG)
     with pytest.raises(BadInput, match=r"all of its coefficients are 1\.0.*search longer"):
@@ -244,7 +244,7 @@ def test_ticket_of_base_is_smaller_in_flops_and_in_memory():
     assert len(set(model.mlp_dim_L)) > 6
     saved = step_flops(stage.program).executed - step_flops(slim.program).executed
     tokens = 256 * 128
-    # 6 FLOPs per weight and token, plus the two products of scores and values, with 4 fewer heads of 64.
+    # 6 FLOPs per pruned weight and token, plus the score and value products of 4 pruned heads of size 64.
     by_hand = 6 * tokens * (12 * 4 * 768 * 256 + 2 * 768 * 14_746) + 12 * 6 * 2 * tokens * 128 * 256
     assert saved == by_hand
     leaves = jax.tree.leaves(jax.eval_shape(lambda: bert.init(model, jax.random.key(0)))["layers"])

@@ -60,7 +60,7 @@ def covered(plan):
         (1, [(0, 1, None, None)]),
     ],
 )
-def test_plan_is_full_then_boundary_then_kept_then_full(depth, expected):
+def test_plan_is_full_layers_then_the_boundary_then_kept_tokens_then_a_full_last_layer(depth, expected):
     assert covered(planned(dataclasses.replace(POST, depth=depth))) == expected
 
 
@@ -76,14 +76,14 @@ def test_boundary_is_the_given_layer(boundary, expected):
     assert covered(planned(dataclasses.replace(POST, depth=12), boundary=boundary)) == expected
 
 
-def test_boundary_of_half_the_layers_minus_1_is_the_released_one():
+def test_default_boundary_is_half_the_layers_minus_1():
     for depth in (2, 3, 12, 24):
         model = dataclasses.replace(POST, depth=depth)
         assert planned(model, boundary=depth // 2 - 1) == planned(model)
 
 
 @pytest.mark.parametrize(("depth", "boundary", "most"), [(12, 11, 10), (3, 5, 1), (1, 0, -1)])
-def test_boundary_that_leaves_no_last_layer_is_refused_with_the_maximum(depth, boundary, most):
+def test_boundary_that_leaves_no_last_layer_is_refused_and_the_maximum_is_named(depth, boundary, most):
     message = rf"token_drop\.boundary={boundary}: stage only has {depth} layers.* set at most {most}, or -1"
     with pytest.raises(BadInput, match=message):
         planned(dataclasses.replace(POST, depth=depth), boundary=boundary)
@@ -108,7 +108,7 @@ def test_frozen_layers_split_the_plan_and_stay_frozen():
 
 
 @pytest.mark.parametrize(("full_tail", "steps"), [(0.0, [60, 40]), (0.1, [60, 30, 10]), (0.5, [50, 10, 40])])
-def test_tail_of_the_steps_drops_nothing(full_tail, steps):
+def test_full_tail_drops_no_tokens(full_tail, steps):
     stages = (stage_of(steps=60), stage_of(steps=40))
     cut = token_drop.make(full_tail=full_tail).stages(stages)
     assert [stage.steps for stage in cut] == steps
@@ -119,7 +119,7 @@ def test_tail_of_the_steps_drops_nothing(full_tail, steps):
     assert (cut[-1].program.plan == whole(4)) == (full_tail > 0)
 
 
-def test_tail_is_a_share_of_the_last_training():
+def test_full_tail_is_a_share_of_the_last_training():
     stages = (stage_of(steps=30), stage_of(steps=60, data="restart"), stage_of(steps=40))
     cut = token_drop.make(full_tail=0.25).stages(stages)
     assert [(stage.steps, stage.data, stage.program.plan == whole(4)) for stage in cut] == [
@@ -129,7 +129,8 @@ def test_tail_is_a_share_of_the_last_training():
 
 @pytest.mark.parametrize(
     ("depth", "width", "seq_len", "slots", "saved"),
-    # tensorflow/models, bert_en_uncased_base_token_drop.yaml and similar: with the MLM head, forward and backward.
+    # The sizes are from tensorflow/models, bert_en_uncased_base_token_drop.yaml and similar files. The costs include
+    # the MLM head and the backward pass.
     [(12, 768, 512, 76, 0.245), (12, 768, 128, 20, 0.236), (24, 1024, 512, 76, 0.252)],
 )
 def test_a_step_is_a_quarter_cheaper(depth, width, seq_len, slots, saved):
@@ -179,7 +180,7 @@ def test_ties_stay_in_order():
 
 
 def test_padding_comes_last_at_any_score():
-    # In the released code the score of [PAD] drifts, above ids that are learned well.
+    # In the released code the score of [PAD] drifts upwards, past the scores of ids that are learned well.
     moved = ordered(SCORE_V.at[PAD].set(9e3))
     real_BS = np.asarray(moved["segments"]) != 0
     assert (np.diff(real_BS.astype(int), axis=1) <= 0).all()
@@ -232,7 +233,7 @@ def ordered_loss(params, config, plan, batch):
 
 
 def gathered_loss(params, config, order_BS):
-    """The same with gathers in the trunk, as in the released code."""
+    """The value of `ordered_loss`, computed with gathers inside the encoder, as in the released code."""
     depth, selected, unselected = config.depth, order_BS[:, :KEPT], order_BS[:, KEPT:]
     take = lambda x, at: jnp.take_along_axis(x, at if x.ndim == 2 else at[..., None], axis=1)  # noqa: E731
 
@@ -258,8 +259,8 @@ def gathered_loss(params, config, order_BS):
     return losses_sum(config, params, BATCH, x_BSD)
 
 
-def test_tokens_ordered_at_the_input_equal_tokens_gathered_in_the_trunk():
-    # With gradients. Queries and keys go through the same LayerNorm: in pre-LN, the boundary's own.
+def test_ordering_tokens_at_the_input_equals_gathering_them_inside_the_encoder():
+    # Gradients are compared too. In pre-LN, queries and keys go through the same LayerNorm, the boundary's own.
     config, params = PRE, reference.random_params(PRE)
     ours = jax.jit(jax.value_and_grad(ordered_loss), static_argnums=(1, 2))
     gathered = jax.jit(jax.value_and_grad(gathered_loss), static_argnums=1)
@@ -279,7 +280,7 @@ def test_joined_examples_do_not_see_each_other(config):
         run(params, config, tuple(dataclasses.replace(span, examples_per_row=2) for span in plan), batch)
 
 
-def test_examples_are_joined_in_layers_with_only_kept_tokens():
+def test_examples_are_joined_only_in_layers_of_kept_tokens():
     stage = stage_of()
     stage = dataclasses.replace(stage, program=dataclasses.replace(stage.program, batch_size=4))
     (dropping,) = token_drop.make(examples_per_row=2).stages((stage,))
@@ -321,13 +322,13 @@ def test_dropped_tokens_keep_their_value_from_the_boundary_to_the_last_layer():
     assert (last_BSD[:, KEPT:] != before_BSD[:, KEPT:]).any(-1).all()
 
 
-def test_a_dropped_token_reaches_kept_ones_up_to_the_boundary():
+def test_a_dropped_token_affects_kept_tokens_up_to_the_boundary():
     params, batch = reference.random_params(POST), ordered()
     other = {**batch, "types": np.asarray(batch["types"]).copy()}
     other["types"][0, KEPT] ^= 1
     moved_BS = (below(params, 3, other) != below(params, 3, batch)).any(-1)
     assert moved_BS[0, :KEPT].all()
-    # Also through the boundary's keys alone: the plan of two layers has no layer below the boundary.
+    # The boundary's keys alone are enough: the plan of two layers has no layer below the boundary.
     model = dataclasses.replace(POST, depth=2)
     one, two = (
         bert.encode(
@@ -338,7 +339,7 @@ def test_a_dropped_token_reaches_kept_ones_up_to_the_boundary():
     assert (np.asarray(one) != np.asarray(two)).any(-1)[0, :KEPT].all()
 
 
-def test_a_dropped_token_reaches_kept_ones_after_the_boundary_in_the_last_layer_only():
+def test_after_the_boundary_a_dropped_token_affects_kept_tokens_only_in_the_last_layer():
     # The boundary's output becomes the embeddings of a model made of the two layers above it.
     params, batch = reference.random_params(POST), ordered()
     x_BSD = below(params, 2, batch)

@@ -18,7 +18,7 @@ from bert_fast.train.log import read_rows
 from helpers.interruption import interrupted
 from helpers.small_runs import make_settings, rows_without_clock, run, small_config
 
-TAIL = 12  # of 20 steps
+TAIL = 12  # steps before the tail, out of 20
 
 
 def dropping_config(small_shards, **changes):
@@ -59,7 +59,7 @@ def state_of(folder, config):
     return state.resumed(folder, method, optim.make(settings.optimizer), mesh)
 
 
-def test_rows_report_what_is_kept_and_which_words_matter(finished):
+def test_rows_report_the_kept_share_and_the_most_and_least_important_words(finished):
     train = [row for row in read_rows(finished[0] / "metrics.jsonl") if row["split"] == "train"]
     assert [(row["step"], row["token_drop/kept"]) for row in train] == [
         (4, 0.5), (8, 0.5), (12, 0.5), (16, 1.0), (20, 1.0)
@@ -86,7 +86,7 @@ def test_evaluation_drops_nothing_and_also_reports_the_loss_with_dropping(finish
         assert abs(valid[step]["mlm_loss_dropping"] - plain["mlm_loss"]) > 1e-4
 
 
-def test_a_program_with_dropping_and_one_without_compile_once(finished):
+def test_one_program_with_dropping_and_one_without_are_compiled(finished):
     with_dropping, without = finished[1]
     assert without.plan == whole(3) != with_dropping.plan
 
@@ -115,7 +115,7 @@ def test_scores_are_in_the_checkpoint_but_not_a_parameter(finished, small_shards
     assert len(jax.tree.leaves(state.opt_state)) == 2 * len(jax.tree.leaves(learns)) + 1
     (score_V,) = state.method
     assert np.asarray(score_V[:5]).tolist() == [-1e4, 1e4, 1e4, 1e4, 1e4]
-    assert set(np.asarray(score_V[83:]).tolist()) == {10.0}  # past the vocabulary
+    assert set(np.asarray(score_V[83:]).tolist()) == {10.0}  # rows past the vocabulary
     learned = np.asarray(score_V[5:83]) != 10
     assert 10 < learned.sum() < 78
     assert (np.asarray(score_V[5:83])[learned] < 10).all()
@@ -127,7 +127,7 @@ def test_keep_that_is_too_small_is_refused_before_anything_is_written(small_shar
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_over_eight_devices_is_ordered_and_learned_as_on_one():
+def test_eight_devices_order_and_learn_from_a_batch_like_one_device():
     root = pathlib.Path(__file__).parents[1]
     environment = {"PYTHONPATH": f"{root}:{root / 'tests'}", "JAX_PLATFORMS": "cpu"}
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -139,7 +139,7 @@ def test_a_batch_over_eight_devices_is_ordered_and_learned_as_on_one():
 
 
 def eight_devices():
-    """Orders and learns from a batch on eight devices and on one; prints JSON."""
+    """Prints, as JSON, whether eight devices order and learn from a batch like one device."""
     from bert_fast import bert
     from bert_fast.method import Program
     from helpers.token_drop_cases import POST, SCORE_V, planned

@@ -1,4 +1,4 @@
-"""Token dropping's scores, its report of them, and bad input."""
+"""Token dropping: its scores, its report and bad input."""
 
 import dataclasses
 import functools
@@ -47,7 +47,7 @@ def learned(score_V, losses_BP, batch=BATCH, **arguments):
 LOSSES_BP = np.array([[2, 3, 4], [5, 6, 7], [8, 9, 10.5]])
 
 
-def test_scores_begin_high_and_pinned():
+def test_scores_start_high_and_special_ids_are_pinned():
     params = {"any": 0}
     same, score_V = token_drop.make().init(params, POST)
     assert same is params
@@ -60,7 +60,7 @@ def test_scores_begin_high_and_pinned():
     assert float(token_drop.make().init({}, other)[1][7]) == -1e4
 
 
-def test_one_loss_moves_a_score_by_a_two_hundredth():
+def test_one_loss_moves_a_score_by_one_minus_beta_of_the_difference():
     _, score_V = token_drop.make().init({}, POST)
     batch = {**BATCH, "labels": np.array([[5]]), "weights": np.ones((1, 1))}
     assert learned(score_V, [[2.0]], batch)[5] == pytest.approx(9.96, abs=1e-6)
@@ -68,7 +68,7 @@ def test_one_loss_moves_a_score_by_a_two_hundredth():
     assert learned(score_V, [[2.0]], batch, beta=0.9)[5] == pytest.approx(9.2, abs=1e-6)
 
 
-def test_scores_are_learned_by_label_and_by_filled_slots_only():
+def test_scores_are_learned_by_label_and_only_from_filled_slots():
     _, score_V = token_drop.make().init({}, POST)
     after_V = learned(score_V, LOSSES_BP)
     # Ids 5, 6, 7 and 9 are labels. [MASK] and the other inputs at their positions are not; label 0 is an unfilled slot.
@@ -88,7 +88,7 @@ def random_slots(seed, slots=40):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_id_moves_once_to_the_weighted_mean_of_its_losses(seed):
+def test_a_score_moves_once_towards_the_weighted_mean_of_its_losses(seed):
     losses_BP, batch = random_slots(seed)
     expected_V = np.asarray(SCORE_V, np.float64).copy()
     for v in np.unique(batch["labels"]):
@@ -113,7 +113,7 @@ def test_last_write_is_the_released_update():
             table_V[v] = 0.995 * old_V[v] + 0.005 * loss
         score_V = learned(score_V, losses_BP, batch, repeats="last_write")
     np.testing.assert_allclose(score_V, table_V, rtol=1e-5)
-    # As a consequence, [PAD] drifts upwards because of unfilled slots, and [UNK] and [MASK] come down.
+    # As a consequence, unfilled slots move the score of [PAD] up, and the scores of [UNK] and [MASK] come down.
     assert score_V[PAD] == pytest.approx(-1e4 * 0.995**20, abs=2)
     assert score_V[UNK] < 9.5e3 > score_V[MASK]
     assert score_V[CLS] == 1e4
@@ -144,7 +144,7 @@ def test_frequency_counts_real_input_ids():
     assert ordered(many_V)["positions"][0, -2:].tolist() == [5, 1]
 
 
-def test_random_learns_nothing():
+def test_random_scores_are_not_learned():
     method = token_drop.make(scores="random")
     _, score_V = method.init({}, POST)
     assert method.update(score_V, {}, BATCH, None) is score_V
@@ -161,7 +161,7 @@ def test_scores_are_reset_at_a_restart():
 
 @pytest.fixture(scope="module")
 def train_step():
-    """(micro_batches) -> a batch, and the state after one train step on it."""
+    """A function of the number of micro-batches. It returns a batch, and the state after one train step on it."""
     method = chain(token_drop.make(), Method())
     optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.5, True, 1.0))
     step = jax.jit(make_step(method, optimizer, PRETRAINING), static_argnums=5)
@@ -180,12 +180,12 @@ def test_a_step_learns_from_its_own_losses(train_step):
     batch, state = train_step(1)
     params = reference.random_params(POST)
     _, mlm_BP, _ = reference_dropped(POST, params, batch, SCORE_V, KEPT)
-    # The table is not a parameter: neither the learning rate nor the decay of 0.5 moves a score without a loss.
+    # The table is not a parameter: the optimizer and its weight decay of 0.5 do not change it.
     np.testing.assert_allclose(state.method[0], learned(SCORE_V, mlm_BP, batch), rtol=1e-6)
     assert jax.tree.structure(state.params) == jax.tree.structure(params)
 
 
-def test_micro_batches_learn_the_same_as_the_batch(train_step):
+def test_micro_batches_learn_the_same_as_the_whole_batch(train_step):
     one, two = train_step(1)[1], train_step(2)[1]
     np.testing.assert_allclose(one.method[0], two.method[0], rtol=1e-6)
     assert (np.asarray(one.method[0]) != np.asarray(SCORE_V)).sum() == 4
@@ -245,7 +245,7 @@ def test_bad_arguments_are_refused(arguments, message):
         methods.make([("token_drop", arguments)])
 
 
-def test_keep_too_small_for_special_and_masked_tokens_is_refused_with_the_minimum():
+def test_keep_too_small_for_special_and_masked_tokens_is_refused_and_the_minimum_is_named():
     stage = stage_of(dataclasses.replace(POST, max_len=128), 128, 20)
     with pytest.raises(BadInput, match=r"keeps 22 of 128 .* hold 20 .* 3 special.*keep=0\.18,"):
         token_drop.make(keep=0.17).stages((stage,))
@@ -289,7 +289,7 @@ def test_config_is_the_released_recipe():
 
 
 def test_every_argument_can_be_set_by_a_flag():
-    # A flag sets an attribute, so it could not set an argument with the name of one of ConfigDict's own methods.
+    # A flag sets an attribute, so no argument may have the name of one of ConfigDict's own methods.
     config = token_drop_config.get_config()
     for key, default in methods.defaults()["token_drop"].items():
         assert getattr(config.token_drop, key) == default

@@ -1,4 +1,4 @@
-"""The TPU compiler: its results are cached, what does not fit is reported, and what it cannot compile is refused."""
+"""The TPU compiler: results are cached, programs that do not fit are reported, an unknown topology is refused."""
 
 import importlib.metadata
 import pathlib
@@ -50,7 +50,7 @@ class Memory:
 
 
 class Lowered:
-    """A program that is its own compiler, and records what it is asked to compile."""
+    """A lowered program that is also its own compiled program. `compiled` lists the programs compiled so far."""
 
     compiled: ClassVar[list[str]] = []
 
@@ -68,7 +68,7 @@ class Lowered:
         return Memory()
 
 
-def test_results_are_cached_and_a_program_is_compiled_once(tmp_path, monkeypatch):
+def test_a_program_is_compiled_once_for_each_topology_and_set_of_flags(tmp_path, monkeypatch):
     monkeypatch.setattr(Lowered, "compiled", [])
     first = tpu.compile(Lowered("one"), "v5e:1x1", tmp_path)
     assert (first.arguments, first.temporaries, first.peak, first.text) == (100, 10, 115, "one")
@@ -81,7 +81,7 @@ def test_results_are_cached_and_a_program_is_compiled_once(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("topology", ["v9:1x1", "v5e", "tpu"])
-def test_unknown_topology_is_refused_with_known_ones(topology):
+def test_unknown_topology_is_refused_and_known_ones_are_listed(topology):
     with pytest.raises(BadInput, match=rf"--topology={topology} is unknown: .*v5e:4x4.*or cpu, or gpu"):
         estimate.on(topology)
 
@@ -101,6 +101,6 @@ def test_missing_or_wrong_libtpu_is_reported_with_the_command_to_install_it(monk
 def test_locked_libtpu_is_the_one_that_the_locked_jax_needs():
     lines = (pathlib.Path(__file__).parents[1] / "requirements-tpu.txt").read_text().splitlines()
     if f"jax=={importlib.metadata.version('jax')}" not in lines:
-        pytest.skip("the installed jax is not the lock's")
+        pytest.skip("the installed jax is not the locked one")
     (locked,) = [line for line in lines if line.startswith("libtpu==")]
     assert f"{locked}.".startswith(f"libtpu=={versions.libtpu_of_jax()}.")

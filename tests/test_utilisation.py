@@ -6,12 +6,12 @@ from bert_fast.cost.utilisation import utilisation
 COUNTS = {"flops": 6e12, "flops_dense": 8e12, "tokens_real": 900, "tokens_padded": 1000}
 
 
-def test_padding_is_waste_and_a_saving_is_not():
+def test_utilisation_excludes_padding_and_dense_utilisation_includes_savings():
     used = utilisation(COUNTS, 3.0, 4e12)
     assert used == pytest.approx({"utilisation": 0.45, "utilisation_padded": 0.5, "utilisation_dense": 2 / 3})
 
 
-def test_no_utilisation_without_a_peak_or_before_the_first_second():
+def test_utilisation_is_absent_without_a_peak_or_elapsed_time():
     assert utilisation(COUNTS, 3.0, None) == {}
     assert utilisation(COUNTS, 0.0, 4e12) == {}
 

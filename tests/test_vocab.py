@@ -1,4 +1,4 @@
-"""Vocabularies: special ids are read, never assumed; any script works; masks that a user types are understood."""
+"""Vocabularies: special ids are read, never assumed; any script works; a [MASK] that a user types is recognised."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def test_trained_vocabulary_knows_its_corpus_in_any_script(tmp_path, texts):
     ).replace(" ", "")
 
 
-def test_chinese_characters_are_words_of_their_own(tmp_path):
+def test_each_chinese_character_is_a_word(tmp_path):
     words = vocab.load(write(tmp_path, [*vocab.SPECIAL, "快", "速"]))
     assert words.tokenizer.encode("快速快").tokens == ["快", "速", "快"]
 

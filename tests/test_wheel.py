@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it trains from an empty folder in an environment of its own."""
+"""The wheel: its contents, training from an empty folder in a fresh environment, versions and lock files."""
 
 import pathlib
 import shutil
@@ -19,7 +19,7 @@ SETTINGS = ["--config=bert:size=tiny,objective=mlm,debug", "--config.steps=4", "
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> pathlib.Path:
-    """Built from the files of a checkout by the build backend that is installed here."""
+    """A wheel built from the files of a checkout by the installed build backend."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -44,7 +44,7 @@ def test_wheel_holds_the_package_with_its_configs_and_nothing_else(wheel):
 
 @pytest.mark.slow
 def test_installed_wheel_trains_from_an_empty_folder(wheel, tmp_path):
-    """In a fresh environment, which takes the dependencies from this one: they were installed from the same list."""
+    """The fresh environment uses the dependencies of this one, which were installed from the same list."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     packages = next((tmp_path / "venv/lib").glob("python*/site-packages"))
     here = pathlib.Path(pytest.__file__).parents[1]
@@ -90,11 +90,11 @@ def test_version_is_the_same_everywhere():
 
 
 @pytest.mark.parametrize("name", ["requirements", "requirements-test", "requirements-tpu", "requirements-gpu"])
-def test_lock_pins_versions_that_the_package_accepts_and_has_no_address(name):
+def test_lock_file_pins_versions_that_the_package_accepts_and_holds_no_url(name):
     lines = (ROOT / f"{name}.txt").read_text().splitlines()
     assert not [line for line in lines if "://" in line or line.startswith(("-", "file:"))]
     locked = dict(line.split(" ")[0].split("==") for line in lines if line and not line.startswith("#"))
     for text in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
         wanted = packaging.requirements.Requirement(text)
         version = locked[packaging.utils.canonicalize_name(wanted.name)]
-        assert version in wanted.specifier, f"{wanted} is locked at {version}: make lock"
+        assert version in wanted.specifier, f"{wanted} is locked at {version}: run make lock"

@@ -1,4 +1,4 @@
-"""The flag `--config`: a shipped config by name, or a file; its arguments; and changes to single values.
+"""The flag `--config`: a shipped config by name or a config file, its arguments, and changes to single values.
 
 --config=bert:size=mini,seq=128        a config that ships with the package
 --config=path/to/mine.py:size=mini     a file of your own
@@ -30,7 +30,7 @@ def shipped() -> dict[str, pathlib.Path]:
 
 
 def file_of(spec: str) -> str:
-    """The spec as `FILE:ARGUMENTS`, given that or `NAME:ARGUMENTS`. Raises BadInput if there is no such config."""
+    """Turns `NAME:ARGUMENTS` or `FILE:ARGUMENTS` into `FILE:ARGUMENTS`. Raises BadInput if there is no such config."""
     name, colon, arguments = spec.partition(":")
     if "/" not in name and not name.endswith(".py"):
         if name not in shipped():
@@ -41,7 +41,7 @@ def file_of(spec: str) -> str:
             )
         name = str(shipped()[name])
     elif not pathlib.Path(name).is_file():
-        raise BadInput(f"no config file {name!r}. Shipped configs, to be given by name: {', '.join(shipped())}")
+        raise BadInput(f"no config file {name!r}. Shipped configs, which are given by name: {', '.join(shipped())}")
     else:
         check_source(pathlib.Path(name))
     return name + colon + arguments
@@ -61,7 +61,7 @@ def check_source(path: pathlib.Path):
 
 
 def with_files(argv: list[str], names=("config", "compare")) -> list[str]:
-    """The command line with shipped configs replaced by their files, which is what ml_collections reads."""
+    """The command line with shipped configs replaced by their files, because ml_collections reads only files."""
     found, after = [], False
     for arg in argv:
         flag, equals, spec = arg.partition("=")
@@ -77,14 +77,14 @@ def with_files(argv: list[str], names=("config", "compare")) -> list[str]:
 def define(
     args, argv: list[str], name: str = "config", what: str = "", required: bool = True, example: str = "bert:size=mini"
 ):
-    """Adds the flag. `argv` is the command line, from which the names of the values to change are read."""
+    """Adds the flag. The names of the values to change are read from `argv`, the command line."""
     how = f"by name or as a file, with arguments: {example},seq=128. --{name}.KEY=VALUE changes a value."
     what = f"{what}, {how} {REQUIRED if required else ''}".strip()
     config_flags.DEFINE_config_file(name, None, what, sys_argv=argv, flag_values=args)
 
 
 def explain(error: flags.Error, args) -> str:
-    """What is wrong with the value of a config key, for an error of the flag parser; "" if it is about another flag."""
+    """The message for a flag parser's error about a config value; "" if the error is about another flag."""
     found = re.match(r"flag --(\w+)\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
     if found is None or found[1] not in args or args[found[1]].value is None:
         return ""
@@ -125,7 +125,7 @@ def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
             from bert_fast.train import settings
 
             if key in settings.renamed():
-                raise BadInput(f"{key!r} has another name now: {settings.renamed()[key]!r}") from None
+                raise BadInput(f"{key!r} was renamed to {settings.renamed()[key]!r}") from None
             raise BadInput(f"unknown config key {key!r}: {error.args[0]}") from None
         except TypeError as error:
             raise BadInput(f"{key}={value!r} has a different type from the config's value: {error}") from None

@@ -21,9 +21,9 @@ def define(args, argv: list[str]):
         "A file with a text on each line, instead of texts as arguments. An empty line counts as a text.",
         flag_values=args,
     )
-    flags.DEFINE_string("out", None, "A .npy file [JSON Lines on standard output].", flag_values=args)
+    flags.DEFINE_string("out", None, "A .npy file to write [JSON Lines on standard output].", flag_values=args)
     flags.DEFINE_string("pooling", "mean", "mean: over all tokens. cls: the state of [CLS].", flag_values=args)
-    flags.DEFINE_integer("batch_size", 32, "Texts in a batch.", lower_bound=1, flag_values=args)
+    flags.DEFINE_integer("batch_size", 32, "Number of texts in a batch.", lower_bound=1, flag_values=args)
 
 
 def run(args, texts: list[str]) -> int:

@@ -6,7 +6,7 @@ from absl import flags
 
 from bert_fast.commands import checkpoint_flag, keep_programs, needs, nothing
 
-WHAT = "held-out loss of a checkpoint, as one JSON line"
+WHAT = "print the held-out loss of a checkpoint, as one JSON line"
 EXAMPLE = "--checkpoint=runs/mini"
 
 
@@ -14,9 +14,9 @@ def define(args, argv: list[str]):
     checkpoint_flag(args)
     flags.DEFINE_string("data", None, "A shards folder other than the run's own.", flag_values=args)
     flags.DEFINE_integer("examples", None, "Number of held-out examples [the run's --config.eval].", flag_values=args)
-    flags.DEFINE_integer("seq_len", None, "Their length in tokens [the run's --config.eval].", flag_values=args)
+    flags.DEFINE_integer("seq_len", None, "Tokens in an example [the run's --config.eval].", flag_values=args)
     flags.DEFINE_bool(
-        "unigram", False, "Also the loss of a unigram model (add-one counts) on the same masks.", flag_values=args
+        "unigram", False, "Also the loss of a unigram model (add-one counts), on the same masks.", flag_values=args
     )
 
 

@@ -18,11 +18,9 @@ def define(args, argv: list[str]):
         flag_values=args,
     )
     flags.DEFINE_bool(
-        "initialised_heads", False, "Also write the heads that an imported model came without.", flag_values=args
+        "initialised_heads", False, "Also write the heads that an imported model lacked.", flag_values=args
     )
-    flags.DEFINE_string(
-        "results", None, "A folder with results.json of finetune, for the model card.", flag_values=args
-    )
+    flags.DEFINE_string("results", None, "A finetune folder with results.json, for the model card.", flag_values=args)
 
 
 def run(args, texts: list[str]) -> int:

@@ -5,7 +5,7 @@ from absl import flags
 from bert_fast import BadInput
 from bert_fast.commands import checkpoint_flag, keep_programs, needs
 
-WHAT = "the most probable words for each [MASK]"
+WHAT = "find the most probable words for each [MASK]"
 EXAMPLE = '--checkpoint=runs/mini "The capital of France is [MASK]."'
 
 

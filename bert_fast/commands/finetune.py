@@ -6,7 +6,7 @@ from absl import flags
 
 from bert_fast.commands import REQUIRED, join_processes, keep_programs, needs, nothing, process_flags
 
-WHAT = "fine-tune a checkpoint on GLUE or SQuAD and score it; the same command continues"
+WHAT = "fine-tune a checkpoint on GLUE or SQuAD and score it; the same command continues an interrupted run"
 EXAMPLE = "--config=glue:task=mrpc --checkpoint=runs/mini --workdir=runs/mrpc --config.data.dir=GLUE"
 
 
@@ -17,11 +17,11 @@ def define(args, argv: list[str]):
     flags.DEFINE_string(
         "workdir",
         None,
-        "The folder of the results. Runs that are finished in it are not repeated. " + REQUIRED,
+        "The folder for the results. Finished runs in it are not repeated. " + REQUIRED,
         flag_values=args,
     )
     flags.DEFINE_string("checkpoint", None, "The encoder: a run folder or one checkpoints/STEP.", flag_values=args)
-    flags.DEFINE_string("hf", None, "The encoder instead: a Hugging Face folder.", flag_values=args)
+    flags.DEFINE_string("hf", None, "Instead of --checkpoint: the encoder, as a Hugging Face folder.", flag_values=args)
     process_flags(args)
 
 

@@ -10,11 +10,9 @@ EXAMPLE = "--hf=path/to/bert-base-uncased --out=runs/base"
 
 def define(args, argv: list[str]):
     flags.DEFINE_string(
-        "hf", None, "A bert, megatron-bert or roberta-prelayernorm folder. " + REQUIRED, flag_values=args
+        "hf", None, "A Hugging Face folder: bert, megatron-bert or roberta-prelayernorm. " + REQUIRED, flag_values=args
     )
-    flags.DEFINE_string(
-        "out", None, "The run folder to create, with the model as step 0. " + REQUIRED, flag_values=args
-    )
+    flags.DEFINE_string("out", None, "The run folder to create. The model is its step 0. " + REQUIRED, flag_values=args)
 
 
 def run(args, texts: list[str]) -> int:
@@ -25,6 +23,6 @@ def run(args, texts: list[str]) -> int:
     imported = read.read(args.hf)
     folder = read.save(imported, args.out)
     came = imported.about.imported or {}
-    print(f"{folder}: {len(came['tensors'])} tensors of {came['folder']}")
+    print(f"{folder}: {len(came['tensors'])} tensors from {came['folder']}")
     print(read.to_go_on(imported, args.out))
     return 0

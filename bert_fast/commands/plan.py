@@ -7,22 +7,22 @@ from absl import flags
 
 from bert_fast.commands import needs, nothing
 
-WHAT = "what a run will cost, before it starts"
+WHAT = "show what a run will cost, before it starts"
 EXAMPLE = "--config=combined:size=base --topology=v5e:4x4 --compare=bert:size=base"
 
 
 def define(args, argv: list[str]):
-    # Compiling for a TPU does not need one. Without this JAX would look for a TPU, and hold it.
+    # Compiling for a TPU does not need a TPU. Without this line, JAX would look for one and hold it.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from bert_fast.commands import config_flag
 
     config_flag.define(args, argv, what="The config")
     config_flag.define(args, argv, "compare", "A config to compare with", required=False)
-    flags.DEFINE_string("topology", "cpu", "A TPU slice such as v5e:4x4; cpu or gpu: FLOPs only.", flag_values=args)
+    flags.DEFINE_string("topology", "cpu", "A TPU slice, such as v5e:4x4. cpu or gpu: FLOPs only.", flag_values=args)
     flags.DEFINE_float(
         "utilisation",
         0.4,
-        "The share of a TPU's peak assumed for hours and price.",
+        "The share of a TPU's peak that hours and price assume.",
         0.01,
         1.0,
         flag_values=args,
@@ -34,7 +34,7 @@ def define(args, argv: list[str]):
         "largest_batch", False, "Also find the largest batch that fits (several compiles).", flag_values=args
     )
     flags.DEFINE_string(
-        "cache", "~/.cache/bert_fast/plan", "The folder in which results of the compiler are kept.", flag_values=args
+        "cache", "~/.cache/bert_fast/plan", "The folder in which the compiler's results are kept.", flag_values=args
     )
 
 

@@ -21,14 +21,16 @@ def define(args, argv: list[str]):
         "The texts: a .tsv with a header, as in GLUE; a .jsonl; or SQuAD's .json. " + REQUIRED,
         flag_values=args,
     )
-    flags.DEFINE_string("out", None, "A .jsonl or .tsv file [JSON Lines on standard output].", flag_values=args)
+    flags.DEFINE_string(
+        "out", None, "A .jsonl or .tsv file to write [JSON Lines on standard output].", flag_values=args
+    )
     flags.DEFINE_list(
         "columns",
         None,
-        "The columns with the texts, such as a,b [the task's own, else usual names].",
+        "The columns with the texts, such as a,b [the task's columns, else common names].",
         flag_values=args,
     )
-    flags.DEFINE_integer("batch_size", 32, "Examples in a batch.", lower_bound=1, flag_values=args)
+    flags.DEFINE_integer("batch_size", 32, "Number of examples in a batch.", lower_bound=1, flag_values=args)
 
 
 def run(args, texts: list[str]) -> int:

@@ -13,7 +13,7 @@ def define(args, argv: list[str]):
         "source", None, "Text: docs, files:GLOB or tfds:NAME[/CONFIG]:SPLIT. " + REQUIRED, flag_values=args
     )
     flags.DEFINE_string("out", None, "The shards folder to create. " + REQUIRED, flag_values=args)
-    flags.DEFINE_string("vocab", None, "An existing vocab.txt. Without it one is trained.", flag_values=args)
+    flags.DEFINE_string("vocab", None, "An existing vocab.txt. Without it, a vocabulary is trained.", flag_values=args)
     flags.DEFINE_integer("vocab_size", 30_522, "Size of a trained vocabulary, in word pieces.", flag_values=args)
     flags.DEFINE_bool("cased", False, "Keep upper case.", flag_values=args)
     flags.DEFINE_bool("strip_accents", None, "Strip accents [as BERT does: only if not --cased].", flag_values=args)

@@ -15,7 +15,9 @@ def define(args, argv: list[str]):
     from bert_fast.commands import config_flag
 
     config_flag.define(args, argv, what="The config")
-    flags.DEFINE_string("workdir", None, "The run folder. A run in it is continued. " + REQUIRED, flag_values=args)
+    flags.DEFINE_string(
+        "workdir", None, "The run folder. An unfinished run in it is continued. " + REQUIRED, flag_values=args
+    )
     process_flags(args)
 
 

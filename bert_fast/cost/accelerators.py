@@ -1,4 +1,4 @@
-"""What accelerators can do and what they cost: the one table behind utilisation, plans and prices.
+"""Speed, memory and price of accelerators: the one table behind utilisation, plans and prices.
 
 Prices are on-demand list prices in the United States on the date given. Look up your own before you rely on them.
 """
@@ -17,9 +17,9 @@ class Accelerator:
     """One chip.
 
     kinds: JAX's names for it (`device_kind`), in lower case; "*" at the end matches any ending.
-    peak: bf16 FLOP/s. clock: cycles/s of its matrix units, 0 if not needed. memory: bytes.
-    bandwidth: of that memory, bytes/s. devices: JAX devices per chip. dollars: per hour, None if no list price was
-    found. sources: of the figures, and of the price with its date.
+    peak: bf16 FLOP/s. clock: cycles/s of its matrix units, 0 if unknown or not needed. memory: bytes.
+    bandwidth: bytes/s of the memory. devices: JAX devices per chip. dollars: price per hour, None if no list price was
+    found. sources: the source of the figures, and the source of the price with its date.
     """
 
     name: str
@@ -34,8 +34,8 @@ class Accelerator:
 
 
 def tpu(name, kind, tflops, memory, bandwidth, flop_a_cycle, devices, dollars, priced) -> Accelerator:
-    """A TPU. flop_a_cycle: FLOPs of its matrix units per cycle, units x rows x columns x 2 (0: unknown). Its clock is
-    its peak over that.
+    """A TPU. flop_a_cycle: FLOPs of its matrix units per cycle, units x rows x columns x 2 (0: unknown). The clock is
+    the peak divided by it.
     """
     source, peak = f"docs.cloud.google.com/tpu/docs/{name}", tflops * 1e12
     clock = peak / flop_a_cycle if flop_a_cycle else 0.0
@@ -43,13 +43,13 @@ def tpu(name, kind, tflops, memory, bandwidth, flop_a_cycle, devices, dollars, p
 
 
 GOOGLE = "cloud.google.com/tpu/pricing"
-# Keyed by the first part of a topology (v5e:4x4).
+# Keyed by the first part of a topology: v5e of v5e:4x4.
 TPUS = {
     accelerator.name: accelerator
     for accelerator in (
         tpu("v4", "tpu v4", 275, 32 * GIB, 1228 * GB, 8 * 128 * 128 * 2, 1, 3.22, f"{GOOGLE}, August 2022"),
         tpu("v5e", "tpu v5 lite", 197, 16 * GIB, 819 * GB, 4 * 128 * 128 * 2, 1, 1.20, f"{GOOGLE}, November 2024"),
-        # v5p's price is from memory, not from that page.
+        # v5p's price is unverified: it was recalled, not looked up on that page.
         tpu("v5p", "tpu v5", 459, 95 * GIB, 2765 * GB, 8 * 128 * 128 * 2, 1, 4.20, f"{GOOGLE}, 2024, unverified"),
         # v6e's documentation names two matrix units, which would need 3.5 GHz to reach the peak. The compiler (libtpu
         # 0.0.42) expects up to 456,000 FLOPs per cycle in a large product, which takes four units.
@@ -88,7 +88,7 @@ def peak_of(device) -> float | None:
 
 
 def measured_peak(device, size: int = 3072, rounds: int = 5) -> float:
-    """FLOP/s of the fastest of a few large float32 matrix products on a device: about the most a CPU can do."""
+    """FLOP/s of the fastest of a few large float32 matrix products on a device: about the most that a CPU reaches."""
     a = jax.device_put(jnp.ones((size, size)) / size, device)
     product = jax.jit(lambda a: a @ a)
     product(a).block_until_ready()

@@ -1,6 +1,6 @@
 """FLOPs of a train step, computed from its program alone: matrix products, two FLOPs per multiply-add.
 
-Counts what runs: forward and backward passes of the layers, tokens, heads and neurons that the plan names.
+Counts what runs: the forward and backward passes over the layers, tokens, heads and neurons of the program.
 Recomputation is counted separately. The optimizer and everything that is not a matrix product are left out.
 Axes: as in bert.py; A = H E, the width of all heads together.
 """
@@ -25,7 +25,8 @@ class Flops(NamedTuple):
 class Product(NamedTuple):
     """A matrix product of the forward pass.
 
-    gradients: how many products of the same size its gradient takes, one per operand that carries a tangent.
+    gradients: number of products of the same size in the backward pass: one per operand that carries a tangent,
+        that is, depends on trained parameters.
     recomputed: whether the backward pass repeats it.
     """
 
@@ -37,8 +38,8 @@ class Product(NamedTuple):
 def step_flops(program: Program, on_L: Sequence[float] | None = None) -> Flops:
     """FLOPs of one train step of a program with its plan packed.
 
-    on_L: for each layer, the share of micro-batches (or the probability) with its gate on. Only read in
-    spans with `cond`, whose plan does not say which layers run. None: all are on.
+    on_L: for each layer, the share of micro-batches that run it, or the probability that it runs. Only read
+    for spans with `cond`: their plan does not say which layers run. None: all layers run.
     """
     products = list(products_of(program, on_L))
     executed = sum(product.flops * (1 + product.gradients) for product in products)
@@ -52,7 +53,7 @@ def forward_flops(program: Program) -> int:
 
 
 def dense_equivalent(program: Program, final: Config) -> int:
-    """FLOPs of the same examples and prediction slots in the final model, nothing dropped and everything trained."""
+    """FLOPs of a step on the same examples and prediction slots in the `final` model, nothing dropped or frozen."""
     plan = whole(final.depth)
     return step_flops(dataclasses.replace(program, model=final, plan=plan, frozen_paths=())).executed
 
@@ -72,7 +73,7 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
         return learns(f"{path}/scale", f"{path}/bias")
 
     embeds = learns("embed/word", "embed/position", "embed/type") or (config.embed_norm and norm("embed/norm"))
-    tangent = embeds and frozen_depth(program.plan) == 0  # whether the vectors so far depend on what learns
+    tangent = embeds and frozen_depth(program.plan) == 0  # whether the vectors so far depend on trained parameters
     for span in program.plan:
         shapes = config.widths_L[span.start : span.stop]
         for offset, (heads, mlp_dim) in enumerate(shapes[: span.run]):
@@ -107,11 +108,11 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
 def layer_products(
     config: Config, queries: int, keys: int, seen: int, heads: int, mlp_dim: int, tangent: bool
 ) -> Iterator[Product]:
-    """The products of one layer that learns, with a checkpoint around it.
+    """The products of one layer that learns, with `jax.checkpoint` around it.
 
-    queries, keys: tokens in the whole batch. seen: keys that each query is multiplied with, allowed or not.
-    tangent: whether the layer's input carries one. Without it the gradients of query, key and value
-    end at their kernels, except after a LayerNorm that learns.
+    queries, keys: tokens in the whole batch. seen: keys that each query is multiplied with, masked or not.
+    tangent: whether the layer's input carries one. If not, the query, key and value products need gradients
+    for their kernels only, except in a pre-LN layer, where their input comes from a trained LayerNorm.
     """
     D, A, pre = config.width, heads * config.head_size, config.norm == "pre"
     into = 1 + (tangent or pre)
@@ -122,5 +123,5 @@ def layer_products(
     yield Product(2 * queries * seen * A, 2, True)  # probabilities with values
     yield Product(2 * queries * A * D, 2, True)  # attention_output
     yield Product(2 * queries * D * mlp_dim, 2, True)  # mlp_hidden
-    # Its output is needed again only by a LayerNorm after it.
+    # Recomputed only if a LayerNorm follows, since that needs the product's output.
     yield Product(2 * queries * mlp_dim * D, 2, not pre)  # mlp_output

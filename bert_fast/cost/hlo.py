@@ -1,6 +1,6 @@
 """Reads the text of a compiled program: what it sends between devices, and how many cycles its compiler expects.
 
-Only the TPU compiler writes estimates.
+Only the TPU compiler writes estimates of cycles.
 """
 
 import re
@@ -13,14 +13,14 @@ COLLECTIVES: tuple[str, ...] = ("all-reduce", "all-gather", "reduce-scatter", "c
 BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 BYTES |= {"s8": 1, "u8": 1, "pred": 1, "token": 0}
 
-# Work without an estimate, largest first: a fusion with several of them counts as the first.
+# Operations without an estimate, largest first. A fusion that contains several counts as the first of them.
 NOT_COUNTED = ("scatter", "gather", "sort", "custom-call", "rng-bit-generator", "while")
-# Custom calls that only annotate their operand, name memory, or mark the ends of a collective.
+# Custom calls that only annotate their operand, reserve memory, or mark the ends of a collective.
 FREE = (
     *("ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked"),
     *("AllocateBuffer", "AsyncCollectiveStart", "AsyncCollectiveDone"),
 )
-# Copies that overlap other work: they are listed, but left out of the lower bound, as their time may be hidden.
+# Copies that overlap other work. They are listed, but left out of the lower bound: other work may hide their time.
 ASYNCHRONOUS = ("copy-start", "slice-start", "dynamic-slice-start")
 
 
@@ -109,7 +109,7 @@ def _sources(text: str) -> dict[int, str]:
             # The folder of a git clone may be named bert_fast too, and contain installed libraries.
             if inside != name and "site-packages/" not in inside:
                 return f"{inside}:{line}"
-            frame = int(parent or 1) - 1  # jaxlib 0.10.2 numbers parents one too high: the outermost is its own parent
+            frame = int(parent or 1) - 1  # in jaxlib 0.10.2, parent ids are one too high; 0 ends the loop
         return innermost
 
     return {frame: source(frame) for frame in frames}
@@ -123,8 +123,8 @@ def run_by(module: Module, branch_share: Callable[[int], float]) -> Iterator[tup
     """Every instruction outside fusions: how often a step runs it, the computation that holds it, and the instruction.
 
     branch_share: maps the number of a conditional's branch (0: the first, for a false predicate) to the share of
-    steps that take it. The body of a loop counts as often as the loop runs. If that is unknown, it counts once, and
-    the loop itself is included.
+    steps that take it. The body of a loop counts once per iteration. If the number of iterations is unknown, the body
+    counts once, and the loop instruction is included too.
     """
 
     def of(computation: str, times: float) -> Iterator[tuple[float, str, Instruction]]:
@@ -147,7 +147,10 @@ def run_by(module: Module, branch_share: Callable[[int], float]) -> Iterator[tup
 
 
 def _trips(module: Module, loop: Instruction) -> int | None:
-    """How often a loop runs: as the text says, or as its condition says if it counts up from 0; None if unknown."""
+    """Number of iterations of a loop; None if unknown.
+
+    Read from `known_trip_count`, else from the upper bound in the loop's condition, assuming that it counts from 0.
+    """
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
     if known:
         return int(known[1])
@@ -160,7 +163,8 @@ def _trips(module: Module, loop: Instruction) -> int | None:
 def collectives(module: Module, branch_share: Callable[[int], float] = every_branch) -> dict[str, float]:
     """Bytes per device of the results of each kind of collective in a step.
 
-    A collective cut into pieces, each fused with other work that hides it, counts once: its pieces share a channel.
+    The compiler may cut a collective into pieces and fuse each with other work. The pieces share a channel, and count
+    as one collective.
     """
     found: dict[tuple[str, str], float] = {}
     for times, computation, outer in run_by(module, branch_share):
@@ -213,7 +217,7 @@ def _moved(kind: str, instruction: Instruction, results: dict[str, str]) -> int:
     table rows that they change; the table is the operand that is as large as the result.
     """
     operands = [size_of(results.get(name, "")) for name in instruction.operands]
-    if kind in ASYNCHRONOUS:  # its result includes the source, and a slice moves only a piece of that
+    if kind in ASYNCHRONOUS:  # its result type includes the source, but a slice moves only a piece of it
         return 2 * min((size for size in _sizes_of(instruction.result) if size > 4), default=0)
     result = size_of(instruction.result)
     if kind == "gather":
@@ -231,7 +235,7 @@ def _called(instruction: Instruction, key: str) -> str:
 
 
 def _branches(instruction: Instruction) -> list[str]:
-    """The computations of a conditional; first the one for a false predicate, or for index 0."""
+    """The computations of a conditional. The first is for a false predicate, or for index 0."""
     listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.text)
     if listed:
         return re.findall(r"%?([\w.-]+)", listed[1])

@@ -1,4 +1,4 @@
-"""How much of its accelerators' peak a run uses: matrix-product FLOPs per second over the peak of all its devices.
+"""How much of its devices' peak a run uses: matrix-product FLOPs per second, divided by the peak of all its devices.
 
 Recomputation does not count. `utilisation` counts real tokens only: FLOPs spent on padding are waste.
 `utilisation_padded` counts padding too, and is what most publications report. `utilisation_dense` counts what dense
@@ -12,7 +12,7 @@ def utilisation(counts: Mapping[str, float], seconds: float, peak: float | None)
     """The three shares of the peak, from a run's counts (train/counters.py) over `seconds`; {} if the peak is unknown.
 
     peak: FLOP/s of all devices together. FLOPs are split between padding and real tokens by the number of
-    positions. That is right for all matrix products except attention's, which are quadratic in the length.
+    positions. That is exact only for products that are linear in the length; attention's are quadratic.
     """
     if peak is None or seconds <= 0:
         return {}

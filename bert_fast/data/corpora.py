@@ -1,12 +1,12 @@
-"""Where text comes from: a corpus lists its parts cheaply, and streams the documents of each part.
+"""Sources of text. A corpus lists its parts, and streams the documents of each part.
 
     docs                        the documentation installed with Python and its packages (docs.py)
-    files:GLOB                  .txt, .jsonl and .parquet, each optionally gzipped (.gz)
-    tfds:NAME[/CONFIG]:SPLIT    tensorflow-datasets, prepared as ArrayRecord; TensorFlow is not needed
+    files:GLOB                  .txt, .jsonl and .parquet files, each optionally gzipped (.gz)
+    tfds:NAME[/CONFIG]:SPLIT    a tensorflow-datasets split prepared as ArrayRecord; reading it needs no TensorFlow
 
-A document is a string with one paragraph per line, stripped, without empty lines. In `.txt` a blank
-line ends a document; elsewhere a record is a document. A document longer than LONGEST characters is
-read as several, which bounds memory.
+A document is a string with one stripped paragraph per line and no empty lines. In a `.txt` file, a blank
+line ends a document. In the other formats, each record is a document. A document longer than LONGEST
+characters is split into several, which bounds memory.
 """
 
 import functools
@@ -31,14 +31,14 @@ KINDS = (".txt", ".jsonl", ".parquet")
 
 
 class Part(NamedTuple):
-    """A file or a split of a data set, and its bytes of text (an estimate unless it is a plain .txt file)."""
+    """A file or a data set split, with the size of its text in bytes: exact for a plain .txt file, else an estimate."""
 
     name: str
     bytes: int
 
 
 class Bad:
-    """What to do with an unusable document: raise BadInput, or skip and count it."""
+    """Called for each unusable document. Raises BadInput, or counts the document if `skip` is True."""
 
     def __init__(self, skip: bool = False):
         self.skip = skip
@@ -64,7 +64,7 @@ class Corpus:
         return self._parts()
 
     def documents(self, part: Part, bad: Bad) -> Iterator[str]:
-        """Cleaned documents of one part. Raises BadInput naming the place and a remedy, unless `bad` skips."""
+        """The cleaned documents of one part. Unusable documents are reported to `bad`."""
         try:
             for text in self._read(part.name, bad):
                 if bad.skip and _BROKEN.search(text):
@@ -83,10 +83,10 @@ class Corpus:
 def open_corpus(
     spec: str, *, text_key: str = "text", tfds_data_dir: str | None = None, processes: int | None = None
 ) -> Corpus:
-    """The corpus of a source specification. `text_key` names the field of a record that holds the text.
+    """The corpus that `spec` names. `text_key` is the field of a record that holds the text.
 
-    Raises BadInput for an unknown kind of source, a pattern that matches no file, an unsupported type
-    of file, an empty corpus, and a data set that does not exist or needs TensorFlow.
+    Raises BadInput for an unknown kind of source, a pattern that matches no file, an unsupported file
+    type, an empty corpus, and a data set that does not exist or whose preparation needs a missing package.
     """
     kind, _, rest = spec.partition(":")
     if spec == "docs":
@@ -106,7 +106,7 @@ def open_corpus(
 
 
 def cut(text: str) -> tuple[str, str]:
-    """Cuts a text in two, the first part at most LONGEST characters: after a line, else a word, else anywhere."""
+    """Cuts a text in two at the last line end within LONGEST characters, else at the last space, else at LONGEST."""
     at = max(text.rfind("\n", 1, LONGEST), 0) or max(text.rfind(" ", 1, LONGEST), 0) or LONGEST
     return text[:at], text[at:].lstrip()
 
@@ -114,7 +114,7 @@ def cut(text: str) -> tuple[str, str]:
 def _files(spec: str, pattern: str, text_key: str) -> Corpus:
     paths = sorted(path for path in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(path))
     if not paths:
-        hint = f"; it is a folder: files:{pattern}/*.txt matches the files in it" if os.path.isdir(pattern) else ""
+        hint = f"; it is a folder: files:{pattern}/*.txt matches the .txt files in it" if os.path.isdir(pattern) else ""
         raise BadInput(f"--source={spec}: no file matches {pattern} (from {os.getcwd()}){hint}")
     for path in paths:
         if not path.removesuffix(".gz").endswith(KINDS):
@@ -160,7 +160,7 @@ def _read_text(path: str, bad: Bad) -> Iterator[str]:
     with _open(path) as file:
         while chunk := file.read(_CHUNK):
             data = rest + chunk
-            # Hold back the last character, which may be incomplete; not the last line: a whole corpus may be one.
+            # Hold back only the last character, which may be incomplete. A whole corpus may be one line.
             starts = [at for at in range(max(0, len(data) - 4), len(data)) if data[at] & 0xC0 != 0x80]
             head, rest = (data[: starts[-1]], data[starts[-1] :]) if starts else (data, b"")
             text += decode(head, path, offset, bad)
@@ -189,7 +189,7 @@ def _read_jsonl(path: str, text_key: str, bad: Bad) -> Iterator[str]:
                 continue
             if not isinstance(record, dict) or text_key not in record:
                 keys = sorted(record) if isinstance(record, dict) else type(record).__name__
-                bad(place, f"no key {text_key!r}, found {keys}", "Name the key that holds the text with --text_key")
+                bad(place, f"no key {text_key!r}, found {keys}", "Use --text_key to name the key of the text")
             elif not isinstance(text := record[text_key], str):
                 bad(place, f"{text_key!r} is {type(text).__name__}, expected a string", "Fix the line")
             elif not text.strip():
@@ -199,7 +199,7 @@ def _read_jsonl(path: str, text_key: str, bad: Bad) -> Iterator[str]:
 
 
 def decode(data: bytes, place: str, offset: int, bad: Bad) -> str:
-    """Decodes bytes that begin at `offset` of a file. If `bad` skips, bytes that are not UTF-8 become surrogates."""
+    """Decodes bytes that begin at `offset` of a file. If `bad.skip`, bytes that are not UTF-8 become surrogates."""
     if offset == 0 and data.startswith(b"\xef\xbb\xbf"):
         data, offset = data[3:], 3
     try:

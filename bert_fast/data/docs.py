@@ -1,8 +1,9 @@
 """The built-in corpus: English documentation that every machine has after installation.
 
-Docstrings, long string literals and long comments of the standard library and of the packages that bert_fast
-requires, with the README and reference text of each package, all reduced to prose. Sources are parsed with
-`ast`; nothing is imported. One document per object, in a fixed order, each paragraph once.
+It holds the docstrings, long string literals and long comments of the standard library and of the packages that
+bert_fast requires, and the README and reference text of each package. All text is reduced to prose. Source files
+are parsed with `ast` and never imported. Each docstring, literal, comment or page is one document. The order is
+fixed, and each paragraph occurs once.
 """
 
 import ast
@@ -38,15 +39,16 @@ DISTRIBUTIONS = (
 _SUFFIXES = (".py", ".pyi", ".rst", ".md", ".txt")
 # Docstrings of tests describe only tests; vendored copies and licences repeat text from elsewhere.
 _SKIPPED = {"tests", "test", "testing", "_vendor", "site-packages", "dist-packages", "licenses", "__pycache__"}
-_COMMENTS = re.compile(r"(?m)(?:^[ \t]*#(?!!).*\n){2,}")  # long enough to explain something
+_COMMENTS = re.compile(r"(?m)(?:^[ \t]*#(?!!).*\n){2,}")  # at least two lines: long enough to explain something
 _LITERAL = 200  # characters: a string at least this long counts as documentation even if it is not a docstring
 
 
 def cached(processes: int, folder: pathlib.Path | None = None) -> pathlib.Path:
-    """A text file of the corpus (one paragraph per line, a blank line between documents), made on the first call.
+    """Path of the corpus as a text file, which the first call writes.
 
-    It is in `folder`, by default `$XDG_CACHE_HOME/bert_fast`, under a name that changes with the
-    version of Python, the versions of the packages and the code that cleans the text.
+    The file has one paragraph per line, and a blank line between documents. It is in `folder`, by default
+    `$XDG_CACHE_HOME/bert_fast`. Its name changes with the version of Python, the versions of the packages and the
+    code that cleans the text.
     """
     folder = folder or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "bert_fast"
     path = folder / f"docs-{version()}.txt"
@@ -68,7 +70,7 @@ def collect(processes: int) -> list[str]:
 
 
 def _unique(documents: Iterable[list[str]]) -> Iterator[str]:
-    """The documents, each without paragraphs that an earlier one has: parameter descriptions repeat a lot."""
+    """The documents without the paragraphs of earlier documents: many parameter descriptions are repeated."""
     seen = set()
     for paragraphs in documents:
         fresh = [text for text in paragraphs if hashlib.sha1(text.lower().encode()).digest() not in seen]
@@ -93,7 +95,7 @@ def _distribution(name: str) -> importlib.metadata.Distribution | None:
 
 
 def _paths() -> Iterator[pathlib.Path]:
-    """Source and text files: the standard library's, then those each package installs, sorted by path."""
+    """Source and text files of the standard library, then of each package, each sorted by path."""
     library = pathlib.Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
         if _SKIPPED.isdisjoint(path.relative_to(library).parts) and path.relative_to(library).parts[0] != "ensurepip":
@@ -109,7 +111,7 @@ def _paths() -> Iterator[pathlib.Path]:
 
 
 def _documents(path: str) -> list[list[str]]:
-    """The prose of one file: a list of paragraphs for each object."""
+    """The prose of one file: a list of paragraphs for each document."""
     try:
         text = pathlib.Path(path).read_text("utf-8")
     except (UnicodeDecodeError, OSError):
@@ -124,7 +126,7 @@ def _documents(path: str) -> list[list[str]]:
 
 
 def _literals(source: str) -> list[str]:
-    """Docstrings and long strings of a module, in file order. F-strings are left out: they are fragments."""
+    """Docstrings and long strings of a module, in file order. F-strings are left out, because they are fragments."""
     if '"""' not in source and "'''" not in source:
         return []
     try:

@@ -1,6 +1,6 @@
 """Text to records: sentences, token ids, and the hash that decides a document's split.
 
-The worker processes of the command `prepare` run this.
+This runs in the worker processes of the command `prepare`.
 
 Axes: T tokens and N sentences of one document.
 """
@@ -18,13 +18,14 @@ from bert_fast.data import shards
 from bert_fast.data import vocab as vocabulary
 
 MAX_TOKENS = 65_536  # in one record
-# A sentence ends after a full stop, any closing quotes and a space, unless a lower-case letter follows.
-# In scripts without a space after the full stop, it ends at the full stop.
+# A sentence ends after a full stop ("?" and "!" count too), closing quotes and white space, if the next word does
+# not begin with a-z. Initials and common abbreviations do not end a sentence. In scripts without a space after the
+# full stop, the sentence ends at the full stop.
 _END = re.compile(
     r"[.!?…؟।](?<!\b[A-Z]\.)(?<!\b(?:Mr|Ms|Dr|St|vs|pp|cf|Jr)\.)(?<!\b(?:Mrs|Col|Gen|Rev|Vol|Fig|e\.g|i\.e)\.)"
     r"[\"'”’)\]»]*\s+(?=[\"'“‘(\[«]*[^\W_a-z])|[。！？][”’」』）]*"
 )
-# Words of printable ASCII, as BERT's pre-tokeniser splits them: at spaces, with each punctuation mark alone
+# BERT's pre-tokenisation of printable ASCII: it splits at spaces, and each punctuation mark is a word
 _ASCII_WORD = re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9 ]")
 _CACHED_WORDS = 200_000  # about 40 MB
 
@@ -41,7 +42,7 @@ class Encoded(NamedTuple):
 
 
 class _Words(dict):
-    """Token ids of each word. Caches the first words it meets, which include the frequent ones."""
+    """Token ids of each word. The first _CACHED_WORDS words are cached; the frequent ones are among them."""
 
     def __init__(self, tokenizer: Tokenizer):
         super().__init__()
@@ -57,9 +58,9 @@ class _Words(dict):
 class DocumentTokenizer:
     """Turns text into records with one vocabulary, in one thread.
 
-    The library `tokenizers` looks up a word again each time it occurs, and tracks where in the text it is. Most
-    sentences are printable ASCII, for which BERT's normalisation is `lower` and its splitting a regular
-    expression. For these, a table of the words met so far gives the same ids several times faster.
+    The library `tokenizers` looks up every occurrence of a word, and tracks its position in the text. Most
+    sentences are printable ASCII. For these, BERT's normalisation is at most `str.lower`, and its splitting is a
+    regular expression. So a table of known words gives the same ids several times faster.
     """
 
     def __init__(self, vocab: vocabulary.Vocab):
@@ -71,7 +72,7 @@ class DocumentTokenizer:
         self._words = _Words(self.tokenizer)
 
     def __call__(self, texts: list[str]) -> list[Encoded]:
-        """The records of each document; none for a document without tokens."""
+        """One `Encoded` per document; a document without tokens has no records."""
         sentences = [sentences_of(text) for text in texts]
         rest = [sentence for own in sentences for sentence in own if not _is_plain(sentence)]
         others = iter(self.tokenizer.encode_batch_fast(rest, add_special_tokens=False))
@@ -87,7 +88,7 @@ class DocumentTokenizer:
 
     def _document(self, text: str, ids: list[list[int]]) -> Encoded:
         pieces = [sentence for sentence in ids if sentence]
-        if sum(map(len, pieces)) > MAX_TOKENS:  # rare, so only now look for sentences too long for one record
+        if sum(map(len, pieces)) > MAX_TOKENS:  # only here can a sentence be too long for one record
             pieces = [piece[i : i + MAX_TOKENS] for piece in pieces for i in range(0, len(piece), MAX_TOKENS)]
         documents = []
         while pieces:
@@ -128,7 +129,7 @@ _encoder: DocumentTokenizer
 
 
 def start_worker(vocab_path: str, cased: bool, strip_accents: bool | None) -> None:
-    """Sets up a worker process, which encodes in one thread."""
+    """Sets up a worker process to encode in one thread."""
     global _encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _encoder = DocumentTokenizer(vocabulary.load(vocab_path, cased, strip_accents))

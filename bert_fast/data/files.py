@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: writing by renaming, and a clear error for a full disk."""
+"""Writes files and folders whole or not at all, locks them, and reports a full disk clearly."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ def atomic_json(path: pathlib.Path, value: dict) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to fill. It becomes `out` at the end of the block, and is deleted if the block fails.
+    """A temporary folder to fill. It becomes `out` at the end of the block, and is deleted if the block fails.
 
     Raises BadInput if `out` is a file or a folder with content, or cannot be written.
     """
@@ -59,8 +59,8 @@ def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
 def hold(path: pathlib.Path, otherwise: str) -> IO:
     """A lock file that only this process holds, until the file is closed or the process ends in any way.
 
-    Raises BadInput with the text `otherwise` if another process holds it. On a file system without locks it
-    locks nothing.
+    Raises BadInput with the text `otherwise` if another process holds it. On a file system without locks,
+    nothing is locked.
     """
     lock = path.open("w")
     try:
@@ -88,6 +88,6 @@ def full_disk_told(folder: pathlib.Path) -> Iterator[None]:
 
 
 def refuse_file(path: pathlib.Path, flag: str):
-    """Raises BadInput if there is a file at the path of a folder."""
+    """Raises BadInput if `path`, which must be a folder or not exist, is a file."""
     if path.exists() and not path.is_dir():
-        raise BadInput(f"{flag}={path} is a file: expected a folder, or a path at which there is nothing yet")
+        raise BadInput(f"{flag}={path} is a file: expected a folder, or a path that does not exist yet")

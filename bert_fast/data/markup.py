@@ -1,14 +1,14 @@
-"""Documentation markup to prose: what someone reading reStructuredText, numpydoc or Markdown aloud would say.
+"""Turns documentation markup (reStructuredText, numpydoc, Markdown) into prose.
 
-Code, doctests, tables, directives, headings and the names and types of parameters are dropped. The
-sentences that describe them stay.
+Code, doctests, tables, headings and most directives are dropped. Parameters lose their names and types,
+but keep their descriptions.
 """
 
 import re
 
-DOCUMENT_WORDS = 12  # with fewer words, it is not a document
+DOCUMENT_WORDS = 12  # a text with fewer words is not a document
 _PARAGRAPH_WORDS = 5
-_HANGING = 8  # a line whose indent changes by more characters begins a new paragraph
+_HANGING = 8  # a larger change of indent, in characters, begins a new paragraph
 _LETTERS = 0.72  # minimum share of letters in a paragraph; prose has about 0.8, code and tables 0.5
 _SYMBOLS = 0.045  # maximum share of symbols
 
@@ -79,7 +79,7 @@ def _blocks(text: str) -> list[str]:
     lines = text.split("\n")
     blocks: list[list[str]] = [[]]
     last_indent = 0
-    skip_deeper = -1  # indent of the block being dropped: deeper lines go with it
+    skip_deeper = -1  # indent of the block being dropped; deeper lines are dropped too
     skip_paragraph = fenced = dropped_section = False
     for i, line in enumerate(lines):
         following = lines[i + 1] if i + 1 < len(lines) else ""
@@ -127,5 +127,5 @@ def _blocks(text: str) -> list[str]:
 
 
 def _dehyphenate(lines: list[str]) -> str:
-    """Lines joined; a word broken after a hyphen at the end of a line is rejoined, with its hyphen."""
+    """The lines joined by spaces. A word broken after a hyphen at a line end is rejoined, and keeps its hyphen."""
     return re.sub(r"(?<=[a-z])- (?=[a-z]{3,}\b)", "-", " ".join(lines))

@@ -38,8 +38,8 @@ def prediction_slots(seq_len: int, masked_share: float = 0.15) -> int:
 class Masking:
     """Chooses and replaces the predicted tokens of an example.
 
-    With `whole_word`, whole words are chosen together: a word is a piece and the '##' pieces after it
-    in the same block. Special tokens, including [UNK], are never predicted, and never drawn as a random
+    With `whole_word`, all pieces of a word are chosen together: a piece and the '##' pieces after it in
+    the same block. Special tokens, including [UNK], are never predicted, and never drawn as a random
     replacement. (BERT draws from the whole vocabulary, including its special tokens.)
     """
 
@@ -71,7 +71,7 @@ class Masking:
 
     def _choose(self, ids_S: np.ndarray, segments_S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         maskable_M = np.flatnonzero(self.maskable_W[ids_S])
-        # The share is of all tokens, special ones included, as in BERT: 19 predictions in 128 positions.
+        # The share applies to all tokens, including special ones, as in BERT: 19 predictions in 128 positions.
         length = np.count_nonzero(segments_S)
         wanted = min(self.slots, max(1, round(self.masked_share * length)), len(maskable_M))
         if self.whole_word:
@@ -83,7 +83,7 @@ class Masking:
         self, ids_S: np.ndarray, maskable_M: np.ndarray, wanted: int, rng: np.random.Generator
     ) -> np.ndarray:
         """Takes words in random order, skipping any that would exceed `wanted`, as BERT does."""
-        # A '##' piece after a special token starts a word: windows may begin in the middle of one.
+        # A window may begin inside a word, so a '##' piece after a special token starts a word.
         adjoins_M = np.diff(maskable_M, prepend=-1) == 1
         starts = np.flatnonzero(~(self.vocab.continues_W[ids_S[maskable_M]] & adjoins_M))
         sizes = np.diff(starts, append=len(maskable_M))

@@ -1,7 +1,7 @@
 """Shortest-pack-first histogram packing: which pieces of text share an example.
 
-The algorithm works on the histogram of the lengths, so its cost does not depend on the number of
-pieces: Krell et al. 2021, arXiv 2107.02027, section 3.1 and listing 1 of its appendix (SPFHP).
+The algorithm packs the histogram of the lengths, so its cost does not depend on the number of pieces.
+Source: SPFHP in Krell et al. 2021, arXiv 2107.02027, section 3.1 and listing 1 of the appendix.
 
 Axes: N pieces, R examples, L lengths 0..size.
 """
@@ -12,9 +12,9 @@ import numpy as np
 
 
 def strategies(counts_L: np.ndarray, size: int) -> list[tuple[int, tuple[int, ...]]]:
-    """How often to pack each combination of lengths, as `(times, lengths)`; no sum exceeds `size`.
+    """Kinds of packs as `(times, lengths)`: a pack of these lengths is used `times` times. No pack exceeds `size`.
 
-    From the longest length to the shortest, each goes into the packs with the most free space.
+    Lengths are placed from longest to shortest, each into the packs with the most free space.
     """
     finished = []
     open_packs = collections.defaultdict(list)  # free space -> (times, lengths)
@@ -45,7 +45,7 @@ def pack(lengths_N: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
     Each piece is in one example, and the pieces of an example are in ascending order. Examples are ordered by
     their first piece, so the first examples hold the first documents of a corpus, not the longest ones.
-    `starts_R` has one entry more than there are examples. Lengths are 1..size.
+    With R examples, `starts_R` has R + 1 entries. Lengths must be from 1 to `size`.
     """
     by_length_N = np.argsort(lengths_N, kind="stable")
     counts_L = np.bincount(lengths_N, minlength=size + 1)

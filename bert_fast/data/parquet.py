@@ -19,7 +19,7 @@ def read(path: str, text_key: str, bad: Report) -> Iterator[str]:
 
     with contextlib.ExitStack() as stack:
         source = path
-        if path.endswith(".gz"):  # Parquet is read from its end, gzip only from its beginning
+        if path.endswith(".gz"):  # Parquet is read from the end, gzip only from the beginning
             source = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(stack.enter_context(gzip.open(path, "rb")), source)
         try:
@@ -27,11 +27,11 @@ def read(path: str, text_key: str, bad: Report) -> Iterator[str]:
             if text_key not in table.schema_arrow.names:
                 raise BadInput(
                     f"{path}: no column {text_key!r}, found {table.schema_arrow.names}: "
-                    "name the column that holds the text with --text_key"
+                    "use --text_key to name the column of the text"
                 )
             if (kind := table.schema_arrow.field(text_key).type) not in (pa.string(), pa.large_string(), pa.binary()):
                 raise BadInput(
-                    f"{path}: column {text_key!r} holds {kind}, expected strings: name another with --text_key"
+                    f"{path}: column {text_key!r} holds {kind}, expected strings: use --text_key to name another"
                 )
             first = 0
             for batch in table.iter_batches(_ROWS, columns=[text_key]):

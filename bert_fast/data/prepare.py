@@ -1,7 +1,7 @@
-"""Text to shards: plan, vocabulary, units tokenised on all cores, manifest. Resumes after a kill at any point.
+"""Turns text into shards: plan, vocabulary, units tokenised on all cores, manifest. Resumes after a kill at any point.
 
-The corpus is one stream of documents, cut into units by length of text alone. So neither the number of
-processes nor an interruption changes a byte of the output.
+The corpus is one stream of documents, which is cut into units by the length of the text alone. With the same
+vocabulary, the output is therefore the same byte for byte, for any number of processes and after any interruption.
 """
 
 import collections
@@ -29,20 +29,20 @@ _BLOCK = 1 << 19  # characters sent to a worker at once
 _AHEAD = 12  # blocks queued per worker, enough to keep it busy while a unit is written
 _TRAINING = 100 << 20  # maximum bytes of text to train a vocabulary on
 _UNKNOWN = 0.01  # a higher share of unknown tokens prints a warning
-_EVERY = 5.0  # seconds between lines of progress if the output is not a terminal
-# For estimates, as measured with BERT's vocabulary on English Wikipedia on one core of a cloud machine
-_BYTES_A_SECOND = 8e6  # tokenised by one process; training a vocabulary is about as fast on two
+_EVERY = 5.0  # seconds between progress lines if the output is not a terminal
+# For estimates. Measured on English Wikipedia with BERT's vocabulary, on one core of a cloud machine
+_BYTES_A_SECOND = 8e6  # tokenised on one core; training a vocabulary is about as fast on two cores
 _DISK_SHARE = 0.35  # bytes of shards per byte of text
 
 
 class TextBlock(NamedTuple):
-    """Documents for one worker, and the position of the stream after them."""
+    """Documents for one worker, and the position in the stream after them."""
 
     texts: list[str]
     part: int
-    documents: int  # read from that part so far
+    documents: int  # read from `part` so far
     skipped: int
-    closes: bool  # a unit ends here
+    closes: bool  # a unit ends after this block
     last: bool = False
 
 
@@ -61,7 +61,7 @@ def prepare(
     processes: int | None = None,
     unit: int = UNIT,
 ) -> dict:
-    """The manifest of the shards folder `out`, made from `source`. Continues an unfinished folder.
+    """Makes the shards folder `out` from `source`, or continues it if it is unfinished. Returns its manifest.
 
     `vocab` is a vocab.txt; without it, a vocabulary of `vocab_size` tokens is trained. A share `valid_fraction`
     of the documents, chosen by a hash of their text, is held out. Raises BadInput for a source or vocabulary
@@ -93,7 +93,7 @@ def prepare(
         manifest = shards.read_manifest(out)
         staging.refuse_other(out, manifest["settings"], settings)
         staging.forget(out)
-        print(f"{out} is already finished, with these settings: nothing to do")
+        print(f"{out} is already finished with these settings: nothing to do")
         return manifest
 
     with full_disk_told(out), staging.claimed(out, settings) as folder:
@@ -132,7 +132,7 @@ def _say_plan(corpus, out, given, vocab_size, processes, unit) -> None:
 
 
 def _vocabulary(corpus, out, path, given, size, cased, strip_accents, skip_bad, processes) -> vocabulary.Vocab:
-    """The vocabulary in `out`: the one an earlier run put there, else a copy of the given file, else a trained one."""
+    """The vocabulary in `out`: from an earlier run, else a copy of the given file, else newly trained."""
     target = out / "vocab.txt"
     if not target.is_file():
         if given:
@@ -163,7 +163,7 @@ def _sample(corpus: corpora.Corpus, skip_bad: bool) -> Iterator[str]:
 
 
 def _blocks(corpus: corpora.Corpus, after: dict, bad: corpora.Bad, unit: int) -> Iterator[TextBlock]:
-    """The stream from the end of the last finished unit, in blocks that never cross the end of a unit."""
+    """Blocks of the stream after its last finished unit. No block crosses the end of a unit."""
     texts: list[str] = []
     size = total = 0
     part = documents = 0
@@ -171,7 +171,7 @@ def _blocks(corpus: corpora.Corpus, after: dict, bad: corpora.Bad, unit: int) ->
         skip = after["documents"] if part == after["part"] else 0
         for documents, text in enumerate(corpus.documents(corpus.parts[part], bad), 1):
             if documents == skip:
-                bad.count = after["skipped"]  # earlier ones were counted when first read
+                bad.count = after["skipped"]  # the earlier run has counted the bad documents up to here
             if documents <= skip:
                 continue
             texts.append(text)
@@ -184,7 +184,7 @@ def _blocks(corpus: corpora.Corpus, after: dict, bad: corpora.Bad, unit: int) ->
 
 
 def _encoded(blocks: Iterator[TextBlock], words: vocabulary.Vocab, path: pathlib.Path, processes: int):
-    """Blocks with their records, in order, while the next ones are read and encoded."""
+    """Yields each block with its records, in order. Meanwhile the workers encode the next blocks."""
     if processes == 1:
         encoder = document_tokenizer.DocumentTokenizer(words)
         with _environment("TOKENIZERS_PARALLELISM", "false"):
@@ -203,7 +203,7 @@ def _encoded(blocks: Iterator[TextBlock], words: vocabulary.Vocab, path: pathlib
 
 
 def _write_units(corpus, folder, words, valid_fraction, skip_bad, processes, unit) -> list[dict]:
-    """Entries of all units, including those from an earlier run."""
+    """Writes the remaining units. Returns the entries of all units, including units of an earlier run."""
     entries = staging.finished_units(folder)
     after = entries[-1] if entries else {"part": 0, "documents": 0, "skipped": 0, "last": False}
     if after["last"]:
@@ -239,7 +239,7 @@ def _finish(out: pathlib.Path, source: str, settings: dict, words: vocabulary.Vo
         found = ", ".join(f"{count} in {split}" for split, count in total.items())
         raise BadInput(
             f"--source={source} has too few documents ({found}; {entries[-1]['skipped']} were skipped): expected at "
-            "least one in each. In .txt files a blank line ends a document; --valid_fraction is the share held out"
+            "least one in each. In .txt files a blank line ends a document; --valid_fraction is the held-out share"
         )
     splits = staging.assemble(out, entries)
     checksums = [shard["sha256"] for split in splits.values() for shard in split["shards"]]
@@ -262,7 +262,7 @@ def _finish(out: pathlib.Path, source: str, settings: dict, words: vocabulary.Vo
 
 @contextlib.contextmanager
 def _progress(total: int, done: int) -> Iterator[Callable[[int], object]]:
-    """A bar with the time left, or a line every few seconds if the output is not a terminal."""
+    """Shows a bar with the time left, or prints a line every few seconds if the output is not a terminal."""
     if sys.stderr.isatty():
         with tqdm.tqdm(total=max(total, 1), initial=done, unit="B", unit_scale=True, desc="Tokenising") as bar:
             yield bar.update
@@ -287,7 +287,7 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int], object]]:
 
 @contextlib.contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """Sets an environment variable in the block: `tokenizers` reads at each call whether it may use all cores."""
+    """Sets an environment variable inside the block. `tokenizers` reads TOKENIZERS_PARALLELISM at each call."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -314,8 +314,8 @@ def _say_result(out: pathlib.Path, manifest: dict) -> None:
     print(f"Unknown tokens: {share:.3%}")
     if share > _UNKNOWN:
         print(
-            f"WARNING: {share:.1%} of the tokens are [UNK], from which the model learns nothing. Is the vocabulary "
-            "(and --cased) right for this text? Without --vocab, one is trained on it"
+            f"WARNING: {share:.1%} of the tokens are [UNK], from which the model learns nothing. Are the vocabulary "
+            "and --cased right for this text? Without --vocab, a vocabulary is trained on the text"
         )
     print(
         f"Shards, manifest.json, vocab.txt and tokenizer.json are in {out}\nNext: {command()} pretrain "

@@ -5,8 +5,8 @@
     {train,valid}-00000-of-00007.array_record
     {train,valid}-lengths.npy               number of tokens of each document, in shard order
 
-A record is one document: the number of sentences, where each begins, and the token ids (no special
-tokens). All documents of a split, one after another, are its *stream*. The lengths file is the index
+A record is one document: the number of sentences, where each begins, and the token ids (without [CLS]
+and [SEP]). All documents of a split, one after another, are its *stream*. The lengths file is the index
 that locates every example at every sequence length, so one preparation serves all sequence lengths.
 
 Axes: D documents, N sentences of one document, T tokens.
@@ -37,7 +37,7 @@ class Document(NamedTuple):
 
 
 def encode(document: Document, dtype: str) -> bytes:
-    """A document as a record. `dtype` is the type of a token id: `uint16` or `uint32`."""
+    """The record of a document. `dtype` is the type of a token id: `uint16` or `uint32`."""
     count = np.array([len(document.starts_N)], "<u4")
     starts_N = np.asarray(document.starts_N, "<u4")
     return count.tobytes() + starts_N.tobytes() + np.asarray(document.tokens_T, dtype).tobytes()
@@ -104,7 +104,7 @@ def verify(folder: str | pathlib.Path) -> dict:
 class Split:
     """One split of a shards folder: `split[d]` is document d; `lengths_D` holds the token counts.
 
-    Readers are opened on first use. This keeps it picklable, so that loader processes can hold it.
+    Readers are opened on first use and left out of pickles, so a split can be sent to loader processes.
     """
 
     def __init__(self, folder: str | pathlib.Path, split: str):

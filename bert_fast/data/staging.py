@@ -1,4 +1,4 @@
-"""A shards folder in the making: units of text, each whole or absent, and how they become shards.
+"""An unfinished shards folder: units of text, each written whole or not at all, and their assembly into shards.
 
 .unfinished/settings.json               settings of the run
 .unfinished/unit-00003.json             written last: counts, checksums, and where the text continues
@@ -43,7 +43,7 @@ class Unit:
         self._rows["valid" if document.hash < self._threshold else "train"].append(document)
 
     def give_valid_one(self) -> None:
-        """If valid is empty, moves the document with the smallest hash there, unless it is the only one.
+        """If valid is empty, moves the document with the smallest hash from train to it, unless train has only one.
 
         Called for the first unit only, so a corpus that grows at its end keeps its valid split.
         """
@@ -53,7 +53,7 @@ class Unit:
             self._rows["valid"].append(smallest)
 
     def write(self, folder: pathlib.Path, number: int, **state) -> dict:
-        """Writes the records, the lengths, and last the entry that makes them count."""
+        """Writes the records, then the lengths, then the entry that marks the unit as finished. Returns the entry."""
         entry = {"cut_documents": self.cut, "empty_documents": self.empty, **state}
         for split, rows in self._rows.items():
             path = folder / f"unit-{number:05d}-{split}.array_record"
@@ -76,7 +76,7 @@ class Unit:
 def _write_records(path: pathlib.Path, records: list[bytes]) -> None:
     partial = path.with_suffix(".partial")
     try:
-        # One record per group: a flipped bit costs one document, and reading one decompresses no other.
+        # One record per group: a flipped bit costs one document, and reading a document decompresses no other.
         writer = ArrayRecordWriter(str(partial), "group_size:1")
         for record in records:
             writer.write(record)
@@ -104,7 +104,7 @@ def finished_units(folder: pathlib.Path) -> list[dict]:
 
 
 def assemble(out: pathlib.Path, entries: list[dict]) -> dict[str, dict]:
-    """Moves the units' files into place as shards; returns the manifest's entry for each split.
+    """Moves the units' files into place as shards. Returns the manifest's entry for each split.
 
     May be interrupted anywhere and called again: files already in place stay there.
     """
@@ -155,7 +155,7 @@ def claimed(out: pathlib.Path, settings: dict) -> Iterator[pathlib.Path]:
 
 
 def refuse_other(out: pathlib.Path, there: dict, asked: dict) -> None:
-    """Raises BadInput if a folder was begun with other settings than this run has, showing the difference."""
+    """Raises BadInput if `out` was begun with settings `there` that differ from `asked`, and lists them."""
     differing = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
     if differing:
         lines = "".join(f"\n  {key}: {there.get(key)!r} there, {asked.get(key)!r} now" for key in differing)

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 
-Report = Callable[[str, str, str], None]  # place, problem, remedy: corpora.Bad
+Report = Callable[[str, str, str], None]  # called with place, problem and remedy; see corpora.Bad
 
 
 def document(value: object, place: str, text_key: str, bad: Report) -> Iterator[str]:
-    """The text of one record, or nothing after reporting what is wrong with it."""
+    """Yields the text of one record. Reports an unusable record to `bad`, and yields nothing."""
     if isinstance(value, bytes):
         try:
             value = value.decode()
@@ -19,7 +19,7 @@ def document(value: object, place: str, text_key: str, bad: Report) -> Iterator[
         bad(
             place,
             f"{text_key!r} is {type(value).__name__}, expected a string",
-            "Name the key that holds the text with --text_key",
+            "Use --text_key to name the key of the text",
         )
     else:
         yield value

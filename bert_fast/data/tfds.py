@@ -16,7 +16,7 @@ _SAMPLE = 32  # number of examples from which a data set's text size is estimate
 
 
 class TfdsSource(NamedTuple):
-    """A split of a data set: the approximate size of its text, what identifies it, and a reader of its documents."""
+    """A data set split: the approximate bytes of its text, a hash that identifies it, and a reader of its documents."""
 
     bytes: int
     identity: str
@@ -24,7 +24,7 @@ class TfdsSource(NamedTuple):
 
 
 def source(spec: str, data_dir: str | None) -> TfdsSource:
-    """The documents of the split `NAME[/CONFIG][:VERSION]:SPLIT`. Raises BadInput as `examples` does."""
+    """The split `NAME[/CONFIG][:VERSION]:SPLIT` as a source of documents. Raises BadInput as `examples` does."""
     rows, info, name, split = _tfds(spec, data_dir, "--source")
 
     def read(text_key: str, bad: Report) -> Iterator[str]:
@@ -32,7 +32,7 @@ def source(spec: str, data_dir: str | None) -> TfdsSource:
             if text_key not in row:
                 raise BadInput(
                     f"{name}: no feature {text_key!r}, found {sorted(row)}: "
-                    "name the feature that holds the text with --text_key"
+                    "use --text_key to name the feature of the text"
                 )
             yield from document(row[text_key], f"{name}, example {i}", text_key, bad)
 
@@ -45,9 +45,8 @@ def source(spec: str, data_dir: str | None) -> TfdsSource:
 def examples(spec: str, data_dir: str | None = None) -> Iterator[dict]:
     """The examples of the split `NAME[/CONFIG][:VERSION]:SPLIT`, prepared as ArrayRecord first if necessary.
 
-    Raises BadInput if the data set does not exist, or its preparation needs a package that is not
-    installed. For many data sets that package is TensorFlow; without it, tensorflow-datasets reports them as
-    "not found".
+    Raises BadInput if the data set does not exist, or if its preparation needs a package that is not installed.
+    Many data sets need TensorFlow; without it, tensorflow-datasets reports them as "not found".
     """
     return _each(_tfds(spec, data_dir, "--config.data.dir")[0])
 
@@ -58,8 +57,8 @@ def _each(rows) -> Iterator[dict]:
 
 
 def _tfds(spec: str, data_dir: str | None, option: str) -> tuple[Any, Any, str, str]:
-    """The examples of a split, its builder's info, the name in `spec` without the split, and the split."""
-    with contextlib.redirect_stdout(io.StringIO()):  # the import may list every data set it knows
+    """The examples of the split that `spec` names, the data set's info, and the two parts of `spec`: name and split."""
+    with contextlib.redirect_stdout(io.StringIO()):  # the import may print a list of all data sets
         import tensorflow_datasets as tfds
 
     name, _, split = spec.rpartition(":")
@@ -68,17 +67,17 @@ def _tfds(spec: str, data_dir: str | None, option: str) -> tuple[Any, Any, str, 
     where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     without = (
         f"or prepare the data set elsewhere with file_format='array_record' and copy it into {where} (or the folder "
-        f"that TFDS_DATA_DIR{' or --tfds_data_dir' if option == '--source' else ''} names): reading it needs no package"
+        f"that TFDS_DATA_DIR{' or --tfds_data_dir' if option == '--source' else ''} names): no other package is needed"
     )
     try:
         rows: Any = tfds.data_source(name, split=split, data_dir=data_dir)
         info = tfds.builder(name, data_dir=data_dir, file_format="array_record").info
     except tfds.core.DatasetNotFoundError as error:
-        # A builder whose import fails counts as unknown, but its source file is still installed.
+        # A builder that fails to import is reported as unknown, but its source file is still installed.
         builder = name.partition("/")[0].partition(":")[0]
         if builder.isidentifier() and any(pathlib.Path(tfds.__file__).parent.glob(f"*/{builder}*")):
             raise BadInput(
-                f"{option}=tfds:{spec}: preparing {name} needs TensorFlow, which bert_fast itself does not: "
+                f"{option}=tfds:{spec}: preparing {name} needs TensorFlow, although bert_fast does not: "
                 f"pip install tensorflow, {without}"
             ) from error
         raise BadInput(

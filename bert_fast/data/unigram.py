@@ -8,7 +8,7 @@ from bert_fast.data.shards import Split
 
 
 def unigram_loss(train: Split, vocab_size: int, batches: Iterable[dict]) -> float:
-    """Mean cross-entropy, in nats, of the batches' predictions under add-one counts of the train split."""
+    """Mean cross-entropy, in nats, of the labels in `batches` under the train split's token frequencies (add-one)."""
     counts_V = np.ones(vocab_size, np.int64)
     for document in range(len(train)):
         counts_V += np.bincount(train[document].tokens_T, minlength=vocab_size)

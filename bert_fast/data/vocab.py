@@ -1,6 +1,6 @@
 """WordPiece vocabularies: trained or loaded, with BERT's normalisation and splitting.
 
-The ids of special tokens are read from the vocabulary, wherever they are in it.
+Special tokens may have any ids: they are read from the vocabulary.
 """
 
 import collections
@@ -17,9 +17,9 @@ from bert_fast import BadInput
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUES = "##"
-_LONGEST_WORD = 100  # characters; a longer word is [UNK] (google-research/bert, max_input_chars_per_word)
-# The share of all characters that the alphabet covers (character_coverage in sentencepiece); a word with
-# any other character is unknown. Without a limit, rare symbols of other scripts would take most of a
+_LONGEST_WORD = 100  # characters; a longer word is [UNK] (default of `tokenizers`; google-research/bert has 200)
+# The share of all characters that the alphabet covers (character_coverage in sentencepiece). A word with
+# any other character is unknown. Without this limit, rare symbols of other scripts would take up most of a
 # small vocabulary.
 _COVERAGE = 0.9999
 _ALPHABET_SAMPLE = 10_000_000  # characters counted to choose the alphabet
@@ -27,7 +27,7 @@ _ALPHABET_SAMPLE = 10_000_000  # characters counted to choose the alphabet
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """A vocabulary, and how text is normalised before lookup.
+    """A vocabulary, with the normalisation of text before lookup.
 
     content: the bytes of its vocab.txt; `fingerprint` is their sha256.
     strip_accents: None does what BERT does: strip accents if letters are lower-cased.
@@ -42,7 +42,7 @@ class Vocab:
     tokenizer: Tokenizer = dataclasses.field(compare=False, repr=False)
 
     def to_json(self) -> dict:
-        """The entry for a manifest or a checkpoint. With vocab.txt next to it, `from_json` reads it back."""
+        """The entry for a manifest or a checkpoint. `from_json` turns it back into a Vocab, given its vocab.txt."""
         return {
             "size": self.size,
             "sha256": self.fingerprint,
@@ -57,7 +57,7 @@ class Vocab:
         return tuple(self.special_ids[token] for token in SPECIAL)
 
     def for_text(self) -> Tokenizer:
-        """A tokenizer that treats a special token written in a text like any other word."""
+        """A tokenizer that treats special tokens in a text, such as "[MASK]", like any other word."""
         tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
         tokenizer.encode_special_tokens = True
         return tokenizer
@@ -90,10 +90,10 @@ class Vocab:
 
 
 def load(path: str | pathlib.Path, cased: bool = False, strip_accents: bool | None = None) -> Vocab:
-    """The vocabulary of a vocab.txt: one token per line, whose id is the line number from 0.
+    """The vocabulary of a vocab.txt: one token per line. A token's id is its line number, from 0.
 
-    A special token that a user writes into a sentence is encoded as that token. If the text is data, set
-    `tokenizer.encode_special_tokens`, so that it is encoded like any other word. Raises BadInput for a file
+    Its tokenizer encodes "[MASK]" in a text as the special token. For text that is data, set
+    `tokenizer.encode_special_tokens`: then "[MASK]" is encoded like any other word. Raises BadInput for a file
     that is missing or empty, a token that occurs twice, and a special token that does not occur.
     """
     path = pathlib.Path(path)
@@ -105,15 +105,15 @@ def load(path: str | pathlib.Path, cased: bool = False, strip_accents: bool | No
 
 
 def from_json(entry: dict, path: str | pathlib.Path) -> Vocab:
-    """The vocabulary of an entry made by `to_json`, whose vocab.txt is at `path`.
+    """The vocabulary that `to_json` described by `entry`. Its vocab.txt is at `path`.
 
-    Raises BadInput if the file cannot be used, or is not the one the entry was made from.
+    Raises BadInput if the file cannot be used, or is not the one that `entry` describes.
     """
     found, sha256, size = load(path, entry["cased"], entry["strip_accents"]), entry["sha256"], entry["size"]
     if (found.fingerprint, found.size) != (sha256, size):
         raise BadInput(
             f"{path} ({found.size} tokens, sha256 {found.fingerprint[:12]}...) is not the vocabulary that the files "
-            f"next to it were made with ({size} tokens, sha256 {sha256[:12]}...): restore that one, or remake the files"
+            f"next to it were made with ({size} tokens, sha256 {sha256[:12]}...): restore that one, or make them again"
         )
     return found
 
@@ -149,8 +149,8 @@ def parse(content: bytes, path: str | pathlib.Path, cased: bool, strip_accents: 
 def train(texts: Iterable[str], size: int, cased: bool = False, strip_accents: bool | None = None) -> bytes:
     """The bytes of a vocab.txt of at most `size` tokens for these texts, special tokens first.
 
-    Two runs differ, because `tokenizers` breaks ties by the order of a hash map: train once, and keep
-    the file. Raises BadInput if the texts hold no word.
+    Two calls give different vocabularies, because `tokenizers` breaks ties by the order of a hash map. Train
+    once, and keep the file. Raises BadInput if the texts hold no word.
     """
     texts = iter(texts)
     head: list[str] = []
@@ -164,7 +164,7 @@ def train(texts: Iterable[str], size: int, cased: bool = False, strip_accents: b
     for space in [character for character in characters if character.isspace()]:
         del characters[space]
     if not characters:
-        raise BadInput("the text has no word to train a vocabulary on: expected text")
+        raise BadInput("the text has no words, so no vocabulary can be trained on it: expected text")
 
     tokenizer = _tokenizer({token: i for i, token in enumerate(SPECIAL)}, cased, strip_accents)
     trainer = trainers.WordPieceTrainer(
@@ -187,7 +187,7 @@ def _chained(head: list[str], rest: Iterator[str]) -> Iterator[str]:
 
 
 def _alphabet(characters: collections.Counter[str]) -> int:
-    """Number of the most frequent characters that together make up _COVERAGE of the text."""
+    """How many of the most frequent characters are needed to cover the share _COVERAGE of the text."""
     missing = characters.total() * (1 - _COVERAGE)
     for rank, (_, count) in enumerate(reversed(characters.most_common())):
         if (missing := missing - count) < 0:

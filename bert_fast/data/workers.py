@@ -1,4 +1,4 @@
-"""Worker processes that end with their parent, however it ends, and whose own death is reported at once."""
+"""Worker processes that end when their parent ends for any reason. The death of a worker is reported at once."""
 
 import concurrent.futures
 import contextlib
@@ -28,10 +28,10 @@ class _Raised(NamedTuple):
 
 
 class Pool(concurrent.futures.Executor):
-    """Processes that have each called `setup(*args)`, with one thread and one pipe per process.
+    """A pool of processes that each call `setup(*args)` once. The parent has a pipe to each, and as many threads.
 
-    `concurrent.futures.ProcessPoolExecutor` has one pipe for all results. A worker that is killed while writing a
-    result leaves that pipe locked, and the parent waits for the rest of the result forever.
+    `concurrent.futures.ProcessPoolExecutor` has one pipe for all results. If a worker is killed while it writes a
+    result, that pipe stays locked, and the parent waits for the rest of the result forever.
     """
 
     def __init__(self, processes: int, setup: Callable | None = None, *args):
@@ -58,7 +58,7 @@ class Pool(concurrent.futures.Executor):
         except (EOFError, OSError) as error:
             raise BadInput(
                 f"a worker process {_end_of(worker.process)}: finished work is kept. Run the same command again to "
-                f"continue, with fewer processes if memory ran out (it had --processes={len(self._workers)})"
+                f"continue, with fewer processes if memory ran out (this run had --processes={len(self._workers)})"
             ) from error
         finally:
             self._free.put(worker)
@@ -111,14 +111,14 @@ def _serve(pipe: Connection, setup: Callable | None, args: tuple) -> None:
 
 
 def belong(*_) -> None:
-    """Ties this process to its parent: it ignores stop signals, and ends when the parent does. Call it first."""
-    for signum in (signal.SIGINT, signal.SIGTERM):  # a terminal or a job sends them to all its processes
+    """Makes this process ignore stop signals, and end when its parent ends. A worker calls this first."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a terminal or a job scheduler sends them to all processes
         signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
 def _follow_parent() -> None:
-    """Exits when the parent does. Without this, a worker would wait for work forever: Grain's queues signal no end."""
+    """Exits when the parent does. Otherwise a worker would wait forever: Grain's queues do not signal their end."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

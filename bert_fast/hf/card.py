@@ -1,4 +1,4 @@
-"""The model card of an export, written from the run's own files and nothing else."""
+"""The model card of an export, made from the files of its run and the results of its fine-tuning."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,7 @@ LOSSES = {
     "nsp_loss": "next-sentence loss, nats",
     "nsp_accuracy": "next-sentence accuracy",
 }
-# The Auto class to load an export with, by the ending of its own class.
+# The Auto class that loads an export, by the ending of its transformers class.
 AUTO = {
     "ForPreTraining": "AutoModelForMaskedLM",
     "ForMaskedLM": "AutoModelForMaskedLM",
@@ -31,7 +31,7 @@ AUTO = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
 }
-# The Hub's name for the task of a class; all others are "feature-extraction".
+# The Hub's pipeline tag, by the same endings; all others have "feature-extraction".
 PIPELINES = {
     "ForPreTraining": "fill-mask",
     "ForMaskedLM": "fill-mask",
@@ -53,7 +53,7 @@ def run_of(folder: pathlib.Path) -> pathlib.Path:
 def results_in(folder: pathlib.Path) -> dict[str, dict]:
     """The `results.json` files in and below a folder, by relative path. Raises BadInput if one is not JSON."""
     if not folder.is_dir():
-        raise BadInput(f"--results={folder} is not a folder: expected one with results.json of finetune in or below it")
+        raise BadInput(f"--results={folder} is not a folder: expected the --workdir of finetune, or a folder above it")
     return {str(path.relative_to(folder).parent): read_json(path) for path in sorted(folder.rglob("results.json"))}
 
 
@@ -64,20 +64,21 @@ def card(
     results: Mapping[str, dict],
     differences: Mapping[str, float] | None,
 ) -> str:
-    """The whole page, with the front matter that the Hub reads.
+    """The whole model card, with the front matter that the Hub reads.
 
-    results: `results.json` files of `finetune`, by folder. differences: from transformers; None if not compared.
+    results: the contents of `results.json` files of `finetune`, by folder.
+    differences: the largest differences from transformers, by output; None if not compared.
     """
     about, run = trained.about, run_of(trained.folder)
     came = about.imported
     origin = (
         f"It was imported from the Hugging Face folder {came['folder']} and has not been trained since. How it was "
-        "trained is not recorded."
+        "trained before is not recorded."
         if came
         else f"It was pre-trained with bert_fast {about.version}, in JAX."
     )
     if about.init:
-        origin += f" Training started from the weights of `{about.init}`, whose own training is not described here."
+        origin += f" Training started from the weights of `{about.init}`. That run is not described here."
     sections = [
         front(about, class_name),
         f"# {run.absolute().name}",
@@ -114,7 +115,7 @@ def shape_of(model: Config) -> str:
 
 
 def ranged(counts_L: tuple[int, ...]) -> str:
-    """The count if all are equal, else the smallest and the largest."""
+    """The count if all are equal, else the smallest and the largest: "8 to 12"."""
     return f"{min(counts_L):,}" if len(set(counts_L)) == 1 else f"{min(counts_L):,} to {max(counts_L):,}"
 
 
@@ -123,7 +124,7 @@ def use(class_name: str, differences: Mapping[str, float] | None) -> str:
     compared = ""
     if differences:
         listed = ", ".join(f"{value:.1e} ({name.replace('_', ' ')})" for name, value in differences.items())
-        compared = f"\n\nCompared with the original checkpoint in float32 at export. Largest differences: {listed}."
+        compared = f"\n\nThe export was compared with the checkpoint in float32. Largest differences: {listed}."
     return (
         f"""```python
 from transformers import {auto}, AutoTokenizer
@@ -141,7 +142,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def training(trained: Encoder, run: pathlib.Path) -> str:
-    """The data, stages and methods up to this step, and what they cost."""
+    """The section on training: data, methods, cost and stages up to this step."""
     about, words, counters = trained.about, trained.vocab, trained.about.counters
     assert about.data is not None
     counts, times, data = counters.counts, counters.times, about.data
@@ -160,7 +161,7 @@ def training(trained: Encoder, run: pathlib.Path) -> str:
     if counts["flops_dense"]:
         share = counts["flops"] / counts["flops_dense"]
         facts.append(
-            ("FLOPs of dense training", f"{counts['flops_dense']:.3g} on these examples; this run took {share:.0%}")
+            ("FLOPs of dense training", f"{counts['flops_dense']:.3g} for the same examples; this run took {share:.0%}")
         )
     facts.append(("time in train steps", clock(times["seconds"])))
     rows = [
@@ -189,7 +190,7 @@ def methods_of(about: Description) -> str:
 
 
 def steps_of(about: Description) -> list[int]:
-    """Steps that each stage took; a method may end a stage before its planned steps."""
+    """The number of steps of each stage. A method may end a stage before its planned steps."""
     return [end - began for began, end in itertools.pairwise([0, *about.counters.ends, about.step])]
 
 
@@ -203,7 +204,7 @@ def source_of(folder: str) -> str:
 
 
 def losses(about: Description, run: pathlib.Path) -> str:
-    """The last losses of each split up to the step of the checkpoint."""
+    """The section on losses: each split's last losses up to the step of the checkpoint."""
     last = {row["split"]: row for row in read_rows(run / "metrics.jsonl") if row["step"] <= about.step}
     columns = [(name, last[split]) for name, split in (("held-out", "valid"), ("training", "train")) if split in last]
     if not columns:
@@ -217,8 +218,8 @@ def losses(about: Description, run: pathlib.Path) -> str:
     seq_len = about.eval.seq_len if about.eval else 0
     return (
         f"## Losses\n\n{table(head, rows)}\n\n"
-        f"Held-out losses are of examples of {seq_len} tokens, with every layer and token active. Compare them only "
-        f"with losses of the same fingerprint, {about.fingerprint}."
+        f"Held-out losses are measured on examples of {seq_len} tokens, with every layer and token active. Compare "
+        f"them only with losses on the same examples, whose fingerprint is {about.fingerprint}."
     )
 
 
@@ -232,10 +233,10 @@ def is_of(trained: Encoder, encoder: Mapping[str, Any]) -> bool:
 
 
 def scores(trained: Encoder, results: Mapping[str, dict]) -> str:
-    """Scores of this model's fine-tuning, at the end of training, over seeds. Reports results of other models, and
-    leaves them out.
+    """The section on scores: results of fine-tuning this model, over seeds, at the end of training.
 
-    Raises BadInput if a file was not written by `finetune`.
+    Leaves out the results of other models, and prints how many there are. Raises BadInput if a file was not written by
+    `finetune`.
     """
     rows, others = [], []
     for place, result in results.items():
@@ -251,7 +252,7 @@ def scores(trained: Encoder, results: Mapping[str, dict]) -> str:
     if not rows:
         return ""
     head = ("task", "mean", "deviation", "median", "seeds", "checkpoint step")
-    return f"## Scores\n\nAfter fine-tuning, on the held-out sets, at the end of training.\n\n{table(head, rows)}"
+    return f"## Scores\n\nScores on the held-out sets at the end of fine-tuning, over seeds.\n\n{table(head, rows)}"
 
 
 def rows_of(result: Mapping[str, Any]) -> list[tuple]:

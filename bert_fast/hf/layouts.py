@@ -1,14 +1,14 @@
-"""Which Hugging Face layout holds a model, and conversion from and to its `config.json`.
+"""Finds the Hugging Face layout that fits a model, and converts `config.json` in both directions.
 
-Three layouts hold the models we train, with the same logits and gradients:
+Three layouts fit the models that we train, with the same logits and gradients:
 
     layout                LayerNorm   embedding LayerNorm   next-sentence head   transformers class
     bert                  post        yes                   yes                  BertForPreTraining
     megatron-bert         pre         no                    yes                  MegatronBertForPreTraining
     roberta-prelayernorm  pre         yes                   no                   RobertaPreLayerNormForMaskedLM
 
-Fine-tuned models become ...ForSequenceClassification and ...ForQuestionAnswering, whose heads compute the same as ours
-in all three layouts.
+A fine-tuned model becomes a ...ForSequenceClassification or a ...ForQuestionAnswering. In all three layouts, these
+heads compute the same as ours.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ SIZES = (
     "vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
     "max_position_embeddings",
 )  # fmt: skip
-# The defaults of the transformers classes for missing keys: Google's small BERTs list nothing but sizes.
+# The values that transformers uses for missing keys. Google's small BERTs list only sizes.
 ABSENT = {
     "model_type": "bert",
     "hidden_act": "gelu",
@@ -50,17 +50,17 @@ PLAIN = {
 
 
 def layout_of(config: Config) -> str:
-    """The layout that holds a model. Raises BadInput for post-LN without an embedding LayerNorm: no layout has that."""
+    """The layout that fits a model. Raises BadInput for post-LN without an embedding LayerNorm: no layout has that."""
     if (config.norm, config.embed_norm) not in ARRANGEMENTS:
         raise BadInput(
             f"no Hugging Face layout has norm={config.norm!r} with embed_norm={config.embed_norm}: "
-            "it must be post-LN with an embedding LayerNorm, or pre-LN"
+            "the model must be post-LN with an embedding LayerNorm, or pre-LN"
         )
     return ARRANGEMENTS[config.norm, config.embed_norm]
 
 
 def check(config: Config, task: TaskHead | None = None):
-    """Raises BadInput if no layout holds the model, or its fine-tuned form if `task` is given."""
+    """Raises BadInput if no layout fits the model; with `task`, the model with the task's head."""
     layout_of(config)
     if not config.tied and task is None:
         raise BadInput(
@@ -69,13 +69,13 @@ def check(config: Config, task: TaskHead | None = None):
         )
     if config.width % config.head_size or max(config.heads_L) * config.head_size > config.width:
         raise BadInput(
-            f"no Hugging Face layout has {max(config.heads_L)} heads of {config.head_size} at a width of "
+            f"no Hugging Face layout has {max(config.heads_L)} heads of size {config.head_size} at a width of "
             f"{config.width}: the width must be a multiple of head_size, and at least the heads' total width"
         )
 
 
 def pad_id_of(theirs: Mapping[str, Any]) -> int:
-    """The id of the padding token. RoBERTa's first position is this id plus 1."""
+    """The id of the padding token. RoBERTa's positions start at this id plus 1."""
     stated = theirs.get("pad_token_id")
     return PAD_IDS[theirs.get("model_type", ABSENT["model_type"])] if stated is None else stated
 
@@ -83,7 +83,7 @@ def pad_id_of(theirs: Mapping[str, Any]) -> int:
 def config_from_hf(theirs: Mapping[str, Any]) -> Config:
     """The model of a Hugging Face `config.json`, with a next-sentence head if the layout has one.
 
-    Raises BadInput, naming what is missing or what our trunk does not compute.
+    Raises BadInput, with the key that is missing, wrong, or not supported by our encoder.
     """
     if missing := [name for name in SIZES if name not in theirs]:
         raise BadInput(f"config.json lacks {', '.join(missing)}: expected the config.json of a BERT model")
@@ -140,7 +140,7 @@ def config_from_hf(theirs: Mapping[str, Any]) -> Config:
 
 
 def position_shift(layout: str, pad_id: int) -> int:
-    """How many rows of the Hugging Face position table come before the first token's."""
+    """The number of rows in the Hugging Face position table before the first token's row."""
     return pad_id + 1 if layout == "roberta-prelayernorm" else 0
 
 
@@ -161,7 +161,7 @@ def task_architecture(layout: str, task: TaskHead) -> str:
 
 
 def task_to_hf(task: TaskHead) -> dict[str, Any]:
-    """What a task's head adds to `config.json`. transformers sizes the head by the number of labels."""
+    """The entries of `config.json` for a task's head. transformers makes the head as large as the number of labels."""
     labels = {"classes": task.labels, "score": ("score",), "span": ("start", "end")}[task.kind]
     problem = {"classes": "single_label_classification", "score": "regression", "span": None}[task.kind]
     names = {
@@ -175,7 +175,7 @@ def config_to_hf(config: Config, class_name: str, dtype: str) -> dict[str, Any]:
     """The Hugging Face `config.json` of a model whose layers all have the same width.
 
     The inverse of `config_from_hf`, except for fields that only matter in training.
-    config: its special ids must be the vocabulary's. dtype: the type of the weights.
+    config: must have the special ids of the vocabulary. dtype: the type of the weights.
     """
     layout = layout_of(config)
     pad, _, cls, sep, _ = config.special_ids

@@ -14,7 +14,7 @@ NO_METRICS = ("step", "epoch", "train_loss")  # keys of a row of `Description.sc
 
 
 def results_of(folder: pathlib.Path) -> dict[str, dict]:
-    """The `results.json` of the `finetune` call that made a checkpoint, by its folder; {} if it is not there."""
+    """The `results.json` of the `finetune` call that made a checkpoint, keyed by its folder; {} if there is none."""
     found = read_json((workdir := call_of(folder)) / "results.json")
     return {str(workdir): found} if found else {}
 
@@ -31,7 +31,7 @@ def card(
     results: Mapping[str, dict],
     differences: Mapping[str, float] | None,
 ) -> str:
-    """The whole page, with the front matter that the Hub reads. Arguments as in `card.card`."""
+    """The whole model card, with the front matter that the Hub reads. Arguments as in `card.card`."""
     about, task = trained.about, trained.about.task
     assert task is not None
     origin = f"from the weights of `{about.init}`" if about.init else "from random weights"
@@ -39,8 +39,8 @@ def card(
     sections = [
         front(about, class_name),
         f"# {run_of(trained.folder).absolute().parent.name}",
-        f"A BERT fine-tuned on `{task.name}`, as a `{class_name}`: {shape_of(trained.model)}. It was fine-tuned with "
-        f"bert_fast {about.version}, in JAX, {origin}.",
+        f"A BERT model fine-tuned on `{task.name}`, in the layout of `{class_name}`: {shape_of(trained.model)}. It was "
+        f"fine-tuned with bert_fast {about.version}, in JAX, {origin}.",
         *([example(task)] if task.kind != "span" else []),
         use(class_name, differences),
         "## Notes\n\n" + "\n".join(f"- {note}" for note in notes),
@@ -62,7 +62,7 @@ predict({given}, truncation=True)  # {", ".join(task.columns)}
 
 
 def limits(task: TaskHead) -> list[str]:
-    """What a user of the head must know."""
+    """Notes on what a user of the model must know: its maximum length, and its outputs."""
     notes = [
         f"It was fine-tuned on examples of at most {task.seq_len} tokens. With truncation=True the tokenizer cuts "
         "longer ones to that length."
@@ -70,7 +70,7 @@ def limits(task: TaskHead) -> list[str]:
     if task.kind == "classes":
         notes.append(f"Its labels are {', '.join(f'`{label}`' for label in task.labels)}.")
     elif task.kind == "score":
-        notes.append("It outputs one number, the logit itself.")
+        notes.append("It outputs one number, the raw logit.")
     else:
         stride, version = task.options["stride"], task.options["version"]
         notes.append(f"Longer contexts are read in windows that start {stride} tokens apart.")
@@ -80,7 +80,7 @@ def limits(task: TaskHead) -> list[str]:
 
 
 def training(trained: Encoder, task: TaskHead) -> str:
-    """How the model was fine-tuned."""
+    """The section on fine-tuning: task, settings and time."""
     about, program, run = trained.about, trained.program, run_of(trained.folder)
     scored, result = about.scored, read_json(run / "result.json")
     facts = [
@@ -97,8 +97,9 @@ def training(trained: Encoder, task: TaskHead) -> str:
 
 
 def scores(trained: Encoder, task: TaskHead, results: Mapping[str, dict]) -> str:
-    """Held-out metrics of these weights, next to the mean, deviation and median over all seeds of their learning rate.
+    """The section on scores: the held-out metrics of these weights.
 
+    If the call has two or more seeds at this learning rate, also the mean, deviation and median over them.
     Raises BadInput if a file was not written by `finetune`.
     """
     about = trained.about

@@ -15,7 +15,7 @@ from bert_fast.bert import Config, Params
 from bert_fast.hf.layouts import WITH_NEXT, layout_of, position_shift
 
 # A row is (Hugging Face's name, our path, how the array changes). A name with {layer} stands for one tensor per layer;
-# ours are then stacked. Changes: see `ours_from` and `theirs_from`.
+# our leaf stacks them. `ours_from` and `theirs_from` make the changes.
 Row = tuple[str, str, str]
 
 
@@ -72,7 +72,7 @@ LAYOUTS: dict[str, tuple[Row, ...]] = {
     ),
 }
 
-# The head of a fine-tuned model, in place of the pre-training heads. It is only written: `from_hf` refuses it.
+# The head of a fine-tuned model, in place of the pre-training heads. Such a head can be written, but not read.
 POOLED = (*linear("bert.pooler.dense", "task/pooler"), *linear("classifier", "task/output"))
 SENTENCE_HEADS: dict[str, tuple[Row, ...]] = {
     "bert": POOLED,
@@ -82,7 +82,7 @@ SENTENCE_HEADS: dict[str, tuple[Row, ...]] = {
 SPAN_HEAD = linear("qa_outputs", "task/output")
 
 ROOTS = {"bert": "bert", "megatron-bert": "bert", "roberta-prelayernorm": "roberta_prelayernorm"}
-BELOW = ("embeddings.", "encoder.", "pooler.", "LayerNorm.")  # prefixes of names in a file with the encoder alone
+BELOW = ("embeddings.", "encoder.", "pooler.", "LayerNorm.")  # prefixes of tensor names in a file without heads
 
 # Copies that some files hold in addition to the tensor they are tied to.
 TIED = {
@@ -94,18 +94,18 @@ TIED = {
 
 
 def today(name: str) -> str:
-    """A tensor's name without TensorFlow's gamma and beta for LayerNorm, which the first released files use."""
+    """A tensor's current name. The first released files use TensorFlow's gamma and beta for LayerNorm."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def full_name(name: str, layout: str) -> str:
-    """A tensor's name as in the table, even if the encoder was saved without heads."""
+    """A tensor's name in the table. In a file without heads, names lack the prefix of the encoder."""
     name = today(name)
     return f"{ROOTS[layout]}.{name}" if name.startswith(BELOW) else name
 
 
 def constants(config: Config, pad_id: int) -> dict[str, np.ndarray]:
-    """Tensors that older files store although they are the same in every model."""
+    """Tensors that older files store, although they follow from the config."""
     layout = layout_of(config)
     positions = np.arange(config.max_len + position_shift(layout, pad_id), dtype=np.int64)[None]
     embeddings = f"{ROOTS[layout]}.embeddings"
@@ -113,9 +113,9 @@ def constants(config: Config, pad_id: int) -> dict[str, np.ndarray]:
 
 
 def rows_of(config: Config, task: str | None = None) -> tuple[Row, ...]:
-    """The rows of the table for a model. The next-sentence head is left out if the layout has none.
+    """The rows of the table for a model. The next-sentence head is left out if the model or the layout has none.
 
-    task: the kind of a fine-tuned model's head, as in `TaskHead`.
+    task: the kind of a fine-tuned model's head, as in `TaskHead`; it replaces the pre-training heads.
     """
     layout = layout_of(config)
     if task is not None:
@@ -143,7 +143,7 @@ def leaf_at(tree: Any, path: str) -> Any:
 
 
 def ours_from(change: str, array: np.ndarray, config: Config, pad_id: int) -> np.ndarray:
-    """Converts a Hugging Face tensor, of one layer, to our form."""
+    """A Hugging Face tensor in our form; for a stacked leaf, the part of one layer."""
     split = (max(config.heads_L), config.head_size)
     match change:
         case "matrix":  # theirs is [out, in]
@@ -182,10 +182,11 @@ def theirs_from(change: str, array: np.ndarray, config: Config, pad_id: int) -> 
 
 
 def from_hf(tensors: Mapping[str, np.ndarray], config: Config, pad_id: int) -> Params:
-    """Hugging Face's tensors as our parameters, with their types unchanged. Rows of padded ids are zero.
+    """Hugging Face's tensors as our parameters, with their types unchanged. Table rows past the vocabulary are zero.
 
-    pad_id: the id of the padding token, from which RoBERTa's positions count. Raises BadInput if tensors
-    are missing, left over or of another shape, or if a tied copy or a constant differs.
+    pad_id: the id of the padding token; RoBERTa's positions start at the next number.
+
+    Raises BadInput if a tensor is missing, unknown or of the wrong shape, or if a tied copy or a constant differs.
     """
     layout, rows = layout_of(config), rows_of(config)
     tensors = {full_name(name, layout): array for name, array in tensors.items()}
@@ -199,7 +200,7 @@ def from_hf(tensors: Mapping[str, np.ndarray], config: Config, pad_id: int) -> P
         raise BadInput(
             f"tensors do not fit the layout {layout} with {config.depth} layers: missing {listed(missing)}; unknown "
             f"{listed(extra)}: does config.json belong to this file? Task heads are not read: save the encoder, or the "
-            "model with BERT's own heads"
+            "model with BERT's pre-training heads"
         )
     for copy, of in tied.items():
         if not np.array_equal(tensors[copy], tensors[of]):
@@ -236,14 +237,15 @@ def listed(names) -> str:
 
 
 def widen(params: Params, config: Config) -> tuple[Params, Config]:
-    """The same function as a model whose layers all have the same width: as many heads as fill the model's width, and
-    as many neurons as the widest layer has. Added entries are zero. Returns NumPy arrays.
+    """An equivalent model whose layers all have the same width. Added entries are zero. Returns NumPy arrays.
+
+    Each layer gets as many heads as fill the model's width, and as many neurons as the widest layer has.
     """
     heads, mlp_dim = config.width // config.head_size, max(config.mlp_dim_L)
     layers = dict(params["layers"])
 
     def only(name: str, leaf: str, axis: int, counts_L, size: int):
-        """Resizes a stacked leaf to `size` entries along an axis: keeps each layer's own, and fills up with zeros."""
+        """Resizes a stacked leaf to `size` entries along an axis: each layer's own entries, then zeros."""
         array = np.asarray(layers[name][leaf])
         result = np.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), array.dtype)
         for layer, count in enumerate(counts_L):
@@ -264,8 +266,8 @@ def widen(params: Params, config: Config) -> tuple[Params, Config]:
 def to_hf(params: Params, config: Config, pad_id: int, task: str | None = None) -> dict[str, np.ndarray]:
     """Our parameters as Hugging Face's tensors, without tied copies. Inverse of `from_hf`, except for a `task` head.
 
-    The next-sentence head is left out if the layout has none. Raises BadInput if layers differ in width, or
-    if their heads do not fill it: no layout can express that (see `widen`).
+    The next-sentence head is left out if the layout has none. Raises BadInput if layers differ in width, or if their
+    heads do not fill the model's width. No layout has such layers; `widen` makes them equal.
     """
     if len({config.width // config.head_size, *config.heads_L}) > 1 or len(set(config.mlp_dim_L)) > 1:
         raise BadInput(f"layers differ in width (heads {config.heads_L}, mlp_dim {config.mlp_dim_L}): widen them first")

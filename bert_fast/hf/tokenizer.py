@@ -11,9 +11,9 @@ from bert_fast.data import vocab
 from bert_fast.data.vocab import CONTINUES, SPECIAL, Vocab
 
 ROLES = dict(zip(SPECIAL, ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), strict=True))
-# The first two are BERT's WordPiece. The others are defined by their tokenizer.json.
+# The supported classes. The first two are BERT's WordPiece; the others do what their tokenizer.json says.
 CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
-# The settings of our tokenizer, by their keys in tokenizer.json. Other values would give other tokens.
+# The settings of our tokenizer, by their keys in tokenizer.json. With other values, a text has other tokens.
 OURS = {
     "model.type": "WordPiece",
     "model.unk_token": "[UNK]",
@@ -27,7 +27,7 @@ OURS = {
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in a file; {} if there is no file. Raises BadInput if it is not JSON."""
+    """The JSON object in a file; {} if there is no file. Raises BadInput if it holds anything else."""
     if not path.is_file():
         return {}
     try:
@@ -42,9 +42,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def read(folder: pathlib.Path) -> Vocab:
     """The vocabulary of a folder, from vocab.txt or else from tokenizer.json.
 
-    Whether case and accents are kept is read from `tokenizer_config.json`, or else from `tokenizer.json`. If
-    neither says, they are dropped, as in transformers' BertTokenizer. Raises BadInput, which names the tokenizer, if
-    it is not BERT's WordPiece.
+    `tokenizer_config.json`, or else `tokenizer.json`, states whether case and accents are kept. If neither does, they
+    are dropped, as in transformers' BertTokenizer. Raises BadInput if the tokenizer is not BERT's WordPiece, or if its
+    files disagree.
     """
     settings, whole = read_json(folder / "tokenizer_config.json"), read_json(folder / "tokenizer.json")
     kind = settings.get("tokenizer_class")
@@ -91,7 +91,7 @@ def read(folder: pathlib.Path) -> Vocab:
 
 
 def check(path: pathlib.Path, whole: dict[str, Any]):
-    """Raises BadInput that names the first setting of a tokenizer.json that differs from BERT's."""
+    """Raises BadInput if a setting of a tokenizer.json differs from BERT's. The message names the first one."""
     for place, expected in OURS.items():
         value: Any = whole
         for key in place.split("."):
@@ -104,7 +104,7 @@ def check(path: pathlib.Path, whole: dict[str, Any]):
 
 
 def vocab_txt(path: pathlib.Path, ids: dict[str, int]) -> bytes:
-    """The content of a vocab.txt with these ids. Raises BadInput if they leave gaps."""
+    """The content of a vocab.txt with these ids. Raises BadInput if the ids have gaps."""
     tokens = sorted(ids, key=ids.__getitem__)
     if [ids[token] for token in tokens] != list(range(len(ids))):
         raise BadInput(f"{path}: the ids of the {len(ids)} tokens are not 0 to {len(ids) - 1}: the vocabulary has gaps")
@@ -112,8 +112,9 @@ def vocab_txt(path: pathlib.Path, ids: dict[str, int]) -> bytes:
 
 
 def write(folder: pathlib.Path, words: Vocab, max_len: int):
-    """Writes the tokenizer files that transformers reads today, plus vocab.txt and special_tokens_map.json for older
-    programs.
+    """Writes the tokenizer files that transformers reads.
+
+    Also writes vocab.txt and special_tokens_map.json, for older programs.
     """
     tokenizer = Tokenizer.from_str(words.tokenizer.to_str())
     tokenizer.post_processor = processors.TemplateProcessing(

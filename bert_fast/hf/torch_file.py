@@ -1,12 +1,12 @@
 """Reads the tensors of a file that `torch.save` wrote, without torch and without executing its pickle.
 
-Such a file holds the bytes of the arrays and a pickle, which may name any function of any module and have it called.
-Here it may name only the parts of a table of tensors. These names become the inert objects below; all others are
-refused.
+Such a file holds the bytes of the arrays and a pickle. A pickle can name any function of any module and have it called.
+This reader accepts only the names that a table of tensors needs, and refuses all others. It maps these names to the
+inert objects below.
 
     since PyTorch 1.6   a zip archive: NAME/data.pkl, and the bytes of each storage as NAME/data/KEY
-    before              five pickles in a row, the fourth of them the table and the fifth the storages' keys;
-                        then, for each key, its number of elements and their bytes
+    before              five pickles in a row: a magic number, the protocol, the system, the table, the storage keys;
+                        then, for each key, the number of elements and their bytes
 """
 
 import collections
@@ -39,7 +39,7 @@ BROKEN = (
     pickle.UnpicklingError, zipfile.BadZipFile, AttributeError, EOFError, IndexError, KeyError, MemoryError,
     NotImplementedError, OverflowError, RecursionError, TypeError, UnicodeDecodeError, ValueError,
 )  # fmt: skip
-REMEDY = "if you trust it, load it with PyTorch and save it with save_pretrained(DIR, safe_serialization=True)"
+REMEDY = "if you trust the file, load it in PyTorch and save it with save_pretrained(DIR, safe_serialization=True)"
 
 
 class Storage(NamedTuple):
@@ -58,7 +58,7 @@ class Tensor(NamedTuple):
 
 
 class Rebuild:
-    """torch._utils._rebuild_tensor_v2, data only. An instance holds nothing that a pickle could change."""
+    """In place of torch._utils._rebuild_tensor_v2: returns a `Tensor`. Instances have no attributes to change."""
 
     __slots__ = ()
 
@@ -67,7 +67,7 @@ class Rebuild:
 
 
 class Parameter:
-    """torch._utils._rebuild_parameter: returns its tensor."""
+    """In place of torch._utils._rebuild_parameter: returns its tensor."""
 
     __slots__ = ()
 
@@ -76,7 +76,7 @@ class Parameter:
 
 
 class Tables(pickle.Unpickler):
-    """Unpickles tables of tensors. Raises BadInput for any other name."""
+    """Unpickles a table of tensors. Raises BadInput if the pickle names anything else."""
 
     def __init__(self, file, path: pathlib.Path):
         super().__init__(file, encoding="utf-8")
@@ -104,7 +104,7 @@ class Tables(pickle.Unpickler):
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays by name. Raises BadInput if the file is damaged, or holds or asks for anything but tensors."""
+    """Arrays by name. Raises BadInput if the file is damaged, or if it holds or names anything but tensors."""
     try:
         with path.open("rb") as file:
             table, bytes_of = (from_zip if zipfile.is_zipfile(file) else from_pickles)(path, file)
@@ -130,7 +130,7 @@ def from_zip(path: pathlib.Path, file) -> tuple:
 
 
 def from_pickles(path: pathlib.Path, file) -> tuple:
-    """The same for the older format, without a zip archive."""
+    """The table, and the bytes of each storage, in the older format without a zip archive."""
     file.seek(0)
     magic, protocol, system, table, keys = (Tables(file, path).load() for _ in range(5))
     if magic != MAGIC or protocol != PROTOCOL:
@@ -156,11 +156,11 @@ def item_sizes(path: pathlib.Path, table) -> dict[str, int]:
 
 def check_order(path: pathlib.Path, order: str):
     if order != sys.byteorder:
-        raise BadInput(f"{path} was written by a {order}-endian machine, this one is {sys.byteorder}-endian: {REMEDY}")
+        raise BadInput(f"{path} has {order}-endian numbers, but this machine is {sys.byteorder}-endian: {REMEDY}")
 
 
 def array_of(tensor: Tensor, bytes_of: dict[str, bytes]) -> np.ndarray:
-    """The array of a view. Raises ValueError if it reaches outside its storage."""
+    """The array of a view. Raises ValueError if the view reaches outside its storage."""
     flat = np.frombuffer(bytes_of[tensor.storage.key], TYPES[tensor.storage.kind])
     steps = [(size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True)]
     if min((tensor.offset, *tensor.shape, *tensor.strides)) < 0:

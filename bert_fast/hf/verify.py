@@ -1,6 +1,8 @@
-"""Compares our outputs with transformers' on the folder that was written: `export --verify`.
+"""Compares our outputs for a checkpoint with the outputs of transformers for its export: `export --verify`.
 
-This file alone imports torch and transformers, and only when called. Axes: as in bert.py.
+Only this file imports torch and transformers, and only when it is used.
+
+Axes: as in bert.py.
 """
 
 import contextlib
@@ -21,9 +23,9 @@ from bert_fast.plan import Route, whole
 from bert_fast.tasks.model import Head, logits
 from bert_fast.train.description import TaskHead
 
-LIMIT = 1e-4  # the largest difference of any logit or hidden state, in float32
+LIMIT = 1e-4  # the largest difference that is accepted in any logit or hidden state, in float32
 ROWS = 4
-OF_ROWS = ("next_logits", "class_logits")  # one per example, not one per token
+OF_ROWS = ("next_logits", "class_logits")  # outputs with one row per example; all others have one row per token
 PIECES = 200  # word pieces of the vocabulary to tokenize in addition to TEXTS
 # Accents, Chinese characters, a control character, a made-up word, and a mask next to a full stop.
 TEXTS = (
@@ -38,16 +40,16 @@ def needs_torch():
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         raise BadInput(
-            f"--verify needs {' and '.join(missing)}: pip install torch transformers, or leave --verify out: the "
+            f"--verify needs {' and '.join(missing)}: pip install torch transformers, or leave out --verify: the "
             "export itself needs neither"
         )
 
 
 def verify(folder: pathlib.Path, trained: Encoder, class_name: str) -> dict[str, float]:
-    """The largest differences in the last hidden states and in each head's logits, in float32, over examples with
-    padding and token types at the model's full length.
+    """The largest difference in the last hidden states and in each head's logits, in float32.
 
-    Raises BadInput if a difference is above LIMIT, if tensors are missing or left over, or if tokens differ.
+    The batch is as long as the model allows, and has padding and token types. Raises BadInput if a difference is above
+    LIMIT, if tensors are missing or left over, or if tokens differ.
     """
     needs_torch()
     model = dataclasses.replace(trained.model, dtype="float32")
@@ -67,9 +69,7 @@ def verify(folder: pathlib.Path, trained: Encoder, class_name: str) -> dict[str,
 
 
 def random_batch(model: Config, words: Vocab) -> dict[str, np.ndarray]:
-    """Examples of ordinary word pieces with both token types. The first is as long as the model allows, the others are
-    shorter.
-    """
+    """Random word pieces and token types. The first example is as long as the model allows; the others are shorter."""
     rng, length = np.random.default_rng(0), model.max_len
     ordinary = np.setdiff1d(np.arange(words.size), list(words.special))
     real_B = np.linspace(length, 1, ROWS).astype(int)
@@ -85,7 +85,7 @@ def random_batch(model: Config, words: Vocab) -> dict[str, np.ndarray]:
 
 
 def of_ours(model: Config, params, batch, task: TaskHead | None) -> dict[str, np.ndarray]:
-    """`hidden` [B, S, D], `mlm_logits` [B, S, V] and, with a next-sentence head, `next_logits` [B, 2].
+    """Our outputs: `hidden` [B, S, D], `mlm_logits` [B, S, V] and, with a next-sentence head, `next_logits` [B, 2].
 
     For a fine-tuned model: `hidden` and `class_logits` [B, C], or `span_logits` [B, S, 2].
     """
@@ -106,8 +106,9 @@ def of_ours(model: Config, params, batch, task: TaskHead | None) -> dict[str, np
 
 
 def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) -> dict[str, np.ndarray]:
-    """The same outputs from transformers, as far as the class has these heads. Raises BadInput if it does not load
-    exactly the tensors of the folder, or if its tokens differ.
+    """The same outputs from transformers, for the heads that the class has.
+
+    Raises BadInput if transformers does not load exactly the tensors of the folder, or tokenises a text differently.
     """
     import torch
     import transformers
@@ -121,7 +122,7 @@ def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) 
             raise BadInput(f"transformers {transformers.__version__} does not load the export: {error}") from error
         texts = (*TEXTS, own := " ".join(some_pieces(words)), own.title())
         tokens = [tokenizer(text)["input_ids"] for text in texts]
-    # transformers' bare encoder has a pooler even if the export has none. The class of a task must match exactly.
+    # The bare encoder of transformers has a pooler even if the export has none. A task's class must match exactly.
     of_task = class_name.endswith(("ForSequenceClassification", "ForQuestionAnswering"))
     strange = {
         kind: sorted(map(str, names))
@@ -166,7 +167,7 @@ def some_pieces(words: Vocab) -> list[str]:
 
 @contextlib.contextmanager
 def quiet(logging) -> Iterator[None]:
-    """Silences the progress bars and warnings of transformers: what matters in them is checked here."""
+    """Silences the progress bars and warnings of transformers. This file checks what matters in them."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

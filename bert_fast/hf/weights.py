@@ -1,4 +1,4 @@
-"""Reads and writes the tensors of a Hugging Face folder: safetensors or PyTorch's files, whole or sharded."""
+"""The tensors of a Hugging Face folder: reads safetensors and PyTorch files, whole or sharded; writes safetensors."""
 
 import json
 import pathlib
@@ -23,8 +23,8 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
             return read_parts(folder / f"{name}.index.json")
     there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
     raise BadInput(
-        f"{folder} has no {' and no '.join(WHOLE)} (found {there}): expected what save_pretrained(DIR) writes in "
-        "PyTorch. Convert TensorFlow and Flax files with transformers 4 (from_tf=True, from_flax=True)"
+        f"{folder} has no {' and no '.join(WHOLE)} (found {there}): expected a folder that save_pretrained(DIR) "
+        "wrote in PyTorch. Convert TensorFlow and Flax files with transformers 4 (from_tf=True, from_flax=True)"
     )
 
 
@@ -39,7 +39,7 @@ def read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_parts(index: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of the files that an index names."""
+    """The tensors in the files that an index lists."""
     try:
         file_of: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
         names = sorted(set(file_of.values()))
@@ -61,6 +61,6 @@ def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]):
     mode = path.stat().st_mode
     try:
         safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
-        path.chmod(mode)  # save_file leaves it readable by its owner only
-    except safetensors.SafetensorError as error:  # raised for a full disk, too
+        path.chmod(mode)  # save_file makes it readable by its owner only
+    except safetensors.SafetensorError as error:  # a full disk raises it, too
         raise OSError(str(error)) from error

@@ -17,7 +17,7 @@ class Export(NamedTuple):
     """What was written.
 
     class_name: the transformers class that has the model's heads. notes: what users of the export should know.
-    differences: the largest differences from transformers (None: not compared).
+    differences: the largest differences from transformers, by output; None if not compared.
     """
 
     folder: pathlib.Path
@@ -35,12 +35,12 @@ def export(
 ) -> Export:
     """Writes the checkpoint at `path` (a run folder or one step) to `out`.
 
-    compare: load the export with transformers and compare; if it differs, nothing is kept.
-    initialised_heads: also write the heads that an imported model came without.
-    results: a folder with `results.json` files for the model card. Default: the run folder, or for a fine-tuned model
-        the folder of its `finetune` call.
+    compare: compare the export's outputs in transformers with ours; if they differ, nothing is kept.
+    initialised_heads: also write the heads that an imported model lacked, which were initialised at random.
+    results: a folder with `results.json` files for the model card. None: the run folder; for a fine-tuned model, the
+        folder of its `finetune` call.
 
-    Raises BadInput if no layout holds the model, `out` is not empty, or transformers computes different outputs.
+    Raises BadInput if no layout fits the model, `out` is not empty, or transformers computes different outputs.
     """
     if compare:
         verify.needs_torch()
@@ -76,7 +76,7 @@ def export(
 
 
 def tensors_of(trained: Encoder, initialised_heads: bool) -> tuple[dict[str, np.ndarray], Config]:
-    """The tensors to write, and their model, with all layers equally wide. An imported model: as they came in."""
+    """The tensors to write, and the config with equally wide layers. Imported tensors keep their names and types."""
     params: Params = jax.tree.map(np.asarray, trained.params)
     wide, config = tensors.widen(params, trained.model)
     pad_id = trained.vocab.pad
@@ -96,8 +96,9 @@ def tensors_of(trained: Encoder, initialised_heads: bool) -> tuple[dict[str, np.
 
 
 def notes_of(model: Config, config: Config, has_next: bool) -> tuple[str, ...]:
-    """What users of the export would not expect. model: the checkpoint's; config: the one that was written, which may
-    be wider.
+    """What users of the export may not expect.
+
+    model: the checkpoint's config. config: the export's config, whose layers may be wider.
     """
     notes, layout = [], layouts.layout_of(config)
     if model.pooler and not has_next:

@@ -1,4 +1,4 @@
-"""The training methods, one file each. A file's `make(**arguments) -> Method` makes the method of that name.
+"""The training methods, one file each. A file's `make(**arguments) -> Method` makes the method named after the file.
 
 Another package can add a method. Its pyproject.toml names the module:
 
@@ -38,7 +38,7 @@ def modules() -> Mapping[str, types.ModuleType]:
         except Exception as error:
             raise BadInput(f"{where} cannot be imported from {entry.value} ({error}): fix or uninstall it") from error
         if not callable(getattr(found[entry.name], "make", None)):
-            raise BadInput(f"{where}: {entry.value} has no function `make`, which makes the method: give it one")
+            raise BadInput(f"{where}: {entry.value} has no function `make`: add one that returns the method")
     return dict(sorted(found.items()))
 
 
@@ -48,7 +48,7 @@ def known() -> dict[str, Callable[..., Method]]:
 
 
 def defaults() -> dict[str, dict[str, Any]]:
-    """The arguments of every method with the defaults of its `make`."""
+    """The arguments of each method's `make` with their defaults, by method name."""
     return {
         name: {key: parameter.default for key, parameter in inspect.signature(make).parameters.items()}
         for name, make in known().items()
@@ -72,7 +72,7 @@ def make(methods: Iterable[tuple[str, Mapping[str, Any]]]) -> Method:
     made, makes, has = [], known(), defaults()
     for name, arguments in methods:
         if name not in makes:
-            raise BadInput(f"the method {name!r} is not installed: install the package that brings it")
+            raise BadInput(f"the method {name!r} is not installed: install the package that provides it")
         for argument in arguments:
             if argument not in has[name]:
                 near = difflib.get_close_matches(argument, has[name], 1) or list(has[name])

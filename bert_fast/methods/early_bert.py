@@ -1,14 +1,14 @@
 """EarlyBERT (Chen et al., ACL-IJCNLP 2021, arXiv 2101.00063): a short search finds the heads and neurons that matter.
 The others are pruned, and the smaller model is trained from its initial weights.
 
-Every head and every feed-forward neuron has a coefficient that multiplies its output. Coefficients start at 1 and are
-trained with an L1 penalty. The lowest are pruned; the units that remain are the ticket. The model is then physically
-smaller, returns to the weights of step 0 and is trained without coefficients, as if the search had not happened. The
-search still counts in every total of the run: steps, examples, FLOPs, seconds.
+Every unit (head or feed-forward neuron) has a coefficient that multiplies its output. Coefficients start at 1 and are
+trained with an L1 penalty. Units with the lowest coefficients are pruned; the units that remain are the ticket. The
+model is then physically smaller. It returns to the weights of step 0 and is trained without coefficients, as if the
+search had not happened. The run's totals still include the search: steps, examples, FLOPs, seconds.
 
 Heads are multiplied after softmax and dropout, neurons after GELU (`slimming_coef` in finetune/modeling_bert.py of
-VITA-Group/EarlyBERT). Multiplying the matching rows of the output matrices is equivalent, so the coefficients
-are a transform of the parameters and the trunk does not know about them. The authors released code for fine-tuning
+VITA-Group/EarlyBERT). Multiplying the matching rows of the output matrices is equivalent. So the coefficients
+are applied to the parameters, and the trunk needs no code for them. The authors released code for fine-tuning
 only: everything here about pre-training from scratch is unverified.
 
 Axes: L layers, H heads, E size of a head, D width, F neurons, U units (heads or neurons), G groups of units that share
@@ -28,7 +28,7 @@ from bert_fast.bert import Params
 from bert_fast.method import Clock, Method, Stage, same
 from bert_fast.plan import frozen_depth
 
-NAMES = ("head_scale", "neuron_scale")  # of the coefficients, [L, H] and [L, F], among the layers' leaves
+NAMES = ("head_scale", "neuron_scale")  # leaves of the layers that hold the coefficients, [L, H] and [L, F]
 
 # Leaves with an axis of heads or neurons, and the index of that axis in a single layer.
 OF_HEADS = (
@@ -40,14 +40,14 @@ OF_NEURONS = (("mlp_output", "kernel", 0), ("mlp_hidden", "kernel", 1), ("mlp_hi
 
 
 class Units(NamedTuple):
-    """The heads, or the neurons, of a model to prune."""
+    """The heads of a model, or its neurons, as candidates for pruning."""
 
     real_LU: np.ndarray  # False for the padding of layers narrower than the widest
     pruned_G: np.ndarray  # units pruned from each group if no two coefficients are equal
 
 
 class Masks(NamedTuple):
-    """The units kept by the last masks, newest first, and the L1 penalty at the newest mask."""
+    """The units that the last masks keep, newest mask first, and the L1 penalty at the time of the newest mask."""
 
     kept_WLU: Any
     penalty: Any
@@ -62,7 +62,7 @@ class SearchState(NamedTuple):
 
 
 def make_units(counts_L: Sequence[int], ratio: float, together: bool) -> Units:
-    """`counts_L` units per layer. `together`: one threshold for all layers; otherwise one per layer."""
+    """The units of layers with `counts_L` units each. `together`: one threshold for all layers, else one per layer."""
     real_LU = np.arange(max(counts_L)) < np.array(counts_L)[:, None]
     sizes_G = np.array([sum(counts_L)] if together else counts_L)
     pruned_G = np.floor(ratio * (sizes_G - 1)) + (ratio > 0)  # see keep
@@ -71,10 +71,10 @@ def make_units(counts_L: Sequence[int], ratio: float, together: bool) -> Units:
 
 def keep(c_LU: np.ndarray, units: Units) -> np.ndarray:
     """Which units are kept, bool [L, U]: `c > np.quantile(c, ratio)`, the rule of
-    finetune/run_glue_earlybert_draw_and_train.py. Values are signed; those equal to the threshold are pruned.
+    finetune/run_glue_earlybert_draw_and_train.py. Coefficients are compared with their sign; ties are pruned.
 
-    The quantile is between two neighbours in sorted order, so all up to the lower one are pruned. Interpolation is not
-    needed, and in float32 would round to one of the two: near 1, many of 36,864 coefficients are adjacent floats.
+    The quantile lies between two neighbours in sorted order: units up to the lower one are pruned. Interpolation is not
+    needed. In float32 it would round to a neighbour: near 1, many of 36,864 coefficients are adjacent floats.
     """
     values_GN = np.where(units.real_LU, c_LU, np.inf).reshape(len(units.pruned_G), -1)
     ranked_GN = np.pad(np.sort(values_GN, axis=1), ((0, 0), (1, 0)), constant_values=-np.inf)
@@ -99,7 +99,7 @@ def aligned(counts_L: np.ndarray, real_L: np.ndarray, align: int) -> np.ndarray:
 
 
 def draw_ticket(c_LU: np.ndarray, units: Units, name: str, align: int, rng=None) -> list[np.ndarray]:
-    """Indices of the units to keep in each layer, ascending: the largest, or equally many at random if `rng` is given.
+    """Ascending indices of each layer's kept units: the highest coefficients, or as many random ones if `rng` is given.
 
     Raises BadInput if a layer would lose all of its units.
     """
@@ -109,7 +109,7 @@ def draw_ticket(c_LU: np.ndarray, units: Units, name: str, align: int, rng=None)
         why, remedy = f"its coefficients are {c_U.min()} to {c_U.max()}, none above the threshold", f"lower {ratio}"
         if len(c_U) == 1:
             why, remedy = "it has only one", f"set {ratio}=0"
-        elif c_U.min() == c_U.max():  # a choice among equals would not be a ticket
+        elif c_U.min() == c_U.max():  # choosing among equal coefficients would be arbitrary
             why = f"all of its coefficients are {c_U[0]}, so the search was too short or its learning rate too low"
             remedy = "search longer (--config.early_bert.search), well beyond the warm-up"
         elif len(units.pruned_G) < len(real_L):
@@ -122,7 +122,7 @@ def draw_ticket(c_LU: np.ndarray, units: Units, name: str, align: int, rng=None)
 
 
 def gather(leaf_L, axis: int, kept_L: Sequence[np.ndarray]) -> np.ndarray:
-    """A stacked leaf cut to the kept indices of one axis in each layer, zero-padded to the widest layer."""
+    """A stacked leaf with only the kept indices of one axis in each layer, zero-padded to the widest layer."""
     layers, widest = [], max(map(len, kept_L))
     for leaf, kept in zip(leaf_L, kept_L, strict=True):
         padding = [(0, 0)] * leaf.ndim
@@ -141,7 +141,7 @@ def slim(params: Params, heads_L: Sequence[np.ndarray], neurons_L: Sequence[np.n
 
 
 def with_widths(stage: Stage, heads_L: Sequence[int], mlp_dim_L: Sequence[int]) -> Stage:
-    """The stage with these heads and neurons per layer in its model."""
+    """The stage with these numbers of heads and neurons per layer in its model."""
     model = stage.program.model.with_widths(heads_L, mlp_dim_L)
     return dataclasses.replace(stage, program=dataclasses.replace(stage.program, model=model))
 
@@ -164,7 +164,7 @@ def make(
 ) -> Method:
     """EarlyBERT, with the ratios and penalties of finetune/launch_earlybert_glue.sh.
 
-    search: number of steps, or if below 1, a share of the training's. They are the first steps of the full schedule.
+    search: number of search steps or, if below 1, their share of all steps. They follow the start of the full schedule.
     stop: "steps" runs the whole search, like the released code; "early_bird" ends it once the masks have stabilised
         (`EarlyBird` in main.py of GATECH-EIC/Early-Bird-Tickets, You et al. 2020), or at the last step of the search.
     mask_every: steps between masks; 0: a twentieth of the search. Masks taken close together agree only because no
@@ -178,16 +178,16 @@ def make(
     neuron_ratio: share of the neurons to prune; 0: none.
     neurons: "global" compares the neurons of all layers, so layers end up with different widths; "layer" compares
         within each layer.
-    align: rounds the neurons of a layer to a multiple of this; the paper does not. 128 fits the lanes of a TPU, and a
-        mesh whose tensor axis has a size other than 1 can only split multiples of that size.
-    ticket: "random" is the control: the same search and as many units per layer, but chosen at random. The released
+    align: rounds each layer's number of neurons to a multiple of this; the paper does not. 128 fits the lanes of a
+        TPU. A mesh with a tensor axis above 1 needs multiples of that axis's size.
+    ticket: "random" is the control: the same search and as many units per layer, chosen at random. The released
         code's control has no search (`slimming_coef_step` of 0 or less in
         finetune/run_glue_earlybert_draw_and_train.py): uniform random numbers replace the coefficients, so layers lose
         nearly equal shares of their neurons. How the paper drew its random tickets for pre-training is unverified.
-    head_penalty, neuron_penalty: factors of the sums of absolute coefficients in the loss.
-    draw_before_update: draws the ticket from the coefficients before the update of the search's last step. The
-        released code for GLUE records them then (finetune/trainer.py), the code for SQuAD after that update
-        (run_squad_earlybert_search.py). The update would be discarded anyway, so the search is one step shorter.
+    head_penalty, neuron_penalty: factors of the L1 penalties (the sums of absolute coefficients) in the loss.
+    draw_before_update: draws the ticket from the coefficients before the search's last update, like the released code
+        for GLUE (finetune/trainer.py). The code for SQuAD draws it after that update
+        (run_squad_earlybert_search.py). The unused update is left out, so the search is one step shorter.
 
     Raises BadInput for invalid values.
     """
@@ -227,11 +227,11 @@ def make(
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             if leaf.dtype != jnp.float32:
                 raise BadInput(
-                    f"{jax.tree_util.keystr(path)} is {leaf.dtype}, but early_bert needs float32: coefficients differ "
-                    "by less than other types can hold. Convert the checkpoint of --config.init"
+                    f"{jax.tree_util.keystr(path)} is {leaf.dtype}, but early_bert needs float32: lower precision "
+                    "loses small differences between coefficients. Convert the checkpoint of --config.init"
                 )
         real = [units.real_LU for units in units_of(config)]
-        # Padding gets a coefficient of 0, which costs nothing and never moves.
+        # Padding gets a coefficient of 0, which adds no penalty and never changes.
         ones = {name: jnp.asarray(real_LU, jnp.float32) for name, real_LU in zip(NAMES, real, strict=True)}
         masks = (Masks(np.zeros((window, *real_LU.shape), bool), np.zeros((), np.float32)) for real_LU in real)
         return {**params, "layers": {**params["layers"], **ones}}, SearchState(np.zeros((), np.int32), *masks)
@@ -321,8 +321,8 @@ def make(
         return slim(initial(), heads_L, neurons_L), None, state._replace(count=np.zeros((), np.int32)), new
 
     def report(state, stage, clock, pieces):
-        """For heads and neurons: units per layer, as kept by the newest mask or, once drawn, in the ticket. During the
-        search also the penalty at the newest mask, and its distance to the previous and to the farthest mask.
+        """For heads and for neurons: the units per layer that the newest mask keeps or, after the search, the ticket.
+        During the search also the penalty at the newest mask, and the distances to the previous and farthest masks.
         """
         model, count = stage.program.model, min(int(state.count), window)
         if not count:

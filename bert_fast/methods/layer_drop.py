@@ -1,14 +1,14 @@
 """Progressive layer dropping (Zhang & He, NeurIPS 2020, arXiv 2010.13369): layers are skipped at random, more often
 as training progresses and more often towards the top.
 
-A layer that runs has both residual branches divided by its probability of running (the paper's
+If a layer runs, both of its residual branches are divided by its probability of running (the paper's
 Switchable-Transformer block), so the expected value does not change. One gate serves both branches and the whole
-micro-batch; separate gates for branches, examples or tokens would save nothing. Gates are drawn on the host from the
-run's seed and the step, so they are the same on every device. Evaluation runs every layer, unscaled. Skipped layers
+micro-batch; here, separate gates for branches, examples or tokens would save nothing. Gates are drawn on the host from
+the run's seed and the step, so they are the same on every device. Evaluation runs every layer, unscaled. Skipped layers
 get a gradient of zero; their moments and weights keep decaying, as in the reference. The paper's recipe, with its two
 controls, is configs/layer_drop.py.
 
-Axes: M micro-batches, L layers, N possible counts of layers, from 0 up.
+Axes: M micro-batches, L layers, N possible numbers of layers that run, from 0 up.
 """
 
 import dataclasses
@@ -99,13 +99,13 @@ PARTS = 2**40
 
 
 def systematic(keep_L: np.ndarray, plan: Plan, micro_batches: int, rng: np.random.Generator) -> np.ndarray:
-    """Which layers run, bool [M, L]: with the probabilities of `independent`, but the number of layers that run in
-    a span (and in total) is always its expected value, rounded down or up.
+    """Which layers run, bool [M, L]. Each layer runs with the same probability as in `independent`, but the number of
+    layers that run in a span (and in total) is always its expected value, rounded down or up.
 
-    With u uniform in [0, 1) and c the running sum of the probabilities, a layer runs if there is a whole number
-    between its c + u and the previous layer's. One u serves the whole step, so that micro-batches run equally many
-    layers. Each micro-batch shuffles the layers within a span: in a fixed order only a few subsets would ever occur,
-    and neighbours would exclude each other.
+    Let u be uniform in [0, 1), and c the running sum of the layers' probabilities. A layer runs if a whole number lies
+    between the previous layer's c + u and its own. One u serves the whole step, so that all micro-batches run the same
+    number of layers. Each micro-batch shuffles the layers within a span. In a fixed order only a few subsets would ever
+    occur, and neighbours would exclude each other.
     """
     parts_L = np.round(keep_L * PARTS).astype(np.int64)
     u = rng.integers(PARTS)
@@ -133,18 +133,19 @@ def make(
 
     theta: final probability that the topmost layer runs. The paper uses 0.5 and recommends 0.5 to 0.9. With 1
         nothing is dropped.
-    gamma: rate at which theta is approached: the descent is over after about 5 / gamma steps. 0 means the paper's
-        100 / T, where T is the number of training steps or, during a search, of the search's steps alone.
+    gamma: rate at which theta is approached; the descent takes about 5 / gamma steps. 0 means the paper's
+        100 / T, where T is the number of training steps or, during a search, of search steps.
         DeepSpeed's default is 0.001, which suits T of 100,000 and more.
-    variant: "paper", or "deepspeed": exactly the released code, off by one layer and by one step (`keep_and_scale`,
-        `theta_at`).
+    variant: "paper", or "deepspeed": exactly the released code, which is off by one layer and by one step (see
+        `keep_and_scale` and `theta_at`).
     sampling: "independent", as in the paper, or "systematic": the number of layers that run varies by at most one per
         span. Each number (or each combination of numbers, if another method splits the plan into spans) needs its own
-        compiled program. Late in training 12 layers take 9 programs, and about 80 with token dropping's 4 spans;
-        systematic sampling takes 2 and 5. "auto" is independent for a plan of one span, and systematic otherwise.
+        compiled program. Late in training, independent sampling of 12 layers needs 9 programs, or about 80 with token
+        dropping's 4 spans. Systematic sampling needs 2, or 5. "auto" is independent for a plan of one span, and
+        systematic otherwise.
     execution: "gather" computes only the layers that run: one program for each number of them. "cond" has all layers
-        in one program, each behind a conditional with a checkpointed branch: less memory, less time saved. Both
-        compute the same from equal gates.
+        in one program, each behind a conditional with a checkpointed branch: less memory, less time saved. With
+        equal gates, both compute the same.
 
     Ablations; with all three False this is LayerDrop (Fan et al., arXiv 1909.11556; unverified):
     time_schedule: False holds theta(t) at `theta` from the first step.
@@ -165,7 +166,7 @@ def make(
     if gamma and not time_schedule:
         raise BadInput(
             f"--config.layer_drop.gamma={gamma} is the pace of the time schedule, which "
-            "--config.layer_drop.time_schedule=False turns off: drop one of the two"
+            "--config.layer_drop.time_schedule=False turns off: leave out one of the two"
         )
     for name, value, known in (
         ("variant", variant, ("paper", "deepspeed")),

@@ -1,5 +1,5 @@
 """Progressive stacking (Gong et al., ICML 2019) and multi-stage layerwise training, MSLT (Yang et al. 2020,
-arXiv 2011.13635): train a few layers, copy them on top of each other, continue training.
+arXiv 2011.13635): train a few layers, stack copies of them on top, and continue training.
 
 `variant="stacking"` copies the whole stack and trains every layer in every stage. `variant="mslt"` copies
 the topmost layers and trains only the copies and the head, until a final, joint stage trains everything.
@@ -25,15 +25,17 @@ from bert_fast.method import Method, Program, Stage, cut, same
 from bert_fast.plan import edit, frozen_depth, whole
 from bert_fast.schedule import Schedule
 
-SHARES = (50 / 400, 70 / 400, 280 / 400)  # reproduce_bert.sh: `--max-update`; the last stage was planned with 800,000
-LAST_RATE = 0.375  # the rate when the last stage starts, over the peak: 3e-4 / 8e-4 (equal falls: 5.5e-4 in between)
-LAST_SCHEDULE = 800 / 280  # the last stage's decay to 0 takes this many times its steps: it ends above 0
+# In reproduce_bert.sh, `--max-update` is 50,000, 70,000 and 800,000. Here the last stage stops after 280,000 of the
+# 800,000 steps of its schedule, with a learning rate above 0.
+SHARES = (50 / 400, 70 / 400, 280 / 400)
+LAST_RATE = 0.375  # learning rate at the start of the last stage, over the peak: 3e-4 / 8e-4 (5.5e-4 in between)
+LAST_SCHEDULE = 800 / 280  # length of the last stage's decay to 0, over the stage's steps
 JOINT_SHARE = 0.2  # unverified
 WARM_AGAIN = 0.01  # unverified
 OUTPUTS = ("attention_output", "mlp_output")  # `out_proj` and `fc2` of gonglinyuan/StackingBERT, identity.py
 
-# What is frozen in addition to the lower layers. The designs differ in the table that both embeds and predicts words.
-# Which one the paper uses is unknown; a re-implementation (by the authors of G_stack) freezes the embeddings.
+# What is frozen in addition to the lower layers. The designs treat the tied word table differently.
+# Which design the paper uses is unknown; a re-implementation (by the authors of G_stack) freezes the embeddings.
 FROZEN = {
     "A": ("^embed/(?!word$)",),  # the table is trained through the head, so the frozen layers' input drifts
     "B": ("^embed/",),  # the table is frozen, so the frozen layers' output is fixed
@@ -56,24 +58,25 @@ def make(
 
     variant: "stacking" or "mslt".
     depths: layers of each stage, such as "3,6,12". Empty: in stacking L/4, L/2 and L, or L/2 and L if 4 does not
-        divide L; in MSLT the quarters of L, rounded up (unverified). Below 4 layers every layer is a stage.
+        divide L; in MSLT the quarters of L, rounded up (unverified), or with fewer than 4 layers, a stage per layer.
     shares: shares of all training steps, one per stage, such as "0.2,0.3,0.5"; in MSLT one more for the joint stage
         (0: none). Empty: in stacking the released shares (a missing stage gives its steps to the next); in MSLT a
         fifth for the joint stage and equal parts for the rest (unverified).
-    init: how new layers start. "copy": as copies of the topmost layers, in order (unverified for MSLT); if more are
-        added than exist, all layers are copied repeatedly, which in stacking copies the whole stack. "random".
-        "identity": as copies with output matrices of zero, so that a pre-LN model computes the same as before (similar
-        to a baseline of stacking, identity.py, which draws the other matrices at random).
+    init: how new layers start. "copy": as copies of the topmost layers, in order (unverified for MSLT). If more layers
+        are added than exist, all layers are copied repeatedly. Stacking therefore always copies the whole stack.
+        "random": as in a new model. "identity": as copies with zero output matrices and biases, so that a pre-LN model
+        computes the same as before (similar to a baseline of stacking, identity.py, which draws the other matrices at
+        random).
     embedding: how the tied table is treated while layers are frozen: "A", "B" or "C", see FROZEN.
     frozen_dropout: whether the frozen layers and the embeddings below them have dropout (unverified).
-    learning_rate: "segments": one linear fall per stage. The rate goes from the warm-up's peak to 0.375 of it at the
+    learning_rate: "segments": one linear decay per stage. The rate falls from its peak to 0.375 of the peak at the
         start of the last stage, and from there towards 0. "run": the run's single schedule. Empty: segments in
         stacking, run in MSLT.
-    warm_again: share of all training steps over which the rate climbs again after each growth. Negative: 0 in
+    warm_again: share of all training steps over which the rate warms up again after each growth. Negative: 0 in
         stacking, 0.01 in MSLT (unverified).
-    optimizer: "fresh" moments whenever the model grows or more of it is trained (`--reset-optimizer`), or "carry":
-        in stacking, moments are copied with their layers (like `double.py --double-optimizer`, except that Adam's step
-        count continues here); in MSLT, new layers start with zero moments.
+    optimizer: "fresh": moments start at zero whenever the model grows or more of it is trained (`--reset-optimizer`).
+        "carry": moments are kept. In stacking with init="copy" they are copied with their layers, as in `double.py
+        --double-optimizer`, except that Adam's step count continues here. Otherwise new layers start with zero moments.
 
     Raises BadInput, here and in `stages`.
     """
@@ -138,7 +141,7 @@ def make(
                 schedule=schedules_G[g],
                 schedule_from="stage" if in_segments else "run",
                 warm_again=again if g else 0,
-                skipped=step - begins_G[g],  # a phase that begins inside a stage continues its learning rates
+                skipped=step - begins_G[g],  # a phase that begins inside a stage continues the stage's schedule
             )
             result.append(stage)
             step += stage.steps
@@ -155,7 +158,7 @@ def make(
     def enter(params, state, old, new, initial, key):
         before, after = old.program, new.program
         if _what_learns(before) == _what_learns(after):
-            return params, same, state, new  # a phase of the data, or another method's stage
+            return params, same, state, new  # nothing grows: a new phase of the data, or another method's stage
         source_L = sources(before.model.depth, after.model.depth)
         heads_L, mlp_dim_L = (
             [n_L[source] for source in source_L] for n_L in (before.model.heads_L, before.model.mlp_dim_L)
@@ -188,11 +191,11 @@ def make(
 
 
 def sources(before: int, after: int) -> np.ndarray:
-    """The layer that each layer of the deeper model is copied from, [L]: the lower layers from themselves, the added
-    ones from the topmost, in order. If more are added than exist, all layers are repeated.
+    """The layer that each layer of the deeper model is copied from, [L]. Existing layers keep their place. Added layers
+    copy the topmost existing ones, in order. If more are added than exist, all layers are repeated.
 
-    Twice the depth is `double.py` and four times is `quadruple.py` of gonglinyuan/StackingBERT. Below twice, added
-    layer i copies layer 2 before - after + i, like `MsltModel` of the authors of G_stack.
+    Twice the depth is `double.py` and four times is `quadruple.py` of gonglinyuan/StackingBERT. Below twice, the i-th
+    added layer (counted from 0) copies layer 2 before - after + i, like `MsltModel` of the authors of G_stack.
     """
     layer_L = np.arange(after)
     return np.where(layer_L < before, layer_L, (2 * before - after + layer_L) % before)
@@ -215,15 +218,15 @@ def _what_learns(program: Program):
 
 
 def _overlay(copies, fresh, first: int):
-    """The fresh layers from `first` on, with copies of the leaves that other methods added to the layers."""
+    """The fresh layers from index `first`. Leaves that other methods added to the layers are taken from `copies`."""
     if not isinstance(copies, dict):
         return fresh[first:]
     return {k: _overlay(copy, fresh[k], first) if k in fresh else copy for k, copy in copies.items()}
 
 
 def _segments(schedule: Schedule, steps_G: Sequence[int]) -> list[Schedule]:
-    """The schedule of each stage, counted from its start (`--lr`, `--end-lr` of reproduce_bert.sh; the `linear`
-    scheduler of its fairseq decays from the end of the warm-up).
+    """The schedule of each stage, counted from the start of the stage (`--lr` and `--end-lr` of reproduce_bert.sh). The
+    `linear` scheduler in that repository's fairseq decays from the end of the warm-up.
     """
     if schedule.decay != "linear":
         raise BadInput(

@@ -1,13 +1,13 @@
 """Token dropping: unimportant tokens skip the middle layers and return in the last one (Hou et al. 2022).
 
 The first L/2 - 1 of L layers update every token. The next layer, the boundary, updates only the kept
-tokens, which attend to all tokens; the layers above it see only the kept tokens. The last layer
-updates every token again; the dropped ones enter it as they entered the boundary. A token's importance
-is the running MLM loss of its vocabulary id: looked up by input id, learned by label id.
+tokens, which attend to all tokens. The layers above it see only the kept tokens. The last layer updates
+every token again; dropped tokens enter it with the same vectors as they entered the boundary. A token's
+importance is the running MLM loss of its vocabulary id: looked up by input id, learned by label id.
 
 Hou et al. is arXiv 2203.13240; the released code is tensorflow/models, official/projects/token_dropping (`encoder.py`,
-`masked_lm.py`) and official/nlp/modeling/layers/routing.py. It gathers hidden states before the
-boundary and after the middle. Here the integer inputs are sorted once per step, so that the kept
+`masked_lm.py`) and official/nlp/modeling/layers/routing.py. That code gathers hidden states before the
+boundary and after the middle layers. Here the integer inputs are sorted once per step, so that the kept
 tokens are a prefix that the trunk slices off.
 
 Axes: B examples, S tokens of an example, P prediction slots, N slots of the batch, V rows of the embedding table,
@@ -29,9 +29,9 @@ from bert_fast.plan import drops_tokens, edit
 SCORES = ("loss", "random", "frequency")
 REPEATS = ("mean", "last_write")
 PINNED = 1e4  # `init_importance` in encoder.py: +1e4 for `token_allow_list`, -1e4 for `token_deny_list`
-SPECIAL_TOKENS = 3  # of an example with one or two segments: [CLS], and [SEP] after each
+SPECIAL_TOKENS = 3  # at most, with one or two segments per example: [CLS], and [SEP] after each segment
 MOVED = ("ids", "types", "positions", "segments")
-SHOWN = 10  # word pieces in a row of the log
+SHOWN = 10  # word pieces in each list of a log row
 RENAMED = {"beside": "examples_per_row"}
 
 
@@ -41,37 +41,38 @@ def make(
     start: float = 10.0,  # `token_loss_init_value` there; about ln 30522, the loss of guessing
     scores: str = "loss",
     repeats: str = "mean",  # not named "update": flags cannot set that, ConfigDict has an attribute of that name
-    full_tail: float = 0.0,  # the released code drops to the end; whether the paper has a full stage is unverified
+    full_tail: float = 0.0,  # the released code drops tokens to the end; whether the paper does is unverified
     examples_per_row: int = 1,
     boundary: int = -1,
 ) -> Method:
     """Token dropping as released, with one exception: see `repeats`.
 
-    keep: share of an example's positions that the middle layers update, from the boundary to the last layer but one.
+    keep: share of an example's positions that the middle layers update: the boundary to the second-to-last layer.
         On a TPU the number of kept positions should ideally be a multiple of 128: see `examples_per_row`.
     beta, start: parameters of the running loss of an id, in nats: beta * old + (1 - beta) * new, from `start`.
     scores: "loss", or a control with the same plan: "random" draws new scores in every step, "frequency"
-        keeps the rarest ids. The paper has such controls, but their code was not released. This one counts ids
-        during training; the paper's is said to use a corpus's counts (unverified).
-    repeats: how a batch updates the score of an id that is a label, perhaps several times. "mean": one step towards
+        keeps the rarest ids. The paper has such controls, but their code was not released. "frequency" counts ids
+        during training; the paper's control reportedly uses counts over a corpus (unverified).
+    repeats: how a batch updates the score of an id that is a label, once or several times. "mean": one step towards
         the weighted mean of its losses; special ids keep their scores and unfilled slots are ignored. "last_write",
-        as released: one step towards one of its losses (in the released code whichever is written last, here the last
+        as released: one step towards one of its losses (in the released code the one written last, here the last
         in batch order); special ids drift if they are ever a label, and unfilled slots count as losses of label 0.
         The released table is per replica: `add_weight` in routing.py requests no aggregation, so each replica learns
         from its own examples. Here both values of `repeats` update one table from the whole batch.
-    full_tail: share of the training's steps, at its end, without dropping. A restart begins a new training.
+    full_tail: share of the training steps, at the end of training, without dropping. After a restart, training means
+        the new training.
     examples_per_row: number of examples joined along the token axis in layers that see only kept tokens. Results are
-        the same, given equal dropout. For TPUs: 64 kept tokens of 128 fill half the lanes of a register, two joined
-        examples fill all of them. Only attention computes more, and half of that is discarded (see
-        experiments/tpu_plan.md). On other hardware this only costs time.
+        the same, given equal dropout. For TPUs: 64 kept tokens of 128 fill half the lanes of a register, and two joined
+        examples fill all of them. The cost is in attention: with two joined examples, half of its scores are discarded
+        (see experiments/tpu_plan.md). On other hardware this only costs time.
     boundary: the layer, counted from 0, that updates only kept tokens and attends to all; the layers below it are
         full. -1: L/2 - 1, as released. At most L - 2, since the last layer is full.
 
-    Special tokens are always kept, and padding is kept only after all real tokens. Of tokens with equal scores the
-    leftmost are kept. Scores are equal among ids that were never predicted, and among special and masked tokens, if
-    an example has more of these than are kept (several documents packed into one example). A model of one layer
-    drops nothing. The released code also drops tokens in validation;
-    here that loss is logged as `mlm_loss_dropping`, next to the loss without dropping.
+    Special and masked tokens are kept first, and padding last. Among tokens with equal scores, the leftmost are kept.
+    Ids that were never predicted have equal scores. So do special and masked tokens, which matters if an example has
+    more of these than are kept (several documents packed into one example). A model of one layer drops nothing. The
+    released code also drops tokens in validation; here that loss is logged as `mlm_loss_dropping`, next to the loss
+    without dropping.
     """
     flag = "--config.token_drop"
     if not 0 < keep <= 1:
@@ -79,7 +80,7 @@ def make(
     if not 0 <= beta < 1:
         raise BadInput(f"{flag}.beta={beta}: expected at least 0 and below 1, or nothing is learned (the paper: 0.995)")
     if not abs(start) < PINNED:
-        raise BadInput(f"{flag}.start={start}: expected a loss in nats, below the {PINNED:g} of special tokens")
+        raise BadInput(f"{flag}.start={start}: expected a loss in nats, below {PINNED:g}, the special tokens' score")
     if scores not in SCORES:
         raise BadInput(f"{flag}.scores={scores!r} is unknown: expected {', '.join(SCORES)}")
     if repeats not in REPEATS:
@@ -149,7 +150,7 @@ def make(
         return jnp.asarray(score_V)
 
     def enter(params, score_V, old, new, initial, key):
-        # A restart starts training over, and the losses of the old model say nothing about the next.
+        # A restart starts training over, and the losses of the old model say nothing about the new one.
         return params, same, first_scores(new.program.model) if new.data == "restart" else score_V, new
 
     def order(score_V, batch, program, key):
@@ -199,9 +200,9 @@ def make(
 
 
 def kept_first(score_BS, batch):
-    """The batch with each example's tokens sorted by falling score, padding last; ties stay in order.
+    """The batch with each example's tokens sorted by descending score, padding last; ties stay in order.
 
-    One sort carries the arrays along and a second one inverts it. The only gather is for the few
+    One sort moves the arrays, and a second one inverts its permutation. The only gather is for the few
     positions that point into the example.
     """
     key_BS = jnp.where(batch["segments"] != 0, -score_BS, jnp.inf)
@@ -225,9 +226,9 @@ def means(loss_N, weight_N, label_N, rows: int):
 
 
 def last_writes(loss_N, label_N, rows: int):
-    """For each id, the loss of the last slot (filled or not) whose label it is, and whether there is such a slot.
+    """For each id, the loss of the last slot (filled or not) that has it as its label, and whether there is one.
 
-    This is `update_token_importance` in routing.py, whose scatter does not specify which of several equal ids wins.
+    This is `update_token_importance` in routing.py. Its scatter does not specify which of several equal ids wins.
     """
     last_V = jax.ops.segment_max(jnp.arange(len(label_N)), label_N, rows)
     return loss_N[jnp.maximum(last_V, 0)], last_V >= 0

@@ -1,11 +1,11 @@
 """Batches of examples of similar length, so that most positions hold real tokens.
 
-Every example belongs to the narrowest of a few widths that holds it, and each batch has examples of one width. Every
-epoch reshuffles which examples share a batch, but the number of batches per width is fixed, so all programs of a run
-are compiled in its first epoch. Examples left over at one width move to the next wider one, so only the last batch of
-the widest is not full.
+There are only a few batch widths. Each example goes to the narrowest width that holds it. Examples that do not fill a
+batch at their width move to the next wider one. At most one batch of an epoch is not full: it has the largest width.
+Each epoch shuffles the examples again, but the number of batches of each width stays the same. The first epoch
+therefore compiles all programs of a run.
 
-Axes: N examples, B examples of a batch, S positions, T tokens, K widths.
+Axes: N examples, B examples of a batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ import numpy as np
 
 from bert_fast.data.vocab import Vocab
 
-STEP = 8  # widths are multiples: the rows of a register tile on a TPU, and of a tensor core's tile on a GPU
+STEP = 8  # `choose_widths` returns multiples of it: the rows of a TPU's register tile and of a GPU's tensor-core tile
 _AT_ONCE = 10_000  # texts tokenised per call
 
 
 class TaskExamples(NamedTuple):
-    """Tokenised examples, [CLS] first text [SEP] (second text [SEP]), with token types and labels (None if unknown)."""
+    """Tokenised examples, `[CLS] text [SEP]` or `[CLS] text [SEP] second text [SEP]`. `labels` is None if unknown."""
 
     ids_N: list[np.ndarray]
     types_N: list[np.ndarray]
@@ -32,7 +32,7 @@ class TaskExamples(NamedTuple):
 
 
 def tokenize(texts: Sequence[str], vocab: Vocab) -> list[list[int]]:
-    """The word-piece ids of each text. A special token written in a text is an ordinary word."""
+    """The word-piece ids of each text. A special token in a text, such as "[SEP]", is treated like any other word."""
     tokenizer, found = vocab.for_text(), []
     for first in range(0, len(texts), _AT_ONCE):
         encoded = tokenizer.encode_batch(texts[first : first + _AT_ONCE], add_special_tokens=False)
@@ -43,8 +43,10 @@ def tokenize(texts: Sequence[str], vocab: Vocab) -> list[list[int]]:
 def make_examples(
     texts: Sequence[Sequence[str]], labels: np.ndarray | None, vocab: Vocab, seq_len: int
 ) -> TaskExamples:
-    """Examples from one or two columns of texts, truncated to `seq_len`: the longer text loses tokens from its end, one
-    at a time (`_truncate_seq_pair` of google-research/bert, run_classifier.py).
+    """Examples of at most `seq_len` tokens, from one or two columns of texts.
+
+    A pair that is too long loses one token at a time from the end of its longer text, as in `_truncate_seq_pair` of
+    google-research/bert (run_classifier.py).
     """
     columns = [tokenize(column, vocab) for column in texts]
     ids_N, types_N = [], []
@@ -55,7 +57,7 @@ def make_examples(
         else:
             a, b = map(len, pieces)
             over = max(a + b - room, 0)
-            # Cut the longer down to the shorter, then cut both evenly; if they are equal, the second loses first.
+            # Cut the longer text to the length of the shorter, then cut both in turn, starting with the second.
             from_longer = min(over, abs(a - b))
             a, b = (a - from_longer, b) if a > b else (a, b - from_longer)
             left = over - from_longer
@@ -67,12 +69,12 @@ def make_examples(
 
 
 def choose_widths(lengths_N: np.ndarray, most: int) -> tuple[int, ...]:
-    """The `most` widths (or fewer) with the least padding for these lengths; the widest holds the longest.
+    """At most `most` widths, with the least padding for examples of these lengths. The widest holds the longest.
 
     Found by dynamic programming over the multiples of STEP.
     """
     counts = np.bincount(-(-lengths_N // STEP))
-    upto = np.cumsum(counts)  # upto[k]: examples no longer than k steps
+    upto = np.cumsum(counts)  # upto[k]: the number of examples of at most k * STEP tokens
     last = len(counts) - 1
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] + [(np.inf, ())] * last
     for _ in range(most):
@@ -100,7 +102,10 @@ class Batch(NamedTuple):
 def epoch(
     lengths_N: np.ndarray, widths: Sequence[int], batch_size: int, rng: np.random.Generator | None
 ) -> list[Batch]:
-    """Batches with every example once: with `rng`, shuffled in contents and order; without it, sorted by length."""
+    """The batches of one epoch, with every example once.
+
+    With `rng`, the contents and the order of the batches are random. Without it, examples are sorted by length.
+    """
     bucket_N = np.searchsorted(widths, lengths_N)
     batches, over_B = [], np.zeros(0, np.int64)
     for bucket, width in enumerate(widths):
@@ -113,7 +118,7 @@ def epoch(
         batches += [Batch(width, rows_B) for rows_B in rows_N[:full].reshape(-1, batch_size)]
         over_B = rows_N[full:]
     if len(over_B):
-        # The width of the longest example overall, whichever are left over, so that it is the same in every epoch.
+        # The longest example sets the width even if it is not left over: every epoch then has the same batch widths.
         batches.append(Batch(widths[bucket_N.max()], over_B))
     if rng is not None:
         rng.shuffle(order := np.arange(len(batches)))
@@ -122,7 +127,7 @@ def epoch(
 
 
 def fill(rows: TaskExamples, batch: Batch, batch_size: int, pad: int) -> dict[str, np.ndarray]:
-    """The arrays of a batch. If it has fewer than `batch_size` examples, the rest is padding with weight 0."""
+    """The arrays of a batch, with `batch_size` rows. Rows without an example are padding with weight 0."""
     shape = (batch_size, batch.width)
     arrays: dict[str, np.ndarray] = {name: np.zeros(shape, np.int32) for name in ("ids", "types", "segments")}
     arrays["ids"][:] = pad
@@ -143,7 +148,7 @@ def fill(rows: TaskExamples, batch: Batch, batch_size: int, pad: int) -> dict[st
 def train_batches(
     rows: TaskExamples, widths: Sequence[int], batch_size: int, pad: int, seed: int, start: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches, from batch `start` on. Epoch e depends on (seed, e) alone."""
+    """Endless batches, starting at batch `start`. The shuffle of epoch e depends only on (seed, e)."""
     lengths_N = rows.lengths_N
     number = start // (per_epoch := len(epoch(lengths_N, widths, batch_size, None)))
     skip = start % per_epoch
@@ -154,6 +159,6 @@ def train_batches(
 
 
 def real_share(rows: TaskExamples, widths: Sequence[int], batch_size: int) -> float:
-    """The share of an epoch's positions that hold real tokens, counting the padding of its last batch."""
+    """The share of an epoch's positions that hold real tokens. Padding rows count as positions."""
     batches = epoch(rows.lengths_N, widths, batch_size, None)
     return float(rows.lengths_N.sum() / sum(batch.width * batch_size for batch in batches))

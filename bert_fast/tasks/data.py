@@ -1,6 +1,6 @@
 """A task as the training loop sees it: examples, a head, a score, and a way to write predictions.
 
-Reading comes first and touches only the task's files. Then examples are made with the encoder's vocabulary.
+`read` reads a task's files. `make` then tokenises their texts with the encoder's vocabulary.
 """
 
 import dataclasses
@@ -19,16 +19,17 @@ from bert_fast.tasks.model import Head
 from bert_fast.tasks.settings import SQUAD, FinetuneSettings
 from bert_fast.train.description import TaskHead
 
-_SAMPLE = 12_345  # seed of the fixed samples, taken from BERT (create_pretraining_data.py of google-research/bert)
+_SAMPLE = 12_345  # seed of the fixed samples: `random_seed` in create_pretraining_data.py of google-research/bert
 
 
 class Task(NamedTuple):
-    """A task's examples, and what is done with their logits.
+    """A task's examples, and the functions that score and write predictions.
 
-    held_out: labelled examples by split. `score` turns their logits into metrics in percent, including `score`.
-    test: unlabelled examples by split. Only their predictions are written.
-    write: (folder, split, logits) -> the files it writes: a split's predictions in the benchmark's format.
-    about: the task's description in a checkpoint.
+    held_out: labelled examples by split, for evaluation.
+    test: unlabelled examples by split. Their predictions are written but not scored.
+    score: logits of the held-out splits -> metrics. The metric "score" is the task's main score, in percent.
+    write: (folder, split, logits) -> paths: writes a split's predictions in the benchmark's format.
+    about: the task's entry in a checkpoint's description.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Task(NamedTuple):
 
 
 def names(settings: FinetuneSettings) -> list[str]:
-    """The requested tasks; for "all", those found in the folder. Raises BadInput if there are none."""
+    """The requested task; for "all", every GLUE task in the data folder. Raises BadInput if the folder has none."""
     if settings.task != "all":
         return [settings.task]
     if settings.data.dir.startswith("tfds:"):
@@ -55,14 +56,20 @@ def names(settings: FinetuneSettings) -> list[str]:
 
 
 def sample(count: int, wanted: int) -> np.ndarray:
-    """Indices of the examples to use: a fixed sample of `wanted` out of `count`, in order; all if `wanted` is 0."""
+    """Sorted indices of a fixed random sample of `wanted` out of `count` examples.
+
+    All indices if `wanted` is 0 or at least `count`.
+    """
     if not 0 < wanted < count:
         return np.arange(count)
     return np.sort(np.random.default_rng(_SAMPLE).permutation(count)[:wanted])
 
 
 def read(name: str, settings: FinetuneSettings) -> Any:
-    """The contents of a task's files. Raises BadInput naming file and line."""
+    """The texts and labels of a task's files, reduced to the requested samples.
+
+    Raises BadInput, with the file and the line or question that is wrong.
+    """
     data = settings.data
     if name in SQUAD:
         files = {True: data.train_examples, False: data.held_out_examples}
@@ -77,7 +84,7 @@ def read(name: str, settings: FinetuneSettings) -> Any:
 
 
 def squad_file(data_dir: str, version: str, train: bool) -> str:
-    """The file with this version's training or held-out questions. Raises BadInput unless there is exactly one."""
+    """The path, or tfds name, of a version's training or held-out file. Raises BadInput unless there is exactly one."""
     kind = "train" if train else "dev"
     if data_dir.startswith("tfds:"):
         if data_dir != "tfds:squad":
@@ -93,7 +100,7 @@ def squad_file(data_dir: str, version: str, train: bool) -> str:
 
 
 def make(name: str, found: Any, words: Vocab, settings: FinetuneSettings) -> Task:
-    """The task, with examples made with an encoder's vocabulary."""
+    """The task, made from the result of `read`. Its texts are tokenised with the encoder's vocabulary, `words`."""
     return _squad(name, found, words, settings) if name in SQUAD else _glue(name, found, words, settings)
 
 
@@ -155,5 +162,5 @@ def _squad(name: str, found: dict[bool, list], words: Vocab, settings: FinetuneS
 
 
 def squad_rows(windows: spans.Windows) -> TaskExamples:
-    """The windows as examples; a label is the positions of the answer's first and last token."""
+    """The windows as examples. Their labels, [N, 2], are the positions of the answer's first and last token."""
     return TaskExamples(windows.ids, windows.types, np.stack([windows.starts, windows.ends], axis=1))

@@ -1,4 +1,4 @@
-"""The encoder to fine-tune: from a checkpoint, from a Hugging Face folder, or either's model with fresh weights."""
+"""Loads the encoder to fine-tune, from a checkpoint or a Hugging Face folder, with its own weights or fresh ones."""
 
 import dataclasses
 from typing import Any
@@ -16,13 +16,14 @@ from bert_fast.tasks.settings import FinetuneSettings
 def check_source(checkpoint: str, hf: str):
     """Raises BadInput unless exactly one source is given."""
     if bool(checkpoint) == bool(hf):
-        raise BadInput("give one of --checkpoint=DIR (a bert_fast run) and --hf=DIR (a Hugging Face folder), not both")
+        raise BadInput("give either --checkpoint=DIR (a bert_fast run) or --hf=DIR (a Hugging Face folder), not both")
 
 
 def load(checkpoint: str, hf: str, settings: FinetuneSettings) -> Encoder:
     """The encoder of a run folder, a checkpoint or a Hugging Face folder. An untrained pooler is dropped.
 
-    Raises BadInput if it cannot be read, is too short for the settings' `seq_len`, or does not fit its vocabulary.
+    Raises BadInput if the encoder cannot be read, has fewer positions than the settings' `seq_len`, has only one token
+    type, or does not fit its vocabulary.
     """
     check_source(checkpoint, hf)
     found = encoder.load(checkpoint) if checkpoint else read.read(hf)
@@ -44,15 +45,17 @@ def load(checkpoint: str, hf: str, settings: FinetuneSettings) -> Encoder:
 
 
 def source(found: Encoder, hf: str, random_weights: bool) -> dict[str, Any]:
-    """Where the encoder came from, as JSON for config.json and results.json."""
+    """Where the encoder came from: an entry for config.json and results.json."""
     where = {"hf": hf} if hf else {"checkpoint": str(found.folder), "step": found.about.step}
     about = {"random_weights": random_weights, "vocab": found.vocab.fingerprint}
     return where | about | {"model": dataclasses.asdict(found.model)}
 
 
 def has_learned_pooler(found: Encoder) -> bool:
-    """Whether the pooler was ever trained. An import may have only initialised it, and in pre-training here only the
-    next-sentence objective trains it.
+    """Whether the pooler was ever trained.
+
+    `import` initialises the pooler if the Hugging Face folder has none. In pre-training, only the next-sentence
+    objective trains it. A run that started from another run (`init`) counts as having a trained pooler.
     """
     if found.about.imported:
         return "pooler" not in found.initialised
@@ -65,7 +68,7 @@ def without_next(params: Params) -> Params:
 
 
 def weights(found: Encoder, model: Config, settings: FinetuneSettings, key) -> Params:
-    """A run's initial weights: the encoder's, or fresh ones for the same model."""
+    """The initial weights of a run's encoder: the loaded ones, or fresh ones if `random_weights` is set."""
     if not settings.random_weights:
         return found.params
     return jax.tree.map(np.asarray, bert.init(model, key))

@@ -1,4 +1,4 @@
-"""One run: a task, a learning rate, a seed."""
+"""One fine-tuning run: one task, one learning rate, one seed."""
 
 import pathlib
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from bert_fast.train.engine import NotFinite
 from bert_fast.train.report import say
 from bert_fast.train.signals import StopSignal
 
-UNDER_WAY = "under_way"  # subfolder of a run's folder, with the checkpoints of an unfinished run
+UNDER_WAY = "under_way"  # subfolder of an unfinished run's folder, with the checkpoints to resume from
 
 
 class Finished(NamedTuple):
@@ -33,17 +33,17 @@ def train_and_score(
     stop: StopSignal,
     progress: Callable[[int, dict[str, float]], None],
 ) -> Finished:
-    """Trains and scores in `folder`, resuming if it has a checkpoint. `progress` is called after each step with its
-    number and values to show.
+    """Trains and scores one run. Resumes it if `folder` has a checkpoint.
 
-    A run whose loss or weights are not finite ends there and is scored as if it predicted nothing, so that it counts
-    against its learning rate. Raises Interrupted after a signal, once the step is saved.
+    After each step, calls `progress` with the step's number and the values to show. If the loss or the weights are no
+    longer finite, the run ends and is scored with uninformative logits, so that it counts against its learning rate.
+    Raises Interrupted after a signal, once the current step is saved.
     """
     run = FinetuneRun(trainer, rate, seed, folder)
     try:
         while run.advance():
             signum = stop.signum(run.engine.step)
-            if run.is_due():  # before saving: a resumed run starts with the next step
+            if run.is_due():  # before saving: a resumed run would skip this evaluation
                 run.evaluate()
             if signum and run.save():
                 raise Interrupted(signum, f"step {run.engine.step} of this run is saved; finished runs are kept")
@@ -55,7 +55,7 @@ def train_and_score(
 
 
 class FinetuneRun:
-    """A run in progress. Each restart begins a new training within the run; only the last training is evaluated."""
+    """A run in progress. A method may restart its training: only the training after the last restart is evaluated."""
 
     def __init__(self, trainer: Trainer, rate: float, seed: int, folder: pathlib.Path):
         """Resumes from the newest checkpoint in `folder`, or starts a new run."""
@@ -74,7 +74,7 @@ class FinetuneRun:
             self.curve = [dict(row) for row in about.scored]
             if trainer.settings.keep == "best" and self.curve and not checkpoint.steps(folder / "checkpoints"):
                 raise BadInput(
-                    f"{folder} was started with another --config.keep and no longer has its best weights: continue it "
+                    f"{folder} was started with another --config.keep, so its best weights were not saved: continue it "
                     "with --config.keep=last, or delete the folder"
                 )
         self.engine.counters.start_clock()
@@ -85,7 +85,7 @@ class FinetuneRun:
         return self.engine.step - self.engine.counters.training_began
 
     def advance(self) -> bool:
-        """Takes one step. Returns False at the end, or once the loss is not finite."""
+        """Takes one step. Returns False at the end of the run, or once the loss or gradient is not finite."""
         if self.diverged:
             return False
         engine, before = self.engine, self.engine.counters.training_began
@@ -94,14 +94,14 @@ class FinetuneRun:
         except NotFinite:
             self.diverged = True
             return False
-        if engine.counters.training_began > before:  # the search is over; no row of the curve includes its losses
+        if engine.counters.training_began > before:  # the search is over: the curve leaves out its losses
             engine.counters.since = {}
         return going
 
     def is_due(self) -> bool:
-        """Whether an evaluation is due: in the last training, every `eval.every` steps or each epoch.
+        """Whether an evaluation is due: every `eval.every` steps, or after each epoch. Never before the last restart.
 
-        `finish` does the one after the last step.
+        `finish` does the evaluation after the last step.
         """
         engine, every = self.engine, self.trainer.settings.eval.every or self.trainer.per_epoch
         last = all(stage.data != "restart" for stage in engine.timeline[engine.counters.stage + 1 :])
@@ -167,7 +167,7 @@ class FinetuneRun:
             self.save()
 
     def keep_weights(self):
-        """Writes the weights alone, without the optimizer's moments."""
+        """Writes a checkpoint of the weights alone, without the state of the optimizer and the methods."""
         self.engine.counters.lap("seconds")
         state = self.engine.state._replace(opt_state=(), method=())
         checkpoint.save(self.folder / "checkpoints", state, self.description(), set())
@@ -196,10 +196,10 @@ class FinetuneRun:
         ]
 
     def finish(self) -> Finished:
-        """Evaluates a last time, predicts the test files, and returns the run's results."""
+        """Evaluates a last time, predicts on the test files, and returns the run's results."""
         engine, trainer = self.engine, self.trainer
         if self.curve and self.curve[-1]["step"] == self.at:
-            self.curve.pop()  # evaluated at this step before the divergence was noticed
+            self.curve.pop()  # this step was evaluated before the divergence was noticed
         self.evaluate()
         for split, rows in trainer.task.test.items():
             self.logits[split] = self.logits_of(engine.whole_params(), rows)

@@ -1,7 +1,8 @@
 """The nine tasks of GLUE (Wang et al. 2019, arXiv 1804.07461): their files, their metrics, their submissions.
 
-The files are the official download's (gluebenchmark.com, `download_glue_data.py`): tab-separated, unquoted (a `"` is
-ordinary text), columns by name, some with a byte-order mark. Only CoLA has no header.
+The files have the layout that `download_glue_data.py` (gluebenchmark.com) writes. They are tab-separated, and a `"` is
+ordinary text. A header names the columns; only CoLA's train and dev files have none. Some files begin with a
+byte-order mark.
 """
 
 import dataclasses
@@ -23,10 +24,10 @@ TRAIN = "train"
 
 
 class GlueSplit(NamedTuple):
-    """A held-out or test file: its name in the official files, in tensorflow-datasets, and in a submission.
+    """A held-out or test split: its name in the official files, in tensorflow-datasets, and in a submission.
 
-    folder, config: if it is not among the task's files, its folder next to the task's, and its config in
-    tensorflow-datasets.
+    folder, config: only for a split outside the task's own folder. `folder` is next to the task's folder, and `config`
+        is the split's config in tensorflow-datasets.
     """
 
     file: str
@@ -38,12 +39,13 @@ class GlueSplit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GlueTask:
-    """Where a task's columns are, and how it is scored.
+    """A task's files, columns and metrics.
 
-    columns: names of the one or two text columns. `tfds_columns`: their names in tensorflow-datasets, if different.
-    labels: names in the files, in the order of their ids; empty for a score from 0 to 5.
-    cut_rows: the official files have truncated rows. They are left out, as in the script `glue.py` of Hugging Face's
-        datasets ("filter out corrupted rows"), and so are rows with an empty text.
+    columns: names of the one or two text columns. tfds_columns: their names in tensorflow-datasets, if different.
+    labels: label names in the files, in the order of their ids; empty if the labels are scores from 0 to 5.
+    cut_rows: whether the official files have truncated rows. Those rows, and rows with an empty text, are left out of
+        labelled files. The script `glue.py` of Hugging Face's datasets also leaves out truncated rows ("filter out
+        corrupted rows").
     """
 
     folder: str
@@ -51,7 +53,7 @@ class GlueTask:
     label: str
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
-    header: tuple[str, ...] = ()  # for train and dev files that have none
+    header: tuple[str, ...] = ()  # column names of train and dev files without a header
     index: str = "index"
     tfds: str = ""
     tfds_columns: tuple[str, ...] = ()
@@ -130,13 +132,14 @@ class Examples(NamedTuple):
 
 
 def found(data_dir: str) -> dict[str, pathlib.Path]:
-    """The tasks in a folder: name -> the task's own folder. `STS-B`, `STSB` and `sts-b` are the same task.
+    """The tasks in a folder: name -> the task's own folder. `data_dir` may also be one task's folder.
 
-    Raises BadInput if there are none.
+    Case, hyphens and underscores in folder names do not matter: `STS-B`, `STSB` and `sts-b` are the same task.
+    Raises BadInput if there are no tasks.
     """
     root = pathlib.Path(data_dir)
     if not root.is_dir():
-        raise BadInput(f"--config.data.dir={data_dir}: no such folder: expected one with MRPC/train.tsv and so on")
+        raise BadInput(f"--config.data.dir={data_dir}: no such folder: expected a folder with MRPC/train.tsv and so on")
     if (root / "train.tsv").is_file():  # a single task's folder
         folders = {_plain(root.resolve().name): root}
     else:
@@ -178,7 +181,7 @@ def read(name: str, data_dir: str) -> dict[str, Examples]:
         path = (folder.absolute().parent / split.folder if split.folder else folder) / f"{split.file}.tsv"
         labelled = split not in task.test
         if labelled and not path.is_file():
-            raise BadInput(f"{path} is missing: every task needs {split.file}.tsv next to its train.tsv")
+            raise BadInput(f"{path} is missing: {task.folder} needs {split.file}.tsv next to its train.tsv")
         if path.is_file():
             examples[split.file] = read_tsv(task, path, labelled)
     return examples
@@ -187,7 +190,7 @@ def read(name: str, data_dir: str) -> dict[str, Examples]:
 def read_tsv(task: GlueTask, path: pathlib.Path, labelled: bool) -> Examples:
     """The examples of a file in the official layout. Raises BadInput naming file and line."""
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines(): a text may hold U+2028
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # splitlines() would also split at U+2028
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 at byte {error.start}: convert it (iconv -t UTF-8)") from error
     rows = [line.removesuffix("\r").split("\t") for line in lines]
@@ -222,10 +225,10 @@ def read_tsv(task: GlueTask, path: pathlib.Path, labelled: bool) -> Examples:
     if len(cut) * 1000 > len(rows):
         raise BadInput(
             f"{path}: {len(cut)} of {len(rows):,} rows cannot be used (the first: {cut[0]}), but the official file has "
-            "fewer than one in a thousand: download it again"
+            "fewer than one such row in a thousand: download it again"
         )
     if cut:
-        say(f"{path}: left out {len(cut)} of {len(rows):,} rows (the first: {cut[0]})")
+        say(f"{path}: left out {len(cut)} of {len(rows):,} rows that cannot be used (the first: {cut[0]})")
     if not kept:
         raise BadInput(f"{path} holds no examples: expected {task.folder} as its download script writes it")
     at = header.index(task.label) if labelled else 0
@@ -239,7 +242,7 @@ def label_of(task: GlueTask, text: str, place: str) -> int | float:
     """A label's id, or a score. Raises BadInput for a label that the task does not have."""
     if task.labels:
         if text not in task.labels:
-            raise BadInput(f"{place}: label {text!r} is not one of {task.folder}'s: {', '.join(task.labels)}")
+            raise BadInput(f"{place}: label {text!r} is not one of {task.folder}'s labels: {', '.join(task.labels)}")
         return task.labels.index(text)
     try:
         score = float(text)
@@ -256,7 +259,7 @@ def _columns(texts: Sequence[Sequence[str]], labels, indices: list[str], task: G
 
 
 def _read_tfds(task: GlueTask, spec: str, labelled: bool) -> Examples:
-    """A split of tensorflow-datasets; its class labels are in the order of `GlueTask.labels`."""
+    """The examples of a tensorflow-datasets split. Its label ids follow the order of `GlueTask.labels`."""
     texts, labels, indices = [], [], []
     for number, row in enumerate(tfds.examples(spec)):
         columns = [row[column] for column in task.tfds_columns or task.columns]
@@ -282,12 +285,12 @@ METRICS = {
 
 
 def predictions(task: GlueTask, logits_NC: np.ndarray) -> np.ndarray:
-    """Ids of the most likely labels, or scores clipped to 0 to 5: [N]."""
+    """Ids of the most likely labels, or scores clipped to the range 0 to 5: [N]."""
     return logits_NC.argmax(1) if task.labels else np.clip(logits_NC[:, 0], 0, 5)
 
 
 def score(task: GlueTask, examples: Mapping[str, Examples], logits: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The task's metrics on its held-out files, in percent, and `score`, their mean, which GLUE averages over tasks."""
+    """A task's metrics on its held-out files, in percent, and `score`, their mean. GLUE averages `score` over tasks."""
     metrics = {}
     for split in task.held_out:
         labels = examples[split.file].labels
@@ -304,7 +307,7 @@ def score(task: GlueTask, examples: Mapping[str, Examples], logits: Mapping[str,
 def write(
     task: GlueTask, folder: pathlib.Path, split: GlueSplit, examples: Examples, logits_NC: np.ndarray
 ) -> pathlib.Path:
-    """Writes a submission file for GLUE's server: each row's index, and its label's name or its score."""
+    """Writes a submission file for GLUE's server, with the index and the predicted label or score of each row."""
     values = predictions(task, logits_NC)
     names = [task.labels[value] for value in values] if task.labels else [f"{value:.3f}" for value in values]
     lines = [f"{index}\t{name}\n" for index, name in zip(examples.indices, names, strict=True)]

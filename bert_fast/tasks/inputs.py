@@ -1,4 +1,4 @@
-"""Reads the texts to predict from a file: TSV in GLUE's format, JSON Lines, or SQuAD's JSON."""
+"""Reads the input texts of the command `predict`: TSV in GLUE's format, JSON Lines, or SQuAD's JSON."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ from bert_fast.tasks import squad
 from bert_fast.train.description import TaskHead
 from bert_fast.train.log import counted
 
-# Columns to use if a file does not have the task's own, by the number of texts.
+# Column names to try if a file lacks the task's own, by the number of texts per row.
 GENERIC = {
     1: (("sentence",), ("text",)),
     2: (("sentence1", "sentence2"), ("text_a", "text_b"), ("premise", "hypothesis")),
@@ -19,7 +19,7 @@ SUFFIXES = ".tsv, .jsonl, or (for questions) SQuAD's .json or .json.gz"
 
 
 class Inputs(NamedTuple):
-    """The texts of each row, one or two, and the row ids if the file has them."""
+    """The one or two texts of each row, and the question ids if the file has them."""
 
     texts_N: list[tuple[str, ...]]
     ids_N: list[str] | None
@@ -33,9 +33,9 @@ class Line(NamedTuple):
 
 
 def read(path: str, task: TaskHead, columns: Sequence[str] = ()) -> Inputs:
-    """The rows of a file for a task, in order. `columns` name the texts; `choose` has the defaults.
+    """The rows of a file, in order. `columns` are the names of the text columns; if empty, `choose` finds them.
 
-    Raises BadInput naming file and line for a row that cannot be used.
+    Raises BadInput, with the file and the line, if a row cannot be used.
     """
     file = pathlib.Path(path)
     if file.name.endswith((".json", ".json.gz")):
@@ -44,7 +44,7 @@ def read(path: str, task: TaskHead, columns: Sequence[str] = ()) -> Inputs:
                 f"--data={path}: SQuAD's JSON holds questions, which {task.name} does not answer: give a .tsv or .jsonl"
             )
         if columns:
-            raise BadInput(f"--columns={','.join(columns)}: SQuAD's JSON has no columns: leave it out")
+            raise BadInput(f"--columns={','.join(columns)}: SQuAD's JSON has no columns: leave out --columns")
         lines = [
             Line(place, {"id": question["id"], "question": question["question"], "context": context})
             for place, question, context in squad.asked(path)
@@ -64,7 +64,7 @@ def read(path: str, task: TaskHead, columns: Sequence[str] = ()) -> Inputs:
 
 
 def decoded(file: pathlib.Path) -> str:
-    """The text of a file. Raises BadInput."""
+    """The text of a file. Raises BadInput if it cannot be read or is not UTF-8."""
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -74,13 +74,16 @@ def decoded(file: pathlib.Path) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """Lines without their ends. Not `splitlines`: a text may hold U+2028."""
+    """Lines without their line ends. `str.splitlines` would also split at U+2028, which a text may contain."""
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return lines[:-1] if lines[-1] == "" else lines
 
 
 def from_tsv(text: str, path: str) -> list[Line]:
-    """Rows below a header line, tab-separated and unquoted as in GLUE. Raises BadInput."""
+    """The rows below the header line, tab-separated and without quoting, as in GLUE.
+
+    Raises BadInput if two columns have the same name, or if a row has the wrong number of fields.
+    """
     head, *rest = [line.split("\t") for line in split_lines(text)] or [[""]]
     if twice := sorted({name for name in head if head.count(name) > 1}):
         raise BadInput(f"{path}, line 1: the column {twice[0]!r} occurs twice: rename one")
@@ -96,7 +99,7 @@ def from_tsv(text: str, path: str) -> list[Line]:
 
 
 def from_json_lines(text: str, path: str) -> list[Line]:
-    """Rows from one JSON object per line. Raises BadInput."""
+    """The rows of JSON Lines: one JSON object per line. Raises BadInput for any other line."""
     lines = []
     for number, line in enumerate(split_lines(text), 1):
         place = f"{path}, line {number}"
@@ -111,14 +114,17 @@ def from_json_lines(text: str, path: str) -> list[Line]:
 
 
 def choose(task: TaskHead, there: Sequence[str], columns: Sequence[str], path: str) -> tuple[str, ...]:
-    """The text columns: --columns if given, else the task's own, else generic ones. Raises BadInput."""
+    """The text columns: --columns if given, else the task's own, else generic ones.
+
+    Raises BadInput if the file lacks them, or if several generic names fit.
+    """
     listed, count = ", ".join(map(repr, there)), len(task.columns)
     own = ",".join(task.columns)
     if columns:
         if len(columns) != count or len(set(columns)) < count:
             raise BadInput(
-                f"--columns={','.join(columns)}: {task.name} takes {counted(count, 'column')} ({own}): name as many, "
-                "each once"
+                f"--columns={','.join(columns)}: {task.name} takes {counted(count, 'column')} ({own}): name exactly "
+                f"{count}, each once"
             )
         if missing := [name for name in columns if name not in there]:
             raise BadInput(f"{path} has no column {missing[0]!r}; it has {listed}: correct --columns")
@@ -129,10 +135,10 @@ def choose(task: TaskHead, there: Sequence[str], columns: Sequence[str], path: s
     found = [names for names in generic if all(name in there for name in names)]
     if len(found) == 1:
         return found[0]
-    remedy = f"name them with --columns={','.join('AB'[:count])}"
+    remedy = f"name the text columns with --columns={','.join('AB'[:count])}"
     if found:
         raise BadInput(
-            f"{path}: the texts may be in {' or in '.join(map(','.join, found))}; it has the columns {listed}: {remedy}"
+            f"{path}: the texts may be in {' or in '.join(map(','.join, found))}; the file has {listed}: {remedy}"
         )
     raise BadInput(f"{path} has no columns {own}, which {task.name} uses; it has {listed}: {remedy}")
 

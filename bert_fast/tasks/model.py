@@ -1,6 +1,7 @@
 """The encoder with a head on top: parameters, logits and losses.
 
-Parameters are the encoder's, without its pre-training heads, plus `task`, the head's.
+The parameters are the encoder's, without its pre-training heads, and the new head's under `task`.
+
 Axes: N examples, B examples of a batch, S positions, D width, C classes.
 """
 
@@ -26,14 +27,18 @@ NEVER = -1e30  # the logit of a choice that is ruled out; finite, so that differ
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What is predicted: one of `outputs` "classes", a "score" (one number), or a "span" (its first and last token)."""
+    """A task's head.
+
+    kind: what it predicts: "classes" (one of several), a "score" (one number), or a "span" (its first and last token).
+    outputs: number of logits, per example or, for a span, per token.
+    """
 
     kind: str
     outputs: int
 
 
 class SentenceHead(nn.Module):
-    """Logits from the [CLS] vector, through the pooler and dropout (`create_model` of google-research/bert): [B, C]."""
+    """Logits from the pooled [CLS] vector, with dropout (`create_model` of google-research/bert): [B, C]."""
 
     config: Config
     outputs: int
@@ -46,7 +51,7 @@ class SentenceHead(nn.Module):
 
 
 class SpanHead(nn.Module):
-    """Logits for each token being an answer's first or last (run_squad.py of google-research/bert): [B, S, 2]."""
+    """A start and an end logit for each token (run_squad.py of google-research/bert): [B, S, 2]."""
 
     config: Config
 
@@ -56,7 +61,7 @@ class SpanHead(nn.Module):
 
 
 def init(config: Config, head: Head, encoder: Params, key) -> Params:
-    """The encoder's parameters with a fresh head. The pooler comes from pre-training if there is one."""
+    """The encoder's parameters with a fresh head. A sentence head takes over the pre-trained pooler if there is one."""
     params = {name: leaf for name, leaf in encoder.items() if name not in ("mlm", "next", "task")}
     if head.kind == "span":
         x_BSD = jnp.zeros((1, 1, config.width), config.dtype)
@@ -71,7 +76,7 @@ def init(config: Config, head: Head, encoder: Params, key) -> Params:
 def logits(config: Config, head: Head, params: Params, batch, plan, key) -> Any:
     """Logits: [B, C] for classes, [B, 1] for a score, [B, S, 2] for a span. Dropout is on if `key` is given.
 
-    No span begins or ends at padding, so the width of a batch does not matter.
+    For spans, padding has the logit NEVER: the width of a batch does not change losses or answers.
     """
     trunk_key, head_key = keys_of(key, 2)
     x_BSD = bert.encode(config, params, {}, batch, plan, Route(), trunk_key)
@@ -82,7 +87,7 @@ def logits(config: Config, head: Head, params: Params, batch, plan, key) -> Any:
 
 
 def losses(head: Head, found, labels):
-    """Each example's loss: nats, or the squared error of a score: [B]. A span's loss is the mean over its two ends."""
+    """Losses [B]: cross-entropy in nats, or a score's squared error. A span's loss is the mean of its start and end."""
     if head.kind == "score":
         return jnp.square(found[:, 0] - labels)
     if head.kind == "span":
@@ -93,7 +98,7 @@ def losses(head: Head, found, labels):
 def objective(head: Head) -> Objective:
     """The mean loss over the batch's examples; padding examples have weight 0.
 
-    Methods get no per-example losses here: `Method.update` sees None.
+    `Method.update` gets None in place of per-example losses.
     """
 
     def totals(program: Program, batch):
@@ -111,7 +116,7 @@ def objective(head: Head) -> Objective:
 
 
 def make_predict(method: Method, head: Head):
-    """(params, batch, program) -> logits, without dropout. `program` is static."""
+    """A function (params, batch, program) -> logits, without dropout. `program` is a static argument."""
 
     def predict(params: Params, batch, program: Program):
         return logits(program.model, head, method.weights(params)[0], batch, program.plan, None)
@@ -120,7 +125,7 @@ def make_predict(method: Method, head: Head):
 
 
 def no_logits(head: Head, count: int, seq_len: int) -> np.ndarray:
-    """Uninformative logits for `count` examples: equal classes [N, C], or no answer [N, S, 2]."""
+    """Uninformative logits for `count` examples: equal for all classes [N, C], or for all positions [N, S, 2]."""
     span = head.kind == "span"
     return np.full((count, *((seq_len, 2) if span else (head.outputs,))), NEVER if span else 0, np.float32)
 
@@ -133,19 +138,19 @@ def all_logits(
     pad: int,
     empty_N: np.ndarray,
 ) -> np.ndarray:
-    """Logits of every example, in order. They overwrite `empty_N`, which has their shape (see `no_logits`).
+    """Logits of every example, in order. They are written into `empty_N`, an array made by `no_logits`.
 
-    step: maps a batch's arrays to its logits.
+    step: a function from a batch's arrays to its logits.
     """
     pending = None
     for batch in [*batches.epoch(rows.lengths_N, widths, batch_size, None), None]:
         coming = None
         if batch is not None:
             coming = (batch, step(batches.fill(rows._replace(labels=None), batch, batch_size, pad)))
-        if pending is not None:  # fetched while the next one runs
+        if pending is not None:  # fetch these logits while the next batch runs
             done, logits = pending
             logits = np.asarray(logits, np.float32)[: len(done.rows_B)]
-            if logits.ndim == 3:  # spans: as wide as the batch
+            if logits.ndim == 3:  # span logits are only as wide as the batch
                 empty_N[done.rows_B, : logits.shape[1]] = logits
             else:
                 empty_N[done.rows_B] = logits

@@ -1,4 +1,4 @@
-"""A fine-tuned model's predictions for new texts: the command `predict`, and `predict` for a notebook.
+"""A fine-tuned model's predictions for new texts: the command `predict`, and the function `predict` for notebooks.
 
 Axes: N examples, C classes, S positions.
 """
@@ -26,16 +26,18 @@ from bert_fast.train.log import counted
 from bert_fast.train.report import say
 
 WIDTHS = 4  # maximum number of batch widths: see tasks/batches.py
-RUN = "lr=*,seed=*"  # see sweep.folder_of
+RUN = "lr=*,seed=*"  # pattern of the folder of a run: see sweep.folder_of
 OUTPUTS = (".jsonl", ".tsv")
 Prediction = dict[str, Any]
 
 
 def predict(encoder: Encoder, rows: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Prediction]:
-    """A fine-tuned model's prediction for each row, in order; see `of_classes`, `of_score` and `of_spans`.
+    """A fine-tuned model's prediction for each row, in order. `of_classes`, `of_score` and `of_spans` list the keys.
 
-    rows: the texts of the task's columns (`encoder.about.task.columns`); for spans, a question and its context. Long
-    texts are handled as in fine-tuning. Raises BadInput for a model without a task, and for a row with other texts.
+    rows: for each row, one text per column of the task (`encoder.about.task.columns`); for spans, a question and its
+        context. Long texts are truncated, or split into windows, as in fine-tuning.
+
+    Raises BadInput if the model was not fine-tuned, or if a row has an empty text or the wrong number of texts.
     """
     task = task_of(encoder.about, encoder.folder)
     texts_N = [(row,) if isinstance(row, str) else tuple(row) for row in rows]
@@ -61,7 +63,7 @@ def task_of(about: Description, folder: pathlib.Path) -> TaskHead:
     if about.task is None:
         raise BadInput(
             f"{folder} was not fine-tuned, so it has no head for predictions: run `{command()} finetune "
-            f"--checkpoint={folder} ...`, and give one of its runs, WORKDIR/TASK/lr=R,seed=S"
+            f"--checkpoint={folder} ...`, then give a run that it wrote, WORKDIR/TASK/lr=R,seed=S"
         )
     return about.task
 
@@ -77,7 +79,7 @@ def logits_of(encoder: Encoder, task: TaskHead, rows: TaskExamples, batch_size: 
 
 
 def of_classes(task: TaskHead, logits_NC: np.ndarray) -> list[Prediction]:
-    """`label`, the most probable, and `probabilities` by label."""
+    """For each row, the most probable `label`, and the `probabilities` by label."""
     odds_NC = np.exp(logits_NC.astype(np.float64) - logits_NC.max(1, keepdims=True))
     shares_NC = odds_NC / odds_NC.sum(1, keepdims=True)
     return [
@@ -90,18 +92,19 @@ def of_classes(task: TaskHead, logits_NC: np.ndarray) -> list[Prediction]:
 
 
 def of_score(logits_N1: np.ndarray) -> list[Prediction]:
-    """`score`, the head's raw output; it may be slightly outside the range of the task's labels."""
+    """For each row, `score`: the head's raw output. It may be slightly outside the range of the task's labels."""
     return [{"score": score} for score in logits_N1[:, 0].tolist()]
 
 
 def of_spans(encoder: Encoder, task: TaskHead, texts_N: Sequence[tuple[str, ...]], batch_size: int) -> list[Prediction]:
-    """`answer`, a part of the context; its `probability` among the n best; and its `score`, the sum of two logits.
+    """For each question, its `answer`, a part of the context, with its `probability` and its `score`.
 
-    SQuAD 2.0 adds `none`, whether there is no answer (`answer` is then ""), and `none_minus_best`, the score of no
-    answer minus the best answer's score.
+    The probability is among the n best answers. The score is the sum of the start logit and the end logit. SQuAD 2.0
+    adds two keys. `none` says whether the model finds no answer; `answer` is then "". `none_minus_best` is the score
+    of no answer minus the best span's score.
     """
     options = task.options
-    # Numbered, since an id may occur twice in a file.
+    # Questions are numbered, because an id may occur twice in a file.
     questions = [spans.Question(str(n), asked, context, (), (), False) for n, (asked, context) in enumerate(texts_N)]
     made = spans.windows(questions, encoder.vocab, task.seq_len, options["stride"], options["max_question"])
     logits_NS2 = logits_of(encoder, task, TaskExamples(made.ids, made.types, None), batch_size)
@@ -131,7 +134,8 @@ def of_spans(encoder: Encoder, task: TaskHead, texts_N: Sequence[tuple[str, ...]
 def predict_file(path: str, data: str, out: str = "", columns: Sequence[str] = (), batch_size: int = 32) -> str:
     """A checkpoint's predictions for the rows of a file, as JSON Lines; "" if they were written to `out`.
 
-    `out` ends in .jsonl or .tsv, and is written whole or not at all. Raises BadInput before a device is touched.
+    `out` ends in .jsonl or .tsv, and is written whole or not at all. Raises BadInput for a bad argument or row before
+    the first prediction, and if `out` cannot be written.
     """
     folder = find(path)
     task = task_of(checkpoint.about(folder), folder)
@@ -153,7 +157,7 @@ def predict_file(path: str, data: str, out: str = "", columns: Sequence[str] = (
 
 
 def find(path: str) -> pathlib.Path:
-    """The checkpoint of a fine-tuned run. For a folder of several runs, raises BadInput naming them."""
+    """The checkpoint of a fine-tuned run. Raises BadInput for a run without weights, or a folder of several runs."""
     folder = pathlib.Path(path)
     if not (folder / "checkpoints").is_dir():
         if (folder / "result.json").is_file():
@@ -186,7 +190,7 @@ def json_lines(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_tsv(found: Sequence[Mapping[str, Any]]) -> str:
-    """A header and one line per row. Each label's probability has a column; white space in a text becomes one space."""
+    """A header and one line per row. Each label's probability has a column. Runs of white space become one space."""
     flat = []
     for row in found:
         shares = {f"probability_{label}": share for label, share in row.get("probabilities", {}).items()}

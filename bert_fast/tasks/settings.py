@@ -1,4 +1,4 @@
-"""A fine-tuning call's settings: frozen dataclasses, made once from a config and checked there."""
+"""The settings of a `finetune` call: frozen dataclasses. `make` makes them from a config and checks them."""
 
 import dataclasses
 import math
@@ -22,8 +22,8 @@ SWEPT = ("task", "seeds", "learning_rates", "keep", "checkpoint")  # keys that m
 class FinetuneData:
     """The data folder, and how examples are made from it.
 
-    train_examples, held_out_examples: size of a fixed random sample (0: all), the same for every seed.
-    stride, max_question: for SQuAD's windows, in tokens.
+    train_examples, held_out_examples: size of a fixed random sample, the same for every seed; 0: all examples.
+    stride, max_question: distance between SQuAD's windows, and maximum length of a question, in tokens.
     """
 
     dir: str
@@ -45,7 +45,7 @@ class AnswerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """The learning rate over a training: warm-up as a share of the steps, then decay (see schedule.py)."""
+    """The learning-rate schedule: warm-up over a share of the steps, then decay (see schedule.py)."""
 
     warmup: float
     decay: str
@@ -57,7 +57,7 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A method's search, before training restarts: its own peak rate, on a schedule of `epochs` epochs."""
+    """A method's search, before training restarts: its peak learning rate, and the epochs of its schedule."""
 
     learning_rate: float
     epochs: float
@@ -65,7 +65,7 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneEvaluation:
-    """An evaluation every `every` steps (0: after each epoch), and at the end."""
+    """When to evaluate: every `every` steps (0: after each epoch), and at the end of training."""
 
     every: int
     batch_size: int
@@ -73,14 +73,18 @@ class FinetuneEvaluation:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneCheckpoints:
-    """How often a run is saved, in steps; 0: only when interrupted."""
+    """Steps between checkpoints of a run; 0: only when interrupted."""
 
     every: int
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings:
-    """One call. learning_rates: pairs of a task ("" for all) and a rate. keep: which weights of a run are kept."""
+    """All settings of a call.
+
+    learning_rates: pairs of a task and a rate. The task "" stands for all tasks without rates of their own.
+    keep: which weights of a run are kept: "best", "last" or "none".
+    """
 
     task: str
     seeds: tuple[int, ...]
@@ -126,7 +130,9 @@ def _numbers(name: str, text: str, kind, example: str) -> tuple:
         found = ()
     possible = all(math.isfinite(number) and 0 <= number < 2**32 for number in found)
     if not found or len(set(found)) < len(found) or not possible:
-        raise BadInput(f"--config.{name}={text!r}: expected distinct numbers from 0 to below 2^32, such as {example!r}")
+        raise BadInput(
+            f"--config.{name}={text!r}: expected distinct numbers of at least 0 and below 2^32, such as {example!r}"
+        )
     return found
 
 
@@ -148,7 +154,7 @@ def _rates(text: str) -> tuple[tuple[str, float], ...]:
 def make(config: Mapping[str, Any]) -> FinetuneSettings:
     """The settings of a config (see configs/common_finetune.py). Raises BadInput for an impossible value."""
     if "task" not in config:
-        raise BadInput("this is a pre-training config: use it with pretrain, or give a fine-tuning config: glue, squad")
+        raise BadInput("this is a pre-training config: use it with pretrain, or give the config glue or squad")
     choice("task", config["task"], (*glue.TASKS, *SQUAD, "all"))
     choice("dtype", config["dtype"], ("float32", "bfloat16"))
     choice("learning_rate.decay", config["learning_rate"]["decay"], DECAYS)
@@ -185,7 +191,7 @@ def make(config: Mapping[str, Any]) -> FinetuneSettings:
         "answers.max_tokens": (settings.answers.max_tokens, 1),
         "data.train_examples": (settings.data.train_examples, 0),
         "data.held_out_examples": (settings.data.held_out_examples, 0),
-        "data.seq_len": (settings.data.seq_len, 8),  # shorter examples have no room for a pair of texts
+        "data.seq_len": (settings.data.seq_len, 8),  # a shorter example has no room for a pair of texts
     }
     at_least(least)
     if settings.batch_size % settings.micro_batches:
@@ -206,7 +212,7 @@ def make(config: Mapping[str, Any]) -> FinetuneSettings:
     if settings.dropout and not 1e-4 <= settings.dropout < 1:
         raise BadInput(f"--config.dropout={settings.dropout}: expected 0, or a share of at least 0.0001 and below 1")
     if not settings.data.dir:
-        raise BadInput("--config.data.dir is missing: give the folder with the tasks' official files, or tfds:glue")
+        raise BadInput("--config.data.dir is missing: expected a folder of official files, tfds:glue or tfds:squad")
     _refuse_dropping(settings)
     return settings
 
@@ -218,6 +224,6 @@ def _refuse_dropping(settings: FinetuneSettings):
         method = methods.known()[name](**arguments)
         if method.draw is not identity.draw or method.order is not identity.order:
             raise BadInput(
-                f"--config.methods={name}: it drops layers or tokens, but fine-tuning trains the whole model; "
-                f"methods that prune are allowed (the methods of pre-training are {', '.join(methods.known())})"
+                f"--config.methods={name}: this method drops layers or tokens, but fine-tuning trains the whole model: "
+                f"give a method that prunes, or none (all methods: {', '.join(methods.known())})"
             )

@@ -1,11 +1,11 @@
-"""Questions over texts longer than one example: windows of tokens, and answers as substrings of the original text.
+"""Questions about contexts longer than one example: windows of tokens, and answers as substrings of the context.
 
-Answers are never reassembled from word pieces: every token knows its characters in the context as written, so an
-answer keeps its accents, capitals and spaces. Windows and the choice of answers follow run_squad.py of
-google-research/bert.
+An answer is cut from the original context, not put together from word pieces. Each token records its range of
+characters in the context, so an answer keeps its accents, capitals and spaces. Windows and the choice of answers
+follow run_squad.py of google-research/bert.
 
-Axes: N windows (one example each), S positions, T tokens of a context or of its part in a window, K tokens of an
-answer.
+Axes: N windows (one example each), S positions, T tokens of a context or of its part in a window, K lengths of an
+answer (in `_best_spans`) or windows that may hold a token (in `_most_context`).
 """
 
 import unicodedata
@@ -18,12 +18,12 @@ from bert_fast import BadInput
 from bert_fast.data.vocab import Vocab
 from bert_fast.train.log import counted
 
-_AT_ONCE = 10_000  # texts tokenised per call: their encodings are larger than the examples made from them
+_AT_ONCE = 10_000  # texts tokenised per call, to save memory: an encoding is larger than its example
 _PORTION = 64  # spans sorted at once: a window has about ten thousand, and only the best few are needed
 
 
 class Question(NamedTuple):
-    """A question, the text to search, and its answers: their texts and start characters (-1: unknown)."""
+    """A question, the context to search, and the answers: their texts and first characters (-1: unknown)."""
 
     id: str
     question: str
@@ -37,10 +37,11 @@ class Windows(NamedTuple):
     """Examples [CLS] question [SEP] part of a context [SEP], grouped by question; not padded.
 
     ids, types: [N] arrays [S], a window's token ids and token types.
-    starts, ends: [N] first and last position of the first answer that is entirely in the window; otherwise 0, [CLS].
+    starts, ends: [N] first and last position of the first answer that is entirely in the window. If there is none,
+        both are 0, the position of [CLS].
     questions: [N] index of the window's question. firsts: [N] position of the first context token.
-    characters: [N] arrays [T, 2], each context token's first character in the context and the one after its last.
-    most_context: [N] arrays [T], whether this is the window with the most context around a token (see `_most_context`).
+    characters: [N] arrays [T, 2], each context token's first character in the context, and the one after its last.
+    most_context: [N] arrays [T], whether this window has the most context around a token: see `_most_context`.
     """
 
     ids: list[np.ndarray]
@@ -54,10 +55,11 @@ class Windows(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """By question id: the answer ("" if there is none), the n best, and the score of no answer minus the best span's.
+    """Answers by question id.
 
-    The n best are dicts of text, probability (among the n best), start_logit and end_logit. The score difference
-    exists for version 2.0 only.
+    best: the text of the answer; "" if there is none.
+    n_best: dicts of text, probability (among the n best), start_logit and end_logit, best first.
+    null_score_difference: for version 2.0 only, the score of no answer minus the best span's score.
     """
 
     best: dict[str, str]
@@ -68,8 +70,8 @@ class Answers(NamedTuple):
 def windows(questions: Sequence[Question], words: Vocab, seq_len: int, stride: int, max_question: int) -> Windows:
     """Windows of at most `seq_len` tokens: a question's first `max_question` tokens, and a part of its context.
 
-    Parts begin `stride` tokens apart; if fewer tokens than that fit, they are adjacent. Raises BadInput if a question
-    leaves no room for a context.
+    Parts begin `stride` tokens apart. If a window holds fewer context tokens than that, the parts are adjacent. Raises
+    BadInput if a question leaves no room for a context.
     """
     if stride < 1 or max_question < 1:
         raise BadInput(f"stride={stride}, max_question={max_question}: expected at least 1 token each")
@@ -78,7 +80,7 @@ def windows(questions: Sequence[Question], words: Vocab, seq_len: int, stride: i
     if seq_len < longest + 4:
         raise BadInput(
             f"seq_len={seq_len} leaves no room for a context next to a question of {counted(longest, 'token')}, [CLS] "
-            f"and two [SEP]: raise it, or lower max_question={max_question}"
+            f"and two [SEP]: raise seq_len, or lower max_question={max_question}"
         )
     contexts = list(dict.fromkeys(question.context for question in questions))
     tokens = dict(zip(contexts, _tokens(contexts, words), strict=True))
@@ -103,7 +105,7 @@ def windows(questions: Sequence[Question], words: Vocab, seq_len: int, stride: i
 
 
 def _tokens(texts: list[str], words: Vocab) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Each text's token ids [T] and their characters [T, 2]. A special token written in a text is an ordinary word."""
+    """Each text's token ids [T] and their characters [T, 2]. Special tokens in a text are treated like other words."""
     tokenizer = words.for_text()
     for at in range(0, len(texts), _AT_ONCE):
         part = texts[at : at + _AT_ONCE]
@@ -113,20 +115,21 @@ def _tokens(texts: list[str], words: Vocab) -> Iterator[tuple[list[int], np.ndar
 
 
 def _with_marks(text: str, characters_T2: np.ndarray) -> np.ndarray:
-    """Extends each token over the combining marks after it that belong to no token. When accents are stripped, the
-    tokenizer assigns a mark that is its own character to no token, and an answer would end before its last accent.
+    """Extends each token over the combining marks after it that belong to no token.
+
+    A tokenizer that strips accents assigns such a mark to no token, so an answer could end before its last accent.
     """
     nexts_T = np.append(characters_T2[1:, 0], len(text))
     for t in np.flatnonzero(characters_T2[:, 1] < nexts_T):
         end = characters_T2[t, 1]
-        while end < nexts_T[t] and unicodedata.category(text[end]) == "Mn":  # what BERT's normalisation strips
+        while end < nexts_T[t] and unicodedata.category(text[end]) == "Mn":  # stripped by BERT's normalisation
             end += 1
         characters_T2[t, 1] = end
     return characters_T2
 
 
 def _spans(question: Question, characters_T2: np.ndarray) -> Iterator[tuple[int, int]]:
-    """First and last token of each answer with a known place: the fewest tokens that cover all its characters."""
+    """First and last token of each answer whose start is known: the fewest tokens that cover all its characters."""
     for text, start in zip(question.answers, question.starts, strict=True):
         first = int(np.searchsorted(characters_T2[:, 1], start, "right"))
         last = int(np.searchsorted(characters_T2[:, 0], start + len(text), "left")) - 1
@@ -135,10 +138,10 @@ def _spans(question: Question, characters_T2: np.ndarray) -> Iterator[tuple[int,
 
 
 def _most_context(tokens: int, room: int, step: int, count: int) -> np.ndarray:
-    """For each of T tokens, the window with the most context around it: its shorter side is longest there.
+    """For each token [T], the window with the most context around it. The shorter of its left and right sides counts.
 
-    Windows hold `room` tokens, `step` apart. Longer windows get a small bonus; in a tie the first window wins
-    (_check_is_max_context of run_squad.py).
+    Windows begin `step` tokens apart and hold at most `room` tokens. Longer windows get a small bonus. In a tie the
+    first window wins (_check_is_max_context of run_squad.py).
     """
     at_T = np.arange(tokens)
     window_KT = at_T // step - np.arange(-(-room // step))[::-1, None]
@@ -160,12 +163,14 @@ def answers(
     max_answer_tokens: int = 30,
     null_threshold: float = 0.0,
 ) -> Answers:
-    """The spans with the highest start plus end logit, as text. Arrays of logits may be longer than the windows.
+    """The answers to the questions: the spans with the highest sum of start and end logit, as text.
 
-    A span must start in the window with the most context around its first token. run_squad.py combines a window's
-    `n_best` starts and ends, wherever they are; here all spans of a context compete, so none is missed.
-    In version 2.0, [CLS] as both start and end means no answer; its score is the lowest over the windows. No answer is
-    chosen if that score exceeds the best span's by more than `null_threshold`.
+    The arrays of logits may be longer than the windows. A span counts only in the window that has the most context
+    around its first token. run_squad.py combines only a window's `n_best` starts and ends, even if they are outside the
+    context. Here all spans of at most `max_answer_tokens` tokens of the context compete, so none is missed.
+
+    In version 2.0, a span from [CLS] to [CLS] means no answer, and its score is the lowest over the windows. The answer
+    is "" if that score exceeds the best span's score by more than `null_threshold`.
     """
     found = Answers({}, {}, {})
     for rows in np.split(np.arange(len(windows.ids)), np.flatnonzero(np.diff(windows.questions)) + 1):
@@ -186,7 +191,7 @@ def answers(
 
 
 def _best_spans(context, windows, rows, start_logits_NS, end_logits_NS, n_best, max_tokens) -> list[dict]:
-    """The best spans of a question's windows, best first, no text twice."""
+    """The `n_best` best spans of a question's windows, best first, each text once."""
     scores = []
     for row in rows:
         part = slice(windows.firsts[row], windows.firsts[row] + len(windows.characters[row]))

@@ -1,7 +1,7 @@
 """SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, arXiv 1606.05250, and 2018, arXiv 1806.03822): files, scores, submissions.
 
-Files are the official JSON, optionally as .gz, or the copies in tensorflow-datasets. Scores equal the official
-scripts' (evaluate-v1.1.py and evaluate-v2.0.py).
+Files are the official JSON, optionally as .gz, or the copies in tensorflow-datasets. Scores are equal to the scores of
+the official scripts, evaluate-v1.1.py and evaluate-v2.0.py.
 """
 
 import collections
@@ -27,7 +27,7 @@ VERSIONS = ("1.1", "2.0")
 
 
 class _Record(NamedTuple):
-    """A question as read from a file, not yet checked. `impossible` is None if the file does not say."""
+    """A question as read from a file, not yet checked. `impossible` is None if the file does not state it."""
 
     place: str
     id: str
@@ -41,10 +41,12 @@ class _Record(NamedTuple):
 def read(path: str, version: str, train: bool) -> list[Question]:
     """The questions of `train-v1.1.json`, `train-v1.1.json.gz` or `tfds:squad/v1.1:train`, in order.
 
-    An answer must be in the context at its `answer_start`. In a held-out file only the texts of answers count: a
-    misplaced answer is kept with start -1, and the number of them is printed. Raises BadInput naming file and question
-    for an unofficial layout, an empty text, a duplicate id, a question without an answer (in 2.0: `is_impossible` that
-    disagrees with the answers), and in training for misplaced answers: their number, and the first one.
+    An answer is misplaced if the context does not have its text at `answer_start`. A training file with misplaced
+    answers raises BadInput, with their number and the first one. In a held-out file, where only the texts of answers
+    are scored, misplaced answers get start -1, and their number is printed.
+
+    Also raises BadInput, with the file and the question, for an unofficial layout, an empty text or a duplicate id.
+    Version 1.1 needs an answer to each question. Version 2.0 needs an `is_impossible` that agrees with the answers.
     """
     if version not in VERSIONS:
         raise BadInput(f"SQuAD version {version!r}: expected one of {', '.join(VERSIONS)}")
@@ -55,7 +57,7 @@ def read(path: str, version: str, train: bool) -> list[Question]:
     for record in _from_tfds(path) if path.startswith("tfds:") else _from_json(path):
         _check(record, version)
         if record.id in seen:
-            raise BadInput(f"{record.place}: its id occurs twice, but it identifies the prediction: rename one")
+            raise BadInput(f"{record.place}: this id occurs twice, but predictions are identified by it: rename one")
         seen.add(record.id)
         starts = []
         for text, start in zip(record.answers, record.starts, strict=True):
@@ -91,7 +93,7 @@ def _check(record: _Record, version: str):
             )
     elif record.impossible is None:
         raise BadInput(
-            f"{record.place}: no 'is_impossible', but every question of version 2.0 has it: for 1.1 give version=1.1"
+            f"{record.place}: no 'is_impossible', but version 2.0 has it for every question: for 1.1 give version=1.1"
         )
     elif record.impossible == bool(record.answers):
         raise BadInput(
@@ -101,9 +103,9 @@ def _check(record: _Record, version: str):
 
 
 def asked(path: str) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Each question of a JSON file in the official layout, as (its place for error messages, its object, its context).
+    """The questions of a JSON file in the official layout: (place for error messages, question object, context).
 
-    Raises BadInput naming the file and the place.
+    Raises BadInput, with the file and the place.
     """
     file = pathlib.Path(path)
     if not file.is_file():
@@ -157,7 +159,7 @@ def _field(value: Any, key: str, kind: type, place: str) -> Any:
 def _from_tfds(spec: str) -> Iterator[_Record]:
     for row in tfds.examples(spec.removeprefix("tfds:")):
         if missing := {"id", "question", "context", "answers"} - row.keys():
-            raise BadInput(f"{spec}: no feature {', '.join(sorted(missing))}, found {sorted(row)}: name another set")
+            raise BadInput(f"{spec}: no feature {', '.join(sorted(missing))}, found {sorted(row)}: expected SQuAD")
         name, question, context = (row[key].decode() for key in ("id", "question", "context"))
         given = row["answers"]
         yield _Record(
@@ -172,16 +174,16 @@ def _from_tfds(spec: str) -> Iterator[_Record]:
 
 
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII's only, as in the official scripts
+_PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII punctuation only, as in the official scripts
 
 
 def normalize(text: str) -> str:
-    """The text in the form in which answers are compared: lower case, no punctuation, no articles, single spaces."""
+    """A text in the form used to compare answers: lower case, no punctuation, no articles, single spaces."""
     return " ".join(_ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def _scores(prediction: str | None, answers: Sequence[str], none_is_an_answer: bool) -> tuple[float, float]:
-    """Exact match and F1 against the best-fitting answer. With `none_is_an_answer`, two empty texts match."""
+    """Exact match and F1, from 0 to 1, against the best-fitting answer. With `none_is_an_answer`, empty texts match."""
     if prediction is None:
         return 0.0, 0.0
     said, wanted = normalize(prediction), [normalize(answer) for answer in answers]
@@ -211,13 +213,16 @@ def score(
     predictions: Mapping[str, str],
     null_score_differences: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Exact match and F1 in percent, each question's against its best-fitting answer; a missing prediction scores 0.
+    """Exact match and F1 in percent, against the best-fitting answer to each question. A missing prediction scores 0.
 
-    Keys: exact_match, f1, total (questions). `null_score_differences` selects the rules of version 2.0 and adds its
-    figures: HasAns_ and NoAns_ for questions with and without answers, and best_exact_match and best_f1 with their
-    thresholds (_thresh); a question whose difference is above the threshold counts as having no answer. As in the
-    official script, that search starts from the predictions: to consider thresholds above the one they were made
-    with, make them with a higher one. Raises BadInput for questions without answers if there are no differences.
+    Keys: exact_match, f1, and total, the number of questions. `null_score_differences` selects the rules of version 2.0
+    and adds its keys. HasAns_* and NoAns_* cover the questions with and without answers. best_exact_match and best_f1
+    are the highest values over all thresholds, and best_*_thresh are the thresholds that reach them. A question whose
+    difference is above the threshold counts as having no answer.
+
+    As in the official script, a prediction that is already "" stays "" at every threshold. To search higher thresholds,
+    make the predictions with a higher threshold. Raises BadInput if a question has no answer and
+    `null_score_differences` is None.
     """
     has_none = null_score_differences is not None
     if not has_none and (without := next((question for question in questions if not question.answers), None)):
@@ -243,7 +248,7 @@ def score(
 
 
 def write(folder: str | pathlib.Path, found: Answers) -> list[pathlib.Path]:
-    """Writes what the official scripts read: predictions.json, nbest_predictions.json, and null_odds.json for 2.0."""
+    """Writes files for the official scripts: predictions.json, nbest_predictions.json and, for 2.0, null_odds.json."""
     contents = {"predictions.json": found.best, "nbest_predictions.json": found.n_best}
     if found.null_score_difference:
         contents["null_odds.json"] = found.null_score_difference

@@ -1,10 +1,10 @@
-"""Every task, learning rate and seed of a call. Finished runs are kept and summarised in results.json.
+"""Runs every task, learning rate and seed of a call. Keeps the finished runs and summarises them in results.json.
 
-WORKDIR/config.json                     what all runs of the folder have in common, including the encoder
-WORKDIR/mrpc/lr=3e-05,seed=0/           a finished run: result.json, predictions in dev/ and test/, and its weights
-                                        in checkpoints/ (--config.keep)
+WORKDIR/config.json                     the settings that all runs of the folder share, and their encoder
+WORKDIR/mrpc/lr=3e-05,seed=0/           a finished run: result.json, predictions in dev/ and test/, and weights in
+                                        checkpoints/ (see --config.keep)
 WORKDIR/mrpc/.lr=3e-05,seed=0.unfinished/   an interrupted run; the same command resumes it
-WORKDIR/submission/                     test predictions of each task's best run by held-out score
+WORKDIR/submission/                     test predictions of each task's best run at the chosen learning rate
 WORKDIR/results.json                    all runs, and each learning rate's mean, deviation and median over seeds
 """
 
@@ -35,11 +35,11 @@ NUMBERS = ("mean", "deviation", "median")
 def finetune(
     settings: FinetuneSettings, config: dict, workdir: pathlib.Path, checkpoint: str = "", hf: str = ""
 ) -> dict:
-    """Runs what a call has not finished yet, and returns the contents of results.json.
+    """Trains the runs that are not finished yet, and returns the contents of results.json ({} except in process 0).
 
-    `config` is what `settings` were made from. A later call may add tasks, seeds and learning rates to a folder; of
-    the other settings only `keep` and `checkpoint` may change. Raises BadInput before any training if something is
-    wrong, and Interrupted after a signal.
+    `settings` were made from `config`. A later call may add tasks, seeds and learning rates to the folder; of the other
+    settings, only `keep` and `checkpoint` may change. Raises BadInput before any training if a setting, the data or the
+    encoder is wrong, and Interrupted after a signal.
     """
     refuse_file(workdir, "--workdir")
     encoder.check_source(checkpoint, hf)
@@ -74,7 +74,7 @@ def finetune(
 
             def advance(step: int, numbers: dict[str, float], before=before):
                 progress.update(before + step, numbers)
-                if before == 0 and step == 2:  # taking the second step waited for the first
+                if before == 0 and step == 2:  # the second step waits for the first to end
                     progress.say(first_step())
 
             finished = train_and_score(trainers[name], rate, seed, unfinished_of(folder), stop, advance)
@@ -98,19 +98,19 @@ def folder_of(workdir: pathlib.Path, task: str, rate: float, seed: int) -> pathl
 
 
 def unfinished_of(folder: pathlib.Path) -> pathlib.Path:
-    """Where a run is written until it is finished; `summary` does not see this folder."""
+    """The folder of a run until it is finished. `summary` ignores it."""
     return folder.with_name(f".{folder.name}.unfinished")
 
 
 def _keep(run: Finished, trainer: Trainer, folder: pathlib.Path):
-    """Writes the folder of a finished run, which appears whole or not at all."""
+    """Writes the folder of a finished run, whole or not at all."""
     part = unfinished_of(folder)
     for kind, splits in (("dev", trainer.task.held_out), ("test", trainer.task.test)):
         for split in splits:
             (part / kind).mkdir(parents=True, exist_ok=True)
             trainer.task.write(part / kind, split, run.logits[split])
     atomic_json(part / "result.json", run.result)
-    if trainer.settings.keep == "none":  # weights of a run that was started with another `keep`
+    if trainer.settings.keep == "none":  # an earlier call with another `keep` may have left weights
         shutil.rmtree(part / "checkpoints", ignore_errors=True)
     shutil.rmtree(part / UNDER_WAY, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -120,9 +120,9 @@ def _keep(run: Finished, trainer: Trainer, folder: pathlib.Path):
 def summary(workdir: pathlib.Path, about: dict) -> dict[str, Any]:
     """All finished runs of a folder, and their statistics over seeds.
 
-    The learning rate chosen for a task is the one with the highest mean score at the end of training; Devlin et al.
-    (2019, section 4.1) also choose it on the held-out set. `last`, the score at the end, is the reported result;
-    `best`, the highest score of any evaluation, is given next to it.
+    A task's chosen learning rate has the highest mean held-out score at the end of training. Devlin et al. (2019,
+    section 4.1) also choose it on the held-out set. The reported result is `last`, the metrics at the end of training.
+    `best` has the metrics of each run's best evaluation.
     """
     tasks: dict[str, Any] = {}
     for path in sorted(workdir.glob("*/lr=*,seed=*/result.json")):
@@ -149,7 +149,7 @@ def summary(workdir: pathlib.Path, about: dict) -> dict[str, Any]:
 
 
 def _over_seeds(rows: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Mean, sample deviation (None if there is one seed) and median of every metric."""
+    """Mean, sample standard deviation (None for a single seed) and median of every metric."""
     numbers = {}
     for key in rows[0].keys() - {"step", "epoch", "train_loss"}:
         values = [row[key] for row in rows]
@@ -160,7 +160,7 @@ def _over_seeds(rows: list[dict[str, float]]) -> dict[str, dict[str, float | Non
 
 
 def _submission(workdir: pathlib.Path, results: dict):
-    """Copies the test predictions of each task's best run at the chosen learning rate."""
+    """Copies the test predictions of each task's best run at the chosen learning rate to submission/."""
     for name, task in results["tasks"].items():
         runs = [run for run in task["runs"] if f"{run['learning_rate']:g}" == task["chosen"]]
         best = max(runs, key=lambda run: run["last"]["score"])
@@ -181,7 +181,7 @@ def _plan(
 ):
     """Prints what will be run."""
     source = about.get("checkpoint") or about["hf"]
-    what = f"random weights of the model of {source}" if about["random_weights"] else source
+    what = f"the model of {source} with random weights" if about["random_weights"] else source
     say(f"fine-tuning {what}\non {where}, {_listed('seed', settings.seeds)}, into {workdir}")
     for name, trainer in trainers.items():
         rows = trainer.task.train
@@ -189,7 +189,7 @@ def _plan(
         held_out = " + ".join(f"{len(r.ids_N):,}" for r in trainer.task.held_out.values())
         say(
             f"  {name}: {len(rows.ids_N):,} training and {held_out} held-out examples, "
-            f"{counted(trainer.steps, 'step')} of {settings.batch_size}, "
+            f"{counted(trainer.steps, 'step')} of {settings.batch_size} examples, "
             f"{_listed('learning rate', [f'{rate:g}' for rate in rates[name]])}; "
             f"{_listed('width', trainer.widths)}: {share:.0%} of the positions hold real tokens"
         )
@@ -199,12 +199,12 @@ def _plan(
 
 
 def _listed(noun: str, values: Sequence) -> str:
-    """A noun and its values: seed 0, seeds 0, 1."""
+    """A noun with its values: "seed 0", or "seeds 0, 1"."""
     return f"{noun}{'' if len(values) == 1 else 's'} {', '.join(map(str, values))}"
 
 
 def table(results: dict) -> str:
-    """The results as a readable table: at the end of training, over seeds, at the chosen learning rate."""
+    """The results as a text table: at the end of training, over seeds, at each task's chosen learning rate."""
     lines = [f"{'task':<8} {'lr':>7} {'seeds':>5} {'score':>6} {'dev.':>5} {'median':>6} {'best':>6}  metrics"]
     for name, task in results["tasks"].items():
         last, score = task["last"], task["last"]["score"]

@@ -3,9 +3,9 @@
     engine.py       stages, steps, surgery, compiled programs, counts; writes no files, prints nothing
     step.py         the train step for any objective; splits parameters into trained and frozen
     objective.py    the pre-training loss, its sums for the log, and the evaluation step
-    timeline.py     a run's stages, its clock, and the programs that a step draws
+    timeline.py     a run's stages, its clock, and the programs that its steps run
     state.py        the state of a run: fresh, resumed, or after the methods' surgery
-    optim.py        AdamW and LAMB
+    optim.py        AdamW, LAMB and Muon
     compile.py      compiled programs; cache.py keeps them on disk
     sharding.py     the mesh, and where each parameter lives on it
 
@@ -16,8 +16,9 @@
     resume.py       what must stay the same when a run continues
     evaluate.py     held-out loss
     checkpoint.py   arrays and checksums; description.py defines about.json
-    counters.py     position and counts of a run
+    counters.py     a run's position and counts
     log.py, report.py, signals.py   metrics and progress, messages for people, stop signals
 
-`Engine.learning_rate` gives the learning rate of a step. It asks `Stage.learning_rate` in method.py.
+Surgery is what a method does to the parameters and moments between two stages: grow, prune or rewind them.
+`Engine.learning_rate` gives the learning rate of a step. It calls `Stage.learning_rate` in method.py.
 """

@@ -8,14 +8,17 @@ import jax
 
 from bert_fast.train.report import say
 
-VARIABLE = "BERT_FAST_CACHE"  # names another folder, or is "off"
+VARIABLE = "BERT_FAST_CACHE"  # environment variable: another folder, or "off"
 FOLDER = "~/.cache/bert_fast/compiled"
 BYTES = 4 * 2**30  # size limit; the least recently used programs are removed first
 SECONDS = 0.1  # programs that compile faster are not kept
 
 
 def keep_programs():
-    """Turns on JAX's persistent cache in one bounded folder, unless JAX already has one (JAX_COMPILATION_CACHE_DIR)."""
+    """Turns on JAX's persistent cache, in one folder of limited size.
+
+    Does nothing if `VARIABLE` is "off", or if JAX already has a cache folder (JAX_COMPILATION_CACHE_DIR).
+    """
     place = os.environ.get(VARIABLE, FOLDER)
     if getattr(jax.config, "jax_compilation_cache_dir") is not None or place == "off":  # noqa: B009
         return
@@ -33,7 +36,7 @@ def keep_programs():
 
 
 def remove_unfinished(folder: pathlib.Path):
-    """Removes entries whose write was killed: JAX would fail on them at every later write."""
+    """Removes unfinished entries that a killed process left. JAX would fail on them at every later write."""
     for entry in folder.glob("*-cache"):
         if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists():
             entry.unlink(missing_ok=True)

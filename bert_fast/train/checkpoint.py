@@ -1,12 +1,12 @@
-"""Checkpoints: Orbax arrays, a JSON description, and checksums, so that no run trains on a damaged one.
+"""Checkpoints: Orbax arrays, a JSON description, and checksums that keep a run from using damaged files.
 
     checkpoints/STEP/arrays/          Orbax: step, params, frozen, optimizer, method
     checkpoints/STEP/about.json       stage (with its program), position in the data, counts so far
     checkpoints/STEP/vocab.txt        the vocabulary's word pieces
     checkpoints/STEP/checksums.json   sha256 of every other file; written last
 
-A folder gets its final name only when it is complete. Orbax itself loads files with flipped bits
-without an error and accepts an empty newest folder as a step, so neither its manager nor its listing is used.
+A folder gets its final name only when it is complete. Orbax's own manager and list of steps are not used:
+Orbax loads files with flipped bits without an error, and takes an empty folder for the newest step.
 """
 
 import json
@@ -28,7 +28,7 @@ from bert_fast.train.step import TrainState, join
 
 
 def optimizer_name(path) -> str:
-    """Name of a leaf of the optimizer's state: its fields and keys, without its index in the chain.
+    """Name of a leaf of the optimizer's state: the fields and keys on its path, without the index in `optax.chain`.
 
     Clipping has no state, so adding or removing it does not change the names.
     """
@@ -36,7 +36,7 @@ def optimizer_name(path) -> str:
 
 
 def method_name(path) -> str:
-    """Name of a leaf of the methods' state: the method's index in the chain, then fields and keys."""
+    """Name of a leaf of the methods' state: the method's index in the chain, then the fields and keys on its path."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path) or "state"
 
 
@@ -44,7 +44,10 @@ NAMES: Mapping[str, Callable] = {"optimizer": optimizer_name, "method": method_n
 
 
 def _named(tree, name_of: Callable) -> dict:
-    """A tree of any node types as nested dicts. Orbax stores named tuples by position, and drops empty nodes."""
+    """Any tree as nested dicts, keyed by the names of its leaves.
+
+    Orbax itself stores named tuples by position, and drops empty nodes.
+    """
     result: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         *parents, last = name_of(path).split("/")
@@ -79,7 +82,7 @@ def _is_numbered(folder: pathlib.Path) -> bool:
 
 
 def _arrays(state: TrainState, numbered: bool = False) -> dict:
-    """The arrays that Orbax stores, by name or, if `numbered`, by position as in format 1."""
+    """The arrays that Orbax stores: by name, or by position (as in format 1) if `numbered`."""
     kept = {"optimizer": state.opt_state, "method": state.method}
     branches = {name: _numbered(tree) if numbered else _named(tree, NAMES[name]) for name, tree in kept.items()}
     tree = {"step": state.step, "params": state.params, "frozen": state.frozen, **branches}
@@ -114,7 +117,7 @@ def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[in
     """Writes `root/STEP`, then removes every other step that is not in `keep`.
 
     Raises BadInput if the state is not finite or cannot be written (a full disk, for example). Older
-    checkpoints are then untouched.
+    checkpoints are untouched in that case.
     """
     step = about.step
     refuse_not_finite(state, f"step {step} is not saved")
@@ -177,8 +180,8 @@ def damage(folder: pathlib.Path) -> str | None:
 def newest(root: pathlib.Path, warn=print) -> pathlib.Path | None:
     """The newest undamaged checkpoint, or None if none was ever saved.
 
-    Skips damaged ones with a one-line warning each. Raises BadInput if all are damaged: silently
-    starting over would hide it.
+    Skips damaged checkpoints, with a one-line warning for each. Raises BadInput if all are damaged:
+    starting over silently would hide the damage.
     """
     found = steps(root)
     for step in reversed(found):
@@ -192,7 +195,7 @@ def newest(root: pathlib.Path, warn=print) -> pathlib.Path | None:
 
 
 def find(path: str | pathlib.Path, warn=print) -> pathlib.Path:
-    """The checkpoint that `--checkpoint=PATH` names: a run folder's newest undamaged one, or one `checkpoints/STEP`.
+    """The checkpoint that `--checkpoint=PATH` names: the newest undamaged one of a run, or a single `checkpoints/STEP`.
 
     Raises BadInput if there is none, or if the requested step is damaged.
     """
@@ -206,7 +209,7 @@ def find(path: str | pathlib.Path, warn=print) -> pathlib.Path:
     if found is None:
         raise BadInput(
             f"no checkpoint in {path}: expected a run folder (--workdir of pretrain, or WORKDIR/TASK/lr=R,seed=S of "
-            "finetune) or its checkpoints/STEP"
+            "finetune) or one of its checkpoints/STEP"
         )
     return found
 
@@ -254,7 +257,7 @@ def restore(folder: pathlib.Path, target: TrainState) -> TrainState:
 
 
 def any_not_finite(tree) -> str:
-    """`not_finite` over all processes: "" on every process, or a reason on every process."""
+    """Like `not_finite`, but over all processes: either every process gets "", or every process gets a reason."""
     found = not_finite(tree)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils

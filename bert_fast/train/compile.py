@@ -27,7 +27,7 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def place(tree, mesh: Mesh):
-    """Puts NumPy arrays, whole, on every device."""
+    """Copies whole NumPy arrays to every device."""
     sharding = NamedSharding(mesh, P())
     # device_put would compare the values across processes, at every step.
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda at: x[at]), tree)
@@ -44,10 +44,10 @@ class Programs:
 
     @staticmethod
     def key_of(program: Program, state: TrainState, route: Route) -> Hashable:
-        """The key of a compiled step: the program, and the structure and shapes of its state.
+        """The key of a compiled step: the program, whether a route is in use, and the state's structure and shapes.
 
-        The program alone is not enough: after a search that prunes nothing the next stage has the same program, but
-        not the leaves that the method had added.
+        The program alone is not enough: after a search that prunes nothing, the next stage has the same program, but
+        lacks the leaves that the method had added.
         """
         leaves, structure = jax.tree.flatten(state)
         return program, route.layers_R is not None, structure, tuple(leaf.shape for leaf in leaves)
@@ -77,17 +77,17 @@ class Programs:
         self.coming[key] = self.background.submit(lambda: self.lower(program, *shapes).compile())
 
     def add(self, program: Program, *arguments):
-        """Compiles a program for these arguments; waits for it if it is already compiling."""
+        """Compiles a program for these arguments, or waits for the compilation that `begin` started."""
         self.begin(program, *arguments)
         key = self.key_of(program, arguments[0], arguments[2])
         self.compiled[key] = self.coming.pop(key).result()
 
     def cancel(self):
-        """Drops the programs that wait to be compiled. The one being compiled is finished."""
+        """Drops the compilations that have not started. The one in progress finishes."""
         self.coming = {key: future for key, future in self.coming.items() if not future.cancel()}
 
     def close(self):
-        """Drops the programs that wait to be compiled, and accepts no more."""
+        """Drops the compilations that have not started, and accepts no new ones."""
         self.background.shutdown(wait=False, cancel_futures=True)
 
     def placed(self, state: TrainState, batch, route: Route, learning_rate: float, seed: int):
@@ -97,6 +97,6 @@ class Programs:
     def __call__(self, program: Program, *arguments):
         """Takes one step: (state, batch, route, learning_rate, seed) -> (state, metrics).
 
-        The program must have been added, with its plan packed, and the route must fit it.
+        The program's plan must be packed, the program must have been added, and the route must fit the plan.
         """
         return self.compiled[self.key_of(program, arguments[0], arguments[2])](*self.placed(*arguments))

@@ -1,4 +1,4 @@
-"""Where a run is, and what it has counted: in total, and since its last log row. Saved with each checkpoint."""
+"""A run's position and its counts: in total, and since the last log row. Saved with each checkpoint."""
 
 import dataclasses
 import time
@@ -16,11 +16,11 @@ class Counters:
     ends, end_seconds: the step, and `times["seconds"]`, at which each earlier stage ended.
     over: whether a method has ended the current stage.
     training_began: the step at which the training began: 0, or the step of the last restart.
-    data: index of the next example in each order. since: sums since the last log row.
+    data: index of the next example in each example order. since: sums since the last log row.
     times: in seconds; "seconds" covers train steps and waiting for input.
 
-    All of it is JSON, and floats survive JSON exactly: a resumed run writes the same rows as one
-    that was never stopped.
+    All fields but `mark` are saved as JSON, which keeps floats exactly. So a resumed run writes the
+    same rows as a run that was never stopped.
     """
 
     ends: list[int] = dataclasses.field(default_factory=list)
@@ -62,7 +62,7 @@ class Counters:
         self.mark = time.monotonic()
 
     def lap(self, name: str) -> float:
-        """Adds the time since the last lap to `times[name]`, and returns it in seconds."""
+        """Adds the time since the last lap to `times[name]`, and returns this time in seconds."""
         now = time.monotonic()
         spent, self.mark = now - self.mark, now
         self.times[name] += spent
@@ -77,7 +77,7 @@ class Counters:
             self.counts[key] += value
 
     def end_stage(self, step: int, restart: bool):
-        """Records that the stage ended at `step`. At a restart, the training and its data begin again."""
+        """Records that the stage ended at `step`. A restart also resets the position in data and training."""
         self.ends.append(step)
         self.end_seconds.append(self.times["seconds"])
         self.over = False
@@ -85,6 +85,6 @@ class Counters:
             self.data, self.training_began = {}, step
 
     def take_sums(self) -> dict[str, float]:
-        """Returns the sums since the last call, with the number of "steps" in them, and resets them."""
+        """Returns the sums since the last call, including the number of "steps", and resets them."""
         since, self.since = self.since, {}
         return since

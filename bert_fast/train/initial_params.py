@@ -27,13 +27,13 @@ def warm(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: M
     about = checkpoint.about(folder)
     if about.vocab.fingerprint != manifest["vocab"]["sha256"]:
         raise BadInput(
-            f"--config.init={settings.init} was trained with another vocabulary than {settings.data.dir} was prepared "
-            "with: prepare the shards with that run's vocabulary (--vocab=FILE)"
+            f"--config.init={settings.init} has another vocabulary than the shards in {settings.data.dir}: "
+            "prepare the shards with that run's vocabulary (--vocab=FILE)"
         )
     if about.task is not None:
         raise BadInput(
-            f"--config.init={settings.init} was fine-tuned, and has no head for masked words: give the run that it "
-            "started from"
+            f"--config.init={settings.init} was fine-tuned, and has no head for masked words: give the "
+            "pre-training run that it started from"
         )
     theirs = about.model
     shape = ("depth", "width", "heads_L", "head_size", "mlp_dim_L", "max_len", "type_count", "norm", "embed_norm")
@@ -43,12 +43,12 @@ def warm(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: M
         lines = "; ".join(f"{name} is {getattr(theirs, name)} there, {getattr(model, name)} here" for name in differing)
         remedy = "set --config.model to match it"
         if len(set(theirs.widths_L)) > 1 or not theirs.tied:
-            remedy = "its layers differ in width, or its head has its own table: a new run cannot start from it"
+            remedy = "its layers differ in width, or its head has its own word table: a new run cannot start from it"
         raise BadInput(f"--config.init={settings.init} holds a different model ({lines}): {remedy}")
-    # Apply what methods added to the parameters, so that this run starts from a plain model.
+    # Fold in the parameters that methods added, so that this run starts from a plain model.
     params, _ = methods.make(about.methods).weights(checkpoint.restore_params(folder))
     params = {name: leaf for name, leaf in params.items() if name != "next" or model.pooler}
-    # A table from elsewhere may be padded beyond its vocabulary, by more or fewer rows than ours.
+    # The other run's word table may have more or fewer rows of padding than this model's.
     params["embed"] = {**params["embed"], "word": with_rows(params["embed"]["word"], model.table_rows)}
     params["mlm"] = {**params["mlm"], "bias": with_rows(params["mlm"]["bias"], model.table_rows)}
     params = jax.tree.map(jax.device_put, params, shard(params, mesh))

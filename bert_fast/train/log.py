@@ -1,4 +1,4 @@
-"""A run's log: rows in `metrics.jsonl` (the source of truth), the same in TensorBoard, and progress for people."""
+"""A run's log: rows in `metrics.jsonl` (the source of truth), the same numbers in TensorBoard, and printed progress."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ class MetricWriter:
     def __init__(self, workdir: pathlib.Path, after_step: int):
         """Opens the files and drops rows later than `after_step`, which a resumed run writes again.
 
-        Raises BadInput if a row is damaged, and leaves the file unchanged.
+        If a row is damaged, raises BadInput and leaves the file unchanged.
         """
         self.path = workdir / "metrics.jsonl"
         kept = [row for row in read_rows(self.path) if row["step"] <= after_step]
@@ -28,7 +28,7 @@ class MetricWriter:
 
     @functools.cached_property
     def board(self):
-        """TensorBoard's writer, created at the first row because its package imports torch if that is installed."""
+        """TensorBoard's writer. Created only at the first row: its package also imports torch, if that is installed."""
         import tensorboardX
 
         return tensorboardX.SummaryWriter(str(self.workdir / "tensorboard"), purge_step=self.after_step + 1)
@@ -46,7 +46,7 @@ class MetricWriter:
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`. Skips an incomplete last line without a newline, which a kill leaves.
+    """The rows of a `metrics.jsonl`. Skips an incomplete last line, which a killed run may leave.
 
     Raises BadInput if any other line is not a row.
     """
@@ -108,7 +108,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """Seconds in readable units: 42 s, 3 min 05 s, 2 h 10 min; from 48 hours on, 3 d 4 h."""
+    """A duration in readable units: 42 s, 3 min 05 s, 2 h 10 min and, from 48 hours, 3 d 4 h."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

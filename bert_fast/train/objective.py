@@ -1,4 +1,4 @@
-"""The pre-training objective, masked words and next sentences: its losses, their sums, and the evaluation step.
+"""The pre-training objective (masked words and next sentences): losses, sums for the log, and the evaluation step.
 
 Axes: as in bert.py.
 """
@@ -14,13 +14,15 @@ from bert_fast.train.step import Objective, join
 
 
 def totals(program: Program, batch):
-    """The number of predictions in the whole batch, by weight; at least 1."""
+    """The number of predictions in the whole batch (the sum of their weights), at least 1."""
     return jnp.maximum(jnp.sum(batch["weights"]), 1)
 
 
 def loss(program: Program, params: Params, frozen: Params, micro, predictions, route: Route, key):
-    """A micro-batch's part of the batch's loss (nats): the mean over predictions plus, if there are labels, the mean
-    next-sentence loss.
+    """A micro-batch's part of the batch's loss (nats), and its per-example losses.
+
+    The batch's loss is the mean MLM loss of its predictions plus, with next-sentence labels, the mean next-sentence
+    loss of its examples.
     """
     x_BSD = bert.encode(program.model, params, frozen, micro, program.plan, route, key)
     losses = bert.losses(program.model, params, frozen, x_BSD, micro)
@@ -33,8 +35,8 @@ def loss(program: Program, params: Params, frozen: Params, micro, predictions, r
 def sums(program: Program, losses: Losses, batch) -> dict:
     """Float32 sums over a batch, with their denominators, so that the sums of several batches can be added.
 
-    Predictions behind [MASK] are also summed separately. The others are mostly words that are still in the text, and a
-    model gains half a nat by copying them before it has learned anything about language.
+    Predictions behind [MASK] are also summed separately. Half of the other predictions are of words that are still in
+    the text: by copying them, a model gains half a nat before it has learned anything about language.
     """
     ids_BP = jnp.take_along_axis(batch["ids"], batch["slots"], axis=1)
     hidden_BP = batch["weights"] * (ids_BP == program.model.special_ids[-1]).astype(jnp.float32)  # [MASK]
@@ -73,8 +75,10 @@ def means(sums: dict[str, float]) -> dict[str, float]:
 
 
 def row_of(since: dict[str, float]) -> dict[str, float]:
-    """The means in a log row, from the sums of `Counters.take_sums`: the loss, the layers run and any penalty per step,
-    and each part of the loss (nats) per prediction.
+    """The means in a log row, from the sums of `Counters.take_sums`.
+
+    The loss, the number of layers run and any penalty are means over steps. The parts of the loss (nats) and the
+    accuracies are means over predictions or examples.
     """
     of_steps = ["loss", "layers_run", *(["penalty"] if since["penalty"] else [])]
     return {**{key: since[key] / since["steps"] for key in of_steps}, **means(since)}
@@ -83,7 +87,7 @@ def row_of(since: dict[str, float]) -> dict[str, float]:
 def make_eval_step(method: Method):
     """The evaluation step: (params, frozen, method_state, batch, program) -> sums. `program` is static.
 
-    No dropout. Every layer takes part, and so do the tokens that the program's plan keeps.
+    There is no dropout. Every layer runs, on the tokens that the program's plan keeps.
     """
 
     def eval_step(params: Params, frozen: Params, method_state, batch, program: Program):

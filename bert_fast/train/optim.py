@@ -1,4 +1,4 @@
-"""AdamW, LAMB and Muon over stacked layers: a direction, which the train step multiplies by the learning rate."""
+"""AdamW, LAMB and Muon for stacked layers. They give a direction; the train step multiplies it by the learning rate."""
 
 import dataclasses
 import math
@@ -16,8 +16,8 @@ from bert_fast.bert import Params
 # decay, tf-models-official's lamb.py from both. Leaves that a method adds under other names are excluded too.
 DECAYED = ("kernel", "word", "position", "type")
 
-# Kernels of the layers, stacked as [L, ...]: their input axes and their output axes. Muon sees each as one matrix, so
-# query, key and value have a matrix each, over all heads.
+# Kernels of the layers, stacked as [L, ...]: their input axes and their output axes. Muon treats each kernel of a layer
+# as one matrix: query, key and value have one each, over all heads.
 MATRICES = {
     "query": ((1,), (2, 3)),
     "key": ((1,), (2, 3)),
@@ -35,13 +35,13 @@ class Optimizer:
     bias_correction: off in google-research/bert and in DeepSpeed's progressive layer dropping.
     clip_norm: the gradient is scaled down to this global norm; 0 turns clipping off.
     eps_before_correction: adds epsilon to the root of v before v's bias is corrected, as in Keras, fairseq and
-        transformers 2.11 (`epsilon hat` in section 2 of Kingma & Ba, arXiv 1412.6980). Otherwise it is added after, as
-        in their algorithm 1 and in optax. Before, it counts 32 times as much in step 1 and 3 times in step 100
-        (b2 0.999).
-    momentum, matrix_rms: of Muon. The decay of its momentum, and the root mean square of the direction of each matrix,
-        as a multiple of the learning rate (0.2 in Liu et al., arXiv 2502.16982, section 2.2).
+        transformers 2.11 (`epsilon hat` in section 2 of Kingma & Ba, arXiv 1412.6980). Otherwise it is added after the
+        correction, as in their algorithm 1 and in optax. Added before, epsilon has 32 times the effect in step 1, and
+        3 times the effect in step 100 (b2 0.999).
+    momentum, matrix_rms: for Muon only. The decay of its momentum, and the root mean square of each matrix's direction
+        (0.2 in Liu et al., arXiv 2502.16982, section 2.2).
 
-    A field with a default was added after the first runs; its default is what they did.
+    A field with a default was added after the first runs. Its default reproduces what those runs did.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Moments(NamedTuple):
 
 
 def scale_by_adam(settings: Optimizer) -> optax.GradientTransformation:
-    """Adam's direction. `optax.scale_by_adam` cannot turn off bias correction or add epsilon before it."""
+    """Adam's direction. `optax.scale_by_adam` cannot turn off the bias correction, or add epsilon before it."""
     b1, b2 = settings.b1, settings.b2
 
     def init(params):
@@ -90,9 +90,9 @@ def scale_by_muon(settings: Optimizer) -> optax.GradientTransformation:
     """Muon's direction for the matrices of the layers, Adam's for everything else.
 
     The direction of a matrix is its Nesterov momentum, orthogonalised by five Newton-Schulz steps (Jordan et al. 2024,
-    kellerjordan.github.io/posts/muon) and scaled to `matrix_rms`. Zero rows and columns, which pad layers that are
-    narrower than others, stay zero and change nothing else. The second moment of a matrix stays zero: all moments keep
-    the shape of the parameters, so growth and pruning treat them alike.
+    kellerjordan.github.io/posts/muon) and scaled to `matrix_rms`. Narrow layers are padded with
+    zero rows and columns; these stay zero and do not affect the rest. The second moment of a matrix is not used and
+    stays zero. It is kept so that growth and pruning can treat all moments alike.
     """
     adam: Any = scale_by_adam(settings)
     momentum = settings.momentum
@@ -118,11 +118,11 @@ def scale_by_muon(settings: Optimizer) -> optax.GradientTransformation:
 
 
 def orthogonal(x: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...], rms: float) -> jax.Array:
-    """A stack of matrices made orthogonal, each by itself, with this root mean square."""
+    """Orthogonalises each matrix of a stack, and scales it to this root mean square."""
     axes = optax.contrib.MuonDimensionNumbers(inputs, outputs)
-    # Without a momentum of its own, optax's Muon is the orthogonalisation alone.
+    # With its momentum turned off, optax's Muon only orthogonalises.
     muon = optax.contrib.scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=axes)
-    with jax.numpy_dtype_promotion("standard"):  # optax raises that momentum to an integer power
+    with jax.numpy_dtype_promotion("standard"):  # optax raises the momentum to an integer power
         direction: Any = muon.update(x, muon.init(x))[0]
     longer = max(math.prod(x.shape[axis] for axis in side) for side in (inputs, outputs))
     return jnp.asarray(direction) * (

@@ -40,7 +40,7 @@ def devices(mesh: Mesh) -> str:
 def plan(settings: PretrainSettings, method: Method, engine: Engine, manifest: dict, workdir):
     """Prints what will run, on which devices, and its FLOPs.
 
-    Widths that only the run decides are guessed, as in `plan`.
+    Widths that are decided during the run are guessed, as in the `plan` command.
     """
     state, stages = engine.state, engine.timeline
     model = settings.model
@@ -70,14 +70,15 @@ def plan(settings: PretrainSettings, method: Method, engine: Engine, manifest: d
 
 
 def advice(problem: str, root: pathlib.Path) -> str:
-    """The problem, that the loss or the weights are not finite, and what to do about it."""
+    """A message for a loss or weights that are not finite: the problem, and what to do about it."""
     advice = (
         f"{problem}, so this step is not saved. Try a lower --config.learning_rate.peak, a longer "
         "--config.learning_rate.warmup_steps, or --config.model.dtype=float32"
     )
     if saved := checkpoint.steps(root):  # the same command would fail again, and this folder refuses another config
         advice += (
-            f", in another --workdir; with --config.init={root.parent} it starts from the weights of step {saved[-1]}"
+            f", in another --workdir; with --config.init={root.parent} that run starts from the weights of step "
+            f"{saved[-1]}"
         )
     return advice
 

@@ -1,4 +1,4 @@
-"""Stop requests from Ctrl-C or a scheduler. A run obeys them once the current step is saved."""
+"""Stop requests from Ctrl-C or a scheduler. A run saves its current step, then stops."""
 
 import signal
 import threading
@@ -10,9 +10,9 @@ from bert_fast.train import report
 
 
 class StopSignal:
-    """While entered, records SIGINT and SIGTERM instead of letting them kill. A second one kills as usual.
+    """Records SIGINT and SIGTERM inside a `with` block, instead of ending the process. A second signal ends it.
 
-    With several processes, all of them stop after the same step. `then`: the message to the user about what comes next.
+    With several processes, all of them stop after the same step. `then`: what the printed message says comes next.
     """
 
     def __init__(self, then: str = "saving after this step"):

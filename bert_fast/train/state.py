@@ -39,11 +39,11 @@ def enter_state(step, params: Params, program: Program, opt_state_of: Callable, 
 
 
 def resumed(folder: pathlib.Path, method: Method, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state in a checkpoint, on this mesh, whichever mesh wrote it."""
+    """The state in a checkpoint, placed on this mesh. Another mesh may have written it."""
     stage, kept = checkpoint.about(folder).stage, checkpoint.shapes(folder)
 
     def like(learns, frozen):
-        # The structure of a fresh state. A method's own state may have changed shape in a later stage.
+        # Only the structure of this method state is used: its shapes may have changed in a later stage.
         _, method_state = method.init(bert.init(stage.program.model, jax.random.key(0)), stage.program.model)
         return TrainState(jnp.zeros((), jnp.int32), learns, frozen, optimizer.init(learns), method_state)
 
@@ -69,7 +69,8 @@ def check_model(name: str, params: Params, model: bert.Config, branches: Contain
             continue
         if shapes.get(path_of(path)) != leaf.shape:
             raise ValueError(
-                f"stage {name}: {path_of(path)} is {shapes.get(path_of(path))}, but its model has {leaf.shape}"
+                f"stage {name}: {path_of(path)} has shape {shapes.get(path_of(path))}, but the stage's model expects "
+                f"{leaf.shape}"
             )
 
 
@@ -83,7 +84,7 @@ def next_state(
     seed: int,
     mesh: Mesh,
 ) -> tuple[TrainState, Stage]:
-    """The state at the start of the next stage, after the methods' surgery, and that stage as they define it.
+    """The state at the start of the next stage, after the methods' surgery, and that stage with its guesses settled.
 
     Parameters that were frozen before start with zero moments. Raises ValueError if the parameters
     do not fit the new stage's model.

@@ -17,8 +17,9 @@ from bert_fast.method import Method, Program
 from bert_fast.plan import Route, frozen_depth
 from bert_fast.train.sharding import path_of
 
-# Uses of the seed on the device, folded in before the step. They are large because the initial parameters come from
-# splitting the seed itself, and its first few folds are the keys of that split.
+# Each number identifies a use of the seed on the device. It is folded into the seed's key, and then the step is. The
+# initial parameters come from splitting the same key, and the keys of that split equal its folds with small numbers:
+# so these numbers are large.
 STEP, SURGERY, ORDER = 100, 101, 102
 
 
@@ -33,8 +34,8 @@ class TrainState(NamedTuple):
 
 
 def partition(params: Params, program: Program) -> tuple[Params, Params]:
-    """Splits a whole tree into (trained, frozen) for this program. Frozen are its lowest layers, and the leaves whose
-    path matches `program.frozen_paths`.
+    """Splits a whole tree into (trained, frozen) for this program. The frozen tree holds the lowest layers, as many
+    as the plan freezes, and the leaves with a path that matches `program.frozen_paths`.
     """
     lowest = frozen_depth(program.plan)
     learns, frozen = {}, {}
@@ -68,7 +69,8 @@ def join(params: Params, frozen: Params) -> Params:
 def micro_batches(batch, count: int):
     """Every array of the batch as [M, B/M, ...].
 
-    Example r goes to micro-batch r % M: neighbours stay on their device when examples are split over devices.
+    Example r goes to micro-batch r % M. So each micro-batch takes equal parts from all devices, and no example moves
+    to another device.
     """
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), batch)
 
@@ -96,8 +98,8 @@ class Objective(NamedTuple):
 def make_step(method: Method, optimizer: optax.GradientTransformation, objective: Objective):
     """The train step: (state, batch, route, learning_rate, seed, program) -> (state, metrics).
 
-    Only `program` is static.
-    The loss is the objective's plus the methods' penalties; it does not depend on the number of micro-batches.
+    Only `program` is static. The loss is the objective's loss plus the methods' penalties. It does not depend on the
+    number of micro-batches.
     `seed` is a uint32; every key is derived from it and the step.
     """
 

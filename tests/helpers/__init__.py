@@ -1,1 +1,1 @@
-"""Shared by several test modules: small runs, generated data, hand-written references."""
+"""Helpers that several test modules share: small runs, generated data and hand-written references."""

@@ -1,4 +1,4 @@
-"""The shipped configs, and the vocabulary they are checked with."""
+"""The shipped configs, and a vocabulary to check them with."""
 
 import importlib.util
 import pathlib
@@ -6,7 +6,7 @@ import pathlib
 FINETUNE = ("glue", "squad")
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 FILES = sorted(path for path in FOLDER.glob("[!_]*.py") if path.stem not in ("common", "common_finetune"))
-CONFIGS = [path for path in FILES if path.stem not in FINETUNE]  # of pre-training
+CONFIGS = [path for path in FILES if path.stem not in FINETUNE]  # pre-training only
 
 
 def get_config(path):

@@ -1,4 +1,4 @@
-"""A small model and its coefficients, for the EarlyBERT tests. Axes: as in the method's file."""
+"""A small model and its coefficients, for the EarlyBERT tests. Axes: as in methods/early_bert.py."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ def random_coefficients(config, seed=0):
 
 
 def leave_search(method, params, state, model=CONFIG, initial=None, key=None):
-    """(slim parameters, stage, state) after the ticket is drawn; the initial parameters default to `params`."""
+    """Draws the ticket: (slim parameters, stage, state). `initial`: the initial parameters, by default `params`."""
     stage = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, model=model))
     old = dataclasses.replace(stage, name="search")
     new = dataclasses.replace(stage, data="restart")
@@ -43,7 +43,7 @@ def leave_search(method, params, state, model=CONFIG, initial=None, key=None):
 
 
 def quantile_rule(c_LU, ratio, together):
-    """The rule of finetune/run_glue_earlybert_draw_and_train.py, whose arrays are float64."""
+    """Which units are kept, by the rule of finetune/run_glue_earlybert_draw_and_train.py, which computes in float64."""
     c_LU = c_LU.astype(np.float64)
     return c_LU > np.quantile(c_LU, ratio, axis=None if together else -1, keepdims=True)
 

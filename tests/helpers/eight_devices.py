@@ -1,6 +1,6 @@
-"""Compares five steps on meshes of emulated devices with one device; run by test_sharding.py, prints JSON.
+"""Compares five train steps on several emulated devices with the same steps on one device; prints JSON.
 
-A separate process, because the number of emulated devices is fixed when JAX starts.
+test_sharding.py runs this in a separate process, because the number of emulated devices is fixed when JAX starts.
 """
 
 import json
@@ -45,7 +45,7 @@ def batch_of(step: int) -> dict:
 
 
 def run(sizes: tuple[int, int, int], micro_batches: int, dropout: float):
-    """(loss and gradient norm of five steps, the final parameters, the share of their bytes that one device holds)."""
+    """(loss and gradient norm of each of five steps, final parameters, share of the parameter bytes on one device)."""
     config = bert.Config(500, 2, 32, 4, 8, 64, S, pooler=True, dropout=dropout, attention_dropout=dropout)
     program = Program(config, whole(2), B, micro_batches, S, P, "mlm+nsp")
     mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])

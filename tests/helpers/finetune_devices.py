@@ -1,6 +1,6 @@
-"""Compares fine-tuning on eight emulated devices with one; run by test_finetune.py, prints JSON.
+"""Fine-tunes on one and on eight emulated devices; prints the curves of both runs as JSON.
 
-A separate process, because the number of emulated devices is fixed when JAX starts.
+test_finetune.py runs this in a separate process, because the number of emulated devices is fixed when JAX starts.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The runs whose losses are kept in golden/: dense, each method, all methods together, and a fine-tuning task."""
+"""The runs with losses in golden/: dense, each method alone, all methods together, and a fine-tuning task."""
 
 import hashlib
 import pathlib
@@ -26,7 +26,7 @@ SMALL = {
 }
 SEARCH = {"early_bert.search": 0.2, "early_bert.neurons": "layer"}
 TICKET = {**SEARCH, "early_bert.stop": "early_bird", "early_bert.mask_every": 1, "early_bert.threshold": 0.5}
-# name: (config, changes). Methods have a single phase, since every plan is compiled for every length.
+# name: (config, changes). Methods train in a single phase: each plan would be compiled again for another length.
 RUNS = {
     "dense": (bert, {"model.depth": 2}),
     "layer_drop": (layer_drop, {"phases": "16:1", "micro_batches": 2}),
@@ -40,7 +40,7 @@ CASES = [(name, dropout) for name in (*RUNS, "finetune") for dropout in (0.1, 0.
 
 
 def losses_of(name: str, dropout: float, shards: pathlib.Path, folder: pathlib.Path) -> list[float]:
-    """The training loss of every step of a case, in nats: float32 values, which float64 holds exactly."""
+    """The training loss of every step of a case, in nats. Each is a float32 value, stored exactly in a Python float."""
     if name == "finetune":
         return finetuning_losses(dropout, folder)
     module, changes = RUNS[name]
@@ -52,7 +52,7 @@ def losses_of(name: str, dropout: float, shards: pathlib.Path, folder: pathlib.P
 
 
 def finetuning_losses(dropout: float, folder: pathlib.Path) -> list[float]:
-    """Losses of a sentence-pair task. With an evaluation after every step, each mean loss is the loss of one step."""
+    """Losses of a sentence-pair task. It is evaluated after every step, so each mean loss covers a single step."""
     write_glue(folder, ("mrpc",), train=100, dev=8, test=4)
     (folder / "encoder").mkdir()
     encoder = write_checkpoint(folder / "encoder")
@@ -64,7 +64,7 @@ def finetuning_losses(dropout: float, folder: pathlib.Path) -> list[float]:
 
 
 def machine() -> str:
-    """What exact losses depend on besides the code: the version of JAX and the processor's instructions."""
+    """The JAX version and a hash of the processor's instructions. Exact losses depend on both, besides the code."""
     text = pathlib.Path("/proc/cpuinfo")
     flags = sorted(next((line for line in text.read_text().splitlines() if line.startswith("flags")), "").split()[2:])
     return f"jax {jax.__version__}, instructions {hashlib.sha256(' '.join(flags).encode()).hexdigest()[:12]}"

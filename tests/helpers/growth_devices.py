@@ -1,6 +1,6 @@
-"""All-reduced bytes of a dense train step and of a growing one, on 8 emulated devices; run by test_stacking_run.py.
+"""Counts the bytes that a dense step and a step with a frozen layer send among 8 emulated devices; prints JSON.
 
-A separate process, because the number of emulated devices is fixed when JAX starts. Prints JSON.
+test_stacking_run.py runs this in a separate process, because the number of emulated devices is fixed when JAX starts.
 """
 
 import json
@@ -30,7 +30,7 @@ B, S, P = 16, 16, 3
 
 
 def measure(program: Program) -> dict:
-    """Bytes sent by a step, and bytes of the trainable parameters, their moments and some parts of the model."""
+    """Bytes that one step sends, and the sizes in bytes of the trainable parameters, their moments and model parts."""
     mesh = make_mesh(8, 1, 1)
     optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 1.0))
     params = initial_params.fresh(program.model, 0, mesh)
@@ -55,7 +55,7 @@ def measure(program: Program) -> dict:
 
 
 def main(names):
-    """`names`: "dense", or the embedding design of an MSLT stage with one of two layers frozen."""
+    """Measures each name: "dense", or the embedding design of an MSLT stage that freezes one of two layers."""
     model = bert.Config(500, 2, 32, 4, 8, 64, S, pooler=True, dropout=0.0, attention_dropout=0.0)
     plain = (Stage("16-tokens", Program(model, whole(2), B, 1, S, P, "mlm+nsp"), 1000, Schedule(1e-3, 1000)),)
     result = {}

@@ -10,7 +10,7 @@ from helpers.small_runs import run
 
 
 def interrupted(config, workdir, at_step, monkeypatch):
-    """Runs until SIGTERM arrives in the middle of step `at_step`."""
+    """Trains until SIGTERM arrives during step `at_step`."""
     train_step = engine.Engine.train_step
 
     def stopping(self):

@@ -1,4 +1,4 @@
-"""Hugging Face folders that tests make with transformers, and checkpoints made without training."""
+"""Makes Hugging Face folders with transformers, and checkpoints without training."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PIECES += [mark + chr(i) for mark in ("", "##") for i in range(ord("a"), ord("z") + 1)] + ["the", "##ing", "é", "."]
-# The model's table is larger than its vocabulary, as if rounded up.
+# The embedding table has more rows than there are pieces, as if its size were rounded up.
 SIZES = {
     "vocab_size": len(PIECES) + 3,
     "num_hidden_layers": 2,
@@ -34,7 +34,7 @@ CLASSES = {"bert": "Bert", "megatron-bert": "MegatronBert", "roberta-prelayernor
 
 
 def their_model(kind="bert", heads="ForPreTraining", seed=0, **changes):
-    """A model with random weights, none of them zero or one. roberta-prelayernorm counts positions from 1."""
+    """A transformers model in which every weight is random. roberta-prelayernorm counts positions from 1."""
     config_class = getattr(transformers, CLASSES[kind] + "Config")
     positions = 16 + (kind == "roberta-prelayernorm")
     sizes = {**SIZES, "max_position_embeddings": positions, "pad_token_id": 0, **changes}
@@ -47,7 +47,7 @@ def their_model(kind="bert", heads="ForPreTraining", seed=0, **changes):
 
 
 def save_theirs(folder, model, pieces=PIECES, **settings):
-    """Writes a Hugging Face folder with model and vocabulary."""
+    """Writes a Hugging Face folder with the model and its vocabulary."""
     model.save_pretrained(folder)
     write_vocab(folder, pieces, **settings)
     return folder
@@ -59,7 +59,7 @@ def write_vocab(folder, pieces=PIECES, **settings):
 
 
 def save_checkpoint(folder, config: bert.Config, params, pieces=WORDS, **about):
-    """Makes a run folder whose checkpoint of step 7 has these parameters."""
+    """Writes a run folder with these parameters in a checkpoint of step 7."""
     content = "".join(f"{piece}\n" for piece in pieces).encode()
     words = vocab.parse(content, "vocab.txt", False, None)
     program, data, evaluation = read.program_of(config, False)

@@ -1,4 +1,4 @@
-"""Shards folders that tests make, and their examples."""
+"""Makes shards folders and example settings for tests."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from bert_fast.data import examples, shards
 
-# Special tokens are neither first nor adjacent, so that an assumed id is a wrong id.
+# No special token has its id in BERT's vocabulary, so that a hard-coded id is a wrong id.
 WORDS = [f"word{i}" for i in range(300)] + [f"##piece{i}" for i in range(200)]
 WORDS[7:7], WORDS[100:100], WORDS[250:250] = ["[MASK]"], ["[SEP]", "[PAD]"], ["[CLS]", "[UNK]"]
 SPECIAL_IDS = [i for i, word in enumerate(WORDS) if word.startswith("[")]
@@ -16,7 +16,7 @@ ORDINARY = np.setdiff1d(np.arange(len(WORDS)), SPECIAL_IDS)
 
 
 def write_folder(folder, splits, words=WORDS):
-    """Writes a folder with two shards per split. A document is a list of sentences, a sentence a list of ids."""
+    """Writes a folder with two shards per split. A document is a list of sentences; a sentence is a list of ids."""
     manifest = {"format": shards.FORMAT, "token_dtype": "uint16", "splits": {}}
     for split, documents in splits.items():
         lengths_D = np.array([sum(map(len, d)) for d in documents], np.int64)
@@ -56,7 +56,7 @@ def random_documents(count, rng, longest=60):
 
 
 def make_folder(folder):
-    """Makes 150 training documents, one of them empty and one a single long sentence; the first 40 are also `valid`."""
+    """Writes 150 training documents: one is empty, one is a single long sentence. The first 40 are also `valid`."""
     rng = np.random.default_rng(0)
     documents = random_documents(150, rng)
     documents[3] = []
@@ -65,7 +65,7 @@ def make_folder(folder):
 
 
 def make_small_folder(folder):
-    """Makes a folder for runs of seconds: 83 words, a few of them very frequent, so that there is much to learn."""
+    """Writes a folder for runs that take seconds. A few of its 83 words are frequent, so a small model can learn."""
     rng = np.random.default_rng(0)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" if i % 5 else f"##c{i}" for i in range(78))]
 
@@ -79,7 +79,7 @@ def make_small_folder(folder):
 
 
 def bert(objective="mlm", seq_len=32, **changes):
-    """BERT's settings with short examples."""
+    """BERT's example settings, with short examples."""
     settings = examples.ExampleSettings(seq_len, objective, masked_share=0.15, whole_word=False, short_seq_prob=0.1)
     return dataclasses.replace(settings, **changes)
 

@@ -1,4 +1,4 @@
-"""GLUE folders in the official layout that a tiny model can learn from, and encoders to fine-tune."""
+"""Makes GLUE and SQuAD files in their official layouts, easy for a tiny model, and encoders to fine-tune."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from bert_fast.train.description import Description
 from bert_fast.train.step import TrainState
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "good", "bad", '"', "##ly", *(f"w{i}" for i in range(40))]
-# For each task: its folder, header of train and dev, header of test (header None: no header), and label names.
+# For each task: its folder, the header of train and dev (None: no header), the header of test, and label names.
 LAYOUTS = {
     "cola": ("CoLA", None, "index sentence", "0 1"),
     "sst2": ("SST-2", "sentence label", "index sentence", "0 1"),
@@ -60,7 +60,7 @@ def text(rng, good: bool, longest: int = 12) -> str:
 
 
 def rows(task: str, header: str | None, count: int, seed: int, labelled: bool) -> list[list[str]]:
-    """Rows whose texts contain "good" or "bad", which decides the label."""
+    """Rows of a task. Every text contains "good" or "bad", and this word decides the label."""
     rng, (*_, labels) = np.random.default_rng(seed), LAYOUTS[task]
     found = []
     for number in range(count):
@@ -86,7 +86,7 @@ def write_tsv(path: pathlib.Path, header: str | None, found: list[list[str]], ma
 def write_glue(
     root: pathlib.Path, tasks=tuple(LAYOUTS), train: int = 64, dev: int = 32, test: int = 10
 ) -> pathlib.Path:
-    """Writes small files in the official layout; MRPC starts with a byte-order mark."""
+    """Writes small files in the official layout. MRPC's train and dev files start with a byte-order mark."""
     for task in tasks:
         folder, header, test_header, _ = LAYOUTS[task]
         mark = "\ufeff" if task == "mrpc" else ""
@@ -122,7 +122,7 @@ def make_encoder(folder: pathlib.Path, **changes) -> Encoder:
 
 
 def write_checkpoint(root: pathlib.Path, names=(), **changes) -> pathlib.Path:
-    """Writes a checkpoint of step 0, with the methods' added parameters; returns the run folder."""
+    """Writes a checkpoint of step 0 with the parameters that the methods add; returns the run folder."""
     model, words = small_model(**changes), make_vocab(root)
     params = bert.init(model, jax.random.key(1))
     params, _ = methods.make([(name, {}) for name in names]).init(params, model)
@@ -139,7 +139,7 @@ def write_checkpoint(root: pathlib.Path, names=(), **changes) -> pathlib.Path:
 def make_settings(
     data_dir, task: str = "mrpc", recipe: str = "bert", **changes
 ) -> tuple[settings.FinetuneSettings, dict]:
-    """Settings for runs of seconds, and their config. `changes` are config keys, with `__` for each dot."""
+    """Settings for runs that take seconds, and their config. `changes` are config values by key, with `__` for dots."""
     config = glue.get_config(f"task={task},recipe={recipe}")
     small = {
         "data.dir": str(data_dir),
@@ -161,7 +161,7 @@ def replaced(made: settings.FinetuneSettings, **changes) -> settings.FinetuneSet
 
 
 def write_squad(folder: pathlib.Path, version: str, count: int = 10):
-    """Writes questions in the official layout, each with its own context; in 2.0 every other one has no answer."""
+    """Writes questions in the official layout, each with its own context. In 2.0 every second one has no answer."""
     for kind in ("train", "dev"):
         paragraphs = []
         for number in range(count):

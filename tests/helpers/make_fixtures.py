@@ -1,9 +1,9 @@
-"""Makes tests/fixtures: run folders of this version, which every later version must continue or refuse by name.
+"""Makes run folders for tests/fixtures. Every later version of bert_fast must be able to continue these runs.
 
     PYTHONPATH=.:tests python -m helpers.make_fixtures tests/fixtures/format3
 
-Each is a run that was stopped in the middle: config.json, metrics.jsonl and checkpoints as of that step, and
-continued.jsonl, the rows that this version wrote after it. Never remake the fixtures of a released version.
+Each folder holds a run that stopped in the middle: config.json, and metrics.jsonl and checkpoints as of that step. The
+file continued.jsonl has the rows that this version wrote after it. Never remake the fixtures of a released version.
 """
 
 import json
@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 
-import conftest  # noqa: F401  pins threads and instructions
+import conftest  # noqa: F401  pins threads and instruction set
 from bert_fast.configs import bert, early_bert, mslt, token_drop
 from bert_fast.train.log import read_rows
 from helpers.made_shards import make_small_folder

@@ -1,4 +1,4 @@
-"""Two processes that connect to each other on this machine."""
+"""Command-line flags that connect two processes on this machine."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Shared by tests of the trunk: a batch, parameters that are never zero or one, and BERT's equations in NumPy.
+"""For tests of the trunk: a random batch, random parameters, and BERT's equations in NumPy.
 
 Axes: as in bert.py.
 """
@@ -11,7 +11,7 @@ from bert_fast import bert
 
 
 def random_params(config: bert.Config, seed: int = 0):
-    """Parameters with every leaf random, gains and biases included, so that a swapped or missing one shows."""
+    """Random parameters, gains and biases included, so that swapping or omitting any of them changes the result."""
     rng = np.random.default_rng(seed)
 
     def fill(path, leaf):
@@ -23,7 +23,7 @@ def random_params(config: bert.Config, seed: int = 0):
 
 
 def random_batch(config: bert.Config, rows: int, length: int, slots: int, seed: int = 0):
-    """A batch with two token types, two prediction weights and padding at the end of all examples but the first."""
+    """A batch with all token types, prediction weights of 0 and 1, and padding in every example but the first."""
     rng = np.random.default_rng(seed)
     real_B = np.maximum(length - 2 * np.arange(rows), 1)
     segments_BS = (np.arange(length) < real_B[:, None]).astype(np.int32)
@@ -83,7 +83,7 @@ def layer(config, params, x_SD, segments_S, rows, keys, heads, hidden):
 
 
 def forward(config: bert.Config, params, batch, plan):
-    """Hidden states and MLM logits, without dropout, in float64, one example at a time."""
+    """Hidden states and MLM logits without dropout, computed in float64, one example at a time."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     hidden, logits = [], []
     for b in range(len(batch["ids"])):

@@ -13,7 +13,7 @@ CLOCKS = (*CLOCKS, "utilisation", "utilisation_padded", "utilisation_dense")
 
 
 def small_config(data_dir: pathlib.Path, text: str = "size=tiny,debug", **changes) -> dict:
-    """BERT's debug config on these shards: 60 steps in two phases. `changes` are config keys, with `__` for dots."""
+    """BERT's debug config on these shards: 60 steps in two phases. `changes`: values by key, with `__` for dots."""
     config = bert.get_config(text)
     config.update_from_flattened_dict(
         {

@@ -12,7 +12,7 @@ GONG = Schedule(8e-4, 400_000, warmup_steps=10_000, start=1e-7)
 
 
 def plain(model=TINY, steps=400_000, phases=((16, 1.0),), schedule=GONG, slots=2):
-    """The timeline before any method: one stage per phase."""
+    """The timeline before a method changes it: one stage per phase."""
     program = Program(model, whole(model.depth), 4, 1, 0, slots, "mlm")
     return tuple(
         Stage(f"{length}-tokens", dataclasses.replace(program, seq_len=length), round(share * steps), schedule)

@@ -28,7 +28,7 @@ def planned(model=POST, **arguments):
 
 
 def packed_batch(seed=0):
-    """Three examples: full; two documents and padding; fewer tokens than are kept. The last slot is not filled."""
+    """Three examples: a full one, two documents with padding, and one shorter than `KEPT` with an empty last slot."""
     rng = np.random.default_rng(seed)
     segments_BS = np.array([[1] * 12, [1] * 5 + [2] * 5 + [0] * 2, [1] * 3 + [2] * 2 + [0] * 7])
     positions_BS = np.array([[*range(12)], [*range(5), *range(5), 0, 0], [0, 1, 2, 0, 1, *[0] * 7]])
@@ -52,7 +52,7 @@ REAL_BS = BATCH["segments"] != 0
 
 
 def random_scores(seed=0):
-    """A table of distinct scores, with special ids pinned."""
+    """A score table: pinned scores for the special ids, distinct random scores for the others."""
     score_V = np.random.default_rng(seed).permutation(POST.table_rows).astype(np.float32) / 10
     score_V[[UNK, CLS, SEP, MASK]], score_V[PAD] = 1e4, -1e4
     return jnp.asarray(score_V)
@@ -62,13 +62,13 @@ SCORE_V = random_scores()
 
 
 def ordered(score_V=SCORE_V, batch=BATCH, plan=None, key=None, **arguments):
-    """The batch as the method orders it."""
+    """The batch after the method has reordered its tokens."""
     program = Program(POST, planned() if plan is None else plan, 3, 1, 12, 3, "mlm+nsp")
     return token_drop.make(**arguments).order(score_V, batch, program, key)
 
 
 def reference_layer(config, params, x_QD, y_KD, allowed_QK):
-    """One encoder layer in NumPy, float64: x, updated by attention to y."""
+    """One encoder layer in NumPy and float64. It updates the tokens x, which attend to the tokens y."""
     eps, pre = config.norm_eps, config.norm == "pre"
 
     def attention(x_QD, y_KD):
@@ -97,8 +97,9 @@ def reference_layer(config, params, x_QD, y_KD, allowed_QK):
 
 
 def reference_dropped(config, params, batch, score_V, kept, boundary=1):
-    """Hidden states in input order, MLM losses and next-sentence losses of TokenDropBertEncoder: gathered before the
-    boundary, restored before the last layer, one example at a time. NumPy, float64.
+    """(hidden states in input order, MLM losses, next-sentence losses) of TokenDropBertEncoder, in NumPy and float64.
+
+    Layer `boundary` is the first that updates only the kept tokens. The last layer updates all tokens again.
     """
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     at = lambda i: jax.tree.map(lambda leaf: leaf[i], params["layers"])  # noqa: E731

@@ -43,7 +43,7 @@ value_and_grad = jax.value_and_grad(losses_sum, argnums=1, has_aux=True)
 def run(config, params, plan=DENSE, scale_L=None, batch=BATCH, seed=None, frozen=None, of=value_and_grad):
     """(loss, hidden states, gradients) of one batch, with dropout if `seed` is given.
 
-    Not jitted by default: each operation is compiled on its own, once for all tests.
+    Not jitted by default: JAX then compiles each operation separately, once for all tests.
     """
     plan, route = pack(plan, None if scale_L is None else np.array([scale_L], np.float32))
     key = None if seed is None else jax.random.key(seed)
