@@ -1,4 +1,4 @@
-"""A checkpoint's description is read back as written. One from another version is converted or refused."""
+"""A checkpoint's description is read back as written. A description from another version is converted or refused."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ STAGE = Stage(
     "s", PROGRAM, 10, Schedule(1e-3, 10), "stage", warm_again=2, skipped=3, ask_every=5, data="restart"
 )  # fmt: skip
 FIRST = dataclasses.replace(STAGE, name="first", data="continue")
-# Every field differs from its default.
+# Every field with a default differs from it, except `format`.
 FULL = Description(
     step=17,
     stage=STAGE,
@@ -34,8 +34,8 @@ FULL = Description(
         [4, 9], [0.25, 1 / 3], True, 4, {"mlm/16": 40}, {"examples": 3}, {"seconds": 0.1}, {"loss": 1e-7}
     ),
     methods=(("stacking", {"variant": "mslt", "warm_again": 0.1}),),
-    data=Data("shards", "mlm", 0.15, True, 0.1, 2),
-    eval=Evaluation(every=5, examples=8, seq_len=16, batch_size=4, seed=1),
+    data=Data("shards", "mlm", 0.2, True, 0.1, 2, random_positions=True),
+    eval=Evaluation(5, 8, 16, 4, seed=1, masked_share=0.3, whole_word=True, short_seq_prob=0.2),
     fingerprint="f00",
     init="runs/other",
     imported={"folder": "theirs", "tensors": {"a": "float32"}, "initialised": ["pooler"], "unused_positions": ""},
@@ -46,13 +46,13 @@ FULL = Description(
 
 
 def written(folder, tree: dict):
-    """A folder with this about.json, and the vocabulary next to it."""
+    """Writes this about.json and the vocabulary to a folder; returns the folder."""
     (folder / "vocab.txt").write_bytes(WORDS.content)
     (folder / "about.json").write_text(json.dumps(tree))
     return folder
 
 
-def test_every_field_of_the_example_is_set():
+def test_every_field_of_the_full_example_differs_from_the_plain_one():
     plain = Description(step=0, stage=FIRST, vocab=WORDS)
     for field in dataclasses.fields(Description):
         if field.name not in ("format", "vocab"):
@@ -66,7 +66,7 @@ def test_description_survives_json(whole, tmp_path):
     assert found.vocab.content == WORDS.content
     assert (found.vocab.cased, found.vocab.strip_accents) == (True, False)
     assert found.to_json() == whole.to_json()
-    assert found.format == description.FORMAT == 3
+    assert found.format == description.FORMAT == 4
 
 
 def test_new_description_has_the_current_version(tmp_path):
@@ -77,13 +77,13 @@ def test_stage_survives_json():
     assert description.stage_from_json(json.loads(json.dumps(description.stage_to_json(STAGE)))) == STAGE
 
 
-def test_program_of_a_guessed_stage_is_left_out():
+def test_program_of_a_guessed_stage_is_not_written():
     tree = description.stage_to_json(dataclasses.replace(STAGE, guess=True))
     assert tree["program"] is None
     assert tree | {"program": 0, "guess": False} == description.stage_to_json(STAGE) | {"program": 0}
 
 
-def test_newer_format_is_refused_by_name(tmp_path):
+def test_newer_format_is_refused_and_the_error_names_its_version(tmp_path):
     folder = written(tmp_path, FULL.to_json() | {"format": 4, "version": "9.9.9"})
     with pytest.raises(BadInput, match=r"has format 4, written by bert_fast 9\.9\.9; .* install a newer bert_fast"):
         description.read(folder)
@@ -103,7 +103,7 @@ def test_newer_format_is_refused_by_name(tmp_path):
         (("counters",), r"kept other counts \(surprise\)"),
     ],
 )
-def test_unknown_field_is_refused_by_name(place, message, tmp_path):
+def test_unknown_field_is_refused_and_named(place, message, tmp_path):
     tree = FULL.to_json()
     branch = tree
     for key in place:
@@ -114,7 +114,7 @@ def test_unknown_field_is_refused_by_name(place, message, tmp_path):
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Description) if field.name != "format"])
-def test_missing_field_is_refused_by_name(name, tmp_path):
+def test_missing_field_is_refused_and_named(name, tmp_path):
     tree = FULL.to_json()
     del tree[name]
     version = "unknown" if name == "version" else r"0\.0\.1"
@@ -122,11 +122,21 @@ def test_missing_field_is_refused_by_name(name, tmp_path):
         description.read(written(tmp_path, tree))
 
 
-def test_vocabulary_other_than_the_descriptions_is_refused(tmp_path):
+def test_vocabulary_that_differs_from_the_description_is_refused(tmp_path):
     folder = written(tmp_path, FULL.to_json())
     (folder / "vocab.txt").write_bytes(WORDS.content + b"more\n")
     with pytest.raises(BadInput, match=r"vocab\.txt .* is not the vocabulary that the files next to it were made with"):
         description.read(folder)
+
+
+AS_TRAINED = Evaluation(5, 8, 16, 4, seed=1, masked_share=0.2, whole_word=True, short_seq_prob=0.1)
+
+
+def without_masks(tree: dict):
+    """Removes the fields that formats before 4 did not have."""
+    for newer in ("masked_share", "whole_word", "short_seq_prob"):
+        del tree["eval"][newer]
+    del tree["data"]["random_positions"]
 
 
 def test_format_1_is_converted(tmp_path):
@@ -138,7 +148,15 @@ def test_format_1_is_converted(tmp_path):
         del tree["book"][newer]
     for stage in (tree["stage"], *tree["earlier_stages"]):
         del stage["guess"]
+    without_masks(tree)
     found = description.read(written(tmp_path, tree))
     absent = {"imported": None, "task": None, "scored": (), "init": ""}
     counters = dataclasses.replace(FULL.counters, over=False, end_seconds=[0.0, 0.0])
-    assert found == dataclasses.replace(FULL, counters=counters, methods=(("layer_drop", {"theta": 0.5}),), **absent)
+    expected = dataclasses.replace(FULL, counters=counters, methods=(("layer_drop", {"theta": 0.5}),), **absent)
+    assert found == dataclasses.replace(expected, eval=AS_TRAINED)
+
+
+def test_runs_of_format_3_are_evaluated_with_the_masks_of_their_training(tmp_path):
+    tree = FULL.to_json() | {"format": 3}
+    without_masks(tree)
+    assert description.read(written(tmp_path, tree)) == dataclasses.replace(FULL, eval=AS_TRAINED)

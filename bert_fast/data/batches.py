@@ -1,17 +1,18 @@
-"""Shards to batches: examples addressed by one integer, shuffled, masked and stacked, with Grain.
+"""Turns shards into shuffled, masked batches with Grain. One integer addresses each example.
 
-Example i of epoch e depends on (seed, e, i) alone: not on workers, hosts, prefetching or batching. One
-*global index* g runs through all epochs. With n examples in an epoch, epoch g // n holds every example
-once, in its own order. So a run's position in its data is one integer, and resuming from it is immediate.
+Example i of epoch e depends only on (seed, e, i), not on workers, hosts, prefetching or batching. One
+*global index* g counts examples through all epochs: with n examples per epoch, g is in epoch g // n. Each
+epoch holds every example once, in its own order. A run's position in its data is therefore one integer,
+and the run resumes from it immediately.
 
-Keys of a batch, and their axes (B examples, S positions, P prediction slots):
+Keys of a batch, with their axes (B examples, S positions, P prediction slots):
 
     ids types positions   [B, S] int32
-    segments              [B, S] int32    0 at padding; attention is allowed within each nonzero segment
-    slots labels          [B, P] int32    predicted positions, ascending, and their tokens; 0 if unfilled
+    segments              [B, S] int32    0 at padding; a token attends only to its own segment
+    slots labels          [B, P] int32    predicted positions (ascending), and their tokens; 0 in unfilled slots
     weights               [B, P] float32  1 for a filled slot, else 0
-    cls                   [B]    int32    position of the (first) [CLS]
-    next                  [B]    int32    "mlm+nsp" only: 0 if B follows A, 1 if B is random
+    cls                   [B]    int32    position of the first [CLS]
+    next                  [B]    int32    "mlm+nsp" only: 0 if the second segment follows the first, 1 if it is random
 """
 
 import functools
@@ -31,12 +32,15 @@ from bert_fast.data.workers import belong
 
 Batch = dict[str, np.ndarray]
 
-# Uses of a seed. Each is part of its key, so the evaluation seed may equal the training seed.
+# What a seed is used for. The use is part of the random key, so the evaluation seed may equal the training seed.
 ORDER, TRAINING, EVALUATION = range(3)
 
 
 class ExampleSource:
-    """Examples of a split: `rows(epoch, i)` in order, `rows[g]` in training order; an epoch has `len(rows)`."""
+    """The examples of a split; an epoch has `len(rows)`.
+
+    `rows(epoch, i)` is example i of an epoch. `rows[g]` is the example at global index g, in shuffled order.
+    """
 
     def __init__(self, split: Split, vocab: Vocab, settings: ExampleSettings, seed: int, use: int):
         if seed < 0:
@@ -52,11 +56,14 @@ class ExampleSource:
         return len(self.content)
 
     def __call__(self, epoch: int, i: int) -> Batch:
-        # The low half of the counter is left to the draws, so no two examples share a random number.
+        # The draws advance the counter's two low words. Its high words are i and epoch, so no two examples share draws.
         rng = np.random.Generator(np.random.Philox(key=self.key, counter=(0, 0, i, epoch)))
         content = self.content(i, rng)
         row = self.masking(content.ids_S, content.segments_S, rng)
-        row |= {"types": content.types_S, "positions": content.positions_S, "segments": content.segments_S}
+        positions_S = content.positions_S
+        if (spare := self.settings.room - self.settings.seq_len) > 0:
+            positions_S = np.where(content.segments_S > 0, positions_S + np.int32(rng.integers(spare + 1)), 0)
+        row |= {"types": content.types_S, "positions": positions_S, "segments": content.segments_S}
         row["cls"] = np.array(0, np.int32)
         if content.next is not None:
             row["next"] = np.array(content.next, np.int32)
@@ -67,7 +74,7 @@ class ExampleSource:
         return self(epoch, shuffled(self.seed, epoch, position, len(self)))
 
     def absent(self) -> Batch:
-        """An example that fills up a batch and counts for nothing: all padding, segments 0, weights 0."""
+        """A filler for an incomplete batch: all padding, with segments 0 and weights 0."""
         row = {key: np.zeros_like(value) for key, value in self(0, 0).items()}
         return row | {"ids": np.full_like(row["ids"], self.pad)}
 
@@ -112,12 +119,13 @@ def evaluation_examples(
 
 
 def shuffled(seed: int, epoch: int, position: int, rows: int) -> int:
-    """The example at a position of an epoch: a permutation of range(rows) keyed by (seed, epoch)."""
+    """The example at `position` of an epoch. Each epoch permutes range(rows), keyed by (seed, epoch)."""
     if rows <= 1 << 16:
-        # index_shuffle works on blocks of at least 16 bits: with few examples, one index takes milliseconds.
+        # index_shuffle permutes numbers of at least 16 bits, and repeats until the result is in range. With few
+        # examples, this takes milliseconds per index.
         return int(_permutation(seed, epoch, rows)[position])
-    # Grain's own shuffle uses 4 rounds. At a million examples, successive indices are then visibly related:
-    # the chi-square of their differences is 200 times its expectation. With 16 rounds they are not.
+    # Grain's own shuffle uses 4 rounds, after which successive indices are visibly related: at a million examples,
+    # the chi-square statistic of their differences is 200 times its expected value. After 16 rounds they are not.
     return index_shuffle(position, max_index=rows - 1, seed=_order_seed(seed, epoch), rounds=16)
 
 
@@ -150,16 +158,17 @@ def batches(
     workers: int = 0,
     prefetch: int = 4,
 ) -> Generator[tuple[int, Batch], None, None]:
-    """Endless `(global index after the batch, this process's part of it)`, starting at global index `start`.
+    """Yields `(global index after the batch, this process's part of the batch)` endlessly, from index `start` on.
 
-    Batch b holds the global indices start + [b B, (b+1) B); process p of n gets the p-th of n equal parts.
-    `prefetch` batches are made ahead, by a thread or by `workers` processes. With workers, the main module
-    must be importable (`if __name__ == "__main__"` around what it runs). Close after use (`contextlib.closing`).
+    Batch b holds the global indices start + [b B, (b+1) B). Process p gets part p of `process_count` equal parts.
+    `prefetch` batches are made ahead by a thread, or by each of `workers` processes. Worker processes import the
+    main module, so a script must run its code under `if __name__ == "__main__"`. Close the generator after use
+    (`contextlib.closing`).
 
-    Raises BadInput if the batch exceeds an epoch, or cannot be divided evenly among the processes.
+    Raises BadInput if a batch is larger than an epoch, or cannot be divided evenly among the processes.
     """
     check_batch(rows, batch_size)
-    # Practically endless, but still a length that fits an index.
+    # Large enough to be endless in practice, small enough for the length of a Python sequence.
     stop = start + batch_size * 2**40
     return _stream(rows, batch_size, start, stop, process_index, process_count, workers, prefetch)
 
@@ -173,7 +182,7 @@ def evaluation_batches(
     workers: int = 0,
     prefetch: int = 4,
 ) -> Iterator[Batch]:
-    """This process's part of each batch, until every example has been yielded. Absent examples fill up the last.
+    """This process's part of each batch, in one pass over the examples. Absent examples fill the last batch.
 
     Absent examples have `weights` 0 and `segments` 0: exclude them from means with `segments[:, 0] > 0`.
     """
@@ -198,8 +207,8 @@ def _stream(
         )
     part = batch_size // process_count
     make = functools.partial(_make, rows, process_index * part, part, batch_size)
-    # An element is a whole batch. With one example per element, Grain takes as long as making the examples.
-    # One thread, because Python runs only one at a time.
+    # A Grain element is a whole batch. With one example per element, Grain's overhead would be as large as the time
+    # to make the examples. One thread is enough, because Python runs only one thread at a time.
     dataset = grain.MapDataset.range(start, stop, batch_size).map(make)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch))
     if workers:
@@ -222,5 +231,5 @@ def _closing(dataset: grain.IterDataset) -> Generator[tuple[int, Batch], None, N
     try:
         yield from iterator
     finally:
-        # If left open, its threads and processes can hang the interpreter's exit (github.com/google/grain/issues/1196).
+        # Threads and processes left open can hang the interpreter at exit (github.com/google/grain/issues/1196).
         iterator.close()

@@ -1,10 +1,10 @@
-"""What an example holds before masking: one class per objective, each a function of the example's number.
+"""Examples before masking. Each objective has a class that maps an example's number to the example.
 
     FullSentences   windows of the stream, across documents            "mlm"
     PackedPieces    whole pieces of documents, several per example     "mlm_packed"
-    SegmentPairs    two segments, the second either next or random     "mlm+nsp"
+    SegmentPairs    two segments; the second follows or is random      "mlm+nsp"
 
-No class carries state from one example to the next: example i is made from i and its own generator.
+No class carries state from one example to the next: example i depends only on i and its own generator.
 
 Axes: S positions of an example, D documents, T tokens, N sentences or pieces, R examples.
 """
@@ -24,7 +24,11 @@ from bert_fast.data.vocab import Vocab
 
 @dataclass(frozen=True)
 class ExampleSettings:
-    """What an example is. BERT: `masked_share` 0.15, `whole_word` False, `short_seq_prob` 0.1 ("mlm+nsp" only)."""
+    """How examples are made. BERT: `masked_share` 0.15, `whole_word` False, `short_seq_prob` 0.1 ("mlm+nsp" only).
+
+    room: if above `seq_len`, the positions of an example start at random, and stay below `room`. So short examples
+        train the embeddings of all `room` positions.
+    """
 
     seq_len: int
     objective: str
@@ -32,6 +36,7 @@ class ExampleSettings:
     whole_word: bool
     short_seq_prob: float
     slots: int | None = None  # None: prediction_slots(seq_len, masked_share)
+    room: int = 0
 
     def __post_init__(self):
         if self.objective not in OBJECTIVES:
@@ -52,7 +57,7 @@ class ExampleSettings:
 
 
 class Content(NamedTuple):
-    """One example. `segments_S` is 0 at padding, else the number of the block within which attention is allowed."""
+    """One example. `segments_S` numbers the blocks from 1, and is 0 at padding. Attention stays within a block."""
 
     ids_S: np.ndarray
     types_S: np.ndarray
@@ -62,7 +67,7 @@ class Content(NamedTuple):
 
 
 def fill(blocks: list[np.ndarray], seq_len: int, vocab: Vocab) -> Content:
-    """An example of blocks, each as [CLS] block [SEP] with positions from 0. Types are 0; the rest is padding."""
+    """An example of blocks. Each becomes [CLS] block [SEP], with positions from 0. Types are 0; the rest is padding."""
     ids_S = np.full(seq_len, vocab.pad, np.int32)
     types_S, positions_S, segments_S = np.zeros((3, seq_len), np.int32)
     start = 0
@@ -90,10 +95,10 @@ def read(split: Split, document: int, vocab: Vocab) -> Document:
 
 
 class FullSentences:
-    """Example i is the stream's tokens [i(S-2), (i+1)(S-2)) between [CLS] and [SEP]; an epoch's last is padded.
+    """Example i holds tokens [i(S-2), (i+1)(S-2)) of the stream, between [CLS] and [SEP]. The last one is padded.
 
     Windows cross documents, as in RoBERTa's FULL-SENTENCES (arXiv 1907.11692, section 4.2), but without the
-    extra separator between documents. So each token of the stream has one place, determined by i alone.
+    extra separator between documents. So token t of the stream is always in example t // (S-2).
     """
 
     least_seq_len = 3  # one token between [CLS] and [SEP]
@@ -122,11 +127,11 @@ class FullSentences:
 
 
 class PackedPieces:
-    """Example i is a handful of whole pieces, packed so that hardly any position is padding (packing.py).
+    """Example i holds whole pieces, packed so that almost no position is padding (packing.py).
 
-    A document of up to S-2 tokens is one piece. A longer one is cut into pieces of S-2 tokens, the last possibly
-    shorter. The packing is the same in every epoch: pieces do not attend to each other, so the model learns
-    nothing from which pieces share an example.
+    A document of up to S-2 tokens is one piece. A longer document is cut into pieces of S-2 tokens; the last piece
+    may be shorter. The packing is the same in every epoch. Pieces do not attend to each other, so it does not
+    matter which pieces share an example.
     """
 
     least_seq_len = 3  # one token between [CLS] and [SEP]
@@ -159,15 +164,17 @@ class SegmentPairs:
     """Example i is [CLS] A [SEP] B [SEP]: BERT's next-sentence pairs (arXiv 1810.04805, appendix A.2).
 
     A document of T tokens has ceil(T / (S-3)) examples. Its example r starts at the first sentence at or after
-    token r(S-3), or at that token if no sentence starts within the next S-3 tokens. Sentences are gathered up to a
-    target length (S-3, or with probability `short_seq_prob` a random length of at least 2) and split at random
-    between A and B. In half of the examples, and whenever there is only one sentence, B is instead text from another
-    document, from a random sentence on, all other documents being equally likely. If a pair is too long, its longer
-    segment loses tokens one by one, each from its front or back by a coin toss.
+    token r(S-3), or at that token if no sentence starts within the next S-3 tokens. Sentences are added until they
+    reach a target length: S-3 tokens, or with probability `short_seq_prob` a random length of at least 2. They are
+    split between A and B at a random sentence boundary.
 
-    Google's create_pretraining_data.py differs in one point: if B is random, it puts back the sentences that B
-    displaced, so the next pair starts with them. That makes an example depend on the draws of all examples before
-    it. Here the starts are fixed, and a displaced B gets its turn in another epoch.
+    In half of the examples, and whenever there is only one sentence, B is random instead: text of another document
+    that starts at a random sentence. All other documents are equally likely. If a pair is too long, tokens are
+    removed one by one from its longer segment, at the front or at the back with equal probability.
+
+    One difference from Google's create_pretraining_data.py: if B is random, Google's next pair starts with the
+    sentences that B replaced. An example there depends on the draws of all examples before it. Here the starts are
+    fixed. The replaced sentences are used in epochs in which B is not random.
     """
 
     least_seq_len = 5  # [CLS] [SEP] [SEP], and one token in each segment
@@ -216,22 +223,22 @@ class SegmentPairs:
 
 
 def sentences(tokens_T: np.ndarray, starts_N: np.ndarray, start: int, room: int) -> np.ndarray:
-    """Starts of the sentences from token `start` on, then the end of the document."""
+    """The start of each sentence from token `start` on, then the end of the document."""
     bounds = np.append(starts_N[np.searchsorted(starts_N, start) :], len(tokens_T))
-    # A sentence longer than an example: without this, its tail would be in no example.
+    # If a sentence is longer than an example, also start at `start`: else its tail would be in no example.
     return bounds if bounds[0] < min(start + room, len(tokens_T)) else np.insert(bounds, 0, start)
 
 
 def enough(bounds: np.ndarray, target: int) -> int:
-    """Number of sentences between `bounds` needed to reach `target` tokens: at least one, at most all."""
+    """Number of sentences, from the first of `bounds` on, that reach `target` tokens: at least one, at most all."""
     return min(max(1, int(np.searchsorted(bounds, bounds[0] + target))), len(bounds) - 1)
 
 
 def truncate(a_T: np.ndarray, b_T: np.ndarray, room: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Both segments, cut to `room` tokens together, as BERT's truncate_seq_pair does token by token.
+    """Both segments, cut to `room` tokens in total, as by BERT's truncate_seq_pair.
 
-    It removes each token from the longer segment (from b if they are equal), at the front or back with
-    equal probability, so the number removed at the front is binomial.
+    BERT removes one token at a time from the longer segment (from b if they are equally long), at the front or
+    back with equal probability. The number of tokens removed at the front is therefore binomial.
     """
     length_b = min(len(b_T), max(room // 2, room - len(a_T)))
     length_a = min(len(a_T), room - length_b)

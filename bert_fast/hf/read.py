@@ -25,13 +25,15 @@ from bert_fast.train.report import say
 from bert_fast.train.settings import Data, Evaluation
 from bert_fast.train.step import TrainState
 
-# Types of weights that survive the conversion to float32 and back unchanged.
+# Types of weights that can be converted to float32 and back without a change.
 TYPES = ("float32", "float16", "bfloat16")
-# Heads and their branches of our parameters. A folder has all tensors of a head, or none: then it is initialised.
+# Heads, and their branches in our parameters. A folder has all tensors of a head or none. If it has none, the head is
+# initialised at random.
 HEADS = {"MLM head": "mlm/", "pooler": "next/pooler/", "next-sentence head": "next/next/"}
-LANES = 128  # tables are often rounded up to a multiple of at most this many rows; this many extra rows draw a warning
-SEED = 0  # for heads that are initialised
-# BERT's own evaluation during training, used when --data is given: arXiv 1810.04805, section 3.1.
+LANES = 128  # embedding tables are often padded to a multiple of up to 128 rows; 128 extra rows or more draw a warning
+SEED = 0  # of the initialised heads
+# For `evaluate --data`, as in BERT: the share of masked tokens (arXiv 1810.04805, section 3.1), and `short_seq_prob` of
+# google-research/bert (create_pretraining_data.py).
 MASKED_SHARE, SHORT_SEQ_PROB = 0.15, 0.1
 EVALUATION = Evaluation(every=0, examples=2_000, seq_len=128, batch_size=32, seed=0)
 
@@ -39,7 +41,8 @@ EVALUATION = Evaluation(every=0, examples=2_000, seq_len=128, batch_size=32, see
 def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Encoder:
     """The model and the vocabulary of a folder. Missing heads are initialised, and reported through `warn`.
 
-    Raises BadInput that names what is missing, left over, of another shape, type or kind, or not finite.
+    Raises BadInput if a file, setting or tensor is missing or unsupported, or if a tensor is unknown, not finite, or of
+    the wrong shape or type. The message names it.
     """
     folder = pathlib.Path(path)
     if not (folder / "config.json").is_file():
@@ -56,7 +59,7 @@ def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Encoder:
     if layouts.position_shift(layout, pad_id) and pad_id != vocab.pad:
         raise BadInput(
             f"{folder}: pad_token_id is {pad_id} in config.json, but [PAD] is {vocab.pad} in the vocabulary: they must "
-            "agree, because positions count from it"
+            "agree, because positions are counted from this id"
         )
     config = dataclasses.replace(config, special_ids=vocab.special)
     if config.vocab_size - vocab.size >= LANES:
@@ -84,7 +87,7 @@ def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Encoder:
 
 
 def check_types(folder: pathlib.Path, found: dict[str, np.ndarray], config: Config, pad_id: int):
-    """Raises BadInput for types that float32 cannot hold, values that are not finite, and tensors that occur twice."""
+    """Raises BadInput for types other than TYPES, values that are not finite, and tensors that occur twice."""
     fixed, layout = tensors.constants(config, pad_id), layouts.layout_of(config)
     seen: dict[str, str] = {}
     for name, array in found.items():
@@ -101,7 +104,10 @@ def check_types(folder: pathlib.Path, found: dict[str, np.ndarray], config: Conf
 
 
 def with_heads(found: dict[str, np.ndarray], config: Config, pad_id: int) -> tuple[Params, tuple[str, ...]]:
-    """Our parameters, and the names of the heads that had no tensors and were initialised. Raises BadInput."""
+    """Our parameters, and the names of the heads that had no tensors and were initialised.
+
+    Raises BadInput as `tensors.from_hf` does.
+    """
     layout, rows = layouts.layout_of(config), tensors.rows_of(config)
     there = {tensors.full_name(name, layout) for name in found}
     there |= {of for copy, of in tensors.TIED.items() if copy in there}
@@ -114,7 +120,7 @@ def with_heads(found: dict[str, np.ndarray], config: Config, pad_id: int) -> tup
             zeros = np.broadcast_to(np.float32(0), tensors.leaf_at(shapes, path).shape)
             theirs[name] = tensors.theirs_from(change, zeros, config, pad_id)
     params = tensors.from_hf(theirs, config, pad_id)
-    if missing:  # all checks have passed: only now use a device, and compute nothing but these heads
+    if missing:  # all checks have passed: only now use a device, and compute only these heads
         wanted = [path for _, path, _ in rows if any(path.startswith(HEADS[head]) for head in missing)]
         fresh = jax.jit(lambda: {path: tensors.leaf_at(make(), path) for path in wanted})()
         for path, leaf in fresh.items():
@@ -124,7 +130,7 @@ def with_heads(found: dict[str, np.ndarray], config: Config, pad_id: int) -> tup
 
 
 def program_of(config: Config, without_next: bool) -> tuple[Program, Data, Evaluation]:
-    """How to evaluate a model that was not trained here: like BERT, as far as its heads and length allow."""
+    """How to evaluate an imported model: with BERT's objectives, as far as its heads and length allow."""
     objective = "mlm+nsp" if config.pooler and not without_next else "mlm"
     evaluation = dataclasses.replace(EVALUATION, seq_len=min(EVALUATION.seq_len, config.max_len))
     data = Data("", objective, MASKED_SHARE, whole_word=False, short_seq_prob=SHORT_SEQ_PROB, workers=0)
@@ -141,8 +147,10 @@ def program_of(config: Config, without_next: bool) -> tuple[Program, Data, Evalu
 
 
 def description(folder: pathlib.Path, found: dict, config: Config, pad_id: int, initialised: tuple[str, ...]) -> dict:
-    """What an export needs to write the same tensors again: names and types, heads that were initialised, and the
-    rows of RoBERTa's position table that no token uses, as base64 of float32 ("": all zero).
+    """What an export needs to write the same tensors again.
+
+    folder: its name. tensors: type by name. initialised: the heads that were initialised.
+    unused_positions: the rows of RoBERTa's position table that no token uses, as base64 of float32; "" if all zero.
     """
     layout = layouts.layout_of(config)
     unused = b""
@@ -184,19 +192,19 @@ def save(imported: Encoder, out: str | pathlib.Path) -> pathlib.Path:
     with new_folder(pathlib.Path(out)) as part:
         state = TrainState(np.zeros((), np.int32), imported.params, {}, (), ())
         checkpoint.save(part / "checkpoints", state, imported.about, set())
-        # A run that tries to continue in this folder finds a config other than its own, and is refused.
+        # A `pretrain` that tries to continue in this folder finds a config that is not its own, and is refused.
         atomic_json(part / "config.json", {"imported": str(imported.folder)})
     return pathlib.Path(out) / "checkpoints" / "0"
 
 
 def to_go_on(imported: Encoder, out: str | pathlib.Path) -> str:
-    """The commands that evaluate an imported model and pre-train it further, ready to paste."""
+    """The commands that prepare text for an imported model, evaluate the model, and pre-train it further."""
     model, start = imported.model, command()
     same = ("depth", "width", "heads", "head_size", "mlp_dim", "max_len", "type_count", "norm", "embed_norm")
     flags = " ".join(f"--config.model.{name}={getattr(model, name)}" for name in (*same, "activation", "norm_eps"))
     pairs = imported.program.objective
     return (
-        f"to `{start} prepare` text with its vocabulary: --vocab={out}/checkpoints/0/vocab.txt"
+        f"to prepare text with its vocabulary, run `{start} prepare` with --vocab={out}/checkpoints/0/vocab.txt"
         + (" --cased" if imported.vocab.cased else "")
         + ("" if imported.vocab.strip_accents is None else f" --strip_accents={imported.vocab.strip_accents}")
         + f"\ntry: {start} evaluate --checkpoint={out} --data=SHARDS\n"

@@ -29,18 +29,19 @@ class Trainer:
     """Fine-tunes one encoder on one task, any number of times."""
 
     def __init__(self, task: Task, start: Encoder, settings: FinetuneSettings):
-        """Checks everything that can be wrong. Touches no device."""
+        """Checks the settings against the task and the encoder. Touches no device."""
         self.task, self.start, self.settings = task, start, settings
         self.model = settings.model(start.model)
         self.method = methods.make(settings.methods)
         self.optimizer = optim.make(settings.optimizer)
         widths = batches.choose_widths(task.lengths_N(), settings.widths)
-        self.widths = tuple(min(width, settings.data.seq_len) for width in widths)  # not always a multiple of STEP
+        # Widths are multiples of batches.STEP, so the widest may exceed seq_len.
+        self.widths = tuple(min(width, settings.data.seq_len) for width in widths)
         self.per_epoch = len(batches.epoch(task.train.lengths_N, self.widths, settings.batch_size, None))
-        self.timeline(1.0)  # raises for bad stages; they do not depend on the rate
+        self.timeline(1.0)  # raises BadInput for bad stages; any rate will do
 
     def timeline(self, rate: float) -> list[Stage]:
-        """The stages of a run: one, as changed by the methods.
+        """The stages of a run with this peak learning rate: one stage, as changed by the methods.
 
         Raises BadInput if a method grows the model, or drops layers or tokens.
         """
@@ -60,8 +61,8 @@ class Trainer:
         for stage in stages:
             if stage.program.plan != program.plan or stage.program.model.depth != self.model.depth:
                 raise BadInput(
-                    f"--config.methods={','.join(name for name, _ in settings.methods)}: they grow the model or drop "
-                    "layers or tokens, and fine-tuning does neither"
+                    f"--config.methods={','.join(name for name, _ in settings.methods)}: fine-tuning cannot grow the "
+                    "model, or drop layers or tokens: give methods that prune, or none"
                 )
         restarts = [index for index, stage in enumerate(stages) if stage.data == "restart"]
         for index in range(max(restarts, default=0)):  # a search has its own schedule
@@ -77,16 +78,15 @@ class Trainer:
 
     @functools.cached_property
     def mesh(self) -> Mesh:
-        """All devices. Raises BadInput if the batches or the model do not divide over them."""
+        """The mesh of all devices. Raises BadInput if the batches or the model do not divide evenly over them."""
         settings = self.settings
         mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
-        sizes = (settings.batch_size, settings.micro_batches, settings.eval.batch_size)
-        sharding.check_divides(*sizes, self.timeline(1.0), mesh)
+        sharding.check_divides(settings.eval.batch_size, self.timeline(1.0), mesh)
         return mesh
 
     @functools.cached_property
     def programs(self) -> Programs:
-        """Compiled train steps. Seeds and learning rates share them."""
+        """The compiled train steps. All seeds and learning rates share them."""
         return Programs(make_step(self.method, self.optimizer, model.objective(self.task.head)), self.mesh)
 
     @functools.cached_property
@@ -95,11 +95,11 @@ class Trainer:
         return jax.jit(step, static_argnames="program", out_shardings=NamedSharding(self.mesh, P()))
 
     def close(self):
-        """Drops the programs that wait to be compiled."""
+        """Cancels the programs that wait to be compiled."""
         self.programs.close()
 
     def first_params(self, seed: int) -> Params:
-        """A run's initial parameters: the encoder's, with a fresh head drawn from the seed."""
+        """A run's initial parameters: the encoder's, and a fresh head drawn from the seed."""
         key = jax.random.key(seed)
         params = encoder.weights(self.start, self.model, self.settings, key)
         return model.init(self.model, self.task.head, params, jax.random.fold_in(key, model.HEAD))
@@ -120,7 +120,7 @@ class Trainer:
         return Engine(self.method, self.optimizer, self.programs, source, timeline, self.model, seed, initial)
 
     def batches(self, seed: int, index: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """Training batches from the `index`-th on, each with the next one's index; only this process's examples."""
+        """Training batches from number `index` on, as (next number, batch), with only this process's examples."""
         rows, size, pad = self.task.train, self.settings.batch_size, self.start.vocab.pad
         found = batches.train_batches(rows, self.widths, size, pad, seed, index)
         for number, batch in enumerate(found, index + 1):
@@ -136,11 +136,11 @@ class Trainer:
         return model.all_logits(step, rows, self.widths, size, pad, self.no_logits(rows))
 
     def no_logits(self, rows: TaskExamples) -> np.ndarray:
-        """Uninformative logits for every example: equal classes, or no answer."""
+        """Uninformative logits for every example: see `model.no_logits`."""
         return model.no_logits(self.task.head, len(rows.ids_N), self.settings.data.seq_len)
 
 
 def mine(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """This process's examples of a batch: a contiguous part, the same size for each process."""
+    """This process's examples of a batch: a contiguous part, of equal size for each process."""
     count, index = jax.process_count(), jax.process_index()
     return {name: array[index * len(array) // count :][: len(array) // count] for name, array in batch.items()}

@@ -17,9 +17,10 @@ from bert_fast.train import settings
 from bert_fast.train.counters import Counters
 from bert_fast.train.settings import Data, Evaluation
 
-# Format 1 had no number, stored optimizer and method state by position, and asked methods twice whether they are done.
+# Format 1 had no number, stored optimizer and method state by position, and did not record whether a stage had ended.
 # Format 2 had other names for `counters`, and for fields of programs, spans and models.
-FORMAT = 3
+# Format 3 had no masking settings for the evaluation: it used the training's.
+FORMAT = 4
 RENAMED = {
     "program": {"frozen": "frozen_paths"},
     "span": {"rows": "queries", "beside": "examples_per_row"},
@@ -100,6 +101,7 @@ def read(folder: pathlib.Path) -> Description:
     try:
         found = from_format_1(found) if number == 1 else found
         found = from_format_2(found) if number <= 2 else found
+        found = from_format_3(found) if number <= 3 else found
         return Description(
             **{field.name: found[field.name] for field in dataclasses.fields(Description)}
             | {
@@ -134,12 +136,18 @@ def from_format_1(found: dict) -> dict:
 
 
 def from_format_2(found: dict) -> dict:
-    """Converts a description of format 2 to the current format: only names changed."""
+    """Converts a description of format 2 to format 3: only names changed."""
     found = {"counters" if key == "book" else key: value for key, value in found.items()}
     stages = [stage_of_format_2(stage) for stage in (*found["earlier_stages"], found["stage"])]
     arguments = settings.current_keys(dict(found["methods"]))
     found |= {"earlier_stages": stages[:-1], "stage": stages[-1], "methods": list(arguments.items())}
-    return {**found, "format": FORMAT}
+    return found
+
+
+def from_format_3(found: dict) -> dict:
+    """Converts a description of format 3 to the current format: evaluation used the masking of training."""
+    evaluation = found["eval"] and settings.evaluated_as_trained(found["data"]) | found["eval"]
+    return {**found, "eval": evaluation, "format": FORMAT}
 
 
 def stage_of_format_2(tree: dict) -> dict:

@@ -12,26 +12,25 @@ from bert_fast.bert import Params
 from bert_fast.data import batches, masking, shards
 from bert_fast.method import Program
 from bert_fast.plan import at_length, whole
-from bert_fast.train.inputs import example_settings
+from bert_fast.train.inputs import evaluation_settings
 from bert_fast.train.objective import means
 from bert_fast.train.settings import Data, Evaluation
 from bert_fast.train.sharding import global_batch
 
 
 def fingerprint(manifest: dict, data: Data, settings: Evaluation) -> str:
-    """Short hash of everything but the model that a held-out loss depends on. Compare losses only if it is equal."""
-    harmless = ("dir", "workers", "every", "batch_size")
-    parts = {"shards": manifest["fingerprint"], **dataclasses.asdict(data), **dataclasses.asdict(settings)}
-    parts = {key: value for key, value in parts.items() if key not in harmless}
+    """Short hash of all that a held-out loss depends on, except the model. Compare only losses with equal hashes."""
+    parts = {"shards": manifest["fingerprint"], "objective": data.objective, **dataclasses.asdict(settings)}
+    parts = {key: value for key, value in parts.items() if key not in ("every", "batch_size")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def eval_batches(data: Data, settings: Evaluation) -> list[batches.Batch]:
-    """This process's part of every evaluation batch. Raises BadInput."""
+    """This process's part of every evaluation batch. Raises BadInput if the held-out examples cannot be made."""
     rows = batches.evaluation_examples(
         shards.Split(data.dir, "valid"),
         masking.read_vocab(data.dir),
-        example_settings(data, settings.seq_len),
+        evaluation_settings(data.objective, settings),
         settings.seed,
         settings.examples,
     )
@@ -51,7 +50,7 @@ class Evaluator:
         return self(params, frozen, method_state, dataclasses.replace(program, plan=whole(program.model.depth)))
 
     def __call__(self, params: Params, frozen: Params, method_state, program: Program) -> dict[str, float]:
-        """Like `full`, but with only the tokens that the program's plan keeps, at the evaluation's length."""
+        """Like `full`, but with only the tokens that the program's plan keeps, at the evaluation's sequence length."""
         seq_len = self.held_out[0]["ids"].shape[1]
         plan = at_length(program.plan, program.seq_len, seq_len)
         program = dataclasses.replace(program, plan=plan, seq_len=seq_len)

@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh with axes data, fsdp and tensor, and a table from parameter path to spec."""
+"""Where arrays live: a mesh with axes data, fsdp and tensor, and a table from parameter paths to partition specs."""
 
 import functools
 import re
@@ -16,10 +16,10 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))  # examples are split over both axes
 
 # The first pattern found in a leaf's path decides; every leaf must match one.
-# Stacked leaves begin with the layer axis. Matrices are split over tensor by heads or neurons,
-# and over fsdp by width; vectors are small and stay whole.
+# Stacked leaves begin with the layer axis. Matrices of the layers are split over tensor by heads or neurons, and over
+# fsdp by width. Biases of heads, neurons and word pieces are split over tensor; other vectors stay whole.
 RULES = (
-    # Word pieces are split over both axes. With P("tensor", "fsdp"), which splits width over one of them, jax 0.10.2
+    # Word pieces are split over both axes. With P("tensor", "fsdp"), which splits the width over fsdp, jax 0.10.2
     # gives wrong gradients of the MLM head on a 2x2x2 mesh of CPU devices (tests/test_sharding.py catches it).
     (r"(embed|mlm)/word$", P(("tensor", "fsdp"), None)),
     (r"embed/(position|type)$", P(None, "fsdp")),
@@ -55,7 +55,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
     if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
         raise BadInput(
             f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit the number of devices, {len(devices)}: the "
-            "sizes must multiply to it, and one may be -1 for the remainder (--config.mesh.data=-1)"
+            "product of the sizes must equal it; one size may be -1, for the remainder (--config.mesh.data=-1)"
         )
     types = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
@@ -66,7 +66,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
 
 
 def tensor_crosses(mesh: Mesh) -> bool:
-    """Whether the tensor axis spans processes: devices that share the same examples then belong to several."""
+    """Whether the tensor axis spans processes. If so, devices of different processes share the same examples."""
     groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
     return any(len({device.process_index for device in group}) > 1 for group in groups)
 
@@ -112,9 +112,11 @@ def global_batch(batch, mesh: Mesh):
     return jax.tree.map(array, batch)
 
 
-def check_divides(batch_size: int, micro_batches: int, eval_size: int, expected: Sequence[Stage], mesh: Mesh):
+def check_divides(eval_size: int, expected: Sequence[Stage], mesh: Mesh):
     """Raises BadInput if a micro-batch, an evaluation batch or a stage's parameter does not divide evenly over the
-    devices that share it, or if the tensor axis spans processes: each process reads only its own examples.
+    devices that share it.
+
+    Also raises it if the tensor axis spans processes, because each process reads only its own examples.
     """
     if tensor_crosses(mesh):
         raise BadInput(
@@ -122,8 +124,9 @@ def check_divides(batch_size: int, micro_batches: int, eval_size: int, expected:
             "make it a divisor of the number of devices per process"
         )
     sharing = mesh.shape["data"] * mesh.shape["fsdp"]
-    micro = batch_size // micro_batches
-    for name, size in (("batch_size / micro_batches", micro), ("eval.batch_size", eval_size)):
+    micro_sizes = {stage.program.batch_size // stage.program.micro_batches for stage in expected}
+    sizes = [("batch_size / micro_batches", size) for size in sorted(micro_sizes)]
+    for name, size in (*sizes, ("eval.batch_size", eval_size)):
         if size % sharing:
             raise BadInput(
                 f"--config.{name} is {size}, which does not divide evenly over the {sharing} devices of the mesh's "
