@@ -1,4 +1,4 @@
-"""What every config starts from: BERT's own recipe, sizes, and the arguments of `--config=NAME:ARGUMENTS`."""
+"""What pre-training configs start from: BERT's recipe, its sizes, and the arguments of `--config=NAME:ARGUMENTS`."""
 
 import difflib
 import types
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from bert_fast import BadInput, methods
 
 # (depth, width, heads) as Google published them (google-research/bert, README: "Smaller BERT Models" and
-# the first release); heads of 64, feed-forward networks of four times the width.
+# the first release). Heads have size 64, feed-forward networks four times the width.
 SIZES = {
     "tiny": (2, 128, 2),
     "mini": (4, 256, 4),
@@ -21,14 +21,15 @@ SIZES = {
 }
 
 
-# What every pre-training config takes. seq: one phase at this length; 0: the config's own phases.
+# The arguments of every pre-training config. seq: one phase at this length; 0: the config's own phases.
 ARGUMENTS = {"size": "base", "seq": 0, "objective": "mlm+nsp", "norm": "post", "debug": False}
 
 
 def parse(text: str | None, fixed: Mapping[str, str] = types.MappingProxyType({}), **defaults) -> dict:
-    """The arguments of a config, such as "size=mini,seq=128,debug", over their defaults.
+    """A config's arguments, parsed from text such as "size=mini,seq=128,debug"; the others have their defaults.
 
-    fixed: arguments that the config does not take, and why. Raises BadInput for them, and for unknown ones.
+    fixed: the arguments that the config does not accept, each with the reason. Raises BadInput for a fixed or unknown
+    argument, and for a value of the wrong type.
     """
     arguments = dict(defaults)
     for part in filter(None, (text or "").split(",")):
@@ -52,7 +53,7 @@ def parse(text: str | None, fixed: Mapping[str, str] = types.MappingProxyType({}
 
 
 def size(name: str) -> dict:
-    """Depth, width, heads and feed-forward width of a published size. Raises BadInput for an unknown one."""
+    """Depth, width, heads and feed-forward width of a published size. Raises BadInput if the size is unknown."""
     if name not in SIZES:
         near = difflib.get_close_matches(name, SIZES, 3, 0.4) or list(SIZES)
         raise BadInput(f"unknown size {name!r}: did you mean {' or '.join(near)}? Known: {', '.join(SIZES)}")
@@ -61,7 +62,7 @@ def size(name: str) -> dict:
 
 
 def optimizer() -> ConfigDict:
-    """`AdamWeightDecayOptimizer` and `create_optimizer` of google-research/bert, optimization.py."""
+    """BERT's optimizer: `AdamWeightDecayOptimizer` and `create_optimizer` of google-research/bert, optimization.py."""
     config = ConfigDict()
     config.name = "adamw"
     config.b1 = 0.9
@@ -71,23 +72,25 @@ def optimizer() -> ConfigDict:
     config.bias_correction = False
     config.clip_norm = 1.0
     config.eps_before_correction = False
-    config.momentum = 0.9  # of muon, and the next one too
+    config.momentum = 0.9  # this and matrix_rms are read by muon only
     config.matrix_rms = 0.4
     return config
 
 
 def base(size_name: str) -> ConfigDict:
-    """BERT as published (Devlin et al. 2019; google-research/bert), the baseline that every config changes."""
+    """BERT as published (Devlin et al. 2019; google-research/bert): the baseline from which every config starts."""
     config = ConfigDict()
     config.seed = 0
     config.steps = 1_000_000
+    config.budget = ""  # such as "tokens:2e6" or "seconds:3600": sets the number of steps instead
+    config.costs = ""  # a file with the costs of steps, for budgets in time or money
     config.batch_size = 256
     config.micro_batches = 1
     config.phases = "128:0.9,512:0.1"  # Devlin et al., A.2
-    config.init = ""  # a run folder or checkpoint to start from
+    config.init = ""  # a run folder or checkpoint with the initial weights
     config.methods = ""
     config.log_every = 100
-    config.measure_peak = False  # time a matrix product at the start if the peak of the device is unknown, as for CPUs
+    config.measure_peak = False  # if the device's peak is unknown (as for CPUs), time a matrix product to measure it
 
     config.model = ConfigDict(size(size_name))
     config.model.head_size = 64
@@ -122,8 +125,9 @@ def base(size_name: str) -> ConfigDict:
     config.data.objective = "mlm+nsp"
     config.data.masked_share = 0.15
     config.data.whole_word = False
-    config.data.short_seq_prob = 0.1  # share of segment pairs that are cut shorter
+    config.data.short_seq_prob = 0.1  # share of segment pairs made shorter than the sequence length
     config.data.workers = 0  # loader processes besides the main one
+    config.data.random_positions = False  # examples shorter than the longest phase begin at a random position
 
     config.eval = ConfigDict()
     config.eval.every = 10_000
@@ -131,6 +135,9 @@ def base(size_name: str) -> ConfigDict:
     config.eval.seq_len = 128
     config.eval.batch_size = 32
     config.eval.seed = 0
+    config.eval.masked_share = 0.15  # three keys apart from config.data, so that runs with other masks stay comparable
+    config.eval.whole_word = False
+    config.eval.short_seq_prob = 0.1
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10_000
@@ -147,19 +154,19 @@ def base(size_name: str) -> ConfigDict:
 
 
 def from_arguments(args: Mapping[str, Any]) -> ConfigDict:
-    """BERT's recipe with the size, length, objective and norm of a config's arguments."""
+    """BERT's recipe with the size, sequence length, objective and norm given in a config's arguments."""
     config = base(args["size"])
     config.data.objective = args["objective"]
     config.model.pooler = args["objective"] == "mlm+nsp"
     config.model.norm = args["norm"]
     if args["seq"]:
         config.phases = f"{args['seq']}:1"
-        config.eval.seq_len = min(config.eval.seq_len, args["seq"])  # later positions are not trained
+        config.eval.seq_len = min(config.eval.seq_len, args["seq"])  # positions beyond seq are not trained
     return config
 
 
 def debug(config: ConfigDict):
-    """Shrinks a config, in place, to a run of seconds."""
+    """Shrinks a config, in place, so that its run takes seconds."""
     config.steps = 20
     config.batch_size = 8
     config.log_every = 5
@@ -168,4 +175,4 @@ def debug(config: ConfigDict):
     config.learning_rate.warmup_steps = 2
     config.eval.update(every=10, examples=16, seq_len=32, batch_size=8)
     config.checkpoint.every = 10
-    config.early_bert.search = 0.5  # 10 steps: after one or two, all coefficients are still equal
+    config.early_bert.search = 0.5  # 10 steps: after only one or two, all coefficients are still equal

@@ -1,9 +1,9 @@
-"""Bytes that a data-parallel step all-reduces, in dense training and in each stage of MSLT.
+"""How many bytes a data-parallel step all-reduces, in dense training and in each stage of MSLT.
 
     python -m experiments.all_reduce [--depth=12]
 
 Compiles the train steps at BERT-base size for 8 emulated CPU devices and reads the collectives from the compiled
-programs. Nothing is run. Writes experiments/all_reduce.md.
+programs. Runs no step. Writes experiments/all_reduce.md.
 """
 
 import os
@@ -21,19 +21,20 @@ from bert_fast.cost.flops import step_flops
 from bert_fast.method import Method, Program, Stage
 from bert_fast.methods import stacking
 from bert_fast.plan import Route, whole
+from bert_fast.planner.timing import make_batch
 from bert_fast.schedule import Schedule
 from bert_fast.train import compile
 from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import BATCH, NamedSharding, make_mesh
 from bert_fast.train.step import TrainState, make_step, partition
 from experiments.common import write_page
-from experiments.timing import adamw, make_batch
+from experiments.timing import adamw
 
 DEPTH = flags.DEFINE_integer("depth", 12, "Layers.")
 
 
 def measure(program: Program, mesh) -> tuple[int, int]:
-    """Bytes that a step all-reduces, and bytes of the parameters that learn in it."""
+    """Bytes that a step of the program all-reduces, and bytes of the parameters that it trains."""
     optimizer = adamw(clip_norm=1.0)
 
     def fresh():
@@ -77,14 +78,14 @@ def main(_):
             "# How much a data-parallel step all-reduces",
             "",
             f"`python -m experiments.all_reduce --depth={DEPTH.value}`: BERT-base, float32, compiled for 8 emulated CPU "
-            f"devices (jax {jax.__version__}). Counted are the results of the all-reduce instructions in the compiled "
-            "program. Frozen parameters have no gradient, so nothing is sent for them.",
+            f"devices (jax {jax.__version__}). The table counts the bytes that the all-reduce instructions of the compiled "
+            "program return. Frozen parameters have no gradient, so nothing is sent for them.",
             "",
-            "| | share of the steps | MiB all-reduced per step | / dense | MiB of learning parameters | FLOPs / dense |",
+            "| | share of the steps | MiB all-reduced per step | / dense | MiB of trained parameters | FLOPs / dense |",
             "|---|---|---|---|---|---|",
             *lines,
             "",
-            f"Averaged over its steps, MSLT all-reduces {total:.2f} times as much as dense training.",
+            f"Averaged over all its steps, MSLT all-reduces {total:.2f} times as many bytes as dense training.",
             "",
         ]
     )

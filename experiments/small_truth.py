@@ -1,13 +1,13 @@
-"""A first small truth: does each method train, and how does its loss curve compare with dense training?
+"""A small-scale test: does each method train, and how does its loss curve compare with dense training's?
 
     python -m experiments.small_truth --folder=runs/truth            trains the unfinished arms
     python -m experiments.small_truth --folder=runs/truth --clock    times the arms' steps and writes the page
     python -m experiments.small_truth --folder=runs/truth --page     writes the page again
 
-12 layers of width 128 and about 4 M tokens per arm, on a CPU. Prepares shards of the two corpora in
-$BERT_FAST_DATA/corpus first. You can stop it at any time; the same command resumes. `--clock` needs an otherwise idle
-machine: steps of every stage of every arm take turns with a dense step, so that the arms' times are comparable although
-they were trained at different times. Writes experiments/small_truth.md and .png.
+Each arm has 12 layers of width 128 and trains on about 4 M tokens, on a CPU. The script first prepares shards of the
+two corpora in $BERT_FAST_DATA/corpus. You can stop it at any time; the same command resumes. `--clock` needs an idle
+machine. It times a step of every stage of every arm, in turns with a dense step. This makes the times comparable,
+although the arms were trained at different times. Writes experiments/small_truth.md and .png.
 """
 
 import json
@@ -29,12 +29,13 @@ from bert_fast.data import shards
 from bert_fast.data.masking import read_vocab
 from bert_fast.data.unigram import unigram_loss
 from bert_fast.planner.programs import most_frequent
+from bert_fast.planner.timing import alternate, stepper
 from bert_fast.train import description, optim
 from bert_fast.train.evaluate import eval_batches
 from bert_fast.train.log import read_rows
 from bert_fast.train.settings import Data, Evaluation, Optimizer
 from experiments import common
-from experiments.timing import alternate, one_device, steady, stepper
+from experiments.timing import one_device, steady
 
 CONFIG = "configs/bert.py:size=tiny,seq=128,objective=mlm,norm=pre"
 COMMON = {
@@ -57,8 +58,8 @@ COMMON = {
     "checkpoint.keep": 1,
 }
 MSLT = {"stacking.variant": "mslt"}
-# All arms are compared with the first. The next two differ from it in the seed alone: in the order of the data, the
-# masks and the initial weights.
+# All arms are compared with the first. The next two differ from it only in the seed, and so in the order of the data,
+# the masks and the initial weights.
 ARMS = {
     "dense": {},
     "dense, seed 1": {"seed": 1},
@@ -74,9 +75,9 @@ ARMS = {
     "all four": {"methods": "stacking,early_bert,token_drop,layer_drop"},
 }
 PAPERS = {  # savings that the papers report
-    "layer dropping": "24 % of the time of a sample (arXiv 2010.13369)",
+    "layer dropping": "24 % of the time per sample (arXiv 2010.13369)",
     "token dropping": "25 % (arXiv 2203.13240)",
-    "EarlyBERT": "35-45 % of the time in all (arXiv 2101.00063)",
+    "EarlyBERT": "35-45 % of the whole time (arXiv 2101.00063)",
     "MSLT": "52 % of the time: 110 % faster (arXiv 2011.13635)",
 }
 
@@ -86,7 +87,7 @@ def folder_of(root: pathlib.Path, arm: str) -> pathlib.Path:
 
 
 def prepare(data: pathlib.Path):
-    """Prepares the shards unless they exist."""
+    """Prepares the shards if they do not exist yet."""
     if (data / "manifest.json").exists():
         return
     source = f"--source=files:{common.data_root('corpus/*/*.txt.gz')}/corpus/*/*.txt.gz"
@@ -95,7 +96,7 @@ def prepare(data: pathlib.Path):
 
 
 def train(root: pathlib.Path, data: pathlib.Path, only: str):
-    """Trains the unfinished arms, one after the other."""
+    """Trains the unfinished arms one after the other."""
     for arm, changes in ARMS.items():
         workdir = folder_of(root, arm)
         if (workdir / "summary.json").exists() or (only and arm not in only.split(";")):
@@ -108,12 +109,12 @@ def train(root: pathlib.Path, data: pathlib.Path, only: str):
 
 
 def stages_of(workdir: pathlib.Path) -> list:
-    """The run's stages, as recorded in its folder."""
+    """A run's stages, as recorded in its folder."""
     return [description.stage_from_json(tree) for tree in json.loads((workdir / "stages.json").read_text())["stages"]]
 
 
 def measure(root: pathlib.Path, arms: list[str], rounds: int) -> dict:
-    """Step time of each stage of each arm as a multiple of a dense step, and the dense step in seconds."""
+    """The step time of each stage of each arm, relative to a dense step, and the seconds of a dense step."""
     mesh = one_device()
     config = json.loads((folder_of(root, "dense") / "config.json").read_text())
     optimizer = optim.make(Optimizer(**config["optimizer"]))
@@ -142,7 +143,7 @@ def measure(root: pathlib.Path, arms: list[str], rounds: int) -> dict:
 
 
 def curve(root: pathlib.Path, arm: str, clock: dict) -> list[dict]:
-    """The held-out rows of an arm. `clock_seconds`: the steps so far at the step times that --clock measured."""
+    """The held-out rows of an arm. Adds `clock_seconds`: the time of all steps so far, from --clock's step times."""
     workdir = folder_of(root, arm)
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "valid"]
     names = [stage.name for stage in stages_of(workdir)]
@@ -156,7 +157,7 @@ def curve(root: pathlib.Path, arm: str, clock: dict) -> list[dict]:
 
 
 def reaches(rows: list[dict], loss: float, key: str) -> float | None:
-    """Value of `key` at which a curve first reaches a loss, linear between evaluations; None if it never does."""
+    """The value of `key` where a curve first reaches a loss, interpolated linearly; None if it never does."""
     for before, row in zip([None, *rows], rows, strict=False):
         if row["mlm_loss"] <= loss:
             if before is None:
@@ -167,7 +168,7 @@ def reaches(rows: list[dict], loss: float, key: str) -> float | None:
 
 
 def at_flops(rows: list[dict], flops: float) -> float:
-    """Loss of a curve at a number of FLOPs, linear between evaluations."""
+    """The loss of a curve at a number of FLOPs, interpolated linearly between evaluations."""
     return float(np.interp(flops, [row["flops"] for row in rows], [row["mlm_loss"] for row in rows]))
 
 
@@ -218,29 +219,30 @@ def page(root: pathlib.Path, data: pathlib.Path, arms: list[str], clock: dict):
             f"{' / '.join(where)} | {PAPERS.get(arm, '')} |"
         )
     changes = " ".join(f"--config.{key}={value}" for key, value in COMMON.items())
-    text = f"""# A first small truth
+    text = f"""# A small-scale test of every method
 
-Does each method train, and how does its held-out loss compare with dense training? 12 layers of width 128 and
-{dense["tokens_real"] / 1e6:.1f} M tokens per arm (EarlyBERT: plus its search) are far too little for a ranking, and none is claimed.
-For scale: a unigram model reaches {unigram:.3f} nats on the same masks, and {unigram_hidden:.3f} on the positions whose word is hidden by
-[MASK] ("loss behind [MASK]" in the table; half of the other predicted words are still in the text).
+Does each method train, and how does its held-out loss compare with dense training's? The model has 12 layers of width 128, and
+each arm trains on {dense["tokens_real"] / 1e6:.1f} M tokens (EarlyBERT: plus its search). This is far too little for a ranking, and none is claimed.
+For scale: a unigram model reaches {unigram:.3f} nats on the same masks. It reaches {unigram_hidden:.3f} if only words hidden by [MASK] count, as in the
+column "loss behind [MASK]". Half of the other predicted words are still visible in the text.
 
 `python -m experiments.small_truth --folder=runs/truth`, then with `--clock`; {platform.machine()}, 2 cores. The text is Wikipedia
-of 2015 and public-domain books, with a vocabulary of 1,024 word pieces trained on it. Every arm runs
+of 2015 and public-domain books, with a vocabulary of 1,024 word pieces trained on it. Every arm runs this command with the flags of its method:
 
     python -m bert_fast pretrain --config={CONFIG} {changes}
 
-with its method's flags. All arms but one are pre-LN, and all but two share a seed, hence data, masks and initial weights.
+All arms but one are pre-LN. All but two share a seed, and therefore data, masks and initial weights.
 *loss* is the loss of the full model, with nothing dropped, on the first {COMMON["eval.examples"]:,} examples of the valid split (fingerprint
-`{dense["fingerprint"]}`). The arms were trained at different times alongside other work, so *seconds* are computed: each step counts
-the time of its stage's step, measured in turns with the dense step ({clock["rounds"]} rounds, a dense step {clock["dense_seconds"]:.2f} s).
+`{dense["fingerprint"]}`). The arms were trained at different times, alongside other work. So *seconds* are the sum of step times that were
+measured later, stage by stage, in turns with a dense step ({clock["rounds"]} rounds; a dense step takes {clock["dense_seconds"]:.2f} s).
 
-| arm | loss | - dense | - dense at equal FLOPs | loss behind [MASK] | examples | FLOPs / dense | seconds / dense | realised | reaches dense's final loss at this share of its examples / FLOPs / seconds | saving in the paper |
+| arm | loss | minus dense | minus dense at equal FLOPs | loss behind [MASK] | examples | FLOPs / dense | seconds / dense | realised | reaches dense training's final loss at this share of dense training's examples / FLOPs / seconds | saving in the paper |
 |---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 
-An arm counts as near dense training within {near:.3f} nats: the largest difference among the three dense seeds plus 0.02 nats.
-"At equal FLOPs" flatters the methods: dense training is then in the middle of its schedule, at a high learning rate.
+An arm counts as near dense training if its loss is at most {near:.3f} nats higher: the largest difference among the three dense seeds,
+plus 0.02 nats. "At equal FLOPs" flatters the methods: at that point dense training is in the middle of its schedule, at a high learning
+rate.
 
 ![held-out loss against examples, FLOPs and seconds](small_truth.png)
 """
@@ -249,11 +251,11 @@ An arm counts as near dense training within {near:.3f} nats: the largest differe
 
 def main():
     parser = common.parser(__doc__)
-    parser.add_argument("--folder", required=True, help="folder for shards and runs")
+    parser.add_argument("--folder", required=True, help="the folder for shards and runs")
     parser.add_argument("--arms", default="", help="train only these arms, separated by semicolons")
-    parser.add_argument("--clock", action="store_true", help="time the steps and write the page")
+    parser.add_argument("--clock", action="store_true", help="time the steps, then write the page")
     parser.add_argument("--page", action="store_true", help="write the page from the last --clock measurement")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of --clock")
+    parser.add_argument("--rounds", type=int, default=7, help="timing rounds of --clock")
     args = parser.parse_args()
     root, data = pathlib.Path(args.folder), pathlib.Path(args.folder) / "shards"
     prepare(data)

@@ -1,10 +1,10 @@
-"""How much of its promised saving each method realises: step time against FLOPs, at BERT-base widths.
+"""How much of its saving in FLOPs each method realises as a saving in step time, at BERT-base widths.
 
     python -m experiments.speed [--seq=128,512] [--rounds=10] [--dtype=bfloat16 --batch=64]
 
 All programs take turns in one process, together with a dense step (same norm layout, batch, dropout and dtype) and one
-large matrix product. Realised fraction = (1 - t / t_dense) / (1 - F / F_dense), one value per round. A GPU runs it in
-bfloat16 with a larger batch. Writes experiments/speed.md (on a GPU speed_gpu.md).
+large matrix product. Realised fraction = (1 - t / t_dense) / (1 - F / F_dense), one value per round. On a GPU the
+default is bfloat16 with a larger batch. Writes experiments/speed.md, on a GPU experiments/speed_gpu.md.
 """
 
 import gc
@@ -21,22 +21,23 @@ from bert_fast.data.masking import prediction_slots
 from bert_fast.method import Program, Stage
 from bert_fast.plan import whole
 from bert_fast.planner.programs import most_frequent
+from bert_fast.planner.timing import alternate, stepper
 from bert_fast.schedule import Schedule
 from experiments.common import spread, with_range, write_page
-from experiments.timing import adamw, alternate, one_device, peak, steady, stepper
+from experiments.timing import adamw, one_device, peak, steady
 
 SEQ = flags.DEFINE_list("seq", ["128", "512"], "Sequence lengths.")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds. Each runs every program once.")
 DEPTH = flags.DEFINE_integer("depth", 12, "Layers.")
 BATCH = flags.DEFINE_integer(
-    "batch", 0, "Examples at 128 tokens; a quarter as many at 512 (0: 8 on a CPU, 128 on a GPU)."
+    "batch", 0, "Examples per batch at 128 tokens; a quarter of them at 512 (0: 8 on a CPU, 128 on a GPU)."
 )
-DTYPE = flags.DEFINE_string("dtype", "", "dtype of activations (default: float32 on a CPU, bfloat16 on a GPU).")
-ONLY = flags.DEFINE_string("only", "", "Run only the groups whose name contains this, and write no page.")
+DTYPE = flags.DEFINE_string("dtype", "", "Type of the activations (default: float32 on a CPU, bfloat16 on a GPU).")
+ONLY = flags.DEFINE_string("only", "", "Run only groups whose name contains this text, and write no page.")
 
 STEPS = 100_000
 MSLT = {"variant": "mslt"}
-# Methods and their arguments, and which stages are measured at 128 and at 512 tokens (None: all).
+# For each group: methods with their arguments, and the stages to measure at 128 and at 512 tokens (None: all).
 GROUPS = {
     "layer dropping": ([("layer_drop", {"sampling": "systematic"})], None, None),
     "token dropping": ([("token_drop", {})], None, None),
@@ -49,9 +50,9 @@ GROUPS = {
     "MSLT + token dropping": ([("stacking", MSLT), ("token_drop", {})], [1, 2, 3], []),
 }
 PAPERS = {
-    "layer dropping": "24 % of a sample's time",
+    "layer dropping": "24 % of the time per sample",
     "token dropping": "25 %",
-    "EarlyBERT": "35-45 % in all",
+    "EarlyBERT": "35-45 % of the whole time",
     "MSLT": "52 % of the time",
 }
 
@@ -70,7 +71,7 @@ def timeline_of(method, dense: Stage) -> tuple[Stage, ...]:
 
 
 def measure(dense: Stage, optimizer, mesh) -> list[dict]:
-    """One row per stage: FLOPs over dense; time over dense, realised fraction and utilisation, one value per round."""
+    """One row per measured stage. FLOPs and time are relative to dense; timings are arrays with one value per round."""
     long = dense.program.seq_len >= 512
     product, product_flops = peak(dense.program.model.dtype, 3072 if jax.default_backend() == "cpu" else 16384)
     plain = stepper(methods.make([]), dense, True, optimizer, mesh)
@@ -125,9 +126,10 @@ def line(row: dict) -> str:
 
 
 def whole_runs(rows: list[dict], dense: Stage) -> list[str]:
-    """FLOPs and time of whole runs over dense training's, one line per method, from each stage's share of the steps.
+    """FLOPs and time of whole runs relative to dense training, one line per method.
 
-    A stage takes its time from the row of its name, or from a row with the same FLOPs: that is the same program.
+    The stages are weighted by their shares of the steps. A stage that was not measured takes its time from a row with
+    the same FLOPs, which is the same program, or else counts its FLOPs as its time (the dense stages).
     """
     lines, full = [], step_flops(dense.program).executed
     rows = [row for row in rows if row["seq"] == dense.program.seq_len]
@@ -161,27 +163,27 @@ def main(_):
         "",
         f"`python -m experiments.speed --rounds={ROUNDS.value}` on {device} ({platform.machine()}), jax {jax.__version__}. "
         f"{DEPTH.value} layers at BERT-base widths, pre-LN, {model.model.dtype}, batches of {model.batch_size} x 128 or as many "
-        "tokens in longer examples, dropout 0.1; whole steps with AdamW. Every program takes turns with a dense step and with "
-        "one large matrix product. Values are medians over the rounds, with the range from the 10th to the 90th percentile.",
+        "tokens in longer examples, dropout 0.1, whole steps with AdamW. Every program takes turns with a dense step and with "
+        "one large matrix product. Values are medians over the rounds; in brackets, the 10th to 90th percentile.",
         "",
         "| | tokens | FLOPs / dense | time / dense | **realised fraction** | utilisation | utilisation of dense | saving in the paper |",
         "|---|---|---|---|---|---|---|---|",
         *map(line, rows),
         "",
-        "- Realised fraction: time saved over FLOPs saved (matrix products, forward and backward).",
-        "- Utilisation: FLOPs per second over the FLOPs per second of the matrix product in the same round.",
-        "- Layer dropping is at theta 0.5 in its steady state: its most frequent packed plans, weighted by how often they are "
-        "drawn.",
-        "- EarlyBERT is the slim stage: 8 of 12 heads and 60 % of the neurons, pruned globally.",
-        "- MSLT is its growing stages; the joint stage is dense.",
+        "- Realised fraction: share of time saved / share of FLOPs saved (matrix products, forward and backward).",
+        "- Utilisation: FLOPs per second of the step / FLOPs per second of the matrix product in the same round.",
+        "- Layer dropping is measured in its steady state, at theta 0.5. The time is the mean over its most frequent packed "
+        "plans, weighted by how often each is drawn.",
+        "- EarlyBERT is measured in its slim stage: 8 of 12 heads and 60 % of the neurons, pruned globally.",
+        "- MSLT is measured in its growing stages. Its joint stage is the same as a dense step.",
         "",
-        "Whole runs at 128 tokens, computed from the stages above and their shares of the steps (EarlyBERT's search included):",
+        "Whole runs at 128 tokens, computed from these stages and their shares of the steps (EarlyBERT's search included):",
         "",
         "| | FLOPs / dense | time / dense | time saved | saving in the paper |",
         "|---|---|---|---|---|",
         *totals,
         "",
-        f"A dense step takes {', '.join(f'{statistics.median(r):.2f} s' for r in {row['seq']: row['dense seconds'] for row in rows}.values())} "
+        f"A dense step takes {' and '.join(f'{statistics.median(r):.2f} s' for r in {row['seq']: row['dense seconds'] for row in rows}.values())} "
         f"at {' and '.join(SEQ.value)} tokens.",
     ]
     text = "\n".join(lines) + "\n"

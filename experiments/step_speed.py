@@ -1,10 +1,11 @@
-"""Time of a training step at BERT-base widths against Hugging Face transformers with PyTorch, on a CPU.
+"""Time of a training step at BERT-base widths, compared with Hugging Face transformers in PyTorch, on a CPU.
 
     python -m experiments.step_speed [--depth=12] [--pairs=7]
 
-Forward, backward and AdamW, batches of 8 x 128, dropout 0.1 everywhere, float32. PyTorch is timed as users run it
-(logits at all positions, SDPA, torch.optim.AdamW), and with its MLM head on the predicted positions only. The three take
-turns in one process. Writes experiments/step_speed.md. Needs requirements-test.txt.
+A step is forward pass, backward pass and AdamW, with batches of 8 x 128, dropout 0.1 everywhere, float32. PyTorch is
+timed twice: as users run it (logits at all positions, SDPA, torch.optim.AdamW), and with its MLM head on the predicted
+positions only. The three steps take turns in one process. Writes experiments/step_speed.md. Needs
+requirements-test.txt.
 """
 
 import platform
@@ -19,13 +20,14 @@ from bert_fast import bert
 from bert_fast.cost.flops import step_flops
 from bert_fast.method import Method, Program, Stage
 from bert_fast.plan import whole
+from bert_fast.planner.timing import Stepper, alternate, make_batch
 from bert_fast.schedule import Schedule
 from bert_fast.train import compile, initial_params
 from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.state import first_state
 from bert_fast.train.step import make_step
 from experiments.common import extremes, ratios, write_page
-from experiments.timing import Stepper, adamw, alternate, make_batch, one_device, peak
+from experiments.timing import adamw, one_device, peak
 
 DEPTH = flags.DEFINE_integer("depth", 12, "Layers.")
 PAIRS = flags.DEFINE_integer("pairs", 7, "Rounds. Each runs every program once.")
@@ -38,7 +40,7 @@ def our_program() -> Program:
 
 
 def ours(program: Program):
-    """A function that runs one step and blocks until it is done."""
+    """A function that runs one step of bert_fast and blocks until it is done."""
     mesh, optimizer = one_device(), adamw(clip_norm=0.0)
     stage = Stage("speed", program, 1, Schedule(1e-4, 1))
     state = first_state(initial_params.fresh(program.model, 0, mesh), Method(), stage, optimizer, mesh)
@@ -46,7 +48,7 @@ def ours(program: Program):
 
 
 def theirs(batch, gathered: bool):
-    """The same step in Hugging Face transformers. `gathered`: with the MLM head on the predicted positions only."""
+    """The same step in Hugging Face transformers. `gathered`: the MLM head runs on the predicted positions only."""
     config = transformers.BertConfig(num_hidden_layers=DEPTH.value, attn_implementation="sdpa")
     model = transformers.BertForMaskedLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
@@ -83,19 +85,20 @@ def main(_):
     usual, gathered = (extremes(ratios(seconds["ours"], seconds[name])) for name in ("hf", "hf gathered"))
 
     lines = [
-        "# A training step against Hugging Face and PyTorch, on a CPU",
+        "# A training step compared with Hugging Face and PyTorch, on a CPU",
         "",
         f"`python -m experiments.step_speed --depth={DEPTH.value} --pairs={PAIRS.value}` on {platform.machine()}, "
         f"2 threads; jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}. "
         f"{DEPTH.value} layers of width 768, batches of 8 x 128, dropout 0.1, float32, AdamW included.",
         "",
-        "| time of our step over | median | least | most |",
+        "| time of our step / time of a step of | median | least | most |",
         "|---|---|---|---|",
         "| transformers as users run it | {:.3f} | {:.3f} | {:.3f} |".format(*usual),
         "| transformers with the MLM head on predicted positions only | {:.3f} | {:.3f} | {:.3f} |".format(*gathered),
         "",
-        "Utilisation is {:.3f} (median; {:.3f} to {:.3f}): the matrix-product FLOPs per second of our step over the FLOPs per "
-        "second of one 3072 x 3072 float32 product in JAX, the two taking turns without PyTorch.".format(*utilisation),
+        "Utilisation is {:.3f} (median; {:.3f} to {:.3f}): the matrix-product FLOPs per second of our step, divided by the "
+        "FLOPs per second of one 3072 x 3072 float32 product in JAX. "
+        "The two took turns, without PyTorch.".format(*utilisation),
         "",
         f"Median seconds per step: ours {statistics.median(seconds['ours']):.2f}, transformers "
         f"{statistics.median(seconds['hf']):.2f}, transformers with the head on predicted positions only "

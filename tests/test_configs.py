@@ -17,7 +17,7 @@ def test_config_makes_settings_at_every_size(path, size):
     depth, width, heads = common.SIZES[size]
     assert (made.model.depth, made.model.width, made.model.heads) == (depth, width, heads)
     assert made.model.mlp_dim == 4 * width == 4 * made.model.heads * made.model.head_size
-    assert sum(share for _, share in made.phases) == pytest.approx(1)
+    assert sum(phase.share for phase in made.phases) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -45,7 +45,7 @@ def test_baseline_is_the_published_recipe_of_bert():
         ("debug=yes", "debug=true"),
     ],
 )
-def test_bad_arguments_suggest_the_nearest_ones(text, message):
+def test_error_about_a_bad_argument_says_what_is_expected(text, message):
     with pytest.raises(BadInput, match=message):
         get_config(next(path for path in CONFIGS if path.stem == "bert"))(text)
 
@@ -69,7 +69,7 @@ def test_every_config_takes_the_same_arguments_or_says_why_not(path, argument):
 
 @pytest.mark.parametrize("name", FINETUNE)
 @pytest.mark.parametrize("argument", ["size=mini", "objective=mlm", "norm=pre"])
-def test_config_of_fine_tuning_says_that_the_model_is_the_checkpoints(name, argument):
+def test_fine_tuning_config_refuses_arguments_that_the_checkpoint_decides(name, argument):
     with pytest.raises(BadInput, match=r"this config fixes .*: the model is the checkpoint's"):
         get_config(next(path for path in FILES if path.stem == name))(argument)
 
@@ -97,13 +97,15 @@ def test_fine_tuning_config_makes_settings(name, recipe):
     }[name, recipe]
     assert made.optimizer.eps_before_correction == (recipe == "early_bert")  # transformers 2.11, optimization.py
     assert [method for method, _ in made.methods] == ([] if recipe == "bert" else ["early_bert"])
-    for _, arguments in made.methods:  # as trainer.py and run_squad_earlybert_search.py record coefficients
+    # In the released code, trainer.py (GLUE) records coefficients before the update, and run_squad_earlybert_search.py
+    # after it.
+    for _, arguments in made.methods:
         assert arguments["draw_before_update"] == (name == "glue")
     assert finetune_settings.make({**config.to_dict(), "epochs": 1.0}).epochs == 1
 
 
-def test_layer_drop_recipe_of_fine_tuning_decays_weights_like_the_released_code():
-    # BingBertGlue of DeepSpeedExamples: parameter groups of run_glue_classifier_bert_base.py, defaults of `FusedAdam`.
+def test_layer_drop_recipe_of_fine_tuning_has_the_released_optimizer_settings():
+    # BingBertGlue of DeepSpeedExamples: the groups in run_glue_classifier_bert_base.py and the defaults of `FusedAdam`.
     config = get_config(next(path for path in FILES if path.stem == "glue"))("recipe=layer_drop")
     config.data.dir = "somewhere"
     found = finetune_settings.make(config.to_dict()).optimizer

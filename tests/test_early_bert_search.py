@@ -1,6 +1,6 @@
 """EarlyBERT's search, its stages, bad input and config.
 
-Axes: as in the method's file.
+Axes: as in methods/early_bert.py.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ SEARCHING = dataclasses.replace(FIRST, name="search", steps=40, ask_every=2)
 
 
 def random_search(method, speed=0.02):
-    """(step, state, over, coefficients) at every second of 40 search steps in which coefficients do a random walk."""
+    """(step, state, over, c_LH, c_LF) after every second step of a 40-step search; coefficients take a random walk."""
     params, state = method.init(random_params(CONFIG), CONFIG)
     c_LH, c_LF = np.ones((3, 4), np.float32), np.ones((3, 20), np.float32)
     rng = np.random.default_rng(0)
@@ -73,14 +73,14 @@ def test_masks_and_distances_match_a_numpy_reimplementation(neurons):
                 assert f"{name}_distance" not in report
 
 
-def test_criterion_holds_when_all_neuron_masks_agree_and_never_before_min_steps():
+def test_search_ends_when_all_neuron_masks_agree_but_not_before_min_steps():
     held = {}
     for least in (1, 30):
         method = make(stop="early_bird", window=3, threshold=0.1, min_steps=least)
         masks, held[least], wanted = [], [], []
         for step, _, over, _, c_LF in random_search(method):
             masks = [*masks, quantile_rule(c_LF, 0.4, True)][-3:]
-            agree = len(masks) == 3 and all((masks[-1] != older).sum() <= 6 for older in masks[:-1])  # of 60
+            agree = len(masks) == 3 and all((masks[-1] != older).sum() <= 6 for older in masks[:-1])  # 0.1 of 60
             wanted.append(agree and step >= least)
             held[least].append(over)
         assert held[least] == wanted
@@ -88,14 +88,14 @@ def test_criterion_holds_when_all_neuron_masks_agree_and_never_before_min_steps(
     assert any(held[1][:14])
 
 
-def test_criterion_waits_for_half_of_the_search_and_is_ignored_if_steps_are_fixed():
+def test_search_ends_early_only_after_half_of_its_steps_and_never_if_its_length_is_fixed():
     for stop, window, expected in (("early_bird", 2, 20), ("early_bird", 14, 28), ("steps", 2, None)):
         method = make(stop=stop, window=window, threshold=1.0)
         held = [step for step, _, over, _, _ in random_search(method) if over]
         assert held == ([] if expected is None else list(range(expected, 42, 2)))
 
 
-def test_heads_do_not_count_in_the_criterion():
+def test_stopping_criterion_ignores_the_heads():
     method = make(stop="early_bird", window=2, threshold=0.0, min_steps=1)
     params, state = method.init(random_params(CONFIG), CONFIG)
     c_LH, c_LF = random_coefficients(CONFIG)
@@ -118,7 +118,7 @@ def test_search_is_over_once_the_ticket_is_drawn():
     assert method.report(seen, stage, None, ()) == widths
 
 
-def test_stages_that_cut_the_search_change_nothing():
+def test_entering_another_stage_of_the_search_changes_nothing():
     method = make()
     *_, (_, state, _, c_LH, c_LF) = random_search(method)
     params = scaled(random_params(CONFIG), c_LH, c_LF)
@@ -135,7 +135,7 @@ def not_pruned(stage):
     return dataclasses.replace(stage, program=program, guess=False)
 
 
-def test_search_is_the_start_of_the_training_run_on_its_own():
+def test_search_runs_the_first_steps_of_the_training_schedule():
     second = dataclasses.replace(FIRST, name="second", program=dataclasses.replace(PROGRAM, seq_len=16), steps=100)
     searching, first, last = make(search=0.1).stages((FIRST, second))
     assert searching == dataclasses.replace(FIRST, name="search", steps=30, ask_every=2)
@@ -150,8 +150,8 @@ def test_search_is_the_start_of_the_training_run_on_its_own():
     assert (searching.steps, searching.ask_every) == (60, 7)
 
 
-def test_draw_before_the_update_uses_what_the_released_code_for_glue_records():
-    """`slimming_coef_step` t uses record t - 1; coefficients are recorded in every step, before its update."""
+def test_draw_before_update_uses_the_coefficients_that_the_released_code_for_glue_records():
+    """The released code records coefficients before each update, and `slimming_coef_step` t uses record t - 1."""
     updates = np.random.default_rng(0).normal(size=(40, 3, 20))
     for t in (3, 20, 40):
         c_LF, records = np.ones((3, 20)), []
@@ -167,7 +167,7 @@ def test_draw_before_the_update_uses_what_the_released_code_for_glue_records():
         assert searching.ask_every == make(search=float(t)).stages((FIRST,))[0].ask_every
 
 
-def test_stages_after_the_ticket_have_its_widths_unless_they_change_the_depth():
+def test_later_stages_keep_the_widths_of_the_ticket_unless_they_change_the_depth():
     method = make()
     plain = random_params(CONFIG)
     state = method.init(plain, CONFIG)[1]
@@ -182,7 +182,7 @@ def test_stages_after_the_ticket_have_its_widths_unless_they_change_the_depth():
     assert method.enter(plain, state, narrow, grown, None, None)[3] == grown
 
 
-def test_initial_weights_are_kept():
+def test_method_asks_to_keep_the_initial_weights():
     assert make().needs_initial
     assert chain(make()).needs_initial
 
@@ -238,7 +238,7 @@ FROZEN = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, plan=ed
         ({"search": 20.0, "stop": "early_bird", "min_steps": 30}, (FIRST,), "at least 30 steps.*lower"),
     ],
 )
-def test_timelines_without_a_search_are_refused(arguments, timeline, message):
+def test_timelines_that_cannot_hold_the_search_are_refused(arguments, timeline, message):
     with pytest.raises(BadInput, match=message):
         make(**arguments).stages(timeline)
 
@@ -248,7 +248,7 @@ def test_frozen_layers_after_the_ticket_are_allowed():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
-def test_parameters_of_another_type_are_refused(dtype):
+def test_parameters_other_than_float32_are_refused(dtype):
     params = random_params(CONFIG)
     params["layers"]["mlp_output"]["kernel"] = params["layers"]["mlp_output"]["kernel"].astype(dtype)
     with pytest.raises(BadInput, match=rf"mlp_output.*{np.dtype(dtype).name}.*float32"):
@@ -274,17 +274,17 @@ def test_config_is_berts_recipe_with_the_released_ratios():
     assert (arguments["window"], arguments["threshold"], arguments["align"]) == (5, 0.1, 1)
 
 
-def test_lamb_recipe_is_nvidias_in_one_schedule():
+def test_lamb_recipe_is_nvidias_with_a_single_schedule():
     _, made = config_of("recipe=lamb")
     assert made.optimizer == optim.Optimizer("lamb", 0.9, 0.999, 1e-6, 0.01, True, 1.0)
-    assert made.phases == ((128, 0.9), (512, 0.1))
+    assert made.phases == ((128, 0.9, None), (512, 0.1, None))
     assert round(made.steps * 0.9) == 7_038
     assert (made.steps - 7_038) * made.batch_size == pytest.approx(1_563 * 32_768, rel=1e-3)
     assert made.batch_size == 65_536
     rate = made.schedule
     assert rate(1_000) == pytest.approx(3e-3)
     assert rate(1_999) == pytest.approx(6e-3, rel=1e-3)
-    # base_lr * (1 - progress) ** 0.5, with progress counted from step 0: `PolyWarmUpScheduler`.
+    # `PolyWarmUpScheduler`: base_lr * (1 - progress) ** 0.5, with progress counted from step 0.
     assert rate(3_910) == pytest.approx(6e-3 * 0.5**0.5)
     assert round(dict(made.methods)["early_bert"]["search"] * made.steps) == 391
 

@@ -1,6 +1,6 @@
 """Progressive layer dropping: schedules, draws and configs.
 
-Axes: as in layer_drop.py and bert.py; N draws.
+Axes: as in layer_drop.py and bert.py, except that N is draws.
 """
 
 import collections
@@ -20,13 +20,14 @@ from helpers.config_files import CONFIGS, VOCAB, get_config
 from helpers.layer_drop_cases import LATE, drawn, stage_of
 from helpers.trunk import close, equal
 
-TOKENS = (Span(0, 5), Span(5, 6, queries=64), Span(6, 11, queries=64, keys=64), Span(11, 12))  # of token dropping
+# The plan of token dropping.
+TOKENS = (Span(0, 5), Span(5, 6, queries=64), Span(6, 11, queries=64, keys=64), Span(11, 12))
 both_samplings = pytest.mark.parametrize("sampling", ["independent", "systematic"])
 both_variants = pytest.mark.parametrize("variant", ["paper", "deepspeed"])
 
 
 def reference_draw(depth, theta):
-    """(keep, scale) of each layer, by the released code's loop: drawn with p, scaled with the next p."""
+    """(keep, scale) of each layer, by the released code's loop: it keeps with p and scales by 1 / the next p."""
     keep_L, scale_L, p = [], [], 1.0
     for _ in range(depth):
         keep_L.append(p)
@@ -47,7 +48,7 @@ def test_theta_falls_from_1_as_published():
         assert theta_at(0, 1, theta, 0.0, "paper") == 1
 
 
-def test_gamma_follows_the_length_of_the_training_unless_given():
+def test_gamma_is_100_over_the_number_of_steps_unless_given():
     assert theta_at(1000, 200_000, 0.5, 0.0, "paper") == theta_at(1000, 1, 0.5, 5e-4, "paper")
     assert theta_at(10, 2000, 0.5, 0.0, "paper") == theta_at(20, 4000, 0.5, 0.0, "paper")
     mean = np.mean([theta_at(step, 2000, 0.5, 0.0, "paper") for step in range(2000)])
@@ -59,7 +60,7 @@ def test_released_code_uses_the_theta_of_the_previous_step():
     assert thetas == [1, *(theta_at(step, 1000, 0.5, 1e-3, "paper") for step in range(3))]
 
 
-def test_layers_are_kept_as_published():
+def test_keep_probabilities_are_the_published_ones():
     keep_L, scale_L = keep_and_scale(12, 0.5, "paper")
     published = [0.9583, 0.9167, 0.875, 0.8333, 0.7917, 0.75, 0.7083, 0.6667, 0.625, 0.5833, 0.5417, 0.5]
     np.testing.assert_allclose(keep_L, published, atol=5e-5)
@@ -69,7 +70,7 @@ def test_layers_are_kept_as_published():
     equal(keep_and_scale(12, 1.0, "paper"), (np.ones(12), np.ones(12)))
 
 
-def test_released_code_scales_by_the_next_layers_probability():
+def test_released_code_divides_by_the_keep_probability_of_the_next_layer():
     keep_L, scale_L = keep_and_scale(12, 0.5, "deepspeed")
     published = [1.0435, 1.0909, 1.1429, 1.2, 1.2632, 1.3333, 1.4118, 1.5, 1.6, 1.7143, 1.8462, 2.0]
     np.testing.assert_allclose(scale_L, published, atol=5e-5)
@@ -81,7 +82,7 @@ def test_released_code_scales_by_the_next_layers_probability():
 
 
 def drawn_at(step, **arguments):
-    """(share of draws in which each of 12 layers runs at `step` of 1000, largest factor of each layer)."""
+    """(share of draws in which each layer runs, largest scale of each layer), for 12 layers at `step` of 1000."""
     method, stage = make(gamma=0.0, theta=0.5, sampling="independent", **arguments), stage_of()
     scale_NL = np.stack([
         method.draw(stage, Clock(step, stage.steps), np.random.default_rng((step, n)))[0] for n in range(2000)
@@ -96,7 +97,7 @@ SEEN = 5 * np.sqrt(0.25 / 2000)  # five standard deviations of a share of 2000 d
 
 @both_variants
 @pytest.mark.parametrize("step", [0, 5, 900])
-def test_time_schedule_alone_gives_every_layer_theta_of_the_step(step, variant):
+def test_time_schedule_alone_keeps_every_layer_with_the_theta_of_the_step(step, variant):
     theta = theta_at(step, 1000, 0.5, 0.0, variant)
     equal(keep_and_scale(12, theta, variant, depth_schedule=False), (np.full(12, theta), np.full(12, 1 / theta)))
     ran_L, scale_L = drawn_at(step, depth_schedule=False, variant=variant)
@@ -105,7 +106,7 @@ def test_time_schedule_alone_gives_every_layer_theta_of_the_step(step, variant):
 
 
 @pytest.mark.parametrize("step", [0, 900])
-def test_depth_schedule_alone_holds_theta_in_every_step(step):
+def test_depth_schedule_alone_uses_the_final_theta_in_every_step(step):
     keep_L = 1 - DEPTH_L * 0.5
     ran_L, scale_L = drawn_at(step, time_schedule=False)
     assert np.all(np.abs(ran_L - keep_L) <= SEEN)
@@ -114,14 +115,14 @@ def test_depth_schedule_alone_holds_theta_in_every_step(step):
 
 
 @pytest.mark.parametrize("step", [0, 900])
-def test_neither_schedule_is_a_constant_theta_for_every_layer(step):
+def test_without_schedules_every_layer_is_kept_with_the_final_theta(step):
     ran_L, scale_L = drawn_at(step, time_schedule=False, depth_schedule=False)
     assert np.all(np.abs(ran_L - 0.5) <= SEEN)
     close(scale_L, np.full(12, 2.0))
 
 
 @both_variants
-def test_without_the_rescale_a_layer_that_runs_is_unscaled(variant):
+def test_without_the_rescale_layers_are_not_scaled(variant):
     keep_L, scale_L = keep_and_scale(12, 0.5, variant, rescale=False)
     equal((keep_L, scale_L), (keep_and_scale(12, 0.5, variant)[0], np.ones(12)))
     scale_L = drawn_at(900, rescale=False, variant=variant)[1]
@@ -130,7 +131,7 @@ def test_without_the_rescale_a_layer_that_runs_is_unscaled(variant):
 
 @both_samplings
 @both_variants
-def test_layers_run_as_often_as_they_should_and_the_mean_gate_is_one(sampling, variant):
+def test_layers_run_as_often_as_expected_and_have_the_expected_mean_scale(sampling, variant):
     method, stage, count = make(sampling=sampling, variant=variant), stage_of(micro_batches=2), 4000
     scale_NML = np.stack([drawn(method, stage, LATE + n) for n in range(count)])
     keep_L, scale_L = reference_draw(12, 0.5)
@@ -138,12 +139,12 @@ def test_layers_run_as_often_as_they_should_and_the_mean_gate_is_one(sampling, v
         keep_L = 1 / scale_L
     equal(np.unique(scale_NML[..., 2]), np.array([0, scale_L[2]]))
     deviation_L = np.sqrt(keep_L * (1 - keep_L) / count)
-    assert np.all(np.abs((scale_NML != 0).mean(0) - keep_L) <= 5 * deviation_L)  # each micro-batch on its own
-    gain_L = keep_L * scale_L  # 1 in the paper
+    assert np.all(np.abs((scale_NML != 0).mean(0) - keep_L) <= 5 * deviation_L)  # in each micro-batch
+    gain_L = keep_L * scale_L  # 1 in the paper's variant
     assert np.all(np.abs(scale_NML.mean(0) - gain_L) <= 5 * deviation_L * scale_L + 1e-12)
 
 
-def test_independent_layers_are_independent_in_every_micro_batch():
+def test_independent_sampling_draws_each_layer_independently_in_every_micro_batch():
     keep_L, count = np.array([0.9, 0.75, 0.6, 0.3]), 10_000
     rng, plan = np.random.default_rng(0), (Span(0, 3), Span(3, 4))
     draws = [independent(keep_L, plan, 3, rng) for _ in range(count)]
@@ -154,7 +155,7 @@ def test_independent_layers_are_independent_in_every_micro_batch():
             assert abs(seen[runs_L] / count - p) <= 5 * math.sqrt(p * (1 - p) / count)
 
 
-def test_further_micro_batches_follow_the_distribution_given_the_number_of_layers():
+def test_later_micro_batches_are_drawn_given_the_number_of_layers_in_the_first():
     keep_L, micro_batches = np.array([1, 0.9, 0.6, 0.2, 0.5]), 20_000
     chance_of = {runs_L: np.where(runs_L, keep_L, 1 - keep_L).prod() for runs_L in np.ndindex(*(2,) * 5)}
     counts = set()
@@ -172,7 +173,7 @@ def test_further_micro_batches_follow_the_distribution_given_the_number_of_layer
     assert counts == {1, 2, 3, 4, 5}
 
 
-def test_systematic_number_of_layers_is_the_mean_rounded():
+def test_systematic_sampling_runs_the_mean_number_of_layers_rounded_up_or_down():
     keep_L, _ = keep_and_scale(12, 0.5, "paper")
     rng = np.random.default_rng(0)
     for plan in (whole(12), TOKENS, edit(whole(12), 0, 9, frozen=True)):
@@ -183,8 +184,8 @@ def test_systematic_number_of_layers_is_the_mean_rounded():
             assert abs(counts_N.mean() - mean) < 5 * math.sqrt(0.25 / 1000)
 
 
-def test_systematic_sets_of_layers_do_not_follow_a_fixed_order():
-    # Without the shuffle only 11 subsets of 12 layers occur, and neighbours correlate to -0.92.
+def test_systematic_sampling_shuffles_the_layers():
+    # Without the shuffle, only 11 subsets of the 12 layers occur, and correlations of neighbours reach -0.92.
     keep_L, _ = keep_and_scale(12, 0.5, "paper")
     rng = np.random.default_rng(0)
     runs_NL = np.concatenate([systematic(keep_L, whole(12), 2, rng) for _ in range(3000)])
@@ -196,7 +197,7 @@ def test_systematic_sets_of_layers_do_not_follow_a_fixed_order():
 
 
 class Edge:
-    """A generator whose u is the smallest or the largest possible."""
+    """A random generator. Its integers are always the smallest or the largest possible."""
 
     def __init__(self, largest: bool):
         self.largest, self.rng = largest, np.random.default_rng(0)
@@ -209,8 +210,8 @@ class Edge:
 
 
 @pytest.mark.parametrize("largest", [False, True])
-def test_rounding_does_not_make_micro_batches_differ(largest):
-    # The exact sums are whole numbers. In floating point they are not, and they depend on the order.
+def test_rounding_does_not_change_the_number_of_layers_between_micro_batches(largest):
+    # An exact sum does not depend on the order of the layers. A sum in floating point does, if probabilities differ.
     for keep_L in (np.array([0.9, 0.8, 0.7, 0.6]), np.full(10, 0.1), np.linspace(1, 0.1, 10)):
         sums = {float(np.cumsum(np.random.default_rng(n).permutation(keep_L))[-1]) for n in range(50)}
         runs_ML = systematic(keep_L, whole(len(keep_L)), 500, Edge(largest))
@@ -220,19 +221,19 @@ def test_rounding_does_not_make_micro_batches_differ(largest):
 
 @both_samplings
 @both_variants
-def test_micro_batches_run_equally_many_layers_but_not_the_same(sampling, variant):
+def test_micro_batches_run_the_same_number_of_layers_but_not_the_same_layers(sampling, variant):
     for plan in (whole(12), TOKENS):
         method, stage = make(sampling=sampling, variant=variant), stage_of(plan=plan, micro_batches=8)
         differ = 0
         for step in (*range(50), *range(LATE, LATE + 100)):
             scale_ML = drawn(method, stage, step)
             assert scale_ML.shape == (8, 12)
-            pack(plan, scale_ML)  # raises if the numbers differ
+            pack(plan, scale_ML)  # raises if the numbers of layers differ
             differ += len(np.unique(scale_ML, axis=0)) > 1
         assert differ > 100
 
 
-def test_draws_are_functions_of_seed_and_step():
+def test_draws_depend_only_on_seed_and_step():
     stage, steps = stage_of(micro_batches=2), [3, LATE, 40, 3]
     for sampling in ("independent", "systematic"):
         one, other = (chain(make(sampling=sampling)) for _ in range(2))
@@ -244,7 +245,7 @@ def test_draws_are_functions_of_seed_and_step():
         assert any((drawn(one, stage, LATE + 1 + n) != forwards[1]).any() for n in range(4))
 
 
-def test_both_executions_draw_the_same_gates_and_conditional_plans_keep_their_tokens():
+def test_both_executions_draw_the_same_gates_and_keep_the_tokens_of_each_span():
     stage = stage_of(plan=TOKENS, micro_batches=2)
     gather, cond = make(), make(execution="cond")
     assert gather.stages((stage,)) == (stage,)
@@ -254,7 +255,7 @@ def test_both_executions_draw_the_same_gates_and_conditional_plans_keep_their_to
         equal(drawn(gather, stage, step), drawn(cond, conditional, step))
 
 
-def test_sampling_is_systematic_if_another_method_splits_the_plan():
+def test_automatic_sampling_is_systematic_if_another_method_splits_the_plan():
     split, frozen = stage_of(plan=TOKENS), stage_of(plan=edit(whole(12), 0, 9, frozen=True))
     for stage, sampling in ((stage_of(), "independent"), (split, "systematic"), (frozen, "systematic")):
         for step in range(LATE, LATE + 20):
@@ -287,7 +288,7 @@ def test_few_programs_serve_all_steps():
         ({"variant": "deep"}, r"layer_drop\.variant='deep' is unknown: use paper or deepspeed"),
         ({"sampling": "bernoulli"}, "use auto or independent or systematic"),
         ({"execution": "where"}, "use gather or cond"),
-        ({"gamma": 1e-3, "time_schedule": False}, r"gamma=0\.001 is the pace .*time_schedule=False.*drop one"),
+        ({"gamma": 1e-3, "time_schedule": False}, r"gamma=0\.001 is the pace .*time_schedule=False.*leave out one"),
         ({"thete": 0.5}, r"layer_drop\.thete is unknown: did you mean theta"),
     ],
 )
@@ -318,7 +319,7 @@ def test_config_is_the_published_recipe():
     assert (made.model.depth, made.model.width, made.model.norm, made.model.embed_norm) == (12, 768, "pre", True)
     assert made.model.residual_init_std == pytest.approx(0.02 / math.sqrt(24))
     assert (made.model.init_std, made.model.dropout, made.model.attention_dropout) == (0.02, 0.1, 0.1)
-    assert (made.batch_size, made.steps, made.phases) == (4096, 200_000, ((128, 1.0),))
+    assert (made.batch_size, made.steps, made.phases) == (4096, 200_000, ((128, 1.0, None),))
     assert made.batch_size // made.micro_batches == 16 * 64
     assert made.data.objective == "mlm+nsp"
     assert made.optimizer == optim.Optimizer("adamw", 0.9, 0.999, 1e-8, 0.01, False, 1.0)
@@ -327,7 +328,7 @@ def test_config_is_the_published_recipe():
         assert made.schedule(step) == pytest.approx(rate, rel=1e-2)
 
 
-def test_each_control_is_one_step_closer_to_the_method():
+def test_controls_are_post_ln_and_pre_ln_without_layer_dropping():
     method, post, pre = (config_of(text)[1] for text in ("", "control=post", "control=pre"))
     assert (post.methods, pre.methods) == ((), ())
     assert pre == dataclasses.replace(method, methods=())
@@ -336,4 +337,4 @@ def test_each_control_is_one_step_closer_to_the_method():
     assert post.schedule == dataclasses.replace(pre.schedule, peak=1e-4)
     with pytest.raises(BadInput, match="control='pree': expected control=post"):
         config_of("control=pree")
-    assert config_of("seq=512")[1].phases == ((512, 1.0),)
+    assert config_of("seq=512")[1].phases == ((512, 1.0, None),)

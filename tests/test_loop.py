@@ -1,4 +1,4 @@
-"""The train loop: a run learns, resumes bit for bit, and refuses what does not belong to it."""
+"""The train loop: a run learns, resumes bit for bit, and refuses bad settings, folders and checkpoints."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ def finished(small_shards, tmp_path_factory):
     return workdir, summary
 
 
-def test_a_run_learns_and_leaves_all_its_files(finished):
+def test_a_run_learns_and_writes_all_its_files(finished):
     workdir, summary = finished
     rows = read_rows(workdir / "metrics.jsonl")
     train = [row for row in rows if row["split"] == "train"]
@@ -43,19 +43,19 @@ def test_a_run_learns_and_leaves_all_its_files(finished):
     assert json.loads((workdir / "summary.json").read_text()) == json.loads(json.dumps(summary))
 
 
-def test_rows_and_summary_say_how_much_of_the_peak_is_used(small_shards, tmp_path, monkeypatch):
+def test_rows_and_summary_report_the_utilisation_of_the_peak(small_shards, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "measured_peak", lambda device: 1e12)
     config = small_config(small_shards, steps=4, phases="16:1", log_every=2, eval__every=0, measure_peak=True)
     summary = run(config, tmp_path)
     one, two = (row for row in read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train")
     assert summary["peak_flops_per_second"] == 1e12
     assert 0 < summary["utilisation"] <= summary["utilisation_padded"] == summary["utilisation_dense"]
-    # It covers the steps since the last row, not since the start.
+    # A row's utilisation covers the steps since the previous row, not since the start.
     spent = two["seconds"] - one["seconds"]
     assert two["utilisation_padded"] == pytest.approx((two["flops"] - one["flops"]) / spent / 1e12, rel=0.2)
 
 
-def test_without_a_known_peak_no_utilisation_is_claimed(finished):
+def test_no_utilisation_is_reported_without_a_known_peak(finished):
     workdir, summary = finished
     assert summary["peak_flops_per_second"] is None
     assert not any(key.startswith("utilisation") for row in read_rows(workdir / "metrics.jsonl") for key in row)
@@ -66,7 +66,7 @@ def same_arrays(one, other):
     return all(jax.tree.leaves(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes(), a, b)))
 
 
-# Mid-stage and between rows, and exactly at the end of a stage.
+# Step 25 is inside a stage and between two rows. Step 30 is the end of a stage.
 @pytest.mark.parametrize("at_step", [25, 30])
 def test_interrupted_run_ends_like_an_uninterrupted_one(finished, small_shards, tmp_path, monkeypatch, at_step):
     config = small_config(small_shards)
@@ -78,7 +78,7 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(finished, small_shards, 
 
 
 def test_run_killed_between_checkpoints_writes_no_row_twice(finished, small_shards, tmp_path):
-    # What SIGKILL leaves at step 55: the checkpoint of step 40, and later rows.
+    # What SIGKILL may leave: an older checkpoint, rows of later steps, and a partial row.
     shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/60")
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
@@ -127,7 +127,7 @@ def test_finished_run_is_not_run_again(finished, small_shards):
     before = (finished[0] / "metrics.jsonl").read_text()
     summary = run(small_config(small_shards), finished[0])
     assert (finished[0] / "metrics.jsonl").read_text() == before
-    # How long the last save took is known only afterwards.
+    # The last checkpoint does not hold the time of its own save.
     assert summary | {"save_seconds": 0} == finished[1] | {"save_seconds": 0}
 
 
@@ -153,7 +153,7 @@ def test_warm_start_from_a_pruned_model_says_that_no_config_matches(finished, sm
         run(small_config(small_shards, init=str(finished[0])), tmp_path)
 
 
-def test_loss_that_is_not_finite_ends_the_run_and_is_not_saved(small_shards, tmp_path):
+def test_loss_that_is_not_finite_ends_the_run_and_its_weights_are_not_saved(small_shards, tmp_path):
     config = small_config(small_shards, learning_rate__peak=1e38, optimizer__clip_norm=0.0, checkpoint__every=1)
     with pytest.raises(BadInput, match=rf"not finite.*in another --workdir; .*--config.init={tmp_path}"):
         run(config, tmp_path)
@@ -161,7 +161,7 @@ def test_loss_that_is_not_finite_ends_the_run_and_is_not_saved(small_shards, tmp
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoint.restore_params(newest)))
 
 
-def test_failed_start_leaves_the_folder_to_a_corrected_config(small_shards, tmp_path):
+def test_folder_accepts_a_corrected_config_after_a_run_without_checkpoints(small_shards, tmp_path):
     config = small_config(small_shards, learning_rate__peak=1e38, optimizer__clip_norm=0.0, checkpoint__every=0)
     with pytest.raises(BadInput, match=r"not finite.*float32$"):
         run(config, tmp_path)
@@ -175,13 +175,13 @@ LAST_STEP_OVERFLOWS = {
     "learning_rate__warmup_steps": 0,
     "learning_rate__decay": "constant",
     "optimizer__clip_norm": 0.0,
-    "optimizer__bias_correction": False,  # the first update is then 3 wherever a gradient is not 0
+    "optimizer__bias_correction": False,  # so the first update is about 3 wherever the gradient is not 0
 }
 
 
 @pytest.mark.parametrize("every", [0, 1])
 def test_weights_that_are_not_finite_after_the_last_step_end_the_run(small_shards, tmp_path, every):
-    # The last step's loss is computed before its update, and no later step would show what the update did.
+    # The last step's loss is computed before its update. No later loss shows the effect of that update.
     config = small_config(small_shards, eval__every=every, checkpoint__every=every, **LAST_STEP_OVERFLOWS)
     with pytest.raises(BadInput, match=r"params/.* is not finite .*so this step is not saved\. Try a lower"):
         run(config, tmp_path)
@@ -198,7 +198,7 @@ def test_checkpoint_with_a_weight_that_is_not_finite_is_refused_everywhere(small
     save = checkpoint.save
 
     def poisoned(root, state, about, keep):
-        """Saves with a NaN in one leaf of the weights, and without the check."""
+        """Saves the weights with a NaN in one leaf, and skips the check that would refuse it."""
         params = {**state.params, "mlm": {**state.params["mlm"], "bias": state.params["mlm"]["bias"].at[3].set(np.nan)}}
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, "refuse_not_finite", lambda tree, consequence: None)
@@ -222,7 +222,7 @@ def test_checkpoint_with_a_weight_that_is_not_finite_is_refused_everywhere(small
 
 
 @pytest.mark.parametrize(("branch", "name"), [("opt_state", "opt_state/.*mu/.*"), ("method", "method/0")])
-def test_moment_or_method_state_that_is_not_finite_is_refused_by_its_name(
+def test_moment_or_method_state_that_is_not_finite_is_refused_by_name(
     small_shards, tmp_path, monkeypatch, branch, name
 ):
     config = small_config(
@@ -249,7 +249,7 @@ def test_only_the_newest_checkpoints_are_kept(small_shards, tmp_path):
     assert checkpoint.steps(tmp_path / "checkpoints") == [6, 8, 10, 12, 14]
 
 
-def test_programs_compile_once(small_shards, tmp_path, monkeypatch):
+def test_each_program_compiles_once(small_shards, tmp_path, monkeypatch):
     compiled = []
     add = compile.Programs.add
     monkeypatch.setattr(
@@ -269,13 +269,13 @@ def test_run_is_not_continued_on_other_shards(small_shards, tmp_path, monkeypatc
         run(config, tmp_path / "run")
 
 
-def test_batch_is_checked_against_every_phase_before_the_first_step(small_shards, tmp_path):
+def test_batch_size_is_checked_against_every_phase_before_the_first_step(small_shards, tmp_path):
     config = small_config(small_shards, phases="16:0.5,64:0.5", batch_size=256)
     with pytest.raises(BadInput, match="an epoch of seq_len 64 has"):
         run(config, tmp_path / "run")
 
 
-def test_refused_start_leaves_the_folder_free_for_the_corrected_one(small_shards, tmp_path):
+def test_folder_accepts_a_corrected_config_after_a_refused_start(small_shards, tmp_path):
     with pytest.raises(BadInput, match="no checkpoint in /typo"):
         run(small_config(small_shards, init="/typo"), tmp_path / "run")
     assert run(small_config(small_shards, steps=1, phases="16:1"), tmp_path / "run")["steps"] == 1
@@ -300,6 +300,9 @@ def test_refused_start_leaves_the_folder_free_for_the_corrected_one(small_shards
         ({"phases": "128:1"}, "above the model's 64"),
         ({"eval__seq_len": 65}, "above the model's 64"),
         ({"phases": "16:0.5,32:0.4"}, "sum to 1"),
+        ({"phases": "16@:0.5,32:0.5"}, "with a batch size for each"),
+        ({"phases": "16@0:0.5,32:0.5"}, "with a batch size for each"),
+        ({"phases": "16@9:0.5,32:0.5", "micro_batches": 2}, "a batch size of 9 is not divisible by"),
         ({"methods": "layer_dorp"}, "unknown"),
         ({"mesh__tensor": 3}, "does not fit the number of devices, 1:"),
         ({"optimizer__name": "adam"}, "adamw"),

@@ -12,11 +12,11 @@ from bert_fast.configs import bert
 from bert_fast.cost.flops import step_flops
 from bert_fast.method import Clock
 from bert_fast.planner import estimate, programs, tpu
+from bert_fast.planner.timing import make_batch, stepper
 from bert_fast.train import compile, optim, settings, timeline
 from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.sharding import global_batch, make_mesh
 from bert_fast.train.step import make_step
-from experiments.timing import make_batch, stepper
 from helpers.command_line import bert_fast
 from helpers.estimates import V5E, made_plan
 
@@ -39,7 +39,7 @@ def plan(**changes):
 # --- what is counted without a compiler -------------------------------------------------------------------------------
 
 
-def test_dense_run_is_its_own_dense_equivalent():
+def test_flops_of_a_dense_run_equal_its_dense_flops():
     dense = plan()
     (stage,) = dense.stages
     assert stage.flops == stage.dense
@@ -55,21 +55,22 @@ def test_each_stage_of_growth_is_counted():
     assert grown.flops < 0.8 * grown.dense
 
 
-def test_dropped_layers_are_counted_over_the_whole_ramp():
-    # Theta decays from 1 to 0.5 at a rate of 100 / steps per step, so all but the first twentieth is near 0.5.
+def test_dropped_layers_are_averaged_over_the_whole_schedule_of_theta():
+    # Theta decays from 1 to 0.5 at a rate of 100 / steps per step, so it is near 0.5 after a twentieth of the run.
     dropped = plan(methods="layer_drop").stages[0]
     alone = plan(methods="layer_drop", layer_drop__execution="cond").stages[0]
     assert 0.75 < dropped.flops / dropped.dense < 0.9
     assert alone.flops == pytest.approx(dropped.flops, rel=0.02)
 
 
-def test_expected_ticket_has_the_widths_left_by_its_ratios():
+def test_expected_ticket_has_the_widths_that_its_pruning_ratios_leave():
     made = settings_of(methods="early_bert", early_bert__align=1)
     method = methods.make(made.methods)
     search, slim = timeline.stages(made, method)
     assert search.program.model == made.model
     assert (search.guess, slim.guess) == (False, True)
-    # A third of two heads is one. Two fifths of all neurons go, more in some layers than in others.
+    # A ratio of a third prunes one of two heads. Two fifths of all neurons are pruned, more in some layers than in
+    # others.
     assert slim.program.model.heads == 1
     mlp_dim_L = slim.program.model.mlp_dim_L
     assert sum(mlp_dim_L) == pytest.approx(0.6 * 4 * 512, abs=1)
@@ -78,7 +79,7 @@ def test_expected_ticket_has_the_widths_left_by_its_ratios():
     assert set(timeline.stages(aligned, methods.make(aligned.methods))[1].program.model.mlp_dim_L) <= {256, 384}
 
 
-def test_draws_are_sorted_by_share_and_sum_to_one():
+def test_draws_are_sorted_by_share_and_the_shares_sum_to_one():
     made = settings_of(methods="layer_drop", layer_drop__sampling="independent")
     method = methods.make(made.methods)
     (stage,) = timeline.stages(made, method)
@@ -87,7 +88,7 @@ def test_draws_are_sorted_by_share_and_sum_to_one():
     assert sum(shares) == pytest.approx(1)
     assert shares == sorted(shares, reverse=True)
     assert len(drawn) > 2
-    # All four layers rarely run together, but that has to fit too.
+    # All four layers rarely run together, but their program must fit in memory too.
     chosen = programs.to_compile(drawn, 2)
     assert sum(draw.share for draw in chosen) == pytest.approx(1)
     assert [draw.program for draw in chosen[:2]] == [draw.program for draw in drawn[:2]]
@@ -97,14 +98,14 @@ def test_draws_are_sorted_by_share_and_sum_to_one():
     assert len(programs.to_compile(drawn, len(drawn))) == len(drawn)
 
 
-def test_clocks_restart_with_the_training():
+def test_clocks_restart_after_the_search():
     made = settings_of(methods="early_bert", early_bert__search=100.0)
     stages = timeline.stages(made, methods.make(made.methods))
     assert [clock.step for clock in timeline.clocks(stages, 0, 3)] == [0, 49, 99]
     assert timeline.clocks(stages, 1, 3) == [Clock(0, 1000), Clock(499, 1000), Clock(999, 1000)]
 
 
-def test_shapes_equal_those_that_a_step_gets():
+def test_planned_shapes_equal_the_shapes_of_a_steps_inputs():
     made = settings_of(methods="early_bert", model__width=32, model__head_size=16)
     method, mesh = methods.make(made.methods), make_mesh(1, 1, 1, jax.devices()[:1])
     optimizer = optim.make(made.optimizer)
@@ -124,14 +125,15 @@ def test_layers_in_conditional_spans_count_as_often_as_they_run():
     (draw,) = timeline.draws(method, stage, [Clock(900, 1000)] * 500)
     # Theta is 0.5: layer i of 4 runs with probability 1 - i/4 * 1/2.
     np.testing.assert_allclose(draw.on_L, [0.875, 0.75, 0.625, 0.5], atol=0.04)
-    assert abs((draw.route.scale_R != 0).mean(0).sum() - sum(draw.on_L)) < 0.4  # 3 layers, not 2, for a mean of 2.75
+    # The draw's route runs 3 layers, the number closest to the mean of 2.75.
+    assert abs((draw.route.scale_R != 0).mean(0).sum() - sum(draw.on_L)) < 0.4
     assert step_flops(draw.program, draw.on_L).executed < step_flops(draw.program).executed
 
 
 # --- what is compiled ------------------------------------------------------------------------------------------------
 
 
-def test_means_are_scaled_to_all_programs_and_memory_is_of_the_largest():
+def test_means_are_scaled_to_all_programs_and_memory_is_the_maximum():
     stage = made_plan(flops=1.1e13).stages[0]
     often = tpu.Compiled(tpu.Said(60.0, "", 5, 10, 15), cycles=100, not_counted={"gather": 8}, lines=[("a", "b", 100)])
     largest = tpu.Compiled(tpu.Said(90.0, "", 5, 30, 35), cycles=900, lines=[("a", "b", 900)])
@@ -153,7 +155,7 @@ def test_largest_batch_is_the_last_that_fits(monkeypatch):
 
     monkeypatch.setattr(estimate, "plan", fits_up_to_64)
     assert estimate.largest_batch(settings_of(), V5E, pathlib.Path("unused"), SILENT) == 64
-    assert tried == [16, 32, 64, 128]  # from the run's 16 up
+    assert tried == [16, 32, 64, 128]  # upwards from the run's 16
     tried.clear()
     assert estimate.largest_batch(settings_of(batch_size=500), V5E, pathlib.Path("unused"), SILENT) == 64
     assert tried == [256, 128, 64]
@@ -168,7 +170,7 @@ def test_mesh_does_not_change_flops():
     assert plan(mesh__fsdp=4).flops == plan().flops
 
 
-def test_dense_training_is_of_the_unpruned_model():
+def test_dense_flops_are_the_flops_of_the_unpruned_model():
     pruned = plan(methods="early_bert")
     search, slim = pruned.stages
     assert search.dense == slim.dense == plan().stages[0].dense
@@ -204,18 +206,19 @@ def test_tpu_compiler_plans_a_run_of_two_stages(tmp_path):
     assert low.cycles > 0
     assert planned.hours() > 0
     assert 0 < planned.utilisation() < 1
-    assert low.collectives["all-reduce"] > high.collectives["all-reduce"] > 0  # the embeddings do not learn
+    assert low.collectives["all-reduce"] > high.collectives["all-reduce"] > 0  # the embeddings are frozen in `high`
     assert low.not_counted["gather"] > 0
     assert {line.split(":")[0] for line, _, _ in low.lines} >= {"layers.py", "train/step.py"}
     assert len(list(tmp_path.iterdir())) == 2
     again = estimate.plan(made, where, tmp_path, SILENT)
     assert again == planned
-    # Four quarters of a batch use the chip less well, and the compiler does not say how often a loop runs.
+    # Four micro-batches use the chip less well than one batch. The compiler does not report how often their loop runs,
+    # so the planner reads it from the compiled program.
     looped = estimate.plan(dataclasses.replace(made, micro_batches=4), where, tmp_path, SILENT)
     assert looped.stages[0].cycles > 1.2 * low.cycles
 
 
-def test_planned_step_is_the_one_that_would_run():
+def test_planned_step_equals_the_step_of_a_real_run():
     made = settings_of()
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     method, optimizer = methods.make(made.methods), optim.make(made.optimizer)

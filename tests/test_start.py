@@ -32,7 +32,7 @@ OPTIMIZER = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 1.
 # --- rates and clocks -------------------------------------------------------------------------------------------------
 
 
-def test_rate_counts_from_the_run_or_from_the_stage():
+def test_rate_counts_from_the_start_of_the_run_or_of_the_stage():
     assert STAGE.learning_rate(Clock(40, 100), 7) == SCHEDULE(40)
     of_stage = dataclasses.replace(STAGE, schedule_from="stage")
     assert of_stage.learning_rate(Clock(40, 100), 7) == SCHEDULE(7)
@@ -55,11 +55,11 @@ def test_stage_that_is_cut_keeps_its_rates(changes):
         assert part.learning_rate(Clock(step, 100), since) == stage.learning_rate(Clock(step, 100), step)
 
 
-def test_clock_counts_the_steps_of_a_training_and_starts_again_at_a_restart():
+def test_clock_counts_the_steps_of_one_training_and_starts_again_at_a_restart():
     restart = dataclasses.replace(STAGE, data="restart")
     steps = (10, 20, 30, 40)
     planned = [dataclasses.replace(s, steps=n) for s, n in zip((STAGE, STAGE, restart, STAGE), steps, strict=True)]
-    # The search ended at step 25 instead of 30; its own clock still counts the planned steps.
+    # The search ended at step 25 instead of 30. Its own clock still counts the planned steps.
     assert timeline.clock_of(planned, 0, 5, 0) == Clock(5, 30)
     assert timeline.clock_of(planned, 1, 24, 0) == Clock(24, 30)
     assert timeline.clock_of(planned, 2, 25, 25) == Clock(0, 70)
@@ -87,7 +87,7 @@ def test_stage_in_which_nothing_learns_is_refused(small_shards):
 # --- a folder that already holds a run --------------------------------------------------------------------------------
 
 
-def test_run_older_than_a_key_had_its_default(small_shards, tmp_path):
+def test_a_key_that_an_older_run_lacks_has_its_default(small_shards, tmp_path):
     config = small_config(small_shards)
     older = {**config, "token_drop": {**config["token_drop"]}, "optimizer": {**config["optimizer"]}}
     del older["token_drop"]["examples_per_row"]
@@ -100,9 +100,6 @@ def test_run_older_than_a_key_had_its_default(small_shards, tmp_path):
         resume.refuse_other(tmp_path, {**config, "optimizer": {**config["optimizer"], "eps_before_correction": True}})
     with pytest.raises(BadInput, match=r"seed: 0 there, 7 now"):
         resume.refuse_other(tmp_path, {**config, "seed": 7})
-
-
-# --- a checkpoint's parameters and states -----------------------------------------------------------------------------
 
 
 def test_renamed_keys_are_read_from_an_older_config(small_shards, tmp_path):
@@ -118,17 +115,20 @@ def test_renamed_keys_are_read_from_an_older_config(small_shards, tmp_path):
         resume.refuse_other(tmp_path, config)
 
 
+# --- a checkpoint's parameters and states -----------------------------------------------------------------------------
+
+
 def test_parameters_of_another_model_are_refused():
     params = random_params(CONFIG)
     check_model("grown", {**params, "layers": {**params["layers"], "gain": np.ones(2)}}, CONFIG)
-    with pytest.raises(ValueError, match=r"stage grown: .* is \(2, .*, but its model has \(3, "):
+    with pytest.raises(ValueError, match=r"stage grown: .* has shape \(2, .*, but the stage's model expects \(3, "):
         check_model("grown", params, dataclasses.replace(CONFIG, depth=3))
     without = {name: leaf for name, leaf in params.items() if name != "mlm"}
-    with pytest.raises(ValueError, match=r"stage grown: mlm/.* is None"):
+    with pytest.raises(ValueError, match=r"stage grown: mlm/.* has shape None"):
         check_model("grown", without, CONFIG)
 
 
-def test_warm_start_applies_what_a_method_added_and_drops_it(small_shards, tmp_path):
+def test_warm_start_applies_and_removes_the_parameters_that_a_method_added(small_shards, tmp_path):
     search = {"search": 3.0, "neuron_ratio": 0.0, "head_ratio": 0.0}
     config = small_config(
         small_shards,
@@ -140,7 +140,7 @@ def test_warm_start_applies_what_a_method_added_and_drops_it(small_shards, tmp_p
         checkpoint__keep=9,
         eval__every=0,
     )
-    # A search that prunes nothing: the training after it has the same program, but no coefficients.
+    # The search prunes nothing: the training after it has the same program, but no coefficients.
     assert run(config, tmp_path)["steps"] == 6
     folder = tmp_path / "checkpoints/3"
     theirs = checkpoint.restore_params(folder)["layers"]
@@ -189,13 +189,7 @@ def test_stage_that_the_mesh_does_not_divide_is_refused_before_it_begins(small_s
     method = methods.make(settings.methods)
     mesh = jax.sharding.Mesh(np.array([Device(0), Device(1)]).reshape(1, 1, 2), AXES)
     with pytest.raises(BadInput, match=r"stage 16-tokens: layers/attention_output/kernel has an axis of 3.*tensor=2"):
-        sharding.check_divides(
-            settings.batch_size,
-            settings.micro_batches,
-            settings.eval.batch_size,
-            timeline.stages(settings, method),
-            mesh,
-        )
+        sharding.check_divides(settings.eval.batch_size, timeline.stages(settings, method), mesh)
 
 
 def test_counts_of_another_version_are_refused():

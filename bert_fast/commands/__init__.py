@@ -1,6 +1,6 @@
-"""The commands, one file each: a line on what it does, an example, its flags, and `run`.
+"""The commands. Each is a file with a one-line description, an example, its flags, and `run`.
 
-A command imports what it needs when it runs, so that --help is quick.
+A command imports what it needs only when it runs, so that --help is fast.
 """
 
 import importlib
@@ -11,10 +11,12 @@ from absl import flags
 from bert_fast import BadInput
 
 REQUIRED = "required"
-# In the order in which people need them: first to make a model, then to use it.
+# In the order of use: first the commands that make a model, then the commands that use it.
 NAMES = (
     "prepare",
     "plan",
+    "costs",
+    "compare",
     "pretrain",
     "evaluate",
     "fill-mask",
@@ -48,7 +50,9 @@ def process_flags(args: flags.FlagValues):
         "Join the processes that JAX finds by itself (TPU slice, Slurm).",
         flag_values=args,
     )
-    flags.DEFINE_string("coordinator", None, "Join processes anywhere else: HOST:PORT of the first.", flag_values=args)
+    flags.DEFINE_string(
+        "coordinator", None, "Join processes elsewhere: HOST:PORT of the first process.", flag_values=args
+    )
     flags.DEFINE_integer("process_count", None, "With --coordinator: the number of processes.", flag_values=args)
     flags.DEFINE_integer(
         "process_index", None, "With --coordinator: the number of this process, from 0.", flag_values=args
@@ -87,7 +91,7 @@ def nothing(texts: list[str]):
 
 
 def with_config_files(argv: list[str]) -> list[str]:
-    """The command line with shipped configs, given by name, replaced by their files."""
+    """The command line, with the names of shipped configs replaced by their files."""
     if not any(arg.lstrip("-").split("=")[0] in ("config", "compare") for arg in argv):
         return argv
     from bert_fast.commands import config_flag

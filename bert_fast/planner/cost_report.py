@@ -1,4 +1,4 @@
-"""Formats a plan as tables for people, and says what each figure includes."""
+"""Formats a cost estimate as tables for people, and says what each figure includes."""
 
 from bert_fast.cost.accelerators import GIB
 from bert_fast.planner.estimate import CostEstimate, StageEstimate
@@ -11,7 +11,7 @@ custom calls count as the time to move their bytes at the memory's bandwidth. Pr
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows as aligned text, the head first. The first column is left-aligned, the others are right-aligned."""
+    """Rows as aligned text, with the header first. The first column is left-aligned, the others are right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -27,7 +27,7 @@ def gib(size: float) -> str:
 
 
 def mib(sizes) -> str:
-    """Sizes in MiB by kind, given in bytes; "none" if there are none."""
+    """Text with the size of each kind in MiB. `sizes` are in bytes; "none" if there are none."""
     return ", ".join(f"{kind} {size / 2**20:,.1f}" for kind, size in sizes.items()) or "none"
 
 
@@ -61,7 +61,10 @@ def _analytic(stage: StageEstimate) -> tuple[str, ...]:
 
 
 def details(plan: CostEstimate) -> list[str]:
-    """What a device moves without an estimate of cycles, what it sends, and why a stage does not fit."""
+    """For each stage, the bytes that a device moves in work without a cycle estimate and in collectives.
+
+    For a stage that does not fit, the reason and the remedies.
+    """
     lines = []
     for stage in plan.stages if plan.where.chip else ():
         if stage.problem:
@@ -72,8 +75,8 @@ def details(plan: CostEstimate) -> list[str]:
             )
             continue
         lines.append(
-            f"stage {stage.name}, MiB per step and device: without estimate: {mib(stage.not_counted)}; collectives: "
-            f"{mib(stage.collectives)}"
+            f"stage {stage.name}, MiB per step and device: {mib(stage.not_counted)} (work without a cycle estimate); "
+            f"{mib(stage.collectives)} (collectives)"
         )
     return lines
 
@@ -89,7 +92,7 @@ def totals(plan: CostEstimate, utilisation: float) -> list[str]:
         least = f"{clock(3600 * hours)}{price(plan, hours)}"
         lines.append(f"  at least {least} on {plan.where.topology}: at most {used:.0%} of its peak")
     if at is not None:
-        above = "" if hours is None or at >= hours else ", which is more than those cycles allow"
+        above = "" if hours is None or at >= hours else ", which is more than the cycles allow"
         lines.append(f"  {clock(3600 * at)}{price(plan, at)} at {utilisation:.0%} of its peak{above}")
     lines.append(f"  compiling: {clock(sum(stage.compile_seconds for stage in plan.stages))} in total, once per run")
     return lines
@@ -117,7 +120,7 @@ def comparison(plan: CostEstimate, other: CostEstimate) -> list[str]:
 
 
 def profile(stage: StageEstimate, top: int = 25) -> str:
-    """Where a stage's cycles go, by source line and operation: the `top` largest."""
+    """Where a stage's cycles go: the `top` most expensive pairs of source line and operation."""
     total = sum(cycles for _, _, cycles in stage.lines) or 1
     rows = [
         (source or "?", operation, f"{cycles / 1e6:.2f}", f"{cycles / total:.1%}")

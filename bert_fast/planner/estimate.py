@@ -13,7 +13,7 @@ from bert_fast.cost.accelerators import Accelerator
 from bert_fast.cost.flops import dense_equivalent
 from bert_fast.method import Method, Stage
 from bert_fast.planner import programs, tpu
-from bert_fast.train import optim, sharding, timeline
+from bert_fast.train import budget, optim, sharding, timeline
 from bert_fast.train.compile import Programs
 from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.settings import PretrainSettings
@@ -22,7 +22,7 @@ from bert_fast.train.step import make_step
 
 # The vocabulary to plan for if no shards folder is given: BERT's, uncased.
 BERT = {"size": 30_522, "special_ids": {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}}
-MOST = 2  # how many of a stage's programs are compiled: the most frequent ones
+MOST = 2  # number of a stage's programs to compile, the most frequent first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class StageEstimate:
     """One stage: means per step, over all devices together unless noted.
 
     flops: FLOPs executed. dense: FLOPs of dense training. cycles: per device; None without a TPU. share: the share of
-    the steps whose program was compiled; the others are assumed to take equally many cycles per FLOP. Bytes are per
-    device; memory figures are for the program that needs the most.
+    the steps whose program was compiled; the other steps are assumed to take as many cycles per FLOP. Bytes are per
+    device. Memory figures are for the program that needs the most.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Slice(NamedTuple):
 
 
 def on(topology: str) -> Slice:
-    """The slice that a topology names. Raises BadInput if it is unknown, or libtpu is missing or does not match."""
+    """The slice that a topology names. Raises BadInput if it is unknown, or if libtpu is missing or does not match."""
     if topology in ("cpu", "gpu"):
         return Slice(topology, None, jax.devices("cpu")[:1])
     return Slice(topology, *tpu.describe(topology))
@@ -118,31 +118,33 @@ class CostEstimate(NamedTuple):
         return None if chip is None else self.flops / (self.chips * chip.peak * utilisation) / 3600
 
     def utilisation(self) -> float | None:
-        """Upper bound on the share of the peak: reached if the run takes its minimum hours."""
+        """Upper bound on the share of the peak, reached if the run takes its minimum hours."""
         hours, at_peak = self.hours(), self.hours_at(1.0)
         return None if hours is None or at_peak is None else at_peak / hours
 
 
 def plan(settings: PretrainSettings, where: Slice, cache: pathlib.Path, say: Callable[[str], None]) -> CostEstimate:
-    """The cost estimate of a run. On a TPU slice, compiles the programs that each stage draws most often and the
-    largest one, or reads earlier results from the cache.
+    """The cost estimate of a run.
+
+    For a TPU slice, compiles each stage's most frequent programs and its largest one. Results that are in the cache
+    are read from there.
 
     Raises BadInput if the run's batches do not divide evenly over the slice.
     """
     method = methods.make(settings.methods)
+    settings = budget.resolved(settings, method)
     stages, dense_model = timeline.stages(settings, method), settings.model
     drawn = [timeline.draws(method, stage, timeline.clocks(stages, index)) for index, stage in enumerate(stages)]
     found = [analytic(stage, draws, dense_model) for stage, draws in zip(stages, drawn, strict=True)]
     if where.chip is None:
         return CostEstimate(where, found)
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, devices=where.devices)
-    sizes = (settings.batch_size, settings.micro_batches, settings.eval.batch_size)
-    sharding.check_divides(*sizes, stages, mesh)
+    sharding.check_divides(settings.eval.batch_size, stages, mesh)
     chosen = [programs.to_compile(draws, MOST) for draws in drawn]
     count = sum(map(len, chosen))
     say(
-        f"{count} programs to compile for {where.topology}, or to read from {cache}; at BERT-base size each takes one "
-        "to three minutes on two cores"
+        f"{count} programs to compile for {where.topology}, or to read from {cache}; at BERT-base size, compiling one "
+        "takes one to three minutes on two cores"
     )
     if dense_model.dtype == "float32":
         say("activations are float32, which runs at half a TPU's speed or less: use --config.model.dtype=bfloat16")
@@ -176,7 +178,7 @@ def analytic(stage: Stage, drawn: list[timeline.Draw], dense_model) -> StageEsti
 def one(
     steps: Programs, method: Method, stage: Stage, draw, added: bool, settings: PretrainSettings, where: Slice, cache
 ):
-    """Compiles one program of a stage as the run would compile its step."""
+    """Compiles one program of a stage as the run would, and reads the compiler's figures."""
     mesh = steps.mesh
     state = programs.state_shapes(method, stage, added, optim.make(settings.optimizer), mesh)
     lowered = steps.lower(
@@ -190,7 +192,8 @@ def one(
 def merged(stage: StageEstimate, parts: list[tuple[float, tpu.Compiled]], flops: float, share: float) -> StageEstimate:
     """The stage with means over its compiled programs, and the memory of the largest.
 
-    flops: what these programs execute. Cycles and bytes are scaled from it to the FLOPs of all programs of the stage.
+    flops: mean FLOPs per step of these programs. Cycles and bytes are scaled from it to the mean over all programs of
+    the stage.
     """
     scale = stage.flops / flops
 
@@ -226,6 +229,9 @@ def largest_batch(settings: PretrainSettings, where: Slice, cache: pathlib.Path,
 
     Raises BadInput if not even one example per device and micro-batch fits.
     """
+
+    if any(phase.batch_size for phase in settings.phases):
+        raise BadInput("--largest_batch needs phases without batch sizes: leave out @BATCH in --config.phases")
 
     def fits(size: int) -> bool:
         say(f"batch of {size}:")

@@ -26,7 +26,7 @@ def most_frequent(drawn: Sequence[Draw], most: int) -> list[Draw]:
 
 
 def to_compile(drawn: Sequence[Draw], most: int) -> list[Draw]:
-    """The most frequent draws, plus, if it is not among them, the largest with a share of 0: it has to fit too."""
+    """The most frequent draws. The largest draw has to fit too: if it is not among them, it is added with share 0."""
     chosen = most_frequent(drawn, most)
     largest = max(drawn, key=lambda draw: step_flops(draw.program).executed)
     return chosen if largest in drawn[:most] else [*chosen, largest._replace(share=0.0)]
@@ -49,7 +49,7 @@ def batch_shapes(program: Program, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
 def state_shapes(
     method: Method, stage: Stage, added: bool, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """The shapes of a stage's train state. added: whether it has the method's extra parameters, as before a restart."""
+    """The shapes of a stage's train state. added: whether it has the method's extra parameters (before a restart)."""
 
     def make():
         model = stage.program.model

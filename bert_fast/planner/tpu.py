@@ -1,7 +1,7 @@
 """Asks the TPU compiler, which needs no TPU, what a train step costs on a described slice.
 
 Cycles are the compiler's own estimate, not a measurement: they rank programs and show waste. Gathers, scatters, sorts,
-custom calls and collectives have no estimate; they are listed by their bytes.
+custom calls and collectives have no estimate; their bytes are listed instead.
 """
 
 import ctypes
@@ -35,8 +35,9 @@ KNOWN = ("v4:2x2x1", "v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", 
 class Said:
     """What the compiler said about one program, for one device.
 
-    text: the compiled HLO, with the source lines of that time. arguments, temporaries, peak: bytes. seconds: to
-    compile. problem: why the program does not fit, with neither text nor memory; "" if it fits.
+    text: the compiled HLO, with source lines as they were when it was compiled. arguments, temporaries, peak: bytes.
+    seconds: compile time. problem: why the program does not fit, "" if it fits; with a problem, text and memory are
+    absent.
     """
 
     seconds: float
@@ -51,8 +52,8 @@ class Said:
 class Compiled:
     """Figures read from what the compiler said.
 
-    cycles: of counted work. not_counted: bytes by operation. collectives: bytes by kind. lines: (source line,
-    operation, cycles), most expensive first.
+    cycles: of the work with an estimate. not_counted: bytes of the other work, by operation. collectives: bytes by
+    kind. lines: (source line, operation, cycles), most expensive first.
     """
 
     said: Said
@@ -63,7 +64,7 @@ class Compiled:
 
 
 def describe(topology: str) -> tuple[Accelerator, Sequence[Any]]:
-    """The chip and the described devices of a topology such as v5e:4x4.
+    """The chip of a topology such as v5e:4x4, and its devices as JAX describes them.
 
     Raises BadInput if it is unknown, or if libtpu is missing or does not match.
     """
@@ -124,7 +125,7 @@ def compile(lowered, topology: str, cache: pathlib.Path) -> Said:
         outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
         peak = arguments + temporaries + outputs
         said = Said(time.monotonic() - began, compiled.as_text(), arguments, temporaries, peak)
-    # glibc keeps memory that the compiler has freed: a gigabyte per program at BERT-base size.
+    # Return freed memory to the system: glibc would keep a gigabyte per program at BERT-base size.
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, gzip.compress(json.dumps(dataclasses.asdict(said)).encode()))
@@ -134,7 +135,8 @@ def compile(lowered, topology: str, cache: pathlib.Path) -> Said:
 def read(said: Said, running: float) -> Compiled:
     """The figures of a compiled program.
 
-    running: how often a conditional takes its true branch, i.e. the share of layers that run in spans with `cond`.
+    running: the share of conditionals that take the true branch, which is the share of layers that run in spans with
+    `cond`.
     """
     if said.problem:
         return Compiled(said)
@@ -166,10 +168,10 @@ def operation_of(name: str) -> str:
 
 
 def too_large(message: str, program: str) -> str:
-    """Why a program does not fit, in one line: how much it uses, and its largest tensors.
+    """Why a program does not fit, in one line: how much memory it uses, and its largest tensors.
 
-    message: the compiler's, which does not always list tensors. program: the text of the lowered program, with
-    locations; its shapes span all devices together.
+    message: the compiler's error message, which does not always list tensors. program: the text of the lowered
+    program, with locations; its shapes are for all devices together.
     """
     used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
     used = used or re.search(r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
@@ -185,7 +187,7 @@ def too_large(message: str, program: str) -> str:
 
 
 def largest_tensors(program: str, count: int) -> list[str]:
-    """The `count` largest results in the text of a lowered program, each shape once, with the operation behind it."""
+    """The `count` largest results in the text of a lowered program, each shape once, with its operation."""
     names = dict(re.findall(r'^(#loc\d+) = loc\("([^"]*)"', program, re.MULTILINE))
     makers: dict[str, tuple[int, str]] = {}
     for shape, kind, place in re.findall(r"tensor<((?:\d+x)+)(\w+)> loc\((#loc\d+)\)$", program, re.MULTILINE):

@@ -25,8 +25,10 @@ from bert_fast.train.sharding import global_batch
 from bert_fast.train.step import TrainState, join
 
 LOOK_AHEAD = 100  # upcoming steps whose programs are compiled in the background
-DRAW = 103  # identifies this use of the seed, on the host; the uses on the device are in step.py
 ROWS = ("ids", "types", "positions", "segments")  # arrays of a batch with shape [B, S]
+
+# (the timeline with the widths known so far, steps at which stages ended) -> the timeline to follow from here.
+Replan = Callable[[Sequence[Stage], Sequence[int]], list[Stage]]
 
 
 class NotFinite(ArithmeticError):
@@ -41,7 +43,7 @@ class BatchSource(NamedTuple):
     """Where batches come from.
 
     batches: (stage, index) -> endless iterator of (index after the batch, batch), starting at example `index`. A batch
-        holds NumPy arrays of this process's examples, which may be shorter than the `seq_len` of the stage's program.
+        holds this process's examples as NumPy arrays. They may be shorter than the `seq_len` of the stage's program.
     order: name of the order in which a stage reads examples. Stages with the same order share their position in it.
     lengths: every example length that a stage's batches may have.
     """
@@ -52,9 +54,9 @@ class BatchSource(NamedTuple):
 
 
 class Engine:
-    """A training in progress.
+    """A run in progress: pre-training or fine-tuning.
 
-    timeline: its stages. A stage whose widths are a guess is settled when it is entered.
+    timeline: its stages. If the widths of a stage are a guess, they are settled when the stage is entered.
     state, counters: what a checkpoint holds.
     """
 
@@ -69,10 +71,11 @@ class Engine:
         seed: int,
         initial: Callable[[], Params],
     ):
-        """Sets up all but the state: call `begin` or `resume` next. `initial()` returns the parameters of step 0."""
+        """Sets up all but the state; call `begin` or `resume` next. `initial()` returns the parameters of step 0."""
         self.method, self.optimizer, self.programs, self.source = method, optimizer, programs, source
         self.timeline, self.dense_model = list(timeline), dense_model
         self.seed, self.initial, self.mesh = seed, initial, programs.mesh
+        self.replan: Replan = lambda stages, ends: list(stages)  # a run with a budget has another
         self.counters, self.step, self.looked = Counters(), 0, 0
         self.loader: Any = None
         self.pending: tuple[Program, Sequence[float], Any] | None = None
@@ -84,6 +87,7 @@ class Engine:
     def resume(self, folder: pathlib.Path, settled: Sequence[Stage], counters: Counters):
         """Continues from a checkpoint. `settled`: its stages, up to and including the current one."""
         self.counters, self.timeline[: len(settled)] = counters, settled
+        self.timeline = self.replan(self.timeline, counters.ends)
         self.state = states.resumed(folder, self.method, self.optimizer, self.mesh)
         self.step = self.looked = int(self.state.step)
 
@@ -114,7 +118,7 @@ class Engine:
         return self.stage.learning_rate(self.clock(step), step - self.counters.stage_began)
 
     def advance(self) -> bool:
-        """Takes one step, first entering the next stage if this one is over. False at the end of the last stage."""
+        """Takes one step, in the next stage if this one is over. Returns False at the end of the last stage."""
         while self.stage_is_over():
             if self.is_last_stage():
                 return False
@@ -146,16 +150,16 @@ class Engine:
         counters.data[order] = next_index
 
     def drawn(self, step: int, seq_len: int) -> tuple[Program, Route, list[float]]:
-        """What a step of the current stage runs on examples of `seq_len`: the program, the route, and for each layer
-        the share of micro-batches that run it.
+        """What a step of the current stage runs on examples of length `seq_len`: the program, the route, and for each
+        layer the share of micro-batches that run it.
         """
-        rng = np.random.default_rng((self.seed, DRAW, step))
+        rng = timelines.rng_of(self.seed, step)
         program, route, on_L = timelines.drawn(self.method, self.stage, self.clock(step), rng)
         return dataclasses.replace(program, seq_len=seq_len), route, on_L.tolist()
 
     def look_ahead(self, batch):
-        """Starts compiling the programs of the stage's next steps in the background; those for examples as long as this
-        batch's come first.
+        """Starts compiling the programs of the stage's next steps, in the background. Programs for examples of this
+        batch's length come first.
         """
         here = batch["ids"].shape[1]
         others = [length for length in self.source.lengths(self.stage) if length != here]
@@ -185,7 +189,7 @@ class Engine:
         )
 
     def observe(self):
-        """Shows the parameters to the methods, at the steps that they asked for. They may end the stage."""
+        """Calls the methods' `observe` every `ask_every` steps of the stage. It may end the stage."""
         done, every = self.step - self.counters.stage_began, self.stage.ask_every
         if every and done % every == 0:
             seen, over = self.method.observe(self.whole_params(), self.state.method, self.stage, self.step)
@@ -193,7 +197,7 @@ class Engine:
             self.counters.over = over
 
     def enter_next_stage(self):
-        """Applies the methods' surgery to the state, and enters the next stage as they settled it."""
+        """Applies the methods' surgery to the state, and enters the next stage with the program that they settled."""
         old, new = self.stage, self.timeline[self.counters.stage + 1]
         self.settle()
         self.counters.lap("seconds")
@@ -202,6 +206,7 @@ class Engine:
         )
         self.timeline[self.counters.stage + 1] = new
         self.counters.end_stage(self.step, new.data == "restart")
+        self.timeline = self.replan(self.timeline, self.counters.ends)
         self.close()
         self.programs.cancel()
         self.looked = self.step

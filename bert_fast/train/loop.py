@@ -1,19 +1,21 @@
 """Pre-training: log rows, evaluations and checkpoints around the engine. It refers to no method by name."""
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Sequence
 
 import jax
 
 from bert_fast import BadInput, Interrupted, methods
+from bert_fast.cost import step_costs
 from bert_fast.cost.accelerators import measured_peak, peak_of
 from bert_fast.cost.utilisation import utilisation
 from bert_fast.data import batches, masking, shards
 from bert_fast.data.files import atomic_json, hold, refuse_file
 from bert_fast.method import Stage
 from bert_fast.plan import drops_tokens
-from bert_fast.train import checkpoint, initial_params, inputs, optim, report, resume, sharding, timeline
+from bert_fast.train import budget, checkpoint, initial_params, inputs, optim, report, resume, sharding, timeline
 from bert_fast.train.compile import Programs
 from bert_fast.train.counters import COUNTS
 from bert_fast.train.description import Description, stage_to_json
@@ -30,9 +32,10 @@ from bert_fast.train.step import make_step
 def pretrain(settings: PretrainSettings, config: dict, workdir: pathlib.Path) -> dict:
     """Starts or continues a run in `workdir`; returns its summary.
 
-    `config` is what `settings` were made from. It is kept in the folder, and must be the same when a
-    run continues. Raises BadInput before any training if something is wrong, or later if the loss or
-    the weights are no longer finite. Raises Interrupted after a signal, once the step is saved.
+    `config` is what `settings` were made from. It is saved in the folder, and must be the same when
+    the run continues. Raises BadInput before any training if the settings, the shards or the folder
+    cannot be used. Raises it later if the loss or the weights are no longer finite, or a checkpoint
+    cannot be written. Raises Interrupted after a signal, once the step is saved.
     """
     with contextlib.closing(PretrainRun(settings, config, workdir)) as run, StopSignal() as stop:
         while run.advance():
@@ -53,20 +56,22 @@ class PretrainRun:
     """A pre-training run in progress, and the operations that the loop calls."""
 
     def __init__(self, settings: PretrainSettings, config: dict, workdir: pathlib.Path):
-        """Checks everything that can be wrong. Then resumes, else warm-starts, else starts from fresh parameters."""
-        self.settings, self.workdir, self.root = settings, workdir, workdir / "checkpoints"
+        """Checks settings, shards and folder. Then resumes, else warm-starts, else starts from random parameters."""
+        self.workdir, self.root = workdir, workdir / "checkpoints"
         refuse_file(workdir, "--workdir")
         self.manifest = shards.verify(settings.data.dir)
         self.method = methods.make(settings.methods)
+        self.settings = settings = budget.resolved(settings, self.method)
         optimizer = optim.make(settings.optimizer)
         stages = timeline.stages(settings, self.method)
         self.rows_of = {inputs.order_of(stage): inputs.training_examples(settings, stage) for stage in stages}
         self.fingerprint = fingerprint(self.manifest, settings.data, settings.eval)
         held_out = eval_batches(settings.data, settings.eval)
         self.mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
-        sharding.check_divides(settings.batch_size, settings.micro_batches, settings.eval.batch_size, stages, self.mesh)
-        if checkpoint.steps(self.root):  # without one, another config may use the folder
-            resume.refuse_other(workdir, config)
+        sharding.check_divides(settings.eval.batch_size, stages, self.mesh)
+        if checkpoint.steps(self.root):  # without a checkpoint, another config may use the folder
+            resume.refuse_other(workdir, config, {"budget": "", "costs": ""})
+            resume.refuse_other_costs(workdir, settings.costs)
         self.peak = self.peak_of_all()
 
         self.programs = Programs(make_step(self.method, optimizer, PRETRAINING), self.mesh)
@@ -74,6 +79,9 @@ class PretrainRun:
         self.engine = Engine(
             self.method, optimizer, self.programs, source, stages, settings.model, settings.seed, self.initial
         )
+        self.meter = budget.Meter(settings, self.method) if settings.budget else None
+        if self.meter:
+            self.engine.replan = functools.partial(budget.replanned, self.meter, stages)
         self.is_main = jax.process_index() == 0
         if self.is_main:  # lock before reading the state, which another run may be changing
             workdir.mkdir(parents=True, exist_ok=True)
@@ -111,11 +119,12 @@ class PretrainRun:
         self.last = {row["split"]: row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= self.step}
         if self.is_main:
             atomic_json(workdir / "config.json", config)
+            if settings.costs:
+                step_costs.write(settings.costs, workdir / "costs.json")
             report.plan(settings, self.method, self.engine, self.manifest, workdir)
         counters, self.first = self.engine.counters, self.step
-        total = counters.stage_began + sum(stage.steps for stage in self.engine.timeline[counters.stage :])
         self.rows = MetricWriter(workdir, self.step) if self.is_main else None
-        self.progress = Progress(total, self.step, self.is_main)
+        self.progress = Progress(self.planned_steps(), self.step, self.is_main)
         self.write_stages()
         if self.step == 0 and self.method.needs_initial and folder is None:
             self.save()
@@ -129,6 +138,11 @@ class PretrainRun:
     def stage(self) -> Stage:
         return self.engine.stage
 
+    def planned_steps(self) -> int:
+        """Steps at the end of the run, as far as is known by now."""
+        counters = self.engine.counters
+        return counters.stage_began + sum(stage.steps for stage in self.engine.timeline[counters.stage :])
+
     def peak_of_all(self) -> float | None:
         """Peak FLOP/s of all devices together, or None if it is neither known nor to be measured."""
         device = self.mesh.local_devices[0]
@@ -141,14 +155,14 @@ class PretrainRun:
             raise BadInput(
                 f"measure_peak is only for CPUs: add {device.device_kind!r} to bert_fast/cost/accelerators.py"
             )
-        # One matrix product uses all cores of a host, however many CPU devices they are presented as.
+        # One matrix product uses all cores of a host, even if JAX presents them as several devices.
         return measured_peak(device) * jax.process_count()
 
     def every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
 
     def batches(self, stage: Stage, index: int):
-        """This process's part of each batch of a stage, from example `index` of its order on."""
+        """This process's part of each batch of a stage, starting at example `index` of the stage's order."""
         return batches.batches(
             self.rows_of[inputs.order_of(stage)],
             stage.program.batch_size,
@@ -159,12 +173,13 @@ class PretrainRun:
         )
 
     def advance(self) -> bool:
-        """Takes one step. False at the end of the run. Raises BadInput if the loss is not finite."""
+        """Takes one step. Returns False at the end of the run. Raises BadInput if the loss is not finite."""
         before = self.engine.counters.stage
         with self.finite():
             going = self.engine.advance()
         if self.engine.counters.stage > before:
             self.write_stages()
+            self.progress.total = self.planned_steps()
         if self.step == self.first + 2:  # the second step waited for the first
             self.progress.say(report.first_step())
         shown = self.last.get("train", {})
@@ -174,7 +189,7 @@ class PretrainRun:
 
     @contextlib.contextmanager
     def finite(self):
-        """Turns NotFinite, raised inside, into a BadInput that says what to do."""
+        """Turns a NotFinite raised inside the `with` block into a BadInput that says what to do."""
         try:
             yield
         except NotFinite as error:
@@ -214,7 +229,7 @@ class PretrainRun:
         )
 
     def check_weights(self):
-        """Raises BadInput if the last step made a weight NaN or infinite, though its loss was finite."""
+        """Raises BadInput if the last step made a weight NaN or infinite, even though its loss was finite."""
         if found := checkpoint.any_not_finite(self.engine.state):
             raise BadInput(report.advice(f"{found} is not finite (NaN or infinity) after step {self.step}", self.root))
 
@@ -269,6 +284,9 @@ class PretrainRun:
         """Closes the files, writes `summary.json`, and returns the summary."""
         self.close()
         summary = report.summary(self.settings, self.last, self.engine.counters, self.step, self.mesh, self.peak)
+        if self.meter:
+            spent = self.meter.spent(self.engine.timeline, [*self.engine.counters.ends, self.step])
+            summary["budget"] = {"asked": str(self.meter.budget), "spent": spent}
         if self.is_main:
             report.farewell(summary, self.workdir)
             atomic_json(self.workdir / "summary.json", summary)

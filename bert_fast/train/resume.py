@@ -7,10 +7,12 @@ import types
 from collections.abc import Mapping
 
 from bert_fast import BadInput, methods
+from bert_fast.cost import step_costs
+from bert_fast.cost.step_costs import StepCosts
 from bert_fast.data import shards
 from bert_fast.train.description import Description
 from bert_fast.train.optim import Optimizer
-from bert_fast.train.settings import PretrainSettings, current_keys
+from bert_fast.train.settings import Data, PretrainSettings, current_keys
 
 
 def refuse_other(workdir: pathlib.Path, config: dict, newer: Mapping = types.MappingProxyType({})):
@@ -23,10 +25,8 @@ def refuse_other(workdir: pathlib.Path, config: dict, newer: Mapping = types.Map
         return
 
     def filled(tree: dict) -> dict:
-        """The config with the code's defaults filled in: a run older than a key behaved as the key's default does."""
-        optimizer = {field.name: field.default for field in dataclasses.fields(Optimizer)}
-        optimizer = {name: default for name, default in optimizer.items() if default is not dataclasses.MISSING}
-        defaults = methods.defaults() | {"optimizer": optimizer}
+        """The config with the code's defaults filled in. The default of a newer key is what older versions did."""
+        defaults = methods.defaults() | {"optimizer": defaults_of(Optimizer), "data": defaults_of(Data)}
         tree = current_keys(tree)
         return {**newer, **tree} | {name: known | tree.get(name, {}) for name, known in defaults.items()}
 
@@ -40,13 +40,29 @@ def refuse_other(workdir: pathlib.Path, config: dict, newer: Mapping = types.Map
         )
 
 
+def defaults_of(kind) -> dict:
+    """The defaults of a dataclass's fields. The default of a newer field reproduces older runs."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    return {name: default for name, default in defaults.items() if default is not dataclasses.MISSING}
+
+
+def refuse_other_costs(workdir: pathlib.Path, costs: StepCosts | None):
+    """Raises BadInput if the run in the folder was planned with other step costs."""
+    path = workdir / "costs.json"
+    if costs and path.is_file() and step_costs.read(path).fingerprint() != costs.fingerprint():
+        raise BadInput(
+            f"{workdir} holds a run that was planned with other step costs: continue it with --config.costs={path}, "
+            "or give another --workdir"
+        )
+
+
 def check_shards(settings: PretrainSettings, about: Description, evaluation: str):
     """Raises BadInput if the run to continue was made with other shards."""
     sha256 = shards.read_manifest(settings.data.dir)["vocab"]["sha256"]
     if about.vocab.fingerprint != sha256 or about.fingerprint != evaluation:
         raise BadInput(
-            f"{settings.data.dir} no longer holds the shards of this run (their fingerprint is {evaluation}, the "
-            f"run's is {about.fingerprint}): put them back, or start a new run in another --workdir"
+            f"{settings.data.dir} no longer holds the shards of this run (the fingerprint is now {evaluation}; the "
+            f"run started with {about.fingerprint}): restore the shards, or start a new run in another --workdir"
         )
 
 

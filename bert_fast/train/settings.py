@@ -3,9 +3,12 @@
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from bert_fast import BadInput, methods
+from bert_fast.cost import budget, step_costs
+from bert_fast.cost.budget import Budget
+from bert_fast.cost.step_costs import StepCosts
 from bert_fast.layers import ACTIVATIONS, Config
 from bert_fast.schedule import DECAYS, Schedule
 from bert_fast.train import optim
@@ -24,22 +27,41 @@ class Data:
     whole_word: bool
     short_seq_prob: float
     workers: int
+    random_positions: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Evaluate every `every` steps (0: only at the end) on the valid split's first `examples` examples of `seq_len`."""
+    """When to evaluate, and on what.
+
+    every: steps between evaluations; 0: only at the end. examples: number of examples, from the start of the valid
+    split. seq_len: tokens per example. masked_share, whole_word, short_seq_prob: as in Data, for held-out examples.
+    """
 
     every: int
     examples: int
     seq_len: int
     batch_size: int
     seed: int
+    masked_share: float = 0.15
+    whole_word: bool = False
+    short_seq_prob: float = 0.1
+
+
+class Phase(NamedTuple):
+    """A share of the steps with examples of one length. batch_size: None for the run's batch size."""
+
+    seq_len: int
+    share: float
+    batch_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """Save every `every` steps (0: only at the end and on interruption), and keep the newest `keep` checkpoints."""
+    """When to save, and what to keep.
+
+    every: steps between checkpoints; 0: only at the end and on interruption. keep: number of newest checkpoints kept.
+    """
 
     every: int
     keep: int
@@ -47,7 +69,7 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; -1: all that remain."""
+    """Number of devices along each axis; -1: all remaining devices."""
 
     data: int
     fsdp: int
@@ -56,13 +78,13 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSettings:
-    """One run. `phases`: (sequence length, share of the steps), in order. `methods`: (name, arguments)."""
+    """One run. `phases`: in order; their shares sum to 1. `methods`: (name, arguments)."""
 
     seed: int
     steps: int
     batch_size: int
     micro_batches: int
-    phases: tuple[tuple[int, float], ...]
+    phases: tuple[Phase, ...]
     init: str
     methods: tuple[tuple[str, Mapping[str, Any]], ...]
     model: Config
@@ -74,6 +96,8 @@ class PretrainSettings:
     mesh: Mesh
     log_every: int
     measure_peak: bool
+    budget: Budget | None = None
+    costs: StepCosts | None = None
 
 
 def renamed() -> dict[str, str]:
@@ -82,13 +106,20 @@ def renamed() -> dict[str, str]:
 
 
 def current_keys(config: Mapping[str, Any]) -> dict:
-    """The config, with renamed keys under their current names."""
+    """The config, with renamed keys under their current names, and with any missing evaluation settings filled in."""
     config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     for old, new in renamed().items():
         part, key = old.split(".")
         if key in config.get(part, {}):
             config[part][new.split(".")[1]] = config[part].pop(key)
+    if "eval" in config:
+        config["eval"] = evaluated_as_trained(config.get("data", {})) | config["eval"]
     return config
+
+
+def evaluated_as_trained(data: Mapping[str, Any]) -> dict:
+    """The evaluation's masking settings in a run that is older than these keys: the same as in training."""
+    return {key: data[key] for key in ("masked_share", "whole_word", "short_seq_prob") if key in data}
 
 
 def at_least(least: Mapping[str, tuple[float, float]]):
@@ -108,24 +139,36 @@ def choice(name: str, value: str, known) -> str:
     )
 
 
-def phases(text: str) -> tuple[tuple[int, float], ...]:
-    """Parses `"128:0.9,512:0.1"` to ((128, 0.9), (512, 0.1)). Raises BadInput."""
+def phases(text: str) -> tuple[Phase, ...]:
+    """Parses phases such as `"16@256:0.5,64:0.5"`. Raises BadInput.
+
+    In this example, half of the steps have 16 tokens and a batch size of 256. The rest have 64 tokens and the run's
+    batch size.
+    """
     try:
-        found = tuple((int(length), float(share)) for length, share in (part.split(":") for part in text.split(",")))
+        found = tuple(phase(part) for part in text.split(","))
     except ValueError:
         found = ()
-    if not found or abs(sum(share for _, share in found) - 1) > 1e-6 or min(min(pair) for pair in found) <= 0:
+    numbers = [number for phase in found for number in phase if number is not None]
+    if not found or abs(sum(phase.share for phase in found) - 1) > 1e-6 or min(numbers) <= 0:
         raise BadInput(
             f"--config.phases={text!r}: expected sequence lengths with shares of the steps that sum to 1, "
-            'such as "128:0.9,512:0.1"'
+            'such as "128:0.9,512:0.1", or with a batch size for each, such as "16@256:0.5,64@64:0.5"'
         )
     return found
+
+
+def phase(text: str) -> Phase:
+    """Parses `LENGTH:SHARE` or `LENGTH@BATCH:SHARE`. Raises ValueError."""
+    rows, share = text.split(":")
+    length, _, batch_size = rows.partition("@")
+    return Phase(int(length), float(share), int(batch_size) if "@" in rows else None)
 
 
 def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> PretrainSettings:
     """The settings of a config (see configs/common.py), for the vocabulary in a shards folder's manifest.
 
-    Raises BadInput if a value is impossible.
+    Raises BadInput if a value is invalid.
     """
     if "model" not in config:
         raise BadInput("this is a fine-tuning config: use it with finetune, or give a pre-training config such as bert")
@@ -158,6 +201,8 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> P
         mesh=Mesh(**config["mesh"]),
         log_every=config["log_every"],
         measure_peak=config["measure_peak"],
+        budget=budget.parse(config.get("budget", "")),
+        costs=step_costs.read(config["costs"]) if config.get("costs") else None,
     )
     _check(settings)
     return settings
@@ -190,16 +235,18 @@ def _check(settings: PretrainSettings):
         raise BadInput(f"--config.seed={settings.seed}: expected a whole number of at least 0 and below 2^32")
     for name in ("b1", "b2", "momentum"):
         if not 0 <= (decay := getattr(settings.optimizer, name)) < 1:
-            raise BadInput(f"--config.optimizer.{name}={decay}: expected a share of at least 0 and below 1")
+            raise BadInput(f"--config.optimizer.{name}={decay}: expected a number of at least 0 and below 1")
     names = [name for name, _ in settings.methods]
     if len(set(names)) < len(names):
         raise BadInput(f"--config.methods={','.join(names)}: list each method only once")
-    if settings.batch_size % settings.micro_batches:
-        raise BadInput(
-            f"--config.batch_size={settings.batch_size} is not divisible by "
-            f"--config.micro_batches={settings.micro_batches}: make it a multiple"
-        )
-    lengths = [("phases", length) for length, _ in settings.phases] + [("eval.seq_len", settings.eval.seq_len)]
+    for phase in settings.phases:
+        if (size := phase.batch_size or settings.batch_size) % settings.micro_batches:
+            name = "batch_size" if phase.batch_size is None else "phases: a batch size"
+            raise BadInput(
+                f"--config.{name} of {size} is not divisible by "
+                f"--config.micro_batches={settings.micro_batches}: make it a multiple"
+            )
+    lengths = [("phases", phase.seq_len) for phase in settings.phases] + [("eval.seq_len", settings.eval.seq_len)]
     for name, length in lengths:
         if length > settings.model.max_len:
             raise BadInput(

@@ -1,4 +1,4 @@
-"""A run's timeline: its stages, the clock of a training, and the programs that a stage draws."""
+"""A run's timeline: its stages, its clock, and the programs that its steps run."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from bert_fast.method import Clock, Method, Program, Stage
 from bert_fast.plan import Route, frozen_depth, pack, whole
 from bert_fast.train.settings import PretrainSettings
 
+DRAW = 103  # identifies this use of the seed, on the host; the uses on the device are in step.py
 TIMES = 200  # points of a stage at which its methods' draws are sampled, to estimate its cost
 
 
@@ -22,13 +23,13 @@ def stages(settings: PretrainSettings, method: Method) -> tuple[Stage, ...]:
     Raises BadInput if a stage is left without steps, or if none of its layers learns.
     """
     plain, done, share = [], 0, 0.0
-    for seq_len, part in settings.phases:
+    for seq_len, part, batch_size in settings.phases:
         share += part
         end = round(settings.steps * share)
         program = Program(
             model=settings.model,
             plan=whole(settings.model.depth),
-            batch_size=settings.batch_size,
+            batch_size=batch_size or settings.batch_size,
             micro_batches=settings.micro_batches,
             seq_len=seq_len,
             slots=masking.prediction_slots(seq_len, settings.data.masked_share),
@@ -47,7 +48,7 @@ def stages(settings: PretrainSettings, method: Method) -> tuple[Stage, ...]:
 
 
 def clock_of(timeline: Sequence[Stage], index: int, step: int, began: int) -> Clock:
-    """The clock at `step` of the run, in stage `index`, whose training began at step `began`."""
+    """The clock at `step` of the run, in stage `index`. began: the step at which the training of that stage began."""
     first, last = index, index
     while first and timeline[first].data != "restart":
         first -= 1
@@ -65,6 +66,11 @@ def drawn(method: Method, stage: Stage, clock: Clock, rng: np.random.Generator) 
     plan, route = pack(program.plan, scale_ML, program.model.widths_L)
     on_L = np.ones(program.model.depth) if scale_ML is None else (scale_ML != 0).mean(0)
     return dataclasses.replace(program, plan=plan), route, on_L
+
+
+def rng_of(seed: int, step: int) -> np.random.Generator:
+    """The generator of a step's draws: it depends on the run's seed and the step alone."""
+    return np.random.default_rng((seed, DRAW, step))
 
 
 class Draw(NamedTuple):

@@ -1,0 +1,64 @@
+"""What a run may use up: tokens, examples, FLOPs, time or money."""
+
+import difflib
+from typing import NamedTuple
+
+from bert_fast import BadInput
+from bert_fast.cost.accelerators import TPUS
+
+# Units that are counted, and units of reference time, which need the costs of steps (step_costs.py).
+COUNTED = ("tokens", "examples", "flops")
+TIMED = ("seconds", "chip_hours", "usd")
+
+
+class Budget(NamedTuple):
+    """An amount of a unit. chip: the chip that chip_hours and usd are spent on, such as "v5e"; "" for other units.
+
+    Tokens include padding: they are positions, batch size times sequence length.
+    """
+
+    unit: str
+    amount: float
+    chip: str = ""
+
+    @property
+    def timed(self) -> bool:
+        """Whether the budget is reference time, or money for it."""
+        return self.unit in TIMED
+
+    def __str__(self) -> str:
+        return f"{self.unit}:{self.amount:.15g}" + (f"@{self.chip}" if self.chip else "")
+
+
+def parse(text: str) -> Budget | None:
+    """Parses `tokens:2e6`, `examples:1e6`, `flops:1e15`, `seconds:3600`, `chip_hours:2@v5e` or `usd:20@v5e`.
+
+    "" is None. Raises BadInput.
+    """
+    if not text:
+        return None
+    unit, _, rest = text.partition(":")
+    amount, _, chip = rest.partition("@")
+    if unit not in (*COUNTED, *TIMED):
+        near = difflib.get_close_matches(unit, (*COUNTED, *TIMED), 2, 0.4) or (*COUNTED, *TIMED)
+        raise BadInput(
+            f"--config.budget={text!r}: unknown unit {unit!r}: did you mean {' or '.join(near)}? "
+            "A budget is UNIT:AMOUNT, such as tokens:2e6 or seconds:3600"
+        )
+    try:
+        number = float(amount)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise BadInput(f"--config.budget={text!r}: expected an amount above 0, such as {unit}:2e6")
+    on_chip = unit in ("chip_hours", "usd")
+    if on_chip and chip not in TPUS:
+        raise BadInput(
+            f"--config.budget={text!r}: expected {unit}:AMOUNT@CHIP with one of the chips {', '.join(TPUS)}, such as "
+            f"{unit}:2@v5e"
+        )
+    if chip and not on_chip:
+        raise BadInput(f"--config.budget={text!r}: {unit} are not counted per chip: leave out @{chip}")
+    if unit == "usd" and TPUS[chip].dollars is None:
+        raise BadInput(f"--config.budget={text!r}: no list price of {chip} is known: use chip_hours")
+    return Budget(unit, number, chip)

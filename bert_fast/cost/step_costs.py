@@ -1,0 +1,138 @@
+"""Reference time: what one step of each kind costs, measured or estimated once and kept in a file.
+
+Runs that are compared in time must be charged by one table. A run's own clock would also count what else the machine
+did. The table has a curve for each stage of each run: seconds over executed FLOPs, through a few programs that were
+timed on one machine in turns, or compiled for a TPU.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from bert_fast import BadInput
+from bert_fast.data.files import atomic_json
+from bert_fast.method import Stage
+
+FORMAT = 1
+EXTRAPOLATION = 1.25  # FLOPs may be this many times above the largest program of a curve, or below the smallest
+
+
+class Point(NamedTuple):
+    """A program that was timed."""
+
+    flops: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCosts:
+    """Curves by key of a stage (`key_of`); each ascends in FLOPs.
+
+    instrument: "measured" or "compiled". machine: where, in words. chip, chips: the TPU that steps were compiled for,
+    and how many of its chips share a step; "" and 0 for measured costs.
+    """
+
+    instrument: str
+    machine: str
+    curves: Mapping[str, tuple[Point, ...]]
+    chip: str = ""
+    chips: int = 0
+
+    def seconds(self, key: str, flops: float) -> float:
+        """Seconds of a step that executes `flops`, on the curve of a stage. Raises BadInput.
+
+        Between two programs the curve is linear. Beyond them, time is proportional to FLOPs, up to EXTRAPOLATION.
+        """
+        if key not in self.curves:
+            raise BadInput(
+                f"the step costs have no entry for stage {key}: measure them for this config with the command costs, "
+                "and give the file as --config.costs"
+            )
+        points = self.curves[key]
+        first, last = points[0], points[-1]
+        if not first.flops / EXTRAPOLATION <= flops <= last.flops * EXTRAPOLATION:
+            raise BadInput(
+                f"the step costs of stage {key} cover {first.flops:.3g} to {last.flops:.3g} FLOPs a step, but one of "
+                f"its steps executes {flops:.3g}: make the step costs again for this config"
+            )
+        if flops <= first.flops:
+            return first.seconds * flops / first.flops
+        for low, high in itertools.pairwise(points):
+            if flops <= high.flops:
+                share = (flops - low.flops) / (high.flops - low.flops)
+                return low.seconds + share * (high.seconds - low.seconds)
+        return last.seconds * flops / last.flops
+
+    def fingerprint(self) -> str:
+        """Short hash of the table. Compare times only if it is equal."""
+        return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def key_of(stage: Stage, methods: str, optimizer: str) -> str:
+    """The key of a stage: everything its cost depends on, but for the layers that run and their widths.
+
+    methods: the names of the run's methods. optimizer: its name.
+    """
+    program = dataclasses.asdict(stage.program)
+    program["model"] |= {"heads": 0, "mlp_dim": 0}  # a search decides them, and the FLOPs say what they cost
+    about = json.dumps([stage.name, methods, optimizer, program], sort_keys=True)
+    words = f"{methods or 'dense'}/{stage.name}"
+    return f"{words} {hashlib.sha256(about.encode()).hexdigest()[:12]}"
+
+
+def not_ascending(points: tuple[Point, ...]) -> tuple[Point, Point] | None:
+    """Two neighbours of a curve of which the one with more FLOPs costs less; None if there are none."""
+    for low, high in itertools.pairwise(points):
+        if high.seconds < low.seconds:
+            return low, high
+    return None
+
+
+def to_json(costs: StepCosts) -> dict[str, Any]:
+    tree = dataclasses.asdict(costs)
+    return {
+        "format": FORMAT,
+        **tree,
+        "curves": {key: [[float(x) for x in point] for point in curve] for key, curve in costs.curves.items()},
+    }
+
+
+def write(costs: StepCosts, path: pathlib.Path) -> None:
+    """Writes a table. Raises BadInput if a step with more FLOPs costs less."""
+    check(costs, "the step costs")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_json(path, to_json(costs))
+
+
+def check(costs: StepCosts, where: str) -> None:
+    """Raises BadInput if a step with more FLOPs costs less."""
+    for key, points in costs.curves.items():
+        if bad := not_ascending(points):
+            low, high = bad
+            raise BadInput(
+                f"{where}: in stage {key} a step of {high.flops:.4g} FLOPs takes {high.seconds:.4g} s, and one of "
+                f"{low.flops:.4g} FLOPs takes {low.seconds:.4g} s. More work cannot cost less: measure again on an "
+                "idle machine, with more --rounds"
+            )
+
+
+def read(path: str | pathlib.Path) -> StepCosts:
+    """Reads a table. Raises BadInput if it is missing, damaged, of a newer format or not ascending."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise BadInput(f"--config.costs={path}: no such file; make it with the command costs")
+    try:
+        tree = json.loads(path.read_text())
+        number = tree.pop("format")
+        if number != FORMAT:
+            raise BadInput(f"{path} has format {number}, this bert_fast reads {FORMAT}: make it again")
+        curves = {key: tuple(Point(*map(float, point)) for point in curve) for key, curve in tree["curves"].items()}
+        costs = StepCosts(**{**tree, "curves": curves})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadInput(f"{path} is not a table of step costs ({error}): make it with the command costs") from error
+    check(costs, str(path))
+    return costs

@@ -1,0 +1,144 @@
+"""Makes a table of step costs: times the programs of runs on this machine, or compiles them for a TPU."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+
+from bert_fast import BadInput, methods
+from bert_fast.cost.flops import step_flops
+from bert_fast.cost.step_costs import Point, StepCosts, key_of, not_ascending
+from bert_fast.method import Method, Program, Stage
+from bert_fast.planner import estimate
+from bert_fast.planner.timing import Stepper, alternate, stepper
+from bert_fast.train import budget, optim, timeline
+from bert_fast.train.report import say
+from bert_fast.train.settings import PretrainSettings
+from bert_fast.train.sharding import make_mesh
+
+ROUNDS = 7
+LONG, MOST = 0.1, 50  # steps are repeated until they take this many seconds together, but at most this many times
+AGAIN = 3  # a table that is not ascending is measured this many times before it is refused
+
+
+class Timed(NamedTuple):
+    """A program to time: its curve, its cost in FLOPs, and the stage and route that it runs with."""
+
+    key: str
+    flops: float
+    stage: Stage
+    index: int
+    draw: timeline.Draw
+
+
+def names_of(settings: PretrainSettings) -> str:
+    return ",".join(name for name, _ in settings.methods)
+
+
+def programs_of(settings: PretrainSettings, method: Method) -> Iterator[Timed]:
+    """The programs that span a run's step costs: of each stage, the cheapest, the most frequent and the dearest.
+
+    If a search decides the widths, the stage is also timed with all heads and neurons.
+    """
+    stages = timeline.stages(settings, method)
+    for index, stage in enumerate(stages):
+        variants = [stage]
+        if stage.guess:
+            whole = dataclasses.replace(stage.program, model=settings.model)
+            variants.append(dataclasses.replace(stage, program=whole))
+        for variant in variants:
+            drawn = timeline.draws(method, variant, timeline.clocks(stages, index))
+            by_cost = sorted(drawn, key=flops_of)
+            key = key_of(variant, names_of(settings), settings.optimizer.name)
+            for draw in {flops_of(draw): draw for draw in (by_cost[0], drawn[0], by_cost[-1])}.values():
+                yield Timed(key, flops_of(draw), variant, index, draw)
+
+
+def flops_of(draw: timeline.Draw) -> float:
+    return step_flops(draw.program, draw.on_L).executed
+
+
+def measured(runs: Sequence[PretrainSettings], rounds: int = ROUNDS) -> StepCosts:
+    """The step costs of runs on this machine. Every program takes turns with every other; a cost is a median.
+
+    Raises BadInput if, after AGAIN measurements, a step with more FLOPs is still cheaper.
+    """
+    steps, points = {}, {}
+    for number, settings in enumerate(runs):
+        method, optimizer = methods.make(settings.methods), optim.make(settings.optimizer)
+        settings = budget.resolved(dataclasses.replace(settings, budget=None), method)
+        mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
+        say(f"[{number + 1}/{len(runs)}] compiling the steps of {names_of(settings) or 'dense'}")
+        made: dict[Program, Stepper] = {}
+        stages = timeline.stages(settings, method)
+        for timed in programs_of(settings, method):
+            if (timed.key, timed.flops) in points:
+                continue  # another run of the same config
+            added = not any(earlier.data == "restart" for earlier in stages[: timed.index + 1])
+            if timed.stage.program not in made:
+                made[timed.stage.program] = stepper(method, timed.stage, added, optimizer, mesh)
+            points[timed.key, timed.flops] = name = f"{timed.key} {timed.flops}"
+            steps[name] = made[timed.stage.program].add(timed.draw.program, timed.draw.route)
+    counts = {name: repeats(step) for name, step in steps.items()}
+    repeated = {name: functools.partial(repeat, step, counts[name]) for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for attempt in range(AGAIN):
+        say(f"timing {len(steps)} programs, {rounds} rounds" + (" once more" if attempt else ""))
+        for name, found in alternate(repeated, rounds).items():
+            seconds[name] += [total / counts[name] for total in found]
+        curves: dict[str, list[Point]] = {}
+        for (key, flops), name in points.items():
+            curves.setdefault(key, []).append(Point(flops, statistics.median(seconds[name])))
+        ordered = {key: tuple(sorted(curve)) for key, curve in curves.items()}
+        if not any(not_ascending(curve) for curve in ordered.values()):
+            break
+    return StepCosts("measured", machine(), ordered)
+
+
+def repeats(step: Callable[[], float]) -> int:
+    """How often to take a step so that it lasts LONG seconds."""
+    step()
+    began = time.perf_counter()
+    step()
+    return max(1, min(MOST, math.ceil(LONG / (time.perf_counter() - began))))
+
+
+def repeat(step: Callable[[], float], count: int):
+    for _ in range(count):
+        step()
+
+
+def machine() -> str:
+    device = jax.devices()[0]
+    return f"{jax.device_count()} x {device.device_kind} ({platform.machine()}), jax {jax.__version__}"
+
+
+def compiled(runs: Sequence[PretrainSettings], topology: str, cache: pathlib.Path) -> StepCosts:
+    """The step costs of runs on a TPU slice, by its compiler's estimate: a lower bound. See estimate.py.
+
+    Raises BadInput if a run does not fit on the slice.
+    """
+    where = estimate.on(topology)
+    if where.chip is None or not where.chip.clock:
+        raise BadInput(f"--topology={topology}: the compiler estimates steps of TPUs such as v5e:1x1")
+    curves: dict[str, tuple[Point, ...]] = {}
+    chips = 0
+    for settings in runs:
+        method = methods.make(settings.methods)
+        settings = dataclasses.replace(settings, budget=None)
+        planned = estimate.plan(settings, where, cache, say)
+        if not planned.fits:
+            problem = next(stage.problem for stage in planned.stages if stage.problem)
+            raise BadInput(f"{names_of(settings) or 'dense'} does not fit on {topology}: {problem}")
+        chips = planned.chips
+        for stage, costs in zip(timeline.stages(settings, method), planned.stages, strict=True):
+            key = key_of(stage, names_of(settings), settings.optimizer.name)
+            curves[key] = (Point(costs.flops, costs.seconds(where.chip)),)
+    return StepCosts("compiled", f"{topology} by the TPU compiler", curves, where.chip.name, chips)
