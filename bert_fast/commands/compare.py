@@ -1,0 +1,36 @@
+"""The command `compare`."""
+
+from absl import flags
+
+from bert_fast.commands import REQUIRED, needs
+
+WHAT = "compare methods at equal budgets and seeds"
+EXAMPLE = "smoke --out=runs/smoke"
+
+
+def define(args, argv: list[str]):
+    del argv
+    flags.DEFINE_string("out", None, "The study's folder; the same command continues it. " + REQUIRED, flag_values=args)
+    flags.DEFINE_string("data", "", "A shards folder, instead of the study's own corpus.", flag_values=args)
+    flags.DEFINE_integer(
+        "processes", 0, "Runs to train at once; 0: one per core for narrow models on a CPU, else one.", 0,
+        flag_values=args,
+    )  # fmt: skip
+    flags.DEFINE_bool("dry_run", False, "Only print the plan: runs, time, disk and price.", flag_values=args)
+    flags.DEFINE_string(
+        "preset", "", "A study that ships with the package: smoke, small, medium or paper.", flag_values=args
+    )
+
+
+def run(args, texts: list[str]) -> int:
+    from bert_fast import BadInput
+    from bert_fast.compare import compare
+
+    needs(args, "out")
+    names = [*texts, *([args.preset] if args.preset else [])]
+    if len(names) != 1:
+        raise BadInput(
+            "give one study: a Python file that defines get_study(), or a shipped one by name, such as "
+            "compare smoke --out=runs/smoke"
+        )
+    return compare(names[0], args.out, args.data, args.processes, args.dry_run)

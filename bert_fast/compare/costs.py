@@ -1,0 +1,89 @@
+"""The step costs of a study, made once and kept in its folder. A process of its own, so that no device stays in use.
+
+python -m bert_fast.compare.costs STUDY FOLDER SHARDS
+"""
+
+import dataclasses
+import pathlib
+import statistics
+import sys
+
+from bert_fast import BadInput, methods
+from bert_fast.compare import study as studies
+from bert_fast.compare.study import Run, Study
+from bert_fast.cost import step_costs
+from bert_fast.cost.step_costs import Point, StepCosts, key_of
+from bert_fast.planner import step_costs as made
+from bert_fast.train import cache, timeline
+from bert_fast.train.settings import PretrainSettings
+
+NAME = "costs.json"
+
+
+def settings_of(study: Study, data: pathlib.Path) -> list[PretrainSettings]:
+    """The settings of each arm, without a budget."""
+    return [studies.settings_of(study, Run(arm, "", study.seeds[0]), data, None) for arm in study.arms]
+
+
+def keys_of(settings: PretrainSettings) -> list[str]:
+    stages = timeline.stages(settings, methods.make(settings.methods))
+    names = ",".join(name for name, _ in settings.methods)
+    return [key_of(stage, names, settings.optimizer.name) for stage in stages]
+
+
+def missing(runs: list[PretrainSettings], known: StepCosts | None) -> list[PretrainSettings]:
+    """The runs with a stage that a table does not have."""
+    curves = known.curves if known else {}
+    return [settings for settings in runs if any(key not in curves for key in keys_of(settings))]
+
+
+def joined(known: StepCosts, new: StepCosts, reference: list[str]) -> StepCosts:
+    """A table with the curves of a later measurement, which also timed the stages in `reference` again.
+
+    The new seconds are scaled by how much those stages' seconds have changed, so that all curves are of one machine.
+    """
+    pairs = [(known.curves[key], new.curves[key]) for key in reference]
+    scale = statistics.median(
+        old.seconds / again.seconds for curves in pairs for old, again in zip(*curves, strict=True)
+    )
+    added = {
+        key: tuple(Point(point.flops, scale * point.seconds) for point in curve)
+        for key, curve in new.curves.items()
+        if key not in known.curves
+    }
+    return dataclasses.replace(known, curves={**known.curves, **added})
+
+
+def make(study: Study, out: pathlib.Path, data: pathlib.Path):
+    """Writes the table, or adds what it lacks."""
+    path = out / NAME
+    known = step_costs.read(path) if path.exists() else None
+    runs = settings_of(study, data)
+    lacking = missing(runs, known)
+    if not lacking:
+        return
+    cache.keep_programs()
+    if study.topology:
+        new = made.compiled(lacking, study.topology, pathlib.Path("~/.cache/bert_fast/plan").expanduser())
+        costs = dataclasses.replace(new, curves={**(known.curves if known else {}), **new.curves})
+    elif known is None:
+        costs = made.measured(lacking)
+    else:
+        first = runs[0]
+        again = lacking if first in lacking else [first, *lacking]
+        costs = joined(known, made.measured(again), [key for key in keys_of(first) if key in known.curves])
+    step_costs.write(costs, path)
+
+
+def main(argv: list[str]) -> int:
+    study, out, data = argv
+    try:
+        make(studies.load(study), pathlib.Path(out), pathlib.Path(data))
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

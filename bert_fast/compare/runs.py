@@ -1,0 +1,257 @@
+"""Trains the runs of a study that are missing, several at once, and fine-tunes them on its tasks."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+
+from bert_fast import BadInput, Interrupted, bert, methods
+from bert_fast.compare import costs as study_costs
+from bert_fast.compare import study as studies
+from bert_fast.compare.study import Run, Study, slug
+from bert_fast.cost import step_costs
+from bert_fast.cost.accelerators import TPUS
+from bert_fast.cost.budget import Budget
+from bert_fast.cost.step_costs import StepCosts
+from bert_fast.data.prepare import prepare
+from bert_fast.train import budget, timeline
+from bert_fast.train.log import Progress, clock, counted
+from bert_fast.train.report import say
+from bert_fast.train.settings import PretrainSettings
+from bert_fast.train.signals import StopSignal
+
+NARROW = 256  # on a CPU, models up to this width train faster one to a core than one after the other on all cores
+
+
+class Planned(NamedTuple):
+    """A run with what is known of it in advance. seconds: reference seconds on the costs' machine."""
+
+    run: Run
+    settings: PretrainSettings
+    steps: int
+    seconds: float
+    bytes: int
+
+
+def shards_of(study: Study, out: pathlib.Path, data: str) -> pathlib.Path:
+    """The shards of a study: `data` if given, else made from its source in the study's folder."""
+    if data:
+        return pathlib.Path(data)
+    folder = out / "shards"
+    if not (folder / "manifest.json").exists():
+        prepare(study.source, folder, vocab_size=study.vocab_size)
+    return folder
+
+
+def backend() -> str:
+    """JAX's backend here. Asked in a process of its own, so that this one does not hold the device."""
+    code = "import jax; print(jax.default_backend())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "cpu"
+
+
+def processes_for(study: Study, data: pathlib.Path) -> int:
+    """How many runs to train at once: on a CPU one per core if the models are narrow, otherwise one."""
+    widest = max(settings.model.width for settings in study_costs.settings_of(study, data))
+    return len(cores()) if backend() == "cpu" and widest <= NARROW else 1
+
+
+def cores() -> list[int]:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def start(command: Sequence[str], log, core: int | None) -> subprocess.Popen:
+    """Starts a command, on one core if `core` is given. Ctrl-C in a terminal does not reach it."""
+    before = None
+    if core is not None and hasattr(os, "sched_setaffinity"):
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {core})  # the child inherits it
+    try:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    finally:
+        if before is not None:
+            os.sched_setaffinity(0, before)
+
+
+def make_costs(name: str, study: Study, out: pathlib.Path, data: pathlib.Path, one_core: bool) -> StepCosts:
+    """The step costs of a study, made if they are missing. Raises BadInput, with the log, if they cannot be made."""
+    path = out / study_costs.NAME
+    known = step_costs.read(path) if path.exists() else None
+    if known is None or study_costs.missing(study_costs.settings_of(study, data), known):
+        how = f"asking the compiler for {study.topology}" if study.topology else "measuring on this machine"
+        say(f"step costs: {how}, so that every run is charged by one table ({path})")
+        command = [sys.executable, "-m", "bert_fast.compare.costs", name, str(out), str(data)]
+        log = out / "costs.log"
+        with log.open("w") as file, StopSignal("stopping") as stop:
+            child = start(command, file, cores()[0] if one_core else None)
+            while child.poll() is None:
+                time.sleep(0.2)
+                if stop.received:
+                    child.kill()
+                    child.wait()
+                    raise Interrupted(stop.received, "the step costs are not finished")
+        if child.returncode:
+            raise BadInput(f"the step costs cannot be made: {last_lines(log)}")
+    return step_costs.read(path)
+
+
+def last_lines(log: pathlib.Path, count: int = 3) -> str:
+    """The end of a log, for a message."""
+    return "\n".join(log.read_text(errors="replace").strip().splitlines()[-count:])
+
+
+def plan(study: Study, out: pathlib.Path, data: pathlib.Path, costs: StepCosts) -> list[Planned]:
+    """Every run with its steps, reference seconds and disk space. Raises BadInput for a run that cannot be planned."""
+    found = []
+    for run in studies.runs_of(study):
+        settings = studies.settings_of(study, run, data, out / study_costs.NAME)
+        method = methods.make(settings.methods)
+        try:
+            settings = budget.resolved(settings, method)
+        except BadInput as error:
+            raise BadInput(f"arm {run.arm!r}: {error}") from None
+        stages = timeline.stages(settings, method)
+        seconds = reference(settings, costs).of_all(stages)
+        size = 4 * 3 * parameters(settings) * (1 + method.needs_initial)
+        found.append(Planned(run, settings, sum(stage.steps for stage in stages), seconds, size))
+    return found
+
+
+def reference(settings: PretrainSettings, costs: StepCosts) -> budget.Meter:
+    """A meter of reference seconds for a run."""
+    timed = dataclasses.replace(settings, budget=Budget("seconds", 1.0), costs=costs)
+    return budget.Meter(timed, methods.make(settings.methods))
+
+
+def parameters(settings: PretrainSettings) -> int:
+    """Number of parameters of a run's model."""
+    shapes = jax.eval_shape(lambda: bert.init(settings.model, jax.random.key(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def describe(planned: Sequence[Planned], study: Study, costs: StepCosts, at_once: int) -> str:
+    """The plan in words: what runs, for how long, on how much disk and, for a TPU, at which price."""
+    total = sum(one.seconds for one in planned)
+    arms, seeds, budgets = (counted(len(x), what) for x, what in (
+        (study.arms, "arm"), (study.seeds, "seed"), (study.budgets, "budget"),
+    ))  # fmt: skip
+    lines = [f"{arms} x {seeds} x {budgets}: {counted(len(planned), 'run')}"]
+    for arm in study.arms:
+        parts = [one for one in planned if one.run.arm == arm and one.run.seed == study.seeds[0]]
+        each = ", ".join(f"{one.run.budget}: {one.steps:,} steps, {clock(one.seconds)}" for one in parts)
+        lines.append(f"  {arm}: {each}")
+    where = f"on {costs.machine}" if costs.instrument == "measured" else f"on {costs.machine}, at least"
+    lines.append(
+        f"{clock(total)} of training {where}; {counted(at_once, 'run')} at once: about {clock(total / at_once)}, plus "
+        "starting, compiling and evaluating each run"
+    )
+    if costs.chip and (dollars := TPUS[costs.chip].dollars):
+        lines.append(f"at least {total / 3600 * costs.chips * dollars:,.2f} USD at {dollars:.2f} per chip-hour")
+    lines.append(f"disk: {sum(one.bytes for one in planned) / 2**20:,.0f} MiB of checkpoints")
+    return "\n".join(lines)
+
+
+def command_of(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path) -> list[str]:
+    """The command that trains a run."""
+    changes = {**study.changes, **study.arms[run.arm]}
+    spec = changes.pop("config", study.config)
+    changes.setdefault("checkpoint.keep", 1)
+    changes |= {"seed": run.seed, "budget": run.budget, "data.dir": str(data), "costs": str(out / study_costs.NAME)}
+    flags = [f"--config.{key}={value}" for key, value in changes.items()]
+    workdir = out / run.folder
+    return [sys.executable, "-m", "bert_fast", "pretrain", f"--config={spec}", f"--workdir={workdir}", *flags]
+
+
+def task_folder(run: Run, out: pathlib.Path, task: str) -> pathlib.Path:
+    return out / run.folder / "tasks" / slug(task)
+
+
+def commands_of(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path) -> list[list[str]]:
+    """The commands of a run that have not finished: training, then its tasks."""
+    found = []
+    if not (out / run.folder / "summary.json").exists():
+        found.append(command_of(study, run, out, data))
+    for task in study.tasks:
+        workdir = task_folder(run, out, task)
+        if not (workdir / "results.json").exists():
+            command = [sys.executable, "-m", "bert_fast", "finetune", f"--config={task}", f"--workdir={workdir}"]
+            found.append([*command, f"--checkpoint={out / run.folder}"])
+    return found
+
+
+def steps_done(folder: pathlib.Path) -> int:
+    """The step of the last row in a run's log."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    for line in reversed(path.read_bytes().splitlines()[-2:]):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0
+
+
+def train(
+    study: Study, planned: Sequence[Planned], out: pathlib.Path, data: pathlib.Path, at_once: int
+) -> Mapping[Run, str]:
+    """Runs everything that is missing. Returns what went wrong, by run.
+
+    Raises Interrupted after a signal, once the runs in progress have saved their work.
+    """
+    waiting = [(one.run, commands_of(study, one.run, out, data)) for one in planned]
+    waiting = [(run, commands) for run, commands in waiting if commands]
+    steps = {one.run: one.steps for one in planned}
+    done = {one.run: one.steps if all(one.run != run for run, _ in waiting) else 0 for one in planned}
+    failed: dict[Run, str] = {}
+    free: list[int | None] = [*(cores()[:at_once] if at_once > 1 else [None])]
+    busy: dict[Run, tuple[subprocess.Popen, list[list[str]], int | None]] = {}
+    progress = Progress(sum(steps.values()), sum(done.values()))
+
+    def launch(run: Run, commands: list[list[str]], core: int | None):
+        folder = out / run.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("a") as log:
+            print(f"$ {shlex.join(commands[0])}", file=log, flush=True)
+            busy[run] = start(commands[0], log, core), commands[1:], core
+
+    with StopSignal("saving the runs in progress") as stop:
+        while waiting or busy:
+            while waiting and free and not stop.received:
+                launch(*waiting.pop(0), free.pop(0))
+            time.sleep(0.5)
+            for run, (child, rest, core) in list(busy.items()):
+                done[run] = min(steps_done(out / run.folder), steps[run])
+                if child.poll() is None:
+                    continue
+                del busy[run]
+                if child.returncode == 0 and rest and not stop.received:
+                    launch(run, rest, core)
+                    continue
+                free.append(core)
+                if child.returncode and not stop.received:
+                    failed[run] = last_lines(out / run.folder / "log.txt")
+                    progress.say(f"failed: {run.arm}, {run.budget}, seed {run.seed}: {failed[run]}")
+                done[run] = steps[run]
+            progress.update(sum(done.values()), {"runs left": len(waiting) + len(busy)})
+            if stop.received:
+                for child, _, _ in busy.values():
+                    child.send_signal(signal.SIGTERM)
+                for child, _, _ in busy.values():
+                    child.wait()
+                progress.close()
+                raise Interrupted(stop.received, f"the runs in {out} are saved")
+    progress.close()
+    return failed

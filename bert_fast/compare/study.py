@@ -1,0 +1,169 @@
+"""A study: arms that are trained with the same seeds and budgets. Its file is as short as a config."""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from bert_fast import BadInput, methods
+from bert_fast.commands import config_flag
+from bert_fast.cost import budget
+from bert_fast.data import shards
+from bert_fast.train import settings
+from bert_fast.train.evaluate import fingerprint
+
+SHIPPED = config_flag.SHIPPED / "studies"
+Arm = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    config: the config that the arms start from, as `--config` takes it, and `changes` to it by dotted key.
+    arms: each arm's changes, by name. An arm may have a key "config" for another config. All others are compared with
+        the first.
+    seeds: each arm runs with every seed. Runs with equal seeds share data, masks and initial weights.
+    budgets: each arm runs with every budget, as `--config.budget` takes it; with two or more, a speed-up is computed.
+    tasks: fine-tuning configs, such as "glue:task=mrpc", run on every trained model.
+    source, vocab_size: the corpus, as `prepare` takes it.
+    topology: the TPU whose compiler says what steps cost, such as "v5e:1x1". "": they are measured on this machine.
+    """
+
+    arms: Mapping[str, Arm]
+    config: str = "bert:size=tiny,seq=128,objective=mlm,norm=pre"
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    budgets: tuple[str, ...] = ("tokens:2e6",)
+    tasks: tuple[str, ...] = ()
+    source: str = "docs"
+    vocab_size: int = 8_000
+    topology: str = ""
+
+
+class Run(NamedTuple):
+    """One training: its arm, budget and seed, and its folder inside the study's."""
+
+    arm: str
+    budget: str
+    seed: int
+
+    @property
+    def folder(self) -> pathlib.Path:
+        return pathlib.Path("runs", self.budget.replace(":", "="), slug(self.arm), f"seed={self.seed}")
+
+
+def slug(name: str) -> str:
+    """A name as part of a path."""
+    return re.sub(r"[^\w.=+-]+", "-", name).strip("-")
+
+
+def load(name: str) -> Study:
+    """The study in a file, or one that ships with the package, by name. Raises BadInput."""
+    shipped = {path.stem: path for path in sorted(SHIPPED.glob("[!_]*.py"))}
+    if name in shipped:
+        path = shipped[name]
+    elif "/" in name or name.endswith(".py"):
+        path = pathlib.Path(name)
+    else:
+        near = difflib.get_close_matches(name, shipped, 2, 0.4) or list(shipped)
+        raise BadInput(f"unknown study {name!r}: did you mean {' or '.join(near)}? Or give the path of a file")
+    if not path.is_file():
+        raise BadInput(f"no study file {str(path)!r}: expected a Python file that defines get_study()")
+    try:
+        names = {getattr(statement, "name", "") for statement in ast.parse(path.read_text(encoding="utf-8")).body}
+    except (SyntaxError, ValueError) as error:
+        raise BadInput(f"{path} is not a Python file: {error}. A study defines get_study()") from None
+    if "get_study" not in names:
+        raise BadInput(f"{path} does not define get_study(), which returns the study")
+    described = importlib.util.spec_from_file_location("bert_fast_study", path)
+    assert described is not None
+    assert described.loader is not None
+    module = importlib.util.module_from_spec(described)
+    try:
+        described.loader.exec_module(module)
+        found = module.get_study()
+    except (TypeError, ImportError, NameError) as error:
+        raise BadInput(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, Study):
+        raise BadInput(f"{path}: get_study() returned a {type(found).__name__}: expected bert_fast.compare.study.Study")
+    check(found)
+    return found
+
+
+def check(study: Study):
+    """Raises BadInput for a study without arms, seeds or budgets, or with names that collide."""
+    for name, values in (("arms", study.arms), ("seeds", study.seeds), ("budgets", study.budgets)):
+        if not values:
+            raise BadInput(f"the study has no {name}: expected at least one")
+        if len(set(values)) < len(tuple(values)):
+            raise BadInput(f"the study lists one of its {name} twice: {', '.join(map(str, values))}")
+    slugs: dict[str, str] = {}
+    for arm in study.arms:
+        if (known := slugs.setdefault(slug(arm), arm)) != arm:
+            raise BadInput(f"arms {known!r} and {arm!r} would share the folder {slug(arm)!r}: rename one")
+    for text in study.budgets:
+        budget.parse(text)
+    for key in ("seed", "budget", "costs", "data.dir"):
+        if key in study.changes or any(key in changes for changes in study.arms.values()):
+            raise BadInput(f"the study changes {key}, which the comparison sets itself: leave it out")
+
+
+def runs_of(study: Study) -> list[Run]:
+    """All runs, seed by seed and cheap budgets first, so that a study that is stopped early has complete seeds."""
+    return [Run(arm, text, seed) for seed in study.seeds for text in study.budgets for arm in study.arms]
+
+
+def config_of(study: Study, run: Run, data: pathlib.Path, costs: pathlib.Path | None) -> ConfigDict:
+    """The config of a run. Raises BadInput, with the arm, if a key or value is wrong."""
+    changes = {**study.changes, **study.arms[run.arm]}
+    spec = changes.pop("config", study.config)
+    changes |= {"seed": run.seed, "budget": run.budget, "data.dir": str(data), "costs": str(costs or "")}
+    changes.setdefault("checkpoint.keep", 1)
+    try:
+        return config_flag.load(spec, changes)
+    except BadInput as error:
+        raise BadInput(f"arm {run.arm!r}: {error}") from None
+
+
+def settings_of(study: Study, run: Run, data: pathlib.Path, costs: pathlib.Path | None) -> settings.PretrainSettings:
+    """The settings of a run. Raises BadInput, with the arm, if they are impossible."""
+    config = config_of(study, run, data, costs).to_dict()
+    vocab = shards.read_manifest(data)["vocab"]
+    try:
+        made = settings.make(config, vocab, tuple(methods.known()))
+        methods.make(made.methods)
+        return made
+    except BadInput as error:
+        raise BadInput(f"arm {run.arm!r}: {error}") from None
+
+
+def refuse_incomparable(study: Study, data: pathlib.Path):
+    """Raises BadInput if two arms would be evaluated on other examples or masks."""
+    manifest = shards.read_manifest(data)
+    first, *others = study.arms
+
+    def held_out(arm: str) -> tuple[str, dict]:
+        # Without its budget: a budget may need step costs, which are made later.
+        run = Run(arm, "", study.seeds[0])
+        made = settings_of(study, run, data, None)
+        about = {"data.objective": made.data.objective}
+        about |= {f"eval.{key}": value for key, value in dataclasses.asdict(made.eval).items()}
+        return fingerprint(manifest, made.data, made.eval), about
+
+    expected, about = held_out(first)
+    for arm in others:
+        found, other = held_out(arm)
+        if found != expected:
+            keys = [key for key in about if about[key] != other[key] and key not in ("eval.every", "eval.batch_size")]
+            differences = "; ".join(f"{key}: {other[key]!r}, not {about[key]!r}" for key in keys)
+            raise BadInput(
+                f"arm {arm!r} would be evaluated on other examples than arm {first!r} ({differences}), so their losses "
+                "cannot be compared: give both the same values"
+            )

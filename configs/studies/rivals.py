@@ -1,0 +1,65 @@
+"""Rivals and ablations of the four methods, at equal reference time.
+
+    bert-fast compare rivals --out=runs/rivals
+
+A saving that a shallower model, a late growth, random tokens or plain growing rows give as well is not the method's.
+"""
+
+from bert_fast.compare.study import Study
+
+LAYER_DROP = {"methods": "layer_drop", "layer_drop.sampling": "systematic"}
+STACKING = {"methods": "stacking"}
+MSLT = {"methods": "stacking", "stacking.variant": "mslt"}
+# The paper of layer dropping trains at ten times the rate of its baseline (arXiv 2010.13369, section 5).
+PEAK, HIGHER_PEAK = 1e-3, 2e-3
+
+
+def get_study() -> Study:
+    return Study(
+        config="quickstart",
+        changes={
+            "model.depth": 8,
+            "learning_rate.peak": PEAK,
+            "learning_rate.warmup_steps": 100,
+            "eval.every": 0,
+            "checkpoint.every": 0,
+        },
+        arms={
+            "dense": {},
+            # What any method has to beat.
+            "shallower": {"model.depth": 6},
+            "late growth": {**STACKING, "stacking.depths": "1,8", "stacking.shares": "0.7,0.3"},  # arXiv 2511.04981
+            "growing rows": {"phases": "16@128:0.5,64@32:0.5"},
+            "3ML": {"methods": "mask_later"},
+            # Token dropping: do its scores matter?
+            "token dropping": {"methods": "token_drop"},
+            "random token dropping": {"methods": "token_drop", "token_drop.scores": "random"},
+            # EarlyBERT: does its ticket matter?
+            "EarlyBERT": {"methods": "early_bert"},
+            "random ticket": {"methods": "early_bert", "early_bert.ticket": "random"},
+            # Layer dropping: rescaling and learning rate, two by two, then its schedules one by one.
+            "layer dropping": LAYER_DROP,
+            "layer dropping, not rescaled": {**LAYER_DROP, "layer_drop.rescale": False},
+            "layer dropping, higher rate": {**LAYER_DROP, "learning_rate.peak": HIGHER_PEAK},
+            "layer dropping, higher rate, not rescaled": {
+                **LAYER_DROP,
+                "layer_drop.rescale": False,
+                "learning_rate.peak": HIGHER_PEAK,
+            },
+            "layer dropping, no time schedule": {**LAYER_DROP, "layer_drop.time_schedule": False},
+            "layer dropping, no depth schedule": {**LAYER_DROP, "layer_drop.depth_schedule": False},
+            # MSLT: how layers start, how long they learn together, what its embeddings do.
+            "MSLT": MSLT,
+            "MSLT, random layers": {**MSLT, "stacking.init": "random"},
+            "MSLT, half of it joint": {**MSLT, "stacking.shares": "0.125,0.125,0.125,0.125,0.5"},
+            "MSLT, embeddings A": {**MSLT, "stacking.embedding": "A"},
+            "MSLT, embeddings C": {**MSLT, "stacking.embedding": "C"},
+            # Stacking: how layers start.
+            "stacking": STACKING,
+            "stacking, random layers": {**STACKING, "stacking.init": "random"},
+            "stacking, identity": {**STACKING, "stacking.init": "identity"},
+            "stacking, moments carried": {**STACKING, "stacking.optimizer": "carry"},
+        },
+        seeds=(0, 1, 2),
+        budgets=("seconds:60",),
+    )

@@ -1,0 +1,31 @@
+"""Ten minutes on two cores: each method against dense training at equal reference time. Far too small for a ranking.
+
+bert-fast compare smoke --out=runs/smoke
+"""
+
+from bert_fast.compare.study import Study
+
+NO_DROPOUT = {"model.dropout": 0.0, "model.attention_dropout": 0.0}
+
+
+def get_study() -> Study:
+    return Study(
+        config="quickstart",
+        changes={
+            "model.depth": 4,
+            "learning_rate.warmup_steps": 30,
+            "eval.every": 0,
+            "eval.examples": 300,
+            "checkpoint.every": 0,
+        },
+        arms={
+            "dense": {},
+            "layer dropping": {"methods": "layer_drop", "layer_drop.sampling": "systematic"},
+            "token dropping": {"methods": "token_drop"},
+            "EarlyBERT": {"methods": "early_bert", "early_bert.search": 0.2},
+            "stacking": {"methods": "stacking"},
+            "MSLT": {"methods": "stacking", "stacking.variant": "mslt"},
+        },
+        seeds=(0, 1),
+        budgets=("seconds:12", "seconds:24"),
+    )
