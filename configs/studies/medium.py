@@ -1,0 +1,28 @@
+"""An hour on one GPU: BERT-mini on Wikipedia, at two budgets, two seeds.
+
+bert-fast compare medium --data=SHARDS --out=runs/medium
+"""
+
+from bert_fast.compare.study import Study
+from bert_fast.configs.studies import arms
+
+
+def get_study() -> Study:
+    return Study(
+        config="bert:size=mini,seq=128,objective=mlm,norm=pre",
+        changes={
+            "batch_size": 256,
+            "model.depth": 8,
+            "model.dtype": "bfloat16",
+            "model.dropout": 0.0,
+            "model.attention_dropout": 0.0,
+            "optimizer.bias_correction": True,
+            "learning_rate.peak": 1e-3,
+            "learning_rate.warmup_steps": 300,
+            "eval.every": 0,
+            "checkpoint.every": 1000,
+        },
+        arms=arms(depth=8),
+        seeds=(0, 1),
+        budgets=("seconds:60", "seconds:120"),
+    )

@@ -1,0 +1,292 @@
+"""Studies: what they refuse, their statistics, and one whole comparison."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bert_fast import BadInput, methods
+from bert_fast.compare import costs, page, results, runs, study
+from bert_fast.compare.study import Run, Study
+from bert_fast.cost import step_costs
+from bert_fast.cost.step_costs import Point, StepCosts
+from bert_fast.train import budget, timeline
+from helpers.command_line import ROOT
+from helpers.interruption import interrupted
+from helpers.small_runs import rows_without_clock, run
+
+DEBUG = "bert:size=tiny,objective=mlm,norm=pre,debug"
+CHANGES = {"eval.every": 0, "checkpoint.every": 0, "phases": "32:1"}
+
+
+def small_study(**changes) -> Study:
+    made = Study({"dense": {}, "shallow": {"model.depth": 1}}, DEBUG, CHANGES, (0, 1), ("tokens:1500", "tokens:3000"))
+    return dataclasses.replace(made, **changes)
+
+
+def table_of(made: Study, data) -> StepCosts:
+    """Step costs of a millisecond plus a nanosecond per FLOP, for every arm."""
+    curve = (Point(1e3, 1e-3), Point(1e9, 1e-3 + 1.0))
+    keys = {key for settings in costs.settings_of(made, data) for key in costs.keys_of(settings)}
+    return StepCosts("measured", "a test", dict.fromkeys(keys, curve))
+
+
+def test_runs_are_seed_by_seed():
+    found = study.runs_of(small_study())
+    assert [(one.seed, one.budget, one.arm) for one in found[:3]] == [
+        (0, "tokens:1500", "dense"),
+        (0, "tokens:1500", "shallow"),
+        (0, "tokens:3000", "dense"),
+    ]
+    assert len({one.folder for one in found}) == 8
+    assert Run("a, b + c", "usd:2@v5e", 3).folder.as_posix() == "runs/usd=2@v5e/a-b-+-c/seed=3"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {}}, "has no arms"),
+        ({"seeds": ()}, "has no seeds"),
+        ({"seeds": (1, 1)}, "one of its seeds twice: 1, 1"),
+        ({"budgets": ("token:1",)}, "did you mean tokens"),
+        ({"arms": {"a b": {}, "a-b": {}}}, "would share the folder 'a-b'"),
+        ({"changes": {"seed": 3}}, "changes seed, which the comparison sets itself"),
+        ({"arms": {"dense": {"budget": "tokens:1"}}}, "changes budget, which the comparison sets itself"),
+    ],
+)
+def test_bad_studies_are_refused(changes, message):
+    with pytest.raises(BadInput, match=message):
+        study.check(small_study(**changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_study(:", "is not a Python file"),
+        ("x = 1", "does not define get_study"),
+        ("def get_study(): return {}", "returned a dict: expected bert_fast.compare.study.Study"),
+        ("from bert_fast.compare.study import Study\ndef get_study(): return Study(arm={})", "cannot be read: .*'arm'"),
+    ],
+)
+def test_bad_study_files_are_refused(text, message, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(BadInput, match=message):
+        study.load(str(tmp_path / "mine.py"))
+
+
+def test_unknown_studies_suggest_the_nearest():
+    with pytest.raises(BadInput, match="did you mean smoke"):
+        study.load("smok")
+    with pytest.raises(BadInput, match="no study file"):
+        study.load("absent.py")
+
+
+SHIPPED = sorted(path.stem for path in study.SHIPPED.glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_arm_of_a_shipped_study_is_comparable_and_can_be_planned(name, small_shards):
+    made = study.load(name)
+    study.refuse_incomparable(made, small_shards)
+    for arm in made.arms:
+        settings = study.settings_of(made, Run(arm, "", 0), small_shards, None)
+        assert timeline.stages(dataclasses.replace(settings, steps=200_000), methods.make(settings.methods))
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"eval.seq_len": 16}, r"other examples than arm 'dense' \(eval.seq_len: 16, not 32\)"),
+        ({"eval.masked_share": 0.3}, "eval.masked_share: 0.3, not 0.15"),
+        ({"data.objective": "mlm_packed"}, "data.objective: 'mlm_packed', not 'mlm'"),
+        ({"model.depht": 2}, "arm 'other': unknown config key 'model.depht'"),
+        ({"methods": "layer_dorp"}, "arm 'other': .*did you mean layer_drop"),
+    ],
+)
+def test_arms_that_cannot_be_compared_are_refused(arm, message, small_shards):
+    with pytest.raises(BadInput, match=message):
+        study.refuse_incomparable(small_study(arms={"dense": {}, "other": arm}), small_shards)
+
+
+def test_other_masks_in_training_are_comparable(small_shards):
+    arm = {"data.masked_share": 0.3, "data.whole_word": True, "data.random_positions": True}
+    study.refuse_incomparable(small_study(arms={"dense": {}, "other": arm}), small_shards)
+
+
+def test_t_is_that_of_a_paired_test():
+    scipy_stats = pytest.importorskip("scipy.stats")
+    dense, arm = {0: 5.0, 1: 5.2, 2: 5.1}, {0: 4.9, 1: 5.0, 2: 5.05, 7: 1.0}
+    found = results.paired(arm, dense)
+    assert found["difference"] == pytest.approx(np.mean([-0.1, -0.2, -0.05]))
+    assert found["t"] == pytest.approx(scipy_stats.ttest_rel([4.9, 5.0, 5.05], [5.0, 5.2, 5.1]).statistic)
+    assert found["resolved"] == (abs(found["t"]) >= 2.5)
+    assert results.paired({0: 1.0}, {0: 2.0}) == {"difference": -1.0, "t": None, "resolved": False}
+    assert results.paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0})["t"] == 0.0
+    assert results.paired({0: 1.0, 1: 2.0}, {0: 2.0, 1: 3.0})["t"] == -math.inf
+    assert results.paired({3: 1.0}, {0: 2.0})["difference"] is None
+
+
+def test_a_loss_is_worth_what_the_reference_needs_for_it():
+    curve = [(100.0, 6.0), (400.0, 5.0)]
+    assert results.equivalent(5.5, curve) == pytest.approx(200.0)
+    assert results.equivalent(5.0, curve) == pytest.approx(400.0)
+    assert results.equivalent(4.9, curve) is None
+    assert results.equivalent(5.5, curve[:1]) is None
+
+
+def figure(seed: int, loss: float, tokens: float, flops: float, seconds: float) -> dict:
+    about = {"seed": seed, "mlm_loss": loss, "mask_loss": loss, "mlm_accuracy": 0.2, "tokens": tokens, "flops": flops}
+    return about | {"seconds": seconds, "clock_seconds": seconds, "overhead": 1.0}
+
+
+def made_results() -> dict:
+    """An arm with half the FLOPs per token and three quarters of the seconds, which gains a tenth of a nat."""
+    made = small_study(tasks=("glue:task=mrpc",))
+    found = {}
+    for seed in made.seeds:
+        for text, tokens, loss in (("tokens:1500", 1500, 6.0), ("tokens:3000", 3000, 5.0)):
+            found[Run("dense", text, seed)] = figure(seed, loss + 0.01 * seed, tokens, 2 * tokens, 4 * tokens)
+            found[Run("shallow", text, seed)] = figure(seed, loss + 0.02 * seed - 0.1, tokens, tokens, 3 * tokens)
+    found[Run("shallow", "tokens:1500", 0)]["scores"] = {"glue:task=mrpc": 80.0}
+    return {
+        "arms": dict(made.arms),
+        "config": made.config,
+        "changes": dict(made.changes),
+        "seeds": [0, 1],
+        "tasks": list(made.tasks),
+        "costs": {"instrument": "measured", "machine": "a test", "fingerprint": "f"},
+        "missing": [],
+        "budgets": results.summarize(made, found),
+    }
+
+
+def test_summary_has_differences_realised_savings_and_speedups():
+    arms = made_results()["budgets"]["tokens:1500"]["arms"]
+    shallow = arms["shallow"]
+    assert shallow["difference"] == pytest.approx(-0.095)
+    assert shallow["resolved"]
+    assert (shallow["flops_per_token"], shallow["seconds_per_token"]) == pytest.approx((0.5, 0.75))
+    assert shallow["realised"] == pytest.approx(0.5)
+    # Dense training goes from 6.005 to 5.005 nats between the budgets, and the arm is 0.095 below the first.
+    assert shallow["speedup"]["tokens"] == pytest.approx(2**0.095)
+    assert shallow["speedup"]["flops"] == pytest.approx(2 * 2**0.095)
+    assert shallow["speedup"]["seconds"] == pytest.approx(2**0.095 * 4 / 3)
+    assert arms["dense"]["speedup"]["seconds"] == pytest.approx(1)
+    later = made_results()["budgets"]["tokens:3000"]
+    assert later["arms"]["shallow"]["speedup"]["tokens"] is None  # better than any of dense's
+    assert later["ranking"]["loss"] == ["shallow", "dense"]
+
+
+def test_page_shows_each_budget_and_the_changes_of_each_arm():
+    text = page.markdown(made_results(), "mine")
+    assert "## Budget tokens:1500" in text
+    assert "| shallow | 5.910 ± 0.014 | -0.095 (t -19.0) |" in text
+    assert "- shallow: `model.depth=1`" in text
+    assert " 80.0 |" in text
+
+
+def test_costs_of_arms_added_later_are_scaled_to_the_first_measurement():
+    known = StepCosts("measured", "here", {"dense": (Point(10, 1.0),)})
+    new = StepCosts("measured", "here", {"dense": (Point(10, 2.0),), "other": (Point(5, 1.0), Point(9, 1.6))})
+    found = costs.joined(known, new, ["dense"])
+    assert found.curves == {"dense": (Point(10, 1.0),), "other": (Point(5, 0.5), Point(9, 0.8))}
+
+
+def test_plan_says_what_runs_and_for_how_long(small_shards, tmp_path):
+    made = small_study()
+    step_costs.write(table_of(made, small_shards), tmp_path / "costs.json")
+    planned = runs.plan(made, tmp_path, small_shards, step_costs.read(tmp_path / "costs.json"))
+    assert [one.steps for one in planned[:2]] == [5, 5]  # of 8 x 32 tokens
+    text = runs.describe(planned, made, step_costs.read(tmp_path / "costs.json"), 2)
+    assert "2 arms x 2 seeds x 2 budgets: 8 runs" in text
+    assert "shallow: tokens:1500: 5 steps" in text
+    with pytest.raises(BadInput, match=r"arm 'dense': --config\.budget=tokens:9 does not allow"):
+        runs.plan(small_study(budgets=("tokens:9",)), tmp_path, small_shards, planned[0].settings.costs)
+
+
+def compare(folder, data, name, *flags) -> subprocess.Popen:
+    command = [sys.executable, "-m", "bert_fast", "compare", str(name), f"--out={folder}", f"--data={data}", *flags]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+STUDY = """
+from bert_fast.compare.study import Study
+def get_study():
+    return Study({arms}, {config!r}, {changes!r}, (0, 1), ("tokens:5000", "tokens:10000"))
+"""
+
+
+@pytest.mark.slow
+def test_comparison_is_interrupted_continued_and_extended(small_shards, tmp_path):
+    out, path = tmp_path / "out", tmp_path / "mine.py"
+    arms = {"dense": {}, "tokens": {"methods": "token_drop"}}
+    path.write_text(STUDY.format(arms=arms, config=DEBUG, changes=CHANGES))
+    out.mkdir()
+    more = arms | {"shallow": {"model.depth": 1}, "diverging": {"learning_rate.peak": 1e30}}
+    step_costs.write(table_of(small_study(arms=more), small_shards), out / "costs.json")
+
+    child = compare(out, small_shards, path, "--processes=2")
+    deadline = time.monotonic() + 120
+    while not any((out / "runs").rglob("config.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 128 + signal.SIGTERM, said
+    assert "To continue:" in said
+
+    done, said = compare(out, small_shards, path, "--processes=2").communicate()
+    assert "| tokens |" in done, said
+    found = json.loads((out / "results.json").read_text())
+    assert not found["missing"]
+    first = {name: about["mlm_loss"] for name, about in found["budgets"]["tokens:5000"]["arms"].items()}
+    (row,) = {one["fingerprint"] for arm in found["budgets"]["tokens:5000"]["arms"].values() for one in arm["runs"]}
+    assert row
+
+    path.write_text(STUDY.format(arms=more, config=DEBUG, changes=CHANGES))
+    child = compare(out, small_shards, path, "--processes=2")
+    _, said = child.communicate()
+    assert child.returncode == 1, said
+    assert "failed: diverging" in said
+    found = json.loads((out / "results.json").read_text())
+    assert {run["arm"] for run in found["missing"]} == {"diverging"}
+    again = found["budgets"]["tokens:5000"]["arms"]
+    assert {name: again[name]["mlm_loss"] for name in first} == first
+    assert "shallow" in again
+
+
+RIVALS = study.load("rivals")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", RIVALS.arms)
+def test_every_rival_trains_within_its_budget_and_resumes_exactly(arm, small_shards, tmp_path, monkeypatch):
+    small = {"eval.every": 0, "phases": "16:1", "model.depth": 4, "learning_rate.warmup_steps": 2, "log_every": 4}
+    made = dataclasses.replace(RIVALS, config=f"{DEBUG}", changes=small | {"checkpoint.every": 4})
+    changes = dict(RIVALS.arms[arm])
+    if arm == "growing rows":
+        changes["phases"] = "16@16:0.5,32@8:0.5"
+    if "stacking.depths" in changes:
+        changes["stacking.depths"] = "1,4"
+    changes |= {"early_bert.align": 8, "early_bert.search": 0.4} if "early_bert" in changes.get("methods", "") else {}
+    changes |= {"model.heads": 4, "model.head_size": 8} if "early_bert" in changes.get("methods", "") else {}
+    if arm == "shallower":
+        changes["model.depth"] = 3
+    made = dataclasses.replace(made, arms={arm: changes})
+    config = study.config_of(made, Run(arm, "examples:200", 0), small_shards, None).to_dict()
+    summary = run(config, tmp_path / "whole")
+    assert summary["examples"] <= 200
+    assert summary["budget"]["spent"] == summary["examples"]
+    interrupted(config, tmp_path / "parts", 6, monkeypatch)
+    run(config, tmp_path / "parts")
+    assert rows_without_clock(tmp_path / "parts") == rows_without_clock(tmp_path / "whole")
+    settings = study.settings_of(made, Run(arm, "examples:200", 0), small_shards, None)
+    planned = budget.resolved(settings, methods.make(settings.methods))
+    assert summary["steps"] == sum(stage.steps for stage in timeline.stages(planned, methods.make(planned.methods)))
+    assert os.path.exists(tmp_path / "whole/summary.json")
