@@ -14,8 +14,8 @@ help:
 	@echo "make clean        remove .venv, runs/ and caches"
 
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: $$($(PYTHON) --version) is too old: bert_fast needs Python 3.11 to 3.13 (make PYTHON=python3.11 ...)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "error: $$($(PYTHON) --version) does not fit: bert_fast needs Python 3.11 to 3.13 (make PYTHON=python3.11 ...)"; exit 1; }
 	@echo "Installing the packages of requirements.txt into .venv (about a minute) ..."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt

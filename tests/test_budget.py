@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from bert_fast import BadInput, methods
-from bert_fast.cost import step_costs
 from bert_fast.cost.budget import Budget, parse
-from bert_fast.cost.step_costs import Point, StepCosts, key_of
-from bert_fast.train import budget, checkpoint, timeline
+from bert_fast.train import budget, checkpoint, step_costs, timeline
 from bert_fast.train.log import read_rows
+from bert_fast.train.step_costs import Point, StepCosts, key_of
 from helpers.interruption import interrupted
 from helpers.small_runs import make_settings, rows_without_clock, run, small_config
 

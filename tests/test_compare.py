@@ -15,9 +15,8 @@ import pytest
 from bert_fast import BadInput, methods
 from bert_fast.compare import costs, page, results, runs, study
 from bert_fast.compare.study import Run, Study
-from bert_fast.cost import step_costs
-from bert_fast.cost.step_costs import Point, StepCosts
-from bert_fast.train import budget, timeline
+from bert_fast.train import budget, step_costs, timeline
+from bert_fast.train.step_costs import Point, StepCosts
 from helpers.command_line import ROOT
 from helpers.interruption import interrupted
 from helpers.small_runs import rows_without_clock, run

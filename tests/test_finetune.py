@@ -443,7 +443,7 @@ def test_squad_is_fine_tuned_and_its_predictions_are_written(run_folder, tmp_pat
     last = read(run / "result.json")["last"]
     assert last["score"] == last["f1"]
     assert ("HasAns_f1" in last) == (version == "2.0")
-    assert "total" not in last
+    assert not any(key.endswith("total") for key in last)
     (tmp_path / f"train-v{version}.json").unlink()
     done = bert_fast(
         "finetune", f"--config=configs/squad.py:version={version}", f"--checkpoint={run_folder}",

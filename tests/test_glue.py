@@ -57,7 +57,7 @@ def test_quotes_and_unusual_line_separators_are_text_and_a_byte_order_mark_is_ig
 def broken(tmp_path, name, change):
     """Path of a train.tsv with changed rows."""
     _, header, *_ = LAYOUTS[name]
-    found = rows(name, header, 5, 0, True)
+    found = rows(name, header, 5, 0)
     path = tmp_path / "train.tsv"
     write_tsv(path, header, change(found) or found)
     return path
@@ -91,7 +91,7 @@ def test_missing_column_or_file_is_named(tmp_path):
 
 def test_a_truncated_row_of_qqp_is_left_out(tmp_path):
     _, header, *_ = LAYOUTS["qqp"]
-    found = rows("qqp", header, 1500, 0, True)
+    found = rows("qqp", header, 1500, 0)
     del found[700][4:]
     write_tsv(tmp_path / "train.tsv", header, found)
     assert len(glue.read_tsv(glue.TASKS["qqp"], tmp_path / "train.tsv", True).labels) == 1499

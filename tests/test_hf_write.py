@@ -129,8 +129,8 @@ def test_added_heads_and_neurons_of_a_widened_model_are_zero():
     [
         ({"embed_norm": False}, "no Hugging Face layout"),
         ({"tied": False}, "output table of its own"),
-        ({"heads": 4}, "4 heads of 8 at a width of 24"),
-        ({"head_size": 7, "heads": 1}, "1 heads of 7 at a width of 24"),
+        ({"heads": 4}, "4 heads of size 8 at a width of 24"),
+        ({"head_size": 7, "heads": 1}, "1 heads of size 7 at a width of 24"),
     ],
 )
 def test_model_without_a_layout_is_refused_before_anything_is_written(changes, message, tmp_path):

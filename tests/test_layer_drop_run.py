@@ -11,11 +11,11 @@ from bert_fast.method import Clock, chain
 from bert_fast.methods.layer_drop import make, theta_at
 from bert_fast.plan import Span, whole
 from bert_fast.train import checkpoint, compile, timeline
-from bert_fast.train.engine import DRAW
 from bert_fast.train.evaluate import Evaluator, eval_batches
 from bert_fast.train.log import read_rows
 from bert_fast.train.objective import make_eval_step
 from bert_fast.train.sharding import make_mesh
+from bert_fast.train.timeline import DRAW
 from helpers.interruption import interrupted
 from helpers.small_runs import make_settings, rows_without_clock, run, small_config
 

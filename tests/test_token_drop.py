@@ -149,7 +149,7 @@ def test_a_step_is_a_quarter_cheaper(depth, width, seq_len, slots, saved):
 def test_order_and_its_inverse_equal_the_released_code():
     batch = {name: np.array([[0, 1, 2, 3]], np.int32) for name in ("ids", "types", "positions", "slots")}
     batch |= {"segments": np.ones((1, 4), np.int32), "cls": np.array([2], np.int32)}
-    moved = token_drop.kept_first(jnp.array([[5.0, 9.0, 1.0, 9.0]]), batch)
+    moved = token_order.kept_first(jnp.array([[5.0, 9.0, 1.0, 9.0]]), batch)
     np.testing.assert_array_equal(moved["positions"], [[1, 3, 0, 2]])  # selected [1, 3], then not selected [0, 2]
     np.testing.assert_array_equal(moved["slots"], [[2, 0, 3, 1]])
     np.testing.assert_array_equal(moved["cls"], [3])

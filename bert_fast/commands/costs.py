@@ -8,7 +8,7 @@ from absl import flags
 from bert_fast.commands import keep_programs, needs, nothing
 
 WHAT = "measure what steps cost, for budgets in time or money"
-EXAMPLE = "--config=layer_drop:size=mini --config.data.dir=SHARDS --out=runs/costs.json"
+EXAMPLE = "--config=bert:size=mini --config.data.dir=SHARDS --out=runs/costs.json"
 
 
 def define(args, argv: list[str]):
@@ -30,11 +30,10 @@ def define(args, argv: list[str]):
 
 def run(args, texts: list[str]) -> int:
     from bert_fast import BadInput, methods
-    from bert_fast.cost import step_costs
     from bert_fast.data import shards
     from bert_fast.planner import estimate
     from bert_fast.planner import step_costs as made
-    from bert_fast.train import settings
+    from bert_fast.train import settings, step_costs
 
     nothing(texts)
     needs(args, "config", "out")

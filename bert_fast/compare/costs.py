@@ -11,11 +11,10 @@ import sys
 from bert_fast import BadInput, methods
 from bert_fast.compare import study as studies
 from bert_fast.compare.study import Run, Study
-from bert_fast.cost import step_costs
-from bert_fast.cost.step_costs import Point, StepCosts, key_of
 from bert_fast.planner import step_costs as made
-from bert_fast.train import cache, timeline
+from bert_fast.train import cache, step_costs, timeline
 from bert_fast.train.settings import PretrainSettings
+from bert_fast.train.step_costs import Point, StepCosts, key_of
 
 NAME = "costs.json"
 

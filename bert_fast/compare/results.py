@@ -14,9 +14,9 @@ from bert_fast.compare import study as studies
 from bert_fast.compare.study import Run, Study
 from bert_fast.cost import budget as budgets
 from bert_fast.cost.accelerators import TPUS
-from bert_fast.cost.step_costs import StepCosts
 from bert_fast.train import checkpoint
 from bert_fast.train.report import say
+from bert_fast.train.step_costs import StepCosts
 
 RESOLVED = 2.5  # smallest |t| at which a difference counts as more than the noise of seeds
 LOSSES = ("mlm_loss", "mask_loss", "mlm_accuracy")

@@ -18,16 +18,15 @@ from bert_fast import BadInput, Interrupted, bert, methods
 from bert_fast.compare import costs as study_costs
 from bert_fast.compare import study as studies
 from bert_fast.compare.study import Run, Study, slug
-from bert_fast.cost import step_costs
 from bert_fast.cost.accelerators import TPUS
 from bert_fast.cost.budget import Budget
-from bert_fast.cost.step_costs import StepCosts
 from bert_fast.data.prepare import prepare
-from bert_fast.train import budget, timeline
+from bert_fast.train import budget, step_costs, timeline
 from bert_fast.train.log import Progress, clock, counted
 from bert_fast.train.report import say
 from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.signals import StopSignal
+from bert_fast.train.step_costs import StepCosts
 
 NARROW = 256  # on a CPU, models up to this width train faster one to a core than one after the other on all cores
 

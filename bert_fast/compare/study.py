@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from bert_fast import BadInput, methods
 from bert_fast.commands import config_flag
 from bert_fast.cost import budget
@@ -120,7 +118,7 @@ def runs_of(study: Study) -> list[Run]:
     return [Run(arm, text, seed) for seed in study.seeds for text in study.budgets for arm in study.arms]
 
 
-def config_of(study: Study, run: Run, data: pathlib.Path, costs: pathlib.Path | None) -> ConfigDict:
+def config_of(study: Study, run: Run, data: pathlib.Path, costs: pathlib.Path | None):
     """The config of a run. Raises BadInput, with the arm, if a key or value is wrong."""
     changes = {**study.changes, **study.arms[run.arm]}
     spec = changes.pop("config", study.config)

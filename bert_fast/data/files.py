@@ -74,7 +74,7 @@ def hold(path: pathlib.Path, otherwise: str) -> IO:
 
 
 @contextlib.contextmanager
-def full_disk_told(folder: pathlib.Path) -> Iterator[None]:
+def full_disk_reported(folder: pathlib.Path) -> Iterator[None]:
     """Raises BadInput in place of the OSError of a full disk or an exhausted quota."""
     try:
         yield

@@ -22,7 +22,7 @@ import bert_fast
 from bert_fast import BadInput, command
 from bert_fast.data import corpora, document_tokenizer, shards, staging, workers
 from bert_fast.data import vocab as vocabulary
-from bert_fast.data.files import atomic_json, atomic_write, full_disk_told, refuse_file
+from bert_fast.data.files import atomic_json, atomic_write, full_disk_reported, refuse_file
 
 UNIT = 64 << 20  # characters of text in a unit: about 15 M tokens, 20 MB on disk
 _BLOCK = 1 << 19  # characters sent to a worker at once
@@ -96,7 +96,7 @@ def prepare(
         print(f"{out} is already finished with these settings: nothing to do")
         return manifest
 
-    with full_disk_told(out), staging.claimed(out, settings) as folder:
+    with full_disk_reported(out), staging.claimed(out, settings) as folder:
         try:
             _say_plan(corpus, out, given, vocab_size, processes, unit)
             words = _vocabulary(corpus, out, vocab, given, vocab_size, cased, strip_accents, skip_bad, processes)

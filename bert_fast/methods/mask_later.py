@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from bert_fast import BadInput
 from bert_fast.method import Method
-from bert_fast.methods.token_drop import kept_first
 from bert_fast.plan import drops_tokens, edit
+from bert_fast.token_order import kept_first
 
 
 def make(layers: float = 0.5, left_out: float = 0.8) -> Method:

@@ -25,12 +25,12 @@ from bert_fast import BadInput
 from bert_fast.bert import Config
 from bert_fast.method import Method, Stage, cut, same
 from bert_fast.plan import drops_tokens, edit
+from bert_fast.token_order import kept_first
 
 SCORES = ("loss", "random", "frequency")
 REPEATS = ("mean", "last_write")
 PINNED = 1e4  # `init_importance` in encoder.py: +1e4 for `token_allow_list`, -1e4 for `token_deny_list`
 SPECIAL_TOKENS = 3  # at most, with one or two segments per example: [CLS], and [SEP] after each segment
-MOVED = ("ids", "types", "positions", "segments")
 SHOWN = 10  # word pieces in each list of a log row
 RENAMED = {"beside": "examples_per_row"}
 
@@ -197,24 +197,6 @@ def make(
         update=learn,
         report=report,
     )
-
-
-def kept_first(score_BS, batch):
-    """The batch with each example's tokens sorted by descending score, padding last; ties stay in order.
-
-    One sort moves the arrays, and a second one inverts its permutation. The only gather is for the few
-    positions that point into the example.
-    """
-    key_BS = jnp.where(batch["segments"] != 0, -score_BS, jnp.inf)
-    place_BS = jax.lax.broadcasted_iota(jnp.int32, key_BS.shape, 1)
-    operands = (key_BS, *(batch[name] for name in MOVED), place_BS)
-    _, *moved, order_BS = jax.lax.sort(operands, dimension=1, is_stable=True, num_keys=1)
-    _, new_place_BS = jax.lax.sort((order_BS, place_BS), dimension=1, num_keys=1)
-    batch = {**batch, **dict(zip(MOVED, moved, strict=True))}
-    batch["slots"] = jnp.take_along_axis(new_place_BS, batch["slots"], axis=1)
-    if "cls" in batch:
-        batch["cls"] = jnp.take_along_axis(new_place_BS, batch["cls"][:, None], axis=1)[:, 0]
-    return batch
 
 
 def means(loss_N, weight_N, label_N, rows: int):

@@ -14,7 +14,6 @@ import jax
 
 from bert_fast import BadInput, methods
 from bert_fast.cost.flops import step_flops
-from bert_fast.cost.step_costs import Point, StepCosts, key_of, not_ascending
 from bert_fast.method import Method, Program, Stage
 from bert_fast.planner import estimate
 from bert_fast.planner.timing import Stepper, alternate, stepper
@@ -22,6 +21,7 @@ from bert_fast.train import budget, optim, timeline
 from bert_fast.train.report import say
 from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.sharding import make_mesh
+from bert_fast.train.step_costs import Point, StepCosts, key_of, not_ascending
 
 ROUNDS = 7
 LONG, MOST = 0.1, 50  # steps are repeated until they take this many seconds together, but at most this many times

@@ -150,7 +150,7 @@ def _squad(name: str, found: dict[bool, list], words: Vocab, settings: FinetuneS
         chosen = answers(logits["dev"])
         null = chosen.null_score_difference if version == "2.0" else None
         metrics = squad.score(held_out, chosen.best, null)
-        return {key: value for key, value in metrics.items() if key != "total"} | {"score": metrics["f1"]}
+        return {key: value for key, value in metrics.items() if not key.endswith("total")} | {"score": metrics["f1"]}
 
     def write(folder, split, logits_NS2):
         return squad.write(folder, answers(logits_NS2))

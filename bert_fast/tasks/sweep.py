@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from bert_fast.data.files import atomic_json, full_disk_told, hold, refuse_file
+from bert_fast.data.files import atomic_json, full_disk_reported, hold, refuse_file
 from bert_fast.tasks import data, encoder, glue
 from bert_fast.tasks.batches import real_share
 from bert_fast.tasks.finetune import UNDER_WAY, Finished, train_and_score
@@ -58,7 +58,7 @@ def finetune(
     is_main = jax.process_index() == 0
     if is_main:
         _plan(trainers, rates, settings, about, devices(mesh), len(todo), len(todo) - len(left), workdir)
-    with full_disk_told(workdir), contextlib.ExitStack() as stack:
+    with full_disk_reported(workdir), contextlib.ExitStack() as stack:
         if is_main:
             workdir.mkdir(parents=True, exist_ok=True)
             busy = f"another finetune is writing to {workdir}: wait until it ends, or choose another --workdir"

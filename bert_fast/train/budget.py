@@ -14,11 +14,11 @@ from bert_fast import BadInput
 from bert_fast.cost.accelerators import TPUS
 from bert_fast.cost.budget import Budget
 from bert_fast.cost.flops import step_flops
-from bert_fast.cost.step_costs import StepCosts, key_of
 from bert_fast.method import Method, Program, Stage
 from bert_fast.schedule import Schedule
 from bert_fast.train import timeline
 from bert_fast.train.settings import PretrainSettings
+from bert_fast.train.step_costs import StepCosts, key_of
 
 DRAWS = 5_000  # at most this many steps of a stage are drawn in advance, spread evenly over the stage
 ROUNDS = 30  # of the search for the number of steps

@@ -8,14 +8,24 @@ from collections.abc import Sequence
 import jax
 
 from bert_fast import BadInput, Interrupted, methods
-from bert_fast.cost import step_costs
 from bert_fast.cost.accelerators import measured_peak, peak_of
 from bert_fast.cost.utilisation import utilisation
 from bert_fast.data import batches, masking, shards
 from bert_fast.data.files import atomic_json, hold, refuse_file
 from bert_fast.method import Stage
 from bert_fast.plan import drops_tokens
-from bert_fast.train import budget, checkpoint, initial_params, inputs, optim, report, resume, sharding, timeline
+from bert_fast.train import (
+    budget,
+    checkpoint,
+    initial_params,
+    inputs,
+    optim,
+    report,
+    resume,
+    sharding,
+    step_costs,
+    timeline,
+)
 from bert_fast.train.compile import Programs
 from bert_fast.train.counters import COUNTS
 from bert_fast.train.description import Description, stage_to_json

@@ -7,12 +7,12 @@ import types
 from collections.abc import Mapping
 
 from bert_fast import BadInput, methods
-from bert_fast.cost import step_costs
-from bert_fast.cost.step_costs import StepCosts
 from bert_fast.data import shards
+from bert_fast.train import step_costs
 from bert_fast.train.description import Description
 from bert_fast.train.optim import Optimizer
 from bert_fast.train.settings import Data, PretrainSettings, current_keys
+from bert_fast.train.step_costs import StepCosts
 
 
 def refuse_other(workdir: pathlib.Path, config: dict, newer: Mapping = types.MappingProxyType({})):

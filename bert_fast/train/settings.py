@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bert_fast import BadInput, methods
-from bert_fast.cost import budget, step_costs
+from bert_fast.cost import budget
 from bert_fast.cost.budget import Budget
-from bert_fast.cost.step_costs import StepCosts
 from bert_fast.layers import ACTIVATIONS, Config
 from bert_fast.schedule import DECAYS, Schedule
-from bert_fast.train import optim
+from bert_fast.train import optim, step_costs
 from bert_fast.train.optim import Optimizer
+from bert_fast.train.step_costs import StepCosts
 
 RENAMED = {"model.hidden": "model.mlp_dim"}
 

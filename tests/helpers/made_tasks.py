@@ -59,7 +59,7 @@ def text(rng, good: bool, longest: int = 12) -> str:
     return " ".join(words)
 
 
-def rows(task: str, header: str | None, count: int, seed: int, labelled: bool) -> list[list[str]]:
+def rows(task: str, header: str | None, count: int, seed: int) -> list[list[str]]:
     """Rows of a task. Every text contains "good" or "bad", and this word decides the label."""
     rng, (*_, labels) = np.random.default_rng(seed), LAYOUTS[task]
     found = []
@@ -92,13 +92,13 @@ def write_glue(
         mark = "\ufeff" if task == "mrpc" else ""
         dev_files = ["dev_matched", "dev_mismatched"] if task == "mnli" else ["dev"]
         for seed, (name, count) in enumerate({"train": train, **dict.fromkeys(dev_files, dev)}.items()):
-            write_tsv(root / folder / f"{name}.tsv", header, rows(task, header, count, seed, True), mark)
+            write_tsv(root / folder / f"{name}.tsv", header, rows(task, header, count, seed), mark)
         for seed, name in enumerate(dev_files, 10):
             name = name.replace("dev", "test")
-            write_tsv(root / folder / f"{name}.tsv", test_header, rows(task, test_header, test, seed, False))
+            write_tsv(root / folder / f"{name}.tsv", test_header, rows(task, test_header, test, seed))
         if task == "mnli":
             header = "index sentence1 sentence2"
-            write_tsv(root / "diagnostic/diagnostic.tsv", header, rows(task, header, test, 20, False))
+            write_tsv(root / "diagnostic/diagnostic.tsv", header, rows(task, header, test, 20))
     return root
 
 
