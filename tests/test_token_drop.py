@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_fast import BadInput, bert
+from bert_fast import BadInput, bert, token_order
 from bert_fast.cost.flops import step_flops
 from bert_fast.layers import Block, Embed, apply, layer_norm
 from bert_fast.methods import token_drop
