@@ -64,7 +64,7 @@ def test_every_config_takes_the_same_arguments_or_says_why_not(path, argument):
     found |= {"norm": config.model.norm, "debug": config.model.width}
     expected = {"size=mini": 4, "seq=64": "64:1", "debug": 32}
     assert found[name] == expected.get(argument, value)
-    assert config.eval.seq_len <= max(int(phase.split(":")[0]) for phase in config.phases.split(","))
+    assert config.eval.seq_len <= max(phase.seq_len for phase in settings.phases(config.phases))
 
 
 @pytest.mark.parametrize("name", FINETUNE)

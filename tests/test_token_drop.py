@@ -364,3 +364,11 @@ def test_after_the_boundary_a_dropped_token_affects_kept_tokens_only_in_the_last
     other_BSD[0, KEPT] += 1
     np.testing.assert_array_equal(on(other_BSD, 1)[:, :KEPT], on(x_BSD, 1)[:, :KEPT])
     assert (on(other_BSD, 2) != on(x_BSD, 2)).any(-1)[0, :KEPT].all()
+
+
+def test_stages_with_short_examples_may_be_left_alone():
+    short, long = stage_of(seq_len=6), stage_of(seq_len=12)
+    method = token_drop.make(shortest=12)
+    assert method.stages((short, long)) == (short, *token_drop.make().stages((long,)))
+    with pytest.raises(BadInput, match=r"token_drop.shortest=7 to drop nothing in this stage"):
+        token_drop.make().stages((short, long))

@@ -44,6 +44,7 @@ def make(
     full_tail: float = 0.0,  # the released code drops tokens to the end; whether the paper does is unverified
     examples_per_row: int = 1,
     boundary: int = -1,
+    shortest: int = 0,
 ) -> Method:
     """Token dropping as released, with one exception: see `repeats`.
 
@@ -67,6 +68,7 @@ def make(
         (see experiments/tpu_plan.md). On other hardware this only costs time.
     boundary: the layer, counted from 0, that updates only kept tokens and attends to all; the layers below it are
         full. -1: L/2 - 1, as released. At most L - 2, since the last layer is full.
+    shortest: stages with examples shorter than this drop nothing. For runs that begin with rows of a few tokens.
 
     Special and masked tokens are kept first, and padding last. Among tokens with equal scores, the leftmost are kept.
     Ids that were never predicted have equal scores. So do special and masked tokens, which matters if an example has
@@ -102,6 +104,8 @@ def make(
     def dropping(stage: Stage) -> Stage:
         """The stage with the layer plan of `TokenDropBertEncoder.call` in encoder.py."""
         program, depth = stage.program, stage.program.model.depth
+        if program.seq_len < shortest:
+            return stage
         first = depth // 2 - 1 if boundary == -1 else boundary
         if first < 0:
             return stage
@@ -121,7 +125,8 @@ def make(
                 f"{flag}.keep={keep} keeps {kept} of {program.seq_len} tokens, which cannot hold {program.slots} "
                 f"predicted tokens and {SPECIAL_TOKENS} special ones: set at least "
                 f"{flag}.keep={math.ceil(1000 * needed / program.seq_len) / 1000}, or a smaller "
-                "--config.data.masked_share, or longer examples in --config.phases"
+                f"--config.data.masked_share, or longer examples in --config.phases, or {flag}.shortest="
+                f"{program.seq_len + 1} to drop nothing in this stage"
             )
         plan = edit(program.plan, first, depth - 1, queries=kept)
         examples = program.batch_size // program.micro_batches

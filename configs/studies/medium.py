@@ -1,6 +1,8 @@
 """An hour on one GPU: BERT-mini on Wikipedia, at two budgets, two seeds.
 
-bert-fast compare medium --data=SHARDS --out=runs/medium
+    bert-fast compare medium --data=SHARDS --out=runs/medium
+
+It can be stopped at any time; the same command continues it.
 """
 
 from bert_fast.compare.study import Study

@@ -11,7 +11,7 @@ LAYER_DROP = {"methods": "layer_drop", "layer_drop.sampling": "systematic"}
 STACKING = {"methods": "stacking"}
 MSLT = {"methods": "stacking", "stacking.variant": "mslt"}
 # The paper of layer dropping trains at ten times the rate of its baseline (arXiv 2010.13369, section 5).
-PEAK, HIGHER_PEAK = 1e-3, 2e-3
+PEAK, HIGHER_PEAK = 3e-3, 6e-3
 
 
 def get_study() -> Study:
@@ -19,6 +19,7 @@ def get_study() -> Study:
         config="quickstart",
         changes={
             "model.depth": 8,
+            "phases": "64:1",
             "learning_rate.peak": PEAK,
             "learning_rate.warmup_steps": 100,
             "eval.every": 0,
@@ -29,7 +30,7 @@ def get_study() -> Study:
             # What any method has to beat.
             "shallower": {"model.depth": 6},
             "late growth": {**STACKING, "stacking.depths": "1,8", "stacking.shares": "0.7,0.3"},  # arXiv 2511.04981
-            "growing rows": {"phases": "16@128:0.5,64@32:0.5"},
+            "growing rows": {"phases": "8@256:0.4,64@32:0.6"},
             "3ML": {"methods": "mask_later"},
             # Token dropping: do its scores matter?
             "token dropping": {"methods": "token_drop"},

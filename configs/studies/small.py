@@ -1,6 +1,8 @@
 """A night on a laptop: every method and two combinations, at three budgets, three seeds.
 
-bert-fast compare small --out=runs/small
+    bert-fast compare small --out=runs/small
+
+It can be stopped at any time; the same command continues it.
 """
 
 from bert_fast.compare.study import Study
@@ -12,7 +14,7 @@ def get_study() -> Study:
         config="quickstart",
         changes={
             "model.depth": 8,
-            "learning_rate.peak": 1e-3,
+            "learning_rate.peak": 3e-3,
             "learning_rate.warmup_steps": 100,
             "eval.every": 0,
             "checkpoint.every": 0,

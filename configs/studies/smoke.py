@@ -1,11 +1,11 @@
 """Ten minutes on two cores: each method against dense training at equal reference time. Far too small for a ranking.
 
-bert-fast compare smoke --out=runs/smoke
+    bert-fast compare smoke --out=runs/smoke
+
+It can be stopped at any time; the same command continues it.
 """
 
 from bert_fast.compare.study import Study
-
-NO_DROPOUT = {"model.dropout": 0.0, "model.attention_dropout": 0.0}
 
 
 def get_study() -> Study:
@@ -21,7 +21,7 @@ def get_study() -> Study:
         arms={
             "dense": {},
             "layer dropping": {"methods": "layer_drop", "layer_drop.sampling": "systematic"},
-            "token dropping": {"methods": "token_drop"},
+            "token dropping": {"methods": "token_drop", "token_drop.shortest": 16},
             "EarlyBERT": {"methods": "early_bert", "early_bert.search": 0.2},
             "stacking": {"methods": "stacking"},
             "MSLT": {"methods": "stacking", "stacking.variant": "mslt"},
