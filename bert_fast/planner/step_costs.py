@@ -25,6 +25,7 @@ from bert_fast.train.step_costs import Point, StepCosts, key_of, not_ascending
 
 ROUNDS = 7
 LONG, MOST = 0.1, 50  # steps are repeated until they take this many seconds together, but at most this many times
+REST = 0.05  # seconds before each measurement: its first step may be slow, but it is one of many
 AGAIN = 3  # a table that is not ascending is measured this many times before it is refused
 
 
@@ -91,7 +92,7 @@ def measured(runs: Sequence[PretrainSettings], rounds: int = ROUNDS) -> StepCost
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for attempt in range(AGAIN):
         say(f"timing {len(steps)} programs, {rounds} rounds" + (" once more" if attempt else ""))
-        for name, found in alternate(repeated, rounds).items():
+        for name, found in alternate(repeated, rounds, rest=REST).items():
             seconds[name] += [total / counts[name] for total in found]
         curves: dict[str, list[Point]] = {}
         for (key, flops), name in points.items():

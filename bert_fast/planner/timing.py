@@ -56,12 +56,12 @@ class Stepper:
         return step
 
 
-def alternate(runs: Mapping[str, Callable], rounds: int, warm: int = 2) -> dict[str, list[float]]:
+def alternate(runs: Mapping[str, Callable], rounds: int, warm: int = 2, rest: float = 0.3) -> dict[str, list[float]]:
     """Seconds of each function, one value per round. A round runs each once; the first `warm` rounds are not timed."""
     seconds = {name: [] for name in runs}
     for round_ in range(rounds + warm):
         for name, run in runs.items():
-            time.sleep(0.3)  # the previous run's threads keep spinning for a while and would slow this one
+            time.sleep(rest)  # the previous run's threads keep spinning for a while and would slow this one
             began = time.perf_counter()
             run()
             if round_ >= warm:  # the first rounds fill caches and allocators

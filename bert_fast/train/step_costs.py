@@ -79,6 +79,7 @@ def key_of(stage: Stage, methods: str, optimizer: str) -> str:
     """
     program = dataclasses.asdict(stage.program)
     program["model"] |= {"heads": 0, "mlp_dim": 0}  # a search decides them, and the FLOPs say what they cost
+    program["model"] |= {"init_std": 0, "residual_init_std": 0, "norm_eps": 0}  # cost nothing
     about = json.dumps([stage.name, methods, optimizer, program], sort_keys=True)
     words = f"{methods or 'dense'}/{stage.name}"
     return f"{words} {hashlib.sha256(about.encode()).hexdigest()[:12]}"
