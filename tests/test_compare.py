@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -15,11 +14,9 @@ import pytest
 from bert_fast import BadInput, methods
 from bert_fast.compare import costs, page, results, runs, study
 from bert_fast.compare.study import Run, Study
-from bert_fast.train import budget, step_costs, timeline
+from bert_fast.train import step_costs, timeline
 from bert_fast.train.step_costs import Point, StepCosts
 from helpers.command_line import ROOT
-from helpers.interruption import interrupted
-from helpers.small_runs import rows_without_clock, run
 
 DEBUG = "bert:size=tiny,objective=mlm,norm=pre,debug"
 CHANGES = {"eval.every": 0, "checkpoint.every": 0, "phases": "32:1"}
@@ -258,34 +255,3 @@ def test_comparison_is_interrupted_continued_and_extended(small_shards, tmp_path
     again = found["budgets"]["tokens:5000"]["arms"]
     assert {name: again[name]["mlm_loss"] for name in first} == first
     assert "shallow" in again
-
-
-RIVALS = study.load("rivals")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arm", RIVALS.arms)
-def test_every_rival_trains_within_its_budget_and_resumes_exactly(arm, small_shards, tmp_path, monkeypatch):
-    small = {"eval.every": 0, "phases": "16:1", "model.depth": 4, "learning_rate.warmup_steps": 2, "log_every": 4}
-    made = dataclasses.replace(RIVALS, config=f"{DEBUG}", changes=small | {"checkpoint.every": 4})
-    changes = dict(RIVALS.arms[arm])
-    if arm == "growing rows":
-        changes["phases"] = "16@16:0.5,32@8:0.5"
-    if "stacking.depths" in changes:
-        changes["stacking.depths"] = "1,4"
-    changes |= {"early_bert.align": 8, "early_bert.search": 0.4} if "early_bert" in changes.get("methods", "") else {}
-    changes |= {"model.heads": 4, "model.head_size": 8} if "early_bert" in changes.get("methods", "") else {}
-    if arm == "shallower":
-        changes["model.depth"] = 3
-    made = dataclasses.replace(made, arms={arm: changes})
-    config = study.config_of(made, Run(arm, "examples:200", 0), small_shards, None).to_dict()
-    summary = run(config, tmp_path / "whole")
-    assert summary["examples"] <= 200
-    assert summary["budget"]["spent"] == summary["examples"]
-    interrupted(config, tmp_path / "parts", 6, monkeypatch)
-    run(config, tmp_path / "parts")
-    assert rows_without_clock(tmp_path / "parts") == rows_without_clock(tmp_path / "whole")
-    settings = study.settings_of(made, Run(arm, "examples:200", 0), small_shards, None)
-    planned = budget.resolved(settings, methods.make(settings.methods))
-    assert summary["steps"] == sum(stage.steps for stage in timeline.stages(planned, methods.make(planned.methods)))
-    assert os.path.exists(tmp_path / "whole/summary.json")
