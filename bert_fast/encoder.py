@@ -19,7 +19,7 @@ from bert_fast.train.report import say
 class Encoder:
     """A model with its parameters, from a checkpoint or from a Hugging Face folder.
 
-    folder: where it was loaded from. params: NumPy arrays, after `Method.weights` of the run's methods.
+    folder: where it was loaded from. params: NumPy arrays, as returned by `Method.weights` of the run's methods.
     about: its description. A Hugging Face folder is described like a checkpoint of step 0.
     """
 
@@ -46,7 +46,10 @@ class Encoder:
 
 
 def load(path: str | pathlib.Path) -> Encoder:
-    """The encoder of a checkpoint, or of a run folder's newest undamaged one. Raises BadInput if there is none."""
+    """The encoder of a checkpoint, or of the newest undamaged checkpoint in a run folder.
+
+    Raises BadInput if there is none.
+    """
     folder = checkpoint.find(path, say)
     about = checkpoint.about(folder)
     params, _ = methods.make(about.methods).weights(checkpoint.restore_params(folder))

@@ -17,12 +17,12 @@ def define(args, argv: list[str]):
     from bert_fast.commands import REQUIRED, config_flag
 
     config_flag.define(args, argv, what="The config of the run")
-    config_flag.define(args, argv, "compare", "A config whose steps are timed in turns with it", required=False)
+    config_flag.define(args, argv, "compare", "A second config, to time alternately with --config", required=False)
     flags.DEFINE_string("out", None, "The file to write. " + REQUIRED, flag_values=args)
     flags.DEFINE_string(
         "topology", "", "A TPU such as v5e:1x1: estimate the costs with its compiler instead.", flag_values=args
     )
-    flags.DEFINE_integer("rounds", 7, "How often each program is timed.", lower_bound=3, flag_values=args)
+    flags.DEFINE_integer("rounds", 7, "How many times each program is timed.", lower_bound=3, flag_values=args)
     flags.DEFINE_string(
         "cache", "~/.cache/bert_fast/plan", "The folder in which results of the compiler are kept.", flag_values=args
     )

@@ -28,11 +28,13 @@ from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.signals import StopSignal
 from bert_fast.train.step_costs import StepCosts
 
-NARROW = 256  # on a CPU, models up to this width train faster one to a core than one after the other on all cores
+# On a CPU, runs of models up to this width finish sooner side by side, one per core, than one after another, each
+# on all cores.
+NARROW = 256
 
 
 class Planned(NamedTuple):
-    """A run with what is known of it in advance. seconds: reference seconds on the costs' machine."""
+    """A run with what is known of it in advance. seconds: reference seconds, on the machine of the step costs."""
 
     run: Run
     settings: PretrainSettings
@@ -42,7 +44,7 @@ class Planned(NamedTuple):
 
 
 def shards_of(study: Study, out: pathlib.Path, data: str) -> pathlib.Path:
-    """The shards of a study: `data` if given, else made from its source in the study's folder."""
+    """The shards folder of a study: `data` if given, else one in `out`, made from the study's source if missing."""
     if data:
         return pathlib.Path(data)
     folder = out / "shards"
@@ -90,7 +92,7 @@ def make_costs(name: str, study: Study, out: pathlib.Path, data: pathlib.Path, o
     known = step_costs.read(path) if path.exists() else None
     if known is None or study_costs.missing(study_costs.settings_of(study, data), known):
         how = f"asking the compiler for {study.topology}" if study.topology else "measuring on this machine"
-        say(f"step costs: {how}, so that every run is charged by one table ({path})")
+        say(f"step costs: {how}, so that the costs of every run come from the same table ({path})")
         command = [sys.executable, "-m", "bert_fast.compare.costs", name, str(out), str(data)]
         log = out / "costs.log"
         with log.open("w") as file, StopSignal("stopping") as stop:
@@ -153,8 +155,8 @@ def describe(planned: Sequence[Planned], study: Study, costs: StepCosts, at_once
         lines.append(f"  {arm}: {each}")
     where = f"on {costs.machine}" if costs.instrument == "measured" else f"on {costs.machine}, at least"
     lines.append(
-        f"{clock(total)} of training {where}; {counted(at_once, 'run')} at once: about {clock(total / at_once)}, plus "
-        "starting, compiling and evaluating each run"
+        f"{clock(total)} of training {where}; {counted(at_once, 'run')} at a time: about {clock(total / at_once)}, "
+        "plus starting, compiling and evaluating each run"
     )
     if costs.chip and (dollars := TPUS[costs.chip].dollars):
         lines.append(f"at least {total / 3600 * costs.chips * dollars:,.2f} USD at {dollars:.2f} per chip-hour")

@@ -38,9 +38,9 @@ def prediction_slots(seq_len: int, masked_share: float = 0.15) -> int:
 class Masking:
     """Chooses and replaces the predicted tokens of an example.
 
-    With `whole_word`, all pieces of a word are chosen together: a piece and the '##' pieces after it in
-    the same block. Special tokens, including [UNK], are never predicted, and never drawn as a random
-    replacement. (BERT draws from the whole vocabulary, including its special tokens.)
+    With `whole_word`, all pieces of a word are chosen together. A word is a piece and the '##' pieces
+    directly after it, within a block. Special tokens, including [UNK], are never predicted, and never
+    drawn as a random replacement. (BERT draws from the whole vocabulary, including its special tokens.)
     """
 
     def __init__(self, vocab: Vocab, masked_share: float, slots: int, whole_word: bool):

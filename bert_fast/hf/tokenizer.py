@@ -13,7 +13,7 @@ from bert_fast.data.vocab import CONTINUES, SPECIAL, Vocab
 ROLES = dict(zip(SPECIAL, ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), strict=True))
 # The supported classes. The first two are BERT's WordPiece; the others do what their tokenizer.json says.
 CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
-# The settings of our tokenizer, by their keys in tokenizer.json. With other values, a text has other tokens.
+# The settings of our tokenizer, by their keys in tokenizer.json. With other values, a text is split differently.
 OURS = {
     "model.type": "WordPiece",
     "model.unk_token": "[UNK]",
