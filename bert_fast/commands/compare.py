@@ -16,6 +16,7 @@ def define(args, argv: list[str]):
         "processes", 0, "Runs to train at once; 0: one per core for narrow models on a CPU, else one.", 0,
         flag_values=args,
     )  # fmt: skip
+    flags.DEFINE_string("task_data", "", "The folder with the data of the tasks, such as glue/.", flag_values=args)
     flags.DEFINE_bool("dry_run", False, "Only print the plan: runs, time, disk and price.", flag_values=args)
     flags.DEFINE_string(
         "preset", "", "A study that ships with the package: smoke, small, medium or paper.", flag_values=args
@@ -33,4 +34,4 @@ def run(args, texts: list[str]) -> int:
             "give one study: a Python file that defines get_study(), or a shipped one by name, such as "
             "compare smoke --out=runs/smoke"
         )
-    return compare(names[0], args.out, args.data, args.processes, args.dry_run)
+    return compare(names[0], args.out, args.data, args.processes, args.dry_run, args.task_data)

@@ -1,33 +1,43 @@
 """Compares runs honestly: equal budgets, equal seeds, and differences that are larger than the noise.
 
-study.py     what is compared: arms, seeds, budgets, tasks
-runs.py      trains what is missing, several runs at once
-results.py   reads the finished runs; statistics over seeds
-page.py      the results as Markdown
+    study.py     what is compared: arms, seeds, budgets, tasks
+    costs.py     the table of step costs that all runs share
+    runs.py      trains what is missing, several runs at once
+    results.py   reads the finished runs; statistics over seeds
+    page.py      the results as Markdown
+
+The command is `compare`.
 """
 
 import contextlib
+import dataclasses
 import gzip
+import json
 import pathlib
 
 from bert_fast.data.files import atomic_json, atomic_write, hold, refuse_file
 
 
-def compare(name: str, folder: str, data: str = "", processes: int = 0, dry_run: bool = False) -> int:
+def compare(
+    name: str, folder: str, data: str = "", processes: int = 0, dry_run: bool = False, task_data: str = ""
+) -> int:
     """Runs a study, or what is missing of it, and writes results.md, results.json and rows.jsonl.gz to its folder.
 
     name: a shipped study or a file. Returns 1 if a run failed, else 0. Raises BadInput before the first run if the
-    study cannot be run, and Interrupted after a signal.
+    study cannot be run, and Interrupted after a signal; then the results so far are written too.
     """
-    from bert_fast.compare import page, results, runs, study
+    from bert_fast.compare import runs, study
     from bert_fast.train.report import say
 
-    made, out = study.load(name), pathlib.Path(folder)
+    made, out = study.load(name), pathlib.Path(folder).resolve()
+    if task_data:
+        made = dataclasses.replace(made, task_data=str(pathlib.Path(task_data).resolve()))
+    study.check(made)
     refuse_file(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
     busy = f"another comparison is running in {out}: wait for it to finish, or choose another --out"
     with contextlib.closing(hold(out / ".lock", busy)):
-        shards = runs.shards_of(made, out, data)
+        shards = runs.shards_of(made, out, data).resolve()
         study.refuse_incomparable(made, shards)
         at_once = processes or runs.processes_for(made, shards)
         costs = runs.make_costs(name, made, out, shards, one_core=at_once > 1)
@@ -35,15 +45,30 @@ def compare(name: str, folder: str, data: str = "", processes: int = 0, dry_run:
         say(runs.describe(planned, made, costs, at_once))
         if dry_run:
             return 0
-        failed = runs.train(made, planned, out, shards, at_once)
-        found = results.collect(made, out, shards, costs)
-        atomic_json(out / "results.json", found)
-        text = page.markdown(found, pathlib.Path(name).stem)
-        atomic_write(out / "results.md", text.encode())
-        with gzip.open(out / "rows.jsonl.gz", "wb") as packed:
-            for one in planned:
-                if (rows := out / one.run.folder / "metrics.jsonl").exists():
-                    packed.write(rows.read_bytes())
-        print(text)
-        say(f"wrote {out}/results.md, results.json and rows.jsonl.gz")
+        failed = {}
+        try:
+            failed = runs.train(made, planned, out, shards, at_once)
+        finally:
+            write(pathlib.Path(name).stem, made, out, shards, costs)
     return 1 if failed else 0
+
+
+def write(name: str, study, out: pathlib.Path, shards: pathlib.Path, costs):
+    """Writes and prints the results of the runs that have finished."""
+    from bert_fast.compare import page, results
+    from bert_fast.compare.study import FOLDER, runs_of
+    from bert_fast.train.log import read_rows
+    from bert_fast.train.report import say
+
+    found = results.collect(study, out, shards, costs)
+    if len(found["missing"]) == len(runs_of(study)):
+        return
+    text = page.markdown(found, name)
+    atomic_json(out / "results.json", found)
+    atomic_write(out / "results.md", text.encode())
+    with gzip.open(out / "rows.jsonl.gz", "wt") as packed:
+        for run in runs_of(study):
+            for row in read_rows(out / run.folder / "metrics.jsonl"):
+                packed.write(json.dumps({**run._asdict(), **row}) + "\n")
+    print(text)
+    say(f"wrote {out}/results.md, results.json and rows.jsonl.gz; the runs are in {out / FOLDER}")

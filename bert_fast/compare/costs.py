@@ -26,8 +26,7 @@ def settings_of(study: Study, data: pathlib.Path) -> list[PretrainSettings]:
 
 def keys_of(settings: PretrainSettings) -> list[str]:
     stages = timeline.stages(settings, methods.make(settings.methods))
-    names = ",".join(name for name, _ in settings.methods)
-    return [key_of(stage, names, settings.optimizer.name) for stage in stages]
+    return [key_of(stage, settings.methods, settings.optimizer.name) for stage in stages]
 
 
 def missing(runs: list[PretrainSettings], known: StepCosts | None) -> list[PretrainSettings]:
@@ -41,10 +40,11 @@ def joined(known: StepCosts, new: StepCosts, reference: list[str]) -> StepCosts:
 
     The new seconds are scaled by how much those stages' seconds have changed, so that all curves are of one machine.
     """
-    pairs = [(known.curves[key], new.curves[key]) for key in reference]
-    scale = statistics.median(
-        old.seconds / again.seconds for curves in pairs for old, again in zip(*curves, strict=True)
-    )
+    ratios = []
+    for key in reference:
+        again = {point.flops: point.seconds for point in new.curves[key]}
+        ratios += [point.seconds / again[point.flops] for point in known.curves[key] if point.flops in again]
+    scale = statistics.median(ratios)
     added = {
         key: tuple(Point(point.flops, scale * point.seconds) for point in curve)
         for key, curve in new.curves.items()
@@ -68,9 +68,10 @@ def make(study: Study, out: pathlib.Path, data: pathlib.Path):
     elif known is None:
         costs = made.measured(lacking)
     else:
-        first = runs[0]
-        again = lacking if first in lacking else [first, *lacking]
-        costs = joined(known, made.measured(again), [key for key in keys_of(first) if key in known.curves])
+        reference = next((settings for settings in runs if settings not in lacking), None)
+        if reference is None:
+            raise BadInput(f"{path} has the step costs of another study: choose another --out, or delete it")
+        costs = joined(known, made.measured([reference, *lacking]), keys_of(reference))
     step_costs.write(costs, path)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bert_fast.compare.results import RESOLVED, UNITS
+from bert_fast.compare.results import CONFIDENCE, RESOLVED, UNITS
 
 
 def number(value: float | None, form: str) -> str:
@@ -20,23 +20,25 @@ def difference(about: Mapping[str, Any], is_first: bool) -> str:
     return f"{about['difference']:+.3f} (t {about['t']:+.1f}{verdict})"
 
 
-def table(budget: Mapping[str, Any], tasks: list[str]) -> list[str]:
-    """One row per arm, best loss first."""
+def table(budget: Mapping[str, Any], first: str, tasks: list[str]) -> list[str]:
+    """One row per arm, best loss first. first: the arm that the others are compared with."""
     arms = budget["arms"]
-    first = next(iter(arms))
+    anyone = next(iter(arms.values()))
     heads = [
-        "arm", "loss", f"minus {first}", "loss at [MASK]", "accuracy", "tokens", "FLOPs", "seconds", "own clock",
-        "overhead", "FLOPs per token", "seconds per token", "realised", *(f"speed-up in {unit}" for unit in UNITS),
+        "arm", "seeds", "loss", f"minus {first}", "loss at [MASK]", "accuracy", "tokens", "FLOPs", "seconds",
+        "own clock", "overhead", "FLOPs per token", "seconds per token", "realised",
+        *(f"speed-up in {unit}" for unit in UNITS),
     ]  # fmt: skip
-    if "chip_hours" in arms[first]:
+    if "chip_hours" in anyone:
         heads += ["chip-hours", "USD"]
     heads += tasks
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for arm in budget["ranking"]["loss"]:
+    for arm in sorted(arms, key=lambda arm: arms[arm]["mlm_loss"]):
         about = arms[arm]
         deviation = "" if about["deviation"] is None else f" ± {about['deviation']:.3f}"
         cells = [
             arm,
+            str(len(about["runs"])),
             f"{about['mlm_loss']:.3f}{deviation}",
             difference(about, arm == first),
             f"{about['mask_loss']:.3f}",
@@ -52,7 +54,7 @@ def table(budget: Mapping[str, Any], tasks: list[str]) -> list[str]:
             *(number(about["speedup"][unit], ".2f") for unit in UNITS),
         ]
         if "chip_hours" in about:
-            cells += [f"{about['chip_hours']:.3g}", f"{about['usd']:.3g}"]
+            cells += [f"{about['chip_hours']:.3g}", number(about.get("usd"), ".3g")]
         cells += [number(about["scores"].get(task), ".1f") for task in tasks]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -66,17 +68,20 @@ def markdown(results: Mapping[str, Any], name: str) -> str:
     lines = [f"# Comparison: {name}", ""]
     lines.append(
         f"{len(results['arms'])} arms from `{results['config']}`, {seeds} seed{'s' if seeds > 1 else ''} each. "
-        f"Arms with equal seeds share data, masks and initial weights. All are compared with *{first}*. "
+        "Arms with equal seeds share data, masks and initial weights, as far as their lengths and shapes are equal. "
+        f"All are compared with *{first}*. "
         "The loss (nats) is held out, at the end of a schedule that ends at the budget, with every layer and token."
     )
     for text, budget in results["budgets"].items():
         if not budget["arms"]:
             continue
-        lines += ["", f"## Budget {text}", "", *table(budget, results["tasks"])]
+        lines += ["", f"## Budget {text}", "", *table(budget, first, results["tasks"])]
         for unit in ("loss", *UNITS):
             if len(budget["ranking"][unit]) > 1:
                 of = "by final loss" if unit == "loss" else f"by speed-up in {unit}"
-                lines += ["", f"Ranking {of}: {', '.join(budget['ranking'][unit])}."]
+                left = [arm for arm in budget["arms"] if arm not in budget["ranking"][unit]]
+                more = f" Not ranked: {', '.join(left)}." if left else ""
+                lines += ["", f"Ranking {of}: {', '.join(budget['ranking'][unit])}.{more}"]
     if results["missing"]:
         missing = ", ".join(f"{run['arm']} ({run['budget']}, seed {run['seed']})" for run in results["missing"])
         lines += ["", f"Not finished: {missing}."]
@@ -88,15 +93,16 @@ def markdown(results: Mapping[str, Any], name: str) -> str:
         "",
         "## How to read it",
         "",
-        f"- *minus {first}*: mean difference of the loss over seeds. It is unresolved if the paired t is below "
-        f"{RESOLVED} in size, or if there is only one seed.",
+        f"- *minus {first}*: mean difference of the loss over paired seeds. It is unresolved if |t| is below "
+        f"{RESOLVED}, or below the critical value at {CONFIDENCE:.0%} (12.7 with two seeds, 4.3 with three), or with "
+        "only one seed.",
         f"- *seconds*: reference time of all steps, search included, by one table of step costs "
         f"({costs['instrument']} on {costs['machine']}; `{costs['fingerprint']}`). *own clock*: what the runs' clocks "
         "counted for steps, with whatever else the machine did. *overhead*: compiling, growing and saving, by the same "
         "clocks; it is not part of a budget.",
         f"- *realised*: the share of the saved FLOPs per token that is also saved as time, relative to *{first}*.",
         f"- *speed-up*: how much more {first} needs for the same final loss, interpolated between its final losses at "
-        "the budgets of one unit; - outside them.",
+        "the budgets of one unit; - outside them. Ranked are arms with all seeds, by loss also the unresolved ones.",
     ]
     return "\n".join(lines) + "\n"
 

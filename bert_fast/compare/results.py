@@ -1,5 +1,6 @@
 """The results of a study: figures of each run, differences over paired seeds, and speed-ups between budgets."""
 
+import itertools
 import json
 import math
 import pathlib
@@ -8,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
+from bert_fast import BadInput
 from bert_fast.compare import runs
 from bert_fast.compare import study as studies
 from bert_fast.compare.study import Run, Study
@@ -18,7 +21,8 @@ from bert_fast.train import checkpoint
 from bert_fast.train.report import say
 from bert_fast.train.step_costs import StepCosts
 
-RESOLVED = 2.5  # smallest |t| at which a difference counts as more than the noise of seeds
+RESOLVED = 2.5  # smallest |t| of a difference that counts as more than the noise of seeds; see `critical`
+CONFIDENCE = 0.95
 LOSSES = ("mlm_loss", "mask_loss", "mlm_accuracy")
 UNITS = ("tokens", "flops", "seconds")  # of the speed-ups
 LEAST_SAVING = 0.02  # a smaller saving of FLOPs has no meaningful realised fraction
@@ -33,7 +37,11 @@ def figures(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path, costs
     if not (folder / "summary.json").exists():
         return None
     summary = json.loads((folder / "summary.json").read_text())
-    about = checkpoint.about(checkpoint.find(checkpoint.newest(folder / "checkpoints", say) or folder))
+    newest = checkpoint.newest(folder / "checkpoints", say)
+    if newest is None or not all(math.isfinite(summary["valid"][key]) for key in LOSSES):
+        say(f"{folder} has {'no checkpoint' if newest is None else 'a loss that is not finite'}: it is left out")
+        return None
+    about = checkpoint.about(newest)
     stages, ends = [*about.earlier_stages, about.stage], [*about.counters.ends, about.step]
     settings = studies.settings_of(study, run, data, out / runs.study_costs.NAME)
     seconds = runs.reference(settings, costs).spent(stages, ends)
@@ -51,41 +59,51 @@ def figures(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path, costs
     }
     if costs.chip:
         found["chip_hours"] = seconds / 3600 * costs.chips
-        found["usd"] = found["chip_hours"] * (TPUS[costs.chip].dollars or math.nan)
+        if dollars := TPUS[costs.chip].dollars:
+            found["usd"] = found["chip_hours"] * dollars
     for task in study.tasks:
-        path = runs.task_folder(run, out, task) / "results.json"
-        if path.exists():
-            (result,) = json.loads(path.read_text())["tasks"].values()
-            found.setdefault("scores", {})[task] = result["last"]["score"]["mean"]
+        workdir = runs.task_folder(run, out, task)
+        if (workdir / runs.FINISHED).exists():
+            scored = json.loads((workdir / "results.json").read_text())["tasks"].values()
+            found.setdefault("scores", {})[task] = statistics.fmean(one["last"]["score"]["mean"] for one in scored)
     return found
 
 
 def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> dict[str, Any]:
-    """Mean difference to the reference over the seeds that both have, and its paired t; None with fewer than 2 seeds.
+    """Mean difference to the reference over the seeds that both have, and its paired t; None if the seeds do
+    not differ, or with fewer than 2.
 
-    resolved: whether |t| is at least RESOLVED.
+    resolved: whether |t| is at least `critical`.
     """
     differences = [values[seed] - reference[seed] for seed in values if seed in reference]
     if not differences:
         return {"difference": None, "t": None, "resolved": False}
     mean = statistics.fmean(differences)
-    if len(differences) < 2:
+    error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
+    if not error:
         return {"difference": mean, "t": None, "resolved": False}
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    t = mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
-    return {"difference": mean, "t": t, "resolved": abs(t) >= RESOLVED}
+    t = mean / error
+    return {"difference": mean, "t": t, "resolved": abs(t) >= critical(len(differences))}
+
+
+def critical(seeds: int) -> float:
+    """The |t| from which a difference over this many seeds is resolved: at least RESOLVED, and the two-sided critical
+    value at CONFIDENCE. With 3 seeds that is 4.3, with 2 it is 12.7.
+    """
+    return max(RESOLVED, float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)))
 
 
 def equivalent(loss: float, curve: Sequence[tuple[float, float]]) -> float | None:
     """The amount at which the reference's final losses reach `loss`: linear in the logarithm between two budgets.
 
-    curve: (amount, final loss) for each budget. None outside the budgets, where nothing was measured.
+    curve: (amount, final loss) for each budget. None outside its losses, where nothing was measured, and if the loss
+    does not fall with every larger budget.
     """
-    points = sorted((final, math.log(amount)) for amount, final in curve)
-    losses = [final for final, _ in points]
-    if len(points) < 2 or not losses[0] <= loss <= losses[-1]:
+    amounts, losses = zip(*sorted(curve), strict=True) if curve else ((), ())
+    falls = all(later < before for before, later in itertools.pairwise(losses))
+    if len(losses) < 2 or not falls or not losses[-1] <= loss <= losses[0]:
         return None
-    return math.exp(float(np.interp(loss, losses, [amount for _, amount in points])))
+    return math.exp(float(np.interp(-loss, [-final for final in losses], np.log(amounts))))
 
 
 def mean_of(rows: Sequence[Mapping[str, Any]], key: str) -> float:
@@ -119,9 +137,10 @@ def summarize(study: Study, found: Mapping[Run, Mapping[str, Any]]) -> dict[str,
             about["speedup"] = speedups(study, text, first, about, rows_of)
             about["scores"] = scores(rows)
             arms[arm] = about
-        ranking = {"loss": sorted(arms, key=lambda arm: arms[arm]["mlm_loss"])}
+        complete = [arm for arm in arms if len(arms[arm]["runs"]) == len(study.seeds)]
+        ranking = {"loss": sorted(complete, key=lambda arm: arms[arm]["mlm_loss"])}
         for unit in UNITS:
-            known = [arm for arm in arms if arms[arm]["speedup"][unit] is not None]
+            known = [arm for arm in complete if arms[arm]["speedup"][unit] is not None]
             ranking[unit] = sorted(known, key=lambda arm: -arms[arm]["speedup"][unit])
         result[text] = {"arms": arms, "ranking": ranking}
     return result
@@ -165,6 +184,8 @@ def collect(study: Study, out: pathlib.Path, data: pathlib.Path, costs: StepCost
     for run in studies.runs_of(study):
         if (figure := figures(study, run, out, data, costs)) is not None:
             found[run] = figure
+    if len({figure["fingerprint"] for figure in found.values()}) > 1:
+        raise BadInput(f"runs in {out} were evaluated on different examples: choose another --out for other data")
     return {
         "arms": {arm: dict(changes) for arm, changes in study.arms.items()},
         "config": study.config,

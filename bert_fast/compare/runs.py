@@ -21,7 +21,7 @@ from bert_fast.compare.study import Run, Study, slug
 from bert_fast.cost.accelerators import TPUS
 from bert_fast.cost.budget import Budget
 from bert_fast.data.prepare import prepare
-from bert_fast.train import budget, step_costs, timeline
+from bert_fast.train import budget, resume, step_costs, timeline
 from bert_fast.train.log import Progress, clock, counted
 from bert_fast.train.report import say
 from bert_fast.train.settings import PretrainSettings
@@ -31,6 +31,9 @@ from bert_fast.train.step_costs import StepCosts
 # On a CPU, runs of models up to this width finish sooner side by side, one per core, than one after another, each
 # on all cores.
 NARROW = 256
+
+
+FINISHED = "finished"  # this file marks a task whose runs have all finished
 
 
 class Planned(NamedTuple):
@@ -48,8 +51,7 @@ def shards_of(study: Study, out: pathlib.Path, data: str) -> pathlib.Path:
     if data:
         return pathlib.Path(data)
     folder = out / "shards"
-    if not (folder / "manifest.json").exists():
-        prepare(study.source, folder, vocab_size=study.vocab_size)
+    prepare(study.source, folder, vocab_size=study.vocab_size)  # refuses a folder of another source
     return folder
 
 
@@ -117,6 +119,7 @@ def plan(study: Study, out: pathlib.Path, data: pathlib.Path, costs: StepCosts) 
     """Every run with its steps, reference seconds and disk space. Raises BadInput for a run that cannot be planned."""
     found = []
     for run in studies.runs_of(study):
+        refuse_other(study, run, out, data)
         settings = studies.settings_of(study, run, data, out / study_costs.NAME)
         method = methods.make(settings.methods)
         try:
@@ -186,10 +189,23 @@ def commands_of(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path) -
         found.append(command_of(study, run, out, data))
     for task in study.tasks:
         workdir = task_folder(run, out, task)
-        if not (workdir / "results.json").exists():
+        if not (workdir / FINISHED).exists():
             command = [sys.executable, "-m", "bert_fast", "finetune", f"--config={task}", f"--workdir={workdir}"]
-            found.append([*command, f"--checkpoint={out / run.folder}"])
+            found.append([*command, f"--checkpoint={out / run.folder}", f"--config.data.dir={study.task_data}"])
     return found
+
+
+def refuse_other(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path):
+    """Raises BadInput if the run's folder holds a finished run of another config."""
+    if (out / run.folder / "summary.json").exists():
+        config = studies.config_of(study, run, data, out / study_costs.NAME).to_dict()
+        resume.refuse_other(out / run.folder, config, {"budget": ""})
+
+
+def task_of(command: Sequence[str]) -> pathlib.Path | None:
+    """The folder that a fine-tuning command writes to; None for pre-training."""
+    workdir = next(arg.removeprefix("--workdir=") for arg in command if arg.startswith("--workdir="))
+    return pathlib.Path(workdir) if "finetune" in command else None
 
 
 def steps_done(folder: pathlib.Path) -> int:
@@ -218,7 +234,7 @@ def train(
     done = {one.run: one.steps if all(one.run != run for run, _ in waiting) else 0 for one in planned}
     failed: dict[Run, str] = {}
     free: list[int | None] = [*(cores()[:at_once] if at_once > 1 else [None])]
-    busy: dict[Run, tuple[subprocess.Popen, list[list[str]], int | None]] = {}
+    busy: dict[Run, tuple[subprocess.Popen, list[list[str]], int | None]] = {}  # child, its command and the next ones
     progress = Progress(sum(steps.values()), sum(done.values()))
 
     def launch(run: Run, commands: list[list[str]], core: int | None):
@@ -226,18 +242,21 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log.txt").open("a") as log:
             print(f"$ {shlex.join(commands[0])}", file=log, flush=True)
-            busy[run] = start(commands[0], log, core), commands[1:], core
+            busy[run] = start(commands[0], log, core), commands, core
 
     with StopSignal("saving the runs in progress") as stop:
         while waiting or busy:
             while waiting and free and not stop.received:
                 launch(*waiting.pop(0), free.pop(0))
             time.sleep(0.5)
-            for run, (child, rest, core) in list(busy.items()):
+            for run, (child, (command, *rest), core) in list(busy.items()):
                 done[run] = min(steps_done(out / run.folder), steps[run])
                 if child.poll() is None:
                     continue
                 del busy[run]
+                task = task_of(command)
+                if child.returncode == 0 and task:
+                    (task / FINISHED).touch()
                 if child.returncode == 0 and rest and not stop.received:
                     launch(run, rest, core)
                     continue

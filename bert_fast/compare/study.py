@@ -17,6 +17,7 @@ from bert_fast.train import settings
 from bert_fast.train.evaluate import fingerprint
 
 SHIPPED = config_flag.SHIPPED / "studies"
+FOLDER = "runs"  # of all runs, in the study's folder
 Arm = Mapping[str, Any]
 
 
@@ -29,7 +30,8 @@ class Study:
         the first.
     seeds: each arm runs with every seed. Runs with equal seeds share data, masks and initial weights.
     budgets: each arm runs with every budget, as `--config.budget` takes it; with two or more, a speed-up is computed.
-    tasks: fine-tuning configs, such as "glue:task=mrpc", run on every trained model.
+    tasks: fine-tuning configs, such as "glue:task=mrpc", run on every trained model. task_data: the folder with their
+        data.
     source, vocab_size: the corpus, as `prepare` takes it.
     topology: the TPU whose compiler says what steps cost, such as "v5e:1x1". "": they are measured on this machine.
     """
@@ -40,6 +42,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     budgets: tuple[str, ...] = ("tokens:2e6",)
     tasks: tuple[str, ...] = ()
+    task_data: str = ""
     source: str = "docs"
     vocab_size: int = 8_000
     topology: str = ""
@@ -54,7 +57,7 @@ class Run(NamedTuple):
 
     @property
     def folder(self) -> pathlib.Path:
-        return pathlib.Path("runs", self.budget.replace(":", "="), slug(self.arm), f"seed={self.seed}")
+        return pathlib.Path(FOLDER, self.budget.replace(":", "="), slug(self.arm), f"seed={self.seed}")
 
 
 def slug(name: str) -> str:
@@ -91,7 +94,6 @@ def load(name: str) -> Study:
         raise BadInput(f"{path} cannot be read: {error}") from None
     if not isinstance(found, Study):
         raise BadInput(f"{path}: get_study() returned a {type(found).__name__}: expected bert_fast.compare.study.Study")
-    check(found)
     return found
 
 
@@ -108,6 +110,12 @@ def check(study: Study):
             raise BadInput(f"arms {known!r} and {arm!r} would share the folder {slug(arm)!r}: rename one")
     for text in study.budgets:
         budget.parse(text)
+    for task in study.tasks:
+        if not pathlib.Path(study.task_data or "/nowhere").is_dir():
+            raise BadInput(
+                f"task {task!r} needs data: give its folder, such as glue/, as --task_data or in the study as task_data"
+            )
+        config_flag.load(task, {"data.dir": study.task_data})
     for key in ("seed", "budget", "costs", "data.dir"):
         if key in study.changes or any(key in changes for changes in study.arms.values()):
             raise BadInput(f"the study changes {key}, which the comparison sets itself: leave it out")

@@ -52,12 +52,13 @@ def programs_of(settings: PretrainSettings, method: Method) -> Iterator[Timed]:
     for index, stage in enumerate(stages):
         variants = [stage]
         if stage.guess:
-            whole = dataclasses.replace(stage.program, model=settings.model)
-            variants.append(dataclasses.replace(stage, program=whole))
+            model, depth = settings.model, stage.program.model.depth
+            model = stage.program.model.with_widths(model.heads_L[:depth], model.mlp_dim_L[:depth])
+            variants.append(dataclasses.replace(stage, program=dataclasses.replace(stage.program, model=model)))
         for variant in variants:
             drawn = timeline.draws(method, variant, timeline.clocks(stages, index))
             by_cost = sorted(drawn, key=flops_of)
-            key = key_of(variant, names_of(settings), settings.optimizer.name)
+            key = key_of(variant, settings.methods, settings.optimizer.name)
             for draw in {flops_of(draw): draw for draw in (by_cost[0], drawn[0], by_cost[-1])}.values():
                 yield Timed(key, flops_of(draw), variant, index, draw)
 
@@ -140,6 +141,6 @@ def compiled(runs: Sequence[PretrainSettings], topology: str, cache: pathlib.Pat
             raise BadInput(f"{names_of(settings) or 'dense'} does not fit on {topology}: {problem}")
         chips = planned.chips
         for stage, costs in zip(timeline.stages(settings, method), planned.stages, strict=True):
-            key = key_of(stage, names_of(settings), settings.optimizer.name)
+            key = key_of(stage, settings.methods, settings.optimizer.name)
             curves[key] = (Point(costs.flops, costs.seconds(where.chip)),)
     return StepCosts("compiled", f"{topology} by the TPU compiler", curves, where.chip.name, chips)

@@ -31,8 +31,7 @@ class Meter:
         assert settings.budget is not None
         self.budget: Budget = settings.budget
         self.costs, self.method, self.seed = settings.costs, method, settings.seed
-        self.methods = ",".join(name for name, _ in settings.methods)
-        self.optimizer = settings.optimizer.name
+        self.methods, self.optimizer = settings.methods, settings.optimizer.name
         if self.budget.timed:
             self.factor = factor(self.budget, self.costs)
 
@@ -116,18 +115,19 @@ def resolved(settings: PretrainSettings, method: Method) -> PretrainSettings:
         return settings
     meter = Meter(settings, method)
 
-    def cost(steps: int) -> float:
-        return meter.of_all(timeline.stages(with_steps(settings, steps), method))
+    def cost(steps: int) -> float | None:
+        try:
+            stages = timeline.stages(with_steps(settings, steps), method)
+        except BadInput:  # too few steps for the stages
+            return None
+        return meter.of_all(stages)
 
     guess = settings.steps
-    while True:
-        try:
-            each = cost(guess) / guess
-            break
-        except BadInput:
-            if guess > 2**24:
-                raise
-            guess *= 2  # too few steps for the stages
+    while (found := cost(guess)) is None and guess < 2**24:
+        guess *= 2
+    if found is None:
+        timeline.stages(with_steps(settings, guess), method)  # raises what is wrong with any number of steps
+    each = (found or 1.0) / guess
     steps = most(cost, settings.budget.amount, each)
     if steps < 1:
         raise BadInput(f"--config.budget={settings.budget} does not allow a single step, which costs {each:.4g}")
@@ -143,15 +143,15 @@ def with_steps(settings: PretrainSettings, steps: int) -> PretrainSettings:
     return dataclasses.replace(settings, steps=steps, schedule=schedule)
 
 
-def most(cost: Callable[[int], float], amount: float, each: float) -> int:
-    """The largest n with cost(n) <= amount, for a cost that grows by about `each` per step. 0 if there is none."""
+def most(cost: Callable[[int], float | None], amount: float, each: float) -> int:
+    """The largest n with cost(n) <= amount, for a cost that grows by about `each` per step. 0 if there is none.
+
+    A cost of None: n steps are too few.
+    """
     low, high = 0, None  # the cost of `low` is within the amount, the cost of `high` is not
     guess = max(1, int(amount / each * (1 + 1e-12)))
     for _ in range(ROUNDS):
-        try:
-            found = cost(guess)
-        except BadInput:  # too few steps for the stages: try more
-            found = 0.0
+        found = cost(guess) or 0.0
         if found <= amount * (1 + 1e-12):
             low = guess
         else:
@@ -189,7 +189,10 @@ def replanned(meter: Meter, planned: Sequence[Stage], stages: Sequence[Stage], e
         for i, count in enumerate(np.diff(bounds), start=index):
             found[i] = dataclasses.replace(stages[i], steps=int(count))
         for i in range(index, len(found)):
-            found[i] = dataclasses.replace(found[i], schedule=stretched(planned, found, i))
+            schedule, skipped = stretched(planned, found, i), 0
+            if planned[i].skipped:  # the later part of a stage that was cut: all parts before it are stretched too
+                skipped = found[i - 1].skipped + found[i - 1].steps
+            found[i] = dataclasses.replace(found[i], schedule=schedule, skipped=skipped)
         return found
 
     def cost(steps: int) -> float:

@@ -86,8 +86,11 @@ class Engine:
 
     def resume(self, folder: pathlib.Path, settled: Sequence[Stage], counters: Counters):
         """Continues from a checkpoint. `settled`: its stages, up to and including the current one."""
-        self.counters, self.timeline[: len(settled)] = counters, settled
-        self.timeline = self.replan(self.timeline, counters.ends)
+        self.counters = counters
+        for index, stage in enumerate(settled):  # as when the stages were entered, one after the other
+            self.timeline[index] = stage
+            self.timeline = self.replan(self.timeline, counters.ends[:index])
+            self.timeline[index] = stage
         self.state = states.resumed(folder, self.method, self.optimizer, self.mesh)
         self.step = self.looked = int(self.state.step)
 

@@ -80,8 +80,9 @@ class PretrainRun:
         self.mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
         sharding.check_divides(settings.eval.batch_size, stages, self.mesh)
         if checkpoint.steps(self.root):  # without a checkpoint, another config may use the folder
-            resume.refuse_other(workdir, config, {"budget": "", "costs": ""})
-            resume.refuse_other_costs(workdir, settings.costs)
+            resume.refuse_other(workdir, config, {"budget": ""})
+            keys = [step_costs.key_of(stage, settings.methods, settings.optimizer.name) for stage in stages]
+            resume.refuse_other_costs(workdir, settings.costs, keys)
         self.peak = self.peak_of_all()
 
         self.programs = Programs(make_step(self.method, optimizer, PRETRAINING), self.mesh)

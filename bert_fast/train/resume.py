@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bert_fast import BadInput, methods
 from bert_fast.data import shards
@@ -27,7 +27,7 @@ def refuse_other(workdir: pathlib.Path, config: dict, newer: Mapping = types.Map
     def filled(tree: dict) -> dict:
         """The config with the code's defaults filled in. The default of a newer key is what older versions did."""
         defaults = methods.defaults() | {"optimizer": defaults_of(Optimizer), "data": defaults_of(Data)}
-        tree = current_keys(tree)
+        tree = {key: value for key, value in current_keys(tree).items() if key != "costs"}  # see refuse_other_costs
         return {**newer, **tree} | {name: known | tree.get(name, {}) for name, known in defaults.items()}
 
     before, now = (_flat(filled(tree)) for tree in (json.loads(path.read_text()), json.loads(json.dumps(config))))
@@ -46,10 +46,13 @@ def defaults_of(kind) -> dict:
     return {name: default for name, default in defaults.items() if default is not dataclasses.MISSING}
 
 
-def refuse_other_costs(workdir: pathlib.Path, costs: StepCosts | None):
-    """Raises BadInput if the run in the folder was planned with other step costs."""
+def refuse_other_costs(workdir: pathlib.Path, costs: StepCosts | None, keys: Sequence[str]):
+    """Raises BadInput if the run in the folder was planned with other step costs. keys: of the run's stages."""
     path = workdir / "costs.json"
-    if costs and path.is_file() and step_costs.read(path).fingerprint() != costs.fingerprint():
+    if costs is None or not path.is_file():
+        return
+    before = step_costs.read(path)
+    if [before.curves.get(key) for key in keys] != [costs.curves.get(key) for key in keys]:
         raise BadInput(
             f"{workdir} holds a run that was planned with other step costs: continue it with --config.costs={path}, "
             "or give another --workdir"

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bert_fast import BadInput
@@ -18,7 +18,7 @@ from bert_fast.data.files import atomic_json
 from bert_fast.method import Stage
 
 FORMAT = 1
-EXTRAPOLATION = 1.25  # FLOPs may be this many times above the largest program of a curve, or below the smallest
+EXTRAPOLATION = 1.25  # a step may execute this many times the FLOPs of a curve's largest program
 
 
 class Point(NamedTuple):
@@ -45,7 +45,8 @@ class StepCosts:
     def seconds(self, key: str, flops: float) -> float:
         """Seconds of a step that executes `flops`, on the curve of a stage. Raises BadInput.
 
-        Between two programs the curve is linear. Beyond them, time is proportional to FLOPs, up to EXTRAPOLATION.
+        Between two programs the curve is linear. Beyond them, time is proportional to FLOPs, up to EXTRAPOLATION. A
+        curve of one point is a stage's mean, as the TPU compiler's: there, time is proportional to FLOPs everywhere.
         """
         if key not in self.curves:
             raise BadInput(
@@ -54,10 +55,10 @@ class StepCosts:
             )
         points = self.curves[key]
         first, last = points[0], points[-1]
-        if not first.flops / EXTRAPOLATION <= flops <= last.flops * EXTRAPOLATION:
+        if len(points) > 1 and flops > last.flops * EXTRAPOLATION:
             raise BadInput(
-                f"the step costs of stage {key} cover {first.flops:.3g} to {last.flops:.3g} FLOPs a step, but one of "
-                f"its steps executes {flops:.3g}: make the step costs again for this config"
+                f"the step costs of stage {key} cover at most {last.flops:.3g} FLOPs a step, but one of its steps "
+                f"executes {flops:.3g}: make the step costs again for this config"
             )
         if flops <= first.flops:
             return first.seconds * flops / first.flops
@@ -72,16 +73,18 @@ class StepCosts:
         return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def key_of(stage: Stage, methods: str, optimizer: str) -> str:
+def key_of(stage: Stage, methods: Sequence[tuple[str, Mapping[str, Any]]], optimizer: str) -> str:
     """The key of a stage: everything its cost depends on, but for the layers that run and their widths.
 
-    methods: the names of the run's methods. optimizer: its name.
+    methods: (name, arguments) of the run's methods. optimizer: its name.
     """
     program = dataclasses.asdict(stage.program)
     program["model"] |= {"heads": 0, "mlp_dim": 0}  # a search decides them, and the FLOPs say what they cost
     program["model"] |= {"init_std": 0, "residual_init_std": 0, "norm_eps": 0}  # cost nothing
-    about = json.dumps([stage.name, methods, optimizer, program], sort_keys=True)
-    words = f"{methods or 'dense'}/{stage.name}"
+    about = json.dumps(
+        [stage.name, [[name, dict(given)] for name, given in methods], optimizer, program], sort_keys=True
+    )
+    words = f"{','.join(name for name, _ in methods) or 'dense'}/{stage.name}"
     return f"{words} {hashlib.sha256(about.encode()).hexdigest()[:12]}"
 
 

@@ -1,6 +1,6 @@
 """BERT-base on a TPU slice, one seed, charged by the TPU compiler's estimate of each step. --dry_run prints the price.
 
-    bert-fast compare paper --data=SHARDS --out=runs/paper --dry_run
+    bert-fast compare paper --data=SHARDS --task_data=GLUE --out=runs/paper --dry_run
 
 A price is a lower bound: see `bert-fast plan`.
 """
