@@ -93,7 +93,7 @@ def test_every_arm_of_a_shipped_study_is_comparable_and_can_be_planned(name, sma
     study.refuse_incomparable(made, small_shards)
     for arm in made.arms:
         settings = study.settings_of(made, Run(arm, "", 0), small_shards, None)
-        settings = budget.with_steps(settings, 60_000)
+        settings = budget.with_steps(settings, 200_000)
         method = methods.make(settings.methods)
         stages = timeline.stages(settings, method)
         # A table as `costs` makes it, with a nanosecond per FLOP.

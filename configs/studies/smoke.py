@@ -14,7 +14,7 @@ def get_study() -> Study:
         changes={
             "model.depth": 4,
             "phases": "64:1",  # one length has fewer programs to compile
-            "learning_rate.warmup_steps": 20,
+            "learning_rate.warmup_steps": 10,
             "eval.every": 0,
             "eval.examples": 300,
             "checkpoint.every": 0,
@@ -28,5 +28,5 @@ def get_study() -> Study:
             "MSLT": {"methods": "stacking", "stacking.variant": "mslt"},
         },
         seeds=(0, 1),
-        budgets=("seconds:10", "seconds:20"),
+        budgets=("seconds:12", "seconds:24"),
     )
