@@ -24,7 +24,7 @@ def get_study() -> Study:
             "layer dropping": {"methods": "layer_drop", "layer_drop.sampling": "systematic"},
             "token dropping": {"methods": "token_drop"},
             "EarlyBERT": {"methods": "early_bert", "early_bert.search": 0.2},
-            "stacking": {"methods": "stacking"},
+            "stacking": {"methods": "stacking", "stacking.learning_rate": "run"},
             "MSLT": {"methods": "stacking", "stacking.variant": "mslt"},
         },
         seeds=(0, 1),
