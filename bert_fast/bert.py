@@ -79,7 +79,7 @@ def _taken_forward(depth, leaf_L, indices_R):
 
 
 def _taken_backward(depth, indices_R, gradients_R):
-    """Writes each gradient to its place once. Gradients of slices would be padded to the whole stack and added up."""
+    """Writes each gradient to its place once. Plain slicing would pad each one to the whole stack and add them up."""
     gradient_L = jnp.zeros((depth, *gradients_R[0].shape), gradients_R[0].dtype)
     for gradient, index in zip(gradients_R, indices_R, strict=True):
         gradient_L = jax.lax.dynamic_update_index_in_dim(gradient_L, gradient, index, 0)
@@ -140,7 +140,7 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
         {name: leaf for name, leaf in frozen.items() if name != "layers"},
     )
     x_BSD = apply(Embed(config), outside["embed"], batch, embed_key)
-    if frozen_depth(plan):  # nothing below a frozen layer is trained, even if the head uses the embeddings too
+    if frozen_depth(plan):  # no gradient passes below a frozen layer; a tied table can still learn through the head
         x_BSD = jax.lax.stop_gradient(x_BSD)
     segments_BS = batch["segments"]
     for span, layers in zip(plan, running(params, frozen, plan, route), strict=True):

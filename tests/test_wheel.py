@@ -44,7 +44,7 @@ def test_wheel_holds_the_package_with_its_configs_and_nothing_else(wheel):
 
 @pytest.mark.slow
 def test_installed_wheel_trains_from_an_empty_folder(wheel, tmp_path):
-    """The fresh environment uses the dependencies of this one, which were installed from the same list."""
+    """The fresh environment uses the packages installed for the tests, which meet the wheel's list of dependencies."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     packages = next((tmp_path / "venv/lib").glob("python*/site-packages"))
     here = pathlib.Path(pytest.__file__).parents[1]

@@ -51,7 +51,10 @@ def process_flags(args: flags.FlagValues):
         flag_values=args,
     )
     flags.DEFINE_string(
-        "coordinator", None, "Join processes elsewhere: HOST:PORT of the first process.", flag_values=args
+        "coordinator",
+        None,
+        "Join processes that JAX cannot find by itself: HOST:PORT of the first process.",
+        flag_values=args,
     )
     flags.DEFINE_integer("process_count", None, "With --coordinator: the number of processes.", flag_values=args)
     flags.DEFINE_integer(

@@ -68,9 +68,10 @@ def markdown(results: Mapping[str, Any], name: str) -> str:
     lines = [f"# Comparison: {name}", ""]
     lines.append(
         f"{len(results['arms'])} arms from `{results['config']}`, {seeds} seed{'s' if seeds > 1 else ''} each. "
-        "Arms with equal seeds share data, masks and initial weights, as far as their lengths and shapes are equal. "
-        f"All are compared with *{first}*. "
-        "The loss (nats) is held out, at the end of a schedule that ends at the budget, with every layer and token."
+        "Runs with the same seed share data and masks where their sequence lengths are equal, and initial weights "
+        f"where the shapes are equal. All arms are compared with *{first}*. "
+        "The loss (nats) is measured on held-out text with every layer and token active, at the end of a schedule that "
+        "ends at the budget."
     )
     for text, budget in results["budgets"].items():
         if not budget["arms"]:
@@ -93,16 +94,18 @@ def markdown(results: Mapping[str, Any], name: str) -> str:
         "",
         "## How to read it",
         "",
-        f"- *minus {first}*: mean difference of the loss over paired seeds. It is unresolved if |t| is below "
-        f"{RESOLVED}, or below the critical value at {CONFIDENCE:.0%} (12.7 with two seeds, 4.3 with three), or with "
-        "only one seed.",
-        f"- *seconds*: reference time of all steps, search included, by one table of step costs "
-        f"({costs['instrument']} on {costs['machine']}; `{costs['fingerprint']}`). *own clock*: what the runs' clocks "
-        "counted for steps, with whatever else the machine did. *overhead*: compiling, growing and saving, by the same "
-        "clocks; it is not part of a budget.",
-        f"- *realised*: the share of the saved FLOPs per token that is also saved as time, relative to *{first}*.",
-        f"- *speed-up*: how much more {first} needs for the same final loss, interpolated between its final losses at "
-        "the budgets of one unit; - outside them. Ranked are arms with all seeds, by loss also the unresolved ones.",
+        f"- *minus {first}*: mean difference of the loss over paired seeds. It is unresolved with only one seed, or "
+        f"if |t| is below {RESOLVED} or below the critical value at {CONFIDENCE:.0%} (12.7 with two seeds, 4.3 with "
+        "three).",
+        "- *seconds*: reference time of all steps, including the steps of a search. It is computed from one table of "
+        f"step costs ({costs['instrument']} on {costs['machine']}; `{costs['fingerprint']}`). *own clock*: the time of "
+        "the steps by each run's own clock, which also counts whatever else the machine did. *overhead*: compiling, "
+        "growing and saving, by the same clocks; it is not part of a budget.",
+        "- *realised*: the share of time saved per token, divided by the share of FLOPs saved per token, both relative "
+        f"to *{first}*.",
+        f"- *speed-up*: how many times as many tokens, FLOPs or seconds {first} needs for the arm's final loss. It is "
+        f"interpolated between the final losses of {first} at the budgets given in the same unit; `-` where that is "
+        "impossible. Only arms that finished with all seeds are ranked, even if their difference is unresolved.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -37,7 +37,7 @@ ORDER, TRAINING, EVALUATION = range(3)
 
 
 class ExampleSource:
-    """The examples of a split; an epoch has `len(rows)`.
+    """The examples of a split. `len(rows)` is the number of examples in an epoch.
 
     `rows(epoch, i)` is example i of an epoch. `rows[g]` is the example at global index g, in shuffled order.
     """

@@ -26,8 +26,8 @@ from bert_fast.data.vocab import Vocab
 class ExampleSettings:
     """How examples are made. BERT: `masked_share` 0.15, `whole_word` False, `short_seq_prob` 0.1 ("mlm+nsp" only).
 
-    room: if above `seq_len`, the positions of an example start at random, and stay below `room`. So short examples
-        train the embeddings of all `room` positions.
+    room: if it is above `seq_len`, the positions of an example start at a random number, and stay below `room`.
+        This way, even short examples train the embeddings of all `room` positions.
     """
 
     seq_len: int
@@ -67,7 +67,10 @@ class Content(NamedTuple):
 
 
 def fill(blocks: list[np.ndarray], seq_len: int, vocab: Vocab) -> Content:
-    """An example of blocks. Each becomes [CLS] block [SEP], with positions from 0. Types are 0; the rest is padding."""
+    """One example, made by joining the blocks and padding to `seq_len`.
+
+    Each block becomes [CLS] block [SEP], with positions from 0. All types are 0.
+    """
     ids_S = np.full(seq_len, vocab.pad, np.int32)
     types_S, positions_S, segments_S = np.zeros((3, seq_len), np.int32)
     start = 0
@@ -168,9 +171,9 @@ class SegmentPairs:
     reach a target length: S-3 tokens, or with probability `short_seq_prob` a random length of at least 2. They are
     split between A and B at a random sentence boundary.
 
-    In half of the examples, and whenever there is only one sentence, B is random instead: text of another document
-    that starts at a random sentence. All other documents are equally likely. If a pair is too long, tokens are
-    removed one by one from its longer segment, at the front or at the back with equal probability.
+    In half of the examples, and whenever there is only one sentence, B is random instead: text from another
+    document, starting at a random sentence of it. All other documents are equally likely. If a pair is too long,
+    tokens are removed one by one from its longer segment, at the front or at the back with equal probability.
 
     One difference from Google's create_pretraining_data.py: if B is random, Google's next pair starts with the
     sentences that B replaced. An example there depends on the draws of all examples before it. Here the starts are
@@ -230,7 +233,7 @@ def sentences(tokens_T: np.ndarray, starts_N: np.ndarray, start: int, room: int)
 
 
 def enough(bounds: np.ndarray, target: int) -> int:
-    """Number of sentences, from the first of `bounds` on, that reach `target` tokens: at least one, at most all."""
+    """Number of sentences, from the first of `bounds` on, needed to reach `target` tokens; at least 1, at most all."""
     return min(max(1, int(np.searchsorted(bounds, bounds[0] + target))), len(bounds) - 1)
 
 

@@ -31,7 +31,7 @@ _TRAINING = 100 << 20  # maximum bytes of text to train a vocabulary on
 _UNKNOWN = 0.01  # a higher share of unknown tokens prints a warning
 _EVERY = 5.0  # seconds between progress lines if the output is not a terminal
 # For estimates. Measured on English Wikipedia with BERT's vocabulary, on one core of a cloud machine
-_BYTES_A_SECOND = 8e6  # tokenised on one core; training a vocabulary is about as fast on two cores
+_BYTES_A_SECOND = 8e6  # tokenised on one core; training a vocabulary on two cores is about as fast
 _DISK_SHARE = 0.35  # bytes of shards per byte of text
 
 

@@ -67,7 +67,8 @@ def _tfds(spec: str, data_dir: str | None, option: str) -> tuple[Any, Any, str, 
     where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     without = (
         f"or prepare the data set elsewhere with file_format='array_record' and copy it into {where} (or the folder "
-        f"that TFDS_DATA_DIR{' or --tfds_data_dir' if option == '--source' else ''} names): no other package is needed"
+        f"that TFDS_DATA_DIR{' or --tfds_data_dir' if option == '--source' else ''} names): reading the copy needs no "
+        "other package"
     )
     try:
         rows: Any = tfds.data_source(name, split=split, data_dir=data_dir)

@@ -92,9 +92,9 @@ class Vocab:
 def load(path: str | pathlib.Path, cased: bool = False, strip_accents: bool | None = None) -> Vocab:
     """The vocabulary of a vocab.txt: one token per line. A token's id is its line number, from 0.
 
-    Its tokenizer encodes "[MASK]" in a text as the special token. For text that is data, set
-    `tokenizer.encode_special_tokens`: then "[MASK]" is encoded like any other word. Raises BadInput for a file
-    that is missing or empty, a token that occurs twice, and a special token that does not occur.
+    Its tokenizer encodes "[MASK]" in a text as the special token. To encode it like any other word, as in a
+    corpus, set `tokenizer.encode_special_tokens`. Raises BadInput for a file that is missing or empty, a token
+    that occurs twice, and a special token that does not occur.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -105,7 +105,7 @@ def load(path: str | pathlib.Path, cased: bool = False, strip_accents: bool | No
 
 
 def from_json(entry: dict, path: str | pathlib.Path) -> Vocab:
-    """The vocabulary that `to_json` described by `entry`. Its vocab.txt is at `path`.
+    """The vocabulary for an `entry` that `to_json` returned, read from the vocab.txt at `path`.
 
     Raises BadInput if the file cannot be used, or is not the one that `entry` describes.
     """
@@ -113,7 +113,8 @@ def from_json(entry: dict, path: str | pathlib.Path) -> Vocab:
     if (found.fingerprint, found.size) != (sha256, size):
         raise BadInput(
             f"{path} ({found.size} tokens, sha256 {found.fingerprint[:12]}...) is not the vocabulary that the files "
-            f"next to it were made with ({size} tokens, sha256 {sha256[:12]}...): restore that one, or make them again"
+            f"next to it were made with ({size} tokens, sha256 {sha256[:12]}...): restore that vocabulary, or make "
+            "those files again"
         )
     return found
 

@@ -142,7 +142,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def training(trained: Encoder, run: pathlib.Path) -> str:
-    """The section on training: data, methods, cost and stages up to this step."""
+    """The section on training: data, methods, cost and stages, up to the step of the checkpoint."""
     about, words, counters = trained.about, trained.vocab, trained.about.counters
     assert about.data is not None
     counts, times, data = counters.counts, counters.times, about.data
@@ -233,7 +233,7 @@ def is_of(trained: Encoder, encoder: Mapping[str, Any]) -> bool:
 
 
 def scores(trained: Encoder, results: Mapping[str, dict]) -> str:
-    """The section on scores: results of fine-tuning this model, over seeds, at the end of training.
+    """The section on scores: the results of this model at the end of fine-tuning, over seeds.
 
     Leaves out the results of other models, and prints how many there are. Raises BadInput if a file was not written by
     `finetune`.

@@ -30,7 +30,9 @@ TYPES = ("float32", "float16", "bfloat16")
 # Heads, and their branches in our parameters. A folder has all tensors of a head or none. If it has none, the head is
 # initialised at random.
 HEADS = {"MLM head": "mlm/", "pooler": "next/pooler/", "next-sentence head": "next/next/"}
-LANES = 128  # embedding tables are often padded to a multiple of up to 128 rows; 128 extra rows or more draw a warning
+# Embedding tables are often padded to a multiple of 128 or of a smaller number, which adds fewer than 128 rows.
+# If a table has 128 extra rows or more, a warning is given.
+LANES = 128
 SEED = 0  # of the initialised heads
 # For `evaluate --data`, as in BERT: the share of masked tokens (arXiv 1810.04805, section 3.1), and `short_seq_prob` of
 # google-research/bert (create_pretraining_data.py).
