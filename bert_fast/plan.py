@@ -86,8 +86,8 @@ def pack(plan: Plan, scale_ML: np.ndarray | None, widths_L: Sequence = ()) -> tu
     layers run. `widths_L` are the layers' (heads, neurons), or () if all are equal. A span whose layers differ in
     width becomes a `cond` span, because a traced index cannot choose a static width.
 
-    Runs on the host only. Raises ValueError if the number of layers of a span that run differs between
-    micro-batches: this number is static, and one program serves the whole step.
+    Runs on the host only. Raises ValueError unless all micro-batches run the same number of layers of each
+    span: this number is static, and one program serves the whole step.
     """
     if scale_ML is None:
         return plan, Route()

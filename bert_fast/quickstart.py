@@ -30,7 +30,7 @@ def main() -> int:
     began = time.monotonic()
     shards, run = pathlib.Path(args.out, "shards"), pathlib.Path(args.out, "run")
 
-    heading("1 of 4: prepare the documentation on this machine: vocabulary and shards")
+    heading("1 of 4: make a vocabulary and shards from the documentation installed on this machine")
     prepare("docs", str(shards), vocab_size=8_000)
 
     heading("2 of 4: pre-train (Ctrl-C saves; the same command continues)")

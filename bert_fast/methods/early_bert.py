@@ -74,7 +74,7 @@ def keep(c_LU: np.ndarray, units: Units) -> np.ndarray:
     finetune/run_glue_earlybert_draw_and_train.py. Coefficients are compared with their sign; ties are pruned.
 
     The quantile lies between two neighbours in sorted order: units up to the lower one are pruned. Interpolation is not
-    needed. In float32 it would round to a neighbour: near 1, many of 36,864 coefficients are adjacent floats.
+    needed. In float32 its result would be one of the two: near 1, many of 36,864 coefficients are adjacent floats.
     """
     values_GN = np.where(units.real_LU, c_LU, np.inf).reshape(len(units.pruned_G), -1)
     ranked_GN = np.pad(np.sort(values_GN, axis=1), ((0, 0), (1, 0)), constant_values=-np.inf)
@@ -94,7 +94,7 @@ def distances(kept_WLU: np.ndarray, units: Units) -> np.ndarray:
 
 
 def aligned(counts_L: np.ndarray, real_L: np.ndarray, align: int) -> np.ndarray:
-    """The counts rounded to multiples of `align`: at least one multiple, at most the layer's units."""
+    """The counts rounded to multiples of `align`: at least `align` itself, but never more than the layer's units."""
     return np.minimum(np.maximum(np.round(counts_L / align), 1).astype(int) * align, real_L)
 
 
@@ -164,7 +164,7 @@ def make(
 ) -> Method:
     """EarlyBERT, with the ratios and penalties of finetune/launch_earlybert_glue.sh.
 
-    search: number of search steps or, if below 1, their share of all steps. They follow the start of the full schedule.
+    search: number of search steps or, if below 1, their share of all steps. They use the start of the full schedule.
     stop: "steps" runs the whole search, like the released code; "early_bird" ends it once the masks have stabilised
         (`EarlyBird` in main.py of GATECH-EIC/Early-Bird-Tickets, You et al. 2020), or at the last step of the search.
     mask_every: steps between masks; 0: a twentieth of the search. Masks taken close together agree only because no
@@ -321,7 +321,7 @@ def make(
         return slim(initial(), heads_L, neurons_L), None, state._replace(count=np.zeros((), np.int32)), new
 
     def report(state, stage, clock, pieces):
-        """For heads and for neurons: the units per layer that the newest mask keeps or, after the search, the ticket.
+        """For heads and for neurons: how many units the newest mask (after the search: the ticket) keeps in each layer.
         During the search also the penalty at the newest mask, and the distances to the previous and farthest masks.
         """
         model, count = stage.program.model, min(int(state.count), window)

@@ -46,9 +46,9 @@ def keep_and_scale(
     """(probability that each layer runs, factor of its branches if it does), lowest layer first.
 
     The paper prints (i / L) (1 - theta), for layer i of 1..L, as "p_l(t)": the probability that the layer is dropped.
-    `BertEncoder` of DeepSpeedExamples, bing_bert/nvidia/modelingpreln_layerdrop.py, draws with p, lowers it, and
-    scales by the lowered p. There a layer runs with the probability meant for the layer below it (the lowest always
-    runs), and branches are 4 to 8 % too large on average (12 layers, theta 0.5).
+    `BertEncoder` of DeepSpeedExamples, bing_bert/nvidia/modelingpreln_layerdrop.py, runs a layer with probability p,
+    lowers p, and divides the branches by the lowered p. So a layer runs with the probability meant for the layer
+    below it (the lowest always runs), and branches are 4 to 8 % too large on average (12 layers, theta 0.5).
 
     Without the depth schedule every layer runs with probability theta, in both variants. Without the rescale the
     branches of a layer that runs are multiplied by 1.
@@ -77,7 +77,7 @@ def independent_in_span(keep_L: np.ndarray, micro_batches: int, rng: np.random.G
     runs_ML = np.zeros((micro_batches, depth), bool)
     runs_ML[0] = rng.random(depth) < keep_L
     count = int(runs_ML[0].sum())
-    # Row i: probability that n of the layers from i up run, for each n (the Poisson binomial distribution).
+    # Row i: for each n, the probability that n of the layers i and above run (the Poisson binomial distribution).
     chance_LN = np.zeros((depth + 1, count + 1))
     chance_LN[depth, 0] = 1
     for i in reversed(range(depth)):

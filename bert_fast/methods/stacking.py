@@ -28,8 +28,8 @@ from bert_fast.schedule import Schedule
 # In reproduce_bert.sh, `--max-update` is 50,000, 70,000 and 800,000. Here the last stage stops after 280,000 of the
 # 800,000 steps of its schedule, with a learning rate above 0.
 SHARES = (50 / 400, 70 / 400, 280 / 400)
-LAST_RATE = 0.375  # learning rate at the start of the last stage, over the peak: 3e-4 / 8e-4 (5.5e-4 in between)
-LAST_SCHEDULE = 800 / 280  # length of the last stage's decay to 0, over the stage's steps
+LAST_RATE = 0.375  # the last stage's first learning rate, divided by the peak: 3e-4 / 8e-4 (middle stage: 5.5e-4)
+LAST_SCHEDULE = 800 / 280  # steps that the last stage's decay to 0 would take, divided by the steps of that stage
 JOINT_SHARE = 0.2  # unverified
 WARM_AGAIN = 0.01  # unverified
 OUTPUTS = ("attention_output", "mlp_output")  # `out_proj` and `fc2` of gonglinyuan/StackingBERT, identity.py
@@ -194,8 +194,9 @@ def sources(before: int, after: int) -> np.ndarray:
     """The layer that each layer of the deeper model is copied from, [L]. Existing layers keep their place. Added layers
     copy the topmost existing ones, in order. If more are added than exist, all layers are repeated.
 
-    Twice the depth is `double.py` and four times is `quadruple.py` of gonglinyuan/StackingBERT. Below twice, the i-th
-    added layer (counted from 0) copies layer 2 before - after + i, like `MsltModel` of the authors of G_stack.
+    At twice the depth this is `double.py` of gonglinyuan/StackingBERT, at four times `quadruple.py`. Below twice, the
+    i-th added layer (counted from 0) copies layer `2 * before - after + i`, like `MsltModel` of the authors of
+    G_stack.
     """
     layer_L = np.arange(after)
     return np.where(layer_L < before, layer_L, (2 * before - after + layer_L) % before)

@@ -49,7 +49,7 @@ def batch_shapes(program: Program, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
 def state_shapes(
     method: Method, stage: Stage, added: bool, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """The shapes of a stage's train state. added: whether it has the method's extra parameters (before a restart)."""
+    """The shapes of a stage's train state. added: whether it has the method's extra parameters; restarts drop them."""
 
     def make():
         model = stage.program.model
