@@ -147,6 +147,7 @@ def early(small_shards, tmp_path):
     return {**config, "budget": "seconds:0.3", "costs": str(tmp_path / "costs.json")}
 
 
+@pytest.mark.slow
 def test_what_the_search_decides_is_planned_again_and_resumes_exactly(early, tmp_path, monkeypatch):
     settings, method, _ = planned(early)
     search, *rest = timeline.stages(settings, method)

@@ -117,6 +117,7 @@ def test_tokens_are_not_left_out_twice():
         mask_later.make().stages((dataclasses.replace(stage, program=program),))
 
 
+@pytest.mark.slow
 def test_run_learns_and_resumes_exactly(small_shards, tmp_path, monkeypatch):
     config = small_config(small_shards, methods="mask_later", phases="32:1", steps=10, data__masked_share=0.3)
     config |= {"log_every": 5, "eval": {**config["eval"], "every": 5}}

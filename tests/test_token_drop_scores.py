@@ -271,7 +271,7 @@ def test_config_is_the_released_recipe():
     assert (config.methods, config.phases, config.batch_size, config.steps) == ("token_drop", "512:1", 512, 1_000_000)
     assert config.token_drop.to_dict() == {
         "keep": 0.5, "beta": 0.995, "start": 10.0, "scores": "loss", "repeats": "mean", "full_tail": 0.0,
-        "examples_per_row": 1, "boundary": -1,
+        "examples_per_row": 1, "boundary": -1, "shortest": 0,
     }  # fmt: skip
     rate = config.learning_rate
     assert (rate.peak, rate.warmup_steps, rate.decay, rate.end) == (1e-4, 10_000, "linear", 0.0)
