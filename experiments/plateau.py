@@ -1,11 +1,13 @@
 """How soon does a small BERT leave the plateau on which every BERT sits first?
 
     bert-fast compare plateau --out=runs/plateau
-    python -m experiments.plateau --folder=runs/plateau
+    python -m experiments.plateau --folder=runs/plateau    reads the folder, and keeps its figures in plateau.json
+    python -m experiments.plateau                          writes the page from plateau.json
 
-The first command trains; the second writes experiments/plateau.md and experiments/plateau.png from its folder.
+Writes experiments/plateau.md and experiments/plateau.png.
 """
 
+import json
 import pathlib
 import statistics
 
@@ -26,17 +28,11 @@ from bert_fast.train.log import read_rows
 from experiments import common
 
 BELOW = 1.0  # nats below the unigram model: off the plateau
+RAW = common.HERE / "plateau.json"
 
 
-def crossing(rows: list[dict], loss: float) -> int | None:
-    """Tokens (positions) at the first evaluation with at most this loss behind [MASK]; None if it is never reached."""
-    return next((row["tokens_padded"] for row in rows if row["mask_loss"] <= loss), None)
-
-
-def main():
-    parser = common.parser(__doc__)
-    parser.add_argument("--folder", required=True, help="the folder of the comparison")
-    folder = pathlib.Path(parser.parse_args().folder)
+def collect(folder: pathlib.Path) -> dict:
+    """The figures of the finished runs: losses behind [MASK] by tokens, and the final figures."""
     made, data = study.load("plateau"), folder / "shards"
     table = step_costs.read(folder / costs.NAME)
     (budget,) = made.budgets
@@ -44,67 +40,101 @@ def main():
     held_out = eval_batches(settings.data, settings.eval)
     split, mask = shards.Split(data, "train"), read_vocab(data).mask
     hidden = [{**b, "weights": b["weights"] * (np.take_along_axis(b["ids"], b["slots"], 1) == mask)} for b in held_out]
-    unigram = unigram_loss(split, settings.model.vocab_size, hidden)
-    goal = unigram - BELOW
-
-    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    lines = []
-    for number, arm in enumerate(made.arms):
-        finished = []
-        for seed in made.seeds:
-            run = Run(arm, budget, seed)
-            about = results.figures(made, run, folder, data, table)
-            if about is None:
-                continue
+    arms: dict[str, list] = {arm: [] for arm in made.arms}
+    for run in study.runs_of(made):
+        about = results.figures(made, run, folder, data, table)
+        if about is not None:
             rows = [row for row in read_rows(folder / run.folder / "metrics.jsonl") if row["split"] == "valid"]
-            finished.append((about, crossing(rows, goal)))
-            millions = [row["tokens_padded"] / 1e6 for row in rows]
-            label = arm if seed == made.seeds[0] else None
-            axis.plot(millions, [row["mask_loss"] for row in rows], color=f"C{number}", label=label, linewidth=1)
-        if not finished:
-            continue
-        reached = [tokens for _, tokens in finished if tokens is not None]
-        each = statistics.fmean(about["seconds"] / about["tokens"] for about, _ in finished)
-        count = f"{len(reached)} of {len(finished)}"
-        tokens = common.with_deviation([value / 1e6 for value in reached], ".2f") if reached else "-"
-        seconds = common.with_deviation([value * each for value in reached], ".0f") if reached else "-"
-        final = common.with_deviation([about["mask_loss"] for about, _ in finished], ".2f")
-        every = common.with_deviation([about["mlm_loss"] for about, _ in finished], ".2f")
-        accuracy = common.with_deviation([100 * about["mlm_accuracy"] for about, _ in finished], ".1f")
-        clock = statistics.fmean(about["seconds"] for about, _ in finished)
-        lines.append(f"| {arm} | {count} | {tokens} | {seconds} | {final} | {every} | {accuracy} | {clock:.0f} |")
+            curve = [[row["tokens_padded"], round(row["mask_loss"], 4)] for row in rows]
+            arms[run.arm].append({**about, "curve": curve})
+    return {
+        "arms": arms,
+        "seeds": list(made.seeds),
+        "changes": dict(made.changes),
+        "budget": budget,
+        "unigram": unigram_loss(split, settings.model.vocab_size, hidden),
+        "vocab_size": settings.model.vocab_size,
+        "corpus_tokens": shards.read_manifest(data)["splits"]["train"]["tokens"],
+        "machine": table.machine,
+    }
+
+
+def crossing(curve: list, loss: float) -> int | None:
+    """Tokens (positions) at the first evaluation with at most this loss; None if it is never reached."""
+    return next((tokens for tokens, found in curve if found <= loss), None)
+
+
+def row(arm: str, finished: list[dict], goal: float) -> str:
+    """An arm's row of the table."""
+    reached = [tokens for about in finished if (tokens := crossing(about["curve"], goal)) is not None]
+    each = statistics.fmean(about["seconds"] / about["tokens"] for about in finished)
+    cells = [
+        arm,
+        f"{len(reached)} of {len(finished)}",
+        common.with_deviation([value / 1e6 for value in reached], ".2f") if reached else "-",
+        common.with_deviation([value * each for value in reached], ".0f") if reached else "-",
+        common.with_deviation([about["mask_loss"] for about in finished], ".2f"),
+        common.with_deviation([about["mlm_loss"] for about in finished], ".2f"),
+        common.with_deviation([100 * about["mlm_accuracy"] for about in finished], ".1f"),
+        f"{statistics.fmean(about['seconds'] for about in finished):.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def page(found: dict):
+    """Writes the page and the plot."""
+    arms = {arm: finished for arm, finished in found["arms"].items() if finished}
+    unigram, goal = found["unigram"], found["unigram"] - BELOW
+    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for number, (arm, finished) in enumerate(arms.items()):
+        for index, about in enumerate(finished):
+            millions, losses = [tokens / 1e6 for tokens, _ in about["curve"]], [loss for _, loss in about["curve"]]
+            axis.plot(millions, losses, color=f"C{number}", label=None if index else arm, linewidth=1)
     for loss, label in ((unigram, "unigram"), (goal, f"{BELOW:.0f} nat below")):
         axis.axhline(loss, color="gray", linestyle="--", linewidth=0.8)
         axis.annotate(label, (0, loss), fontsize=8, color="gray", va="bottom")
     axis.set(xlabel="tokens (millions of positions)", ylabel="held-out loss behind [MASK] (nats)", ylim=(None, 7.2))
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower left")
     figure.savefig(common.HERE / "plateau.png", dpi=110)
 
-    changes = {**made.changes}
+    unfinished = {arm: len(found["seeds"]) - len(finished) for arm, finished in found["arms"].items()}
+    missing = sum(unfinished.values())
+    note = f"\n{missing} of {missing + sum(map(len, arms.values()))} runs have not finished; the second column counts those that have.\n"
+    adam, muon = (
+        statistics.fmean(a["seconds"] for a in arms[name]) for name in ("AdamW, rows of 64", "Muon, rows of 64")
+    )
     text = f"""# Off the plateau
 
-A BERT first learns word frequencies, and then stays at the loss of a unigram model for long. Methods that are compared
+A BERT first learns word frequencies, and then stays near the loss of a unigram model for long. Methods that are compared
 on this plateau are compared before the model has learned anything from context. How soon does a small one leave it?
 
 `bert-fast compare plateau --out=runs/plateau`, then `python -m experiments.plateau --folder=runs/plateau`. Two layers of width 128,
-the documentation on the machine ({shards.read_manifest(data)["splits"]["train"]["tokens"] / 1e6:.1f} M tokens, a vocabulary of {settings.model.vocab_size:,}), 2,048 tokens a step, {float(budget.split(":")[1]) / 1e6:.2f} M tokens, and a
-learning rate that falls to 0 at the end. Common to all: {", ".join(f"`{key}={value}`" for key, value in changes.items())}.
+the documentation on the machine ({found["corpus_tokens"] / 1e6:.1f} M tokens, a vocabulary of {found["vocab_size"]:,}), 2,048 tokens a step, {float(found["budget"].split(":")[1]) / 1e6:.2f} M tokens, and a
+learning rate that falls to 0 at the end. Common to all, unless a recipe changes it: {", ".join(f"`{key}={value}`" for key, value in found["changes"].items())}.
 
 A unigram model has {unigram:.2f} nats on the same masked words. *Off the plateau* is {BELOW:.0f} nat below it: {goal:.2f}. Means over seeds,
-± their standard deviation. Seconds are reference time of one core ({table.machine}).
-
+± their standard deviation. Seconds are reference time of one core ({found["machine"]}). Each "and" adds to the recipe above it.
+{note if missing else ""}
 | recipe | off the plateau | after M tokens | after seconds | final loss behind [MASK] | final loss, all predicted words | accuracy (%) | seconds of the whole run |
 |---|---|---|---|---|---|---|---|
-{chr(10).join(lines)}
+{chr(10).join(row(arm, finished, goal) for arm, finished in arms.items())}
+
+Muon's steps take {muon / adam:.2f} times as long as AdamW's here, where a step is small.
 
 The changes of each recipe are in [configs/studies/plateau.py](../configs/studies/plateau.py).
 
 ![held-out loss behind [MASK] against tokens](plateau.png)
-{TRIED}"""
+"""
     common.write_page("plateau", text)
 
 
-TRIED = ""
+def main():
+    parser = common.parser(__doc__)
+    parser.add_argument("--folder", default="", help="the folder of the comparison; without it, plateau.json is read")
+    folder = parser.parse_args().folder
+    if folder:
+        RAW.write_text(json.dumps(collect(pathlib.Path(folder)), indent=None) + "\n")
+    page(json.loads(RAW.read_text()))
 
 
 if __name__ == "__main__":
