@@ -1,4 +1,4 @@
-"""A small BERT trained on the documentation found on this machine, for `make quickstart`: two minutes on two cores.
+"""A small BERT trained on the documentation found on this machine, for `make quickstart`: a few minutes on two cores.
 
     python -m bert_fast.quickstart
 
