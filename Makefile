@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help install quickstart test slow lint format lock clean
 
 help:
-	@echo "make quickstart   install, prepare a corpus, pre-train a small BERT for two minutes, try it (3 minutes in all)"
+	@echo "make quickstart   install, prepare a corpus, pre-train a small BERT, try it (3 to 5 minutes in all)"
 	@echo "make test         install what tests need, check style and types, run the tests that are not slow"
 	@echo "make slow         run the slow tests"
 	@echo "make format       run ruff format and ruff check --fix"
