@@ -289,8 +289,10 @@ def test_comparison_is_interrupted_continued_and_extended(small_shards, tmp_path
     assert child.returncode == 128 + signal.SIGTERM, said
     assert "To continue:" in said
 
-    done, said = compare(out, small_shards, path, "--processes=2").communicate()
-    assert "| tokens |" in done, said
+    child = compare(out, small_shards, path, "--processes=2")
+    done, said = child.communicate()
+    assert child.returncode == 0, said
+    assert "| tokens |" in done
     found = json.loads((out / "results.json").read_text())
     assert not found["missing"]
     first = {name: about["mlm_loss"] for name, about in found["budgets"]["tokens:5000"]["arms"].items()}

@@ -1,6 +1,8 @@
 """The step costs of a study, made once and kept in its folder. A process of its own, so that no device stays in use.
 
-python -m bert_fast.compare.costs STUDY FOLDER SHARDS
+    python -m bert_fast.compare.costs STUDY FOLDER SHARDS
+
+`compare` starts it if the table lacks a stage.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ def difference(about: Mapping[str, Any], is_first: bool) -> str:
     if is_first or about["difference"] is None:
         return "-"
     if about["t"] is None:
-        return f"{about['difference']:+.3f} (one seed: unresolved)"
+        return f"{about['difference']:+.3f} (unresolved)"
     verdict = "" if about["resolved"] else ", unresolved"
     return f"{about['difference']:+.3f} (t {about['t']:+.1f}{verdict})"
 

@@ -169,10 +169,7 @@ def describe(planned: Sequence[Planned], study: Study, costs: StepCosts, at_once
 
 def command_of(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path) -> list[str]:
     """The command that trains a run."""
-    changes = {**study.changes, **study.arms[run.arm]}
-    spec = changes.pop("config", study.config)
-    changes.setdefault("checkpoint.keep", 1)
-    changes |= {"seed": run.seed, "budget": run.budget, "data.dir": str(data), "costs": str(out / study_costs.NAME)}
+    spec, changes = studies.changes_of(study, run, data, out / study_costs.NAME)
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
     workdir = out / run.folder
     return [sys.executable, "-m", "bert_fast", "pretrain", f"--config={spec}", f"--workdir={workdir}", *flags]
@@ -231,7 +228,8 @@ def train(
     waiting = [(one.run, commands_of(study, one.run, out, data)) for one in planned]
     waiting = [(run, commands) for run, commands in waiting if commands]
     steps = {one.run: one.steps for one in planned}
-    done = {one.run: one.steps if all(one.run != run for run, _ in waiting) else 0 for one in planned}
+    left = {run for run, _ in waiting}
+    done = {run: 0 if run in left else count for run, count in steps.items()}
     failed: dict[Run, str] = {}
     free: list[int | None] = [*(cores()[:at_once] if at_once > 1 else [None])]
     busy: dict[Run, tuple[subprocess.Popen, list[list[str]], int | None]] = {}  # child, its command and the next ones

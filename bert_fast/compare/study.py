@@ -28,7 +28,8 @@ class Study:
     config: the config that the arms start from, as `--config` takes it, and `changes` to it by dotted key.
     arms: each arm's changes, by name. An arm may have a key "config" for another config. All others are compared with
         the first.
-    seeds: each arm runs with every seed. Runs with equal seeds share data, masks and initial weights.
+    seeds: each arm runs with every seed. Runs with equal seeds share data and masks where their lengths are equal, and
+        initial weights where their shapes are.
     budgets: each arm runs with every budget, as `--config.budget` takes it; with two or more, a speed-up is computed.
     tasks: fine-tuning configs, such as "glue:task=mrpc", run on every trained model. task_data: the folder with their
         data.
@@ -126,14 +127,17 @@ def runs_of(study: Study) -> list[Run]:
     return [Run(arm, text, seed) for seed in study.seeds for text in study.budgets for arm in study.arms]
 
 
+def changes_of(study: Study, run: Run, data: pathlib.Path, costs: pathlib.Path | None) -> tuple[str, dict[str, Any]]:
+    """The config that a run starts from, as `--config` takes it, and its changes by dotted key."""
+    changes = {"checkpoint.keep": 1, **study.changes, **study.arms[run.arm]}
+    spec = changes.pop("config", study.config)
+    return spec, changes | {"seed": run.seed, "budget": run.budget, "data.dir": str(data), "costs": str(costs or "")}
+
+
 def config_of(study: Study, run: Run, data: pathlib.Path, costs: pathlib.Path | None):
     """The config of a run. Raises BadInput, with the arm, if a key or value is wrong."""
-    changes = {**study.changes, **study.arms[run.arm]}
-    spec = changes.pop("config", study.config)
-    changes |= {"seed": run.seed, "budget": run.budget, "data.dir": str(data), "costs": str(costs or "")}
-    changes.setdefault("checkpoint.keep", 1)
     try:
-        return config_flag.load(spec, changes)
+        return config_flag.load(*changes_of(study, run, data, costs))
     except BadInput as error:
         raise BadInput(f"arm {run.arm!r}: {error}") from None
 

@@ -17,11 +17,11 @@ from bert_fast.cost.flops import step_flops
 from bert_fast.method import Method, Program, Stage
 from bert_fast.planner import estimate
 from bert_fast.planner.timing import Stepper, alternate, stepper
-from bert_fast.train import budget, optim, timeline
+from bert_fast.train import optim, timeline
 from bert_fast.train.report import say
 from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.sharding import make_mesh
-from bert_fast.train.step_costs import Point, StepCosts, key_of, not_ascending
+from bert_fast.train.step_costs import Point, StepCosts, check, key_of, not_ascending
 
 ROUNDS = 7
 LONG, MOST = 0.1, 50  # steps are repeated until they take this many seconds together, but at most this many times
@@ -75,7 +75,6 @@ def measured(runs: Sequence[PretrainSettings], rounds: int = ROUNDS) -> StepCost
     steps, points = {}, {}
     for number, settings in enumerate(runs):
         method, optimizer = methods.make(settings.methods), optim.make(settings.optimizer)
-        settings = budget.resolved(dataclasses.replace(settings, budget=None), method)
         mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
         say(f"[{number + 1}/{len(runs)}] compiling the steps of {names_of(settings) or 'dense'}")
         made: dict[Program, Stepper] = {}
@@ -101,7 +100,9 @@ def measured(runs: Sequence[PretrainSettings], rounds: int = ROUNDS) -> StepCost
         ordered = {key: tuple(sorted(curve)) for key, curve in curves.items()}
         if not any(not_ascending(curve) for curve in ordered.values()):
             break
-    return StepCosts("measured", machine(), ordered)
+    costs = StepCosts("measured", machine(), ordered)
+    check(costs, "the step costs")
+    return costs
 
 
 def repeats(step: Callable[[], float]) -> int:
@@ -134,8 +135,7 @@ def compiled(runs: Sequence[PretrainSettings], topology: str, cache: pathlib.Pat
     chips = 0
     for settings in runs:
         method = methods.make(settings.methods)
-        settings = dataclasses.replace(settings, budget=None)
-        planned = estimate.plan(settings, where, cache, say)
+        planned = estimate.plan(dataclasses.replace(settings, budget=None), where, cache, say)
         if not planned.fits:
             problem = next(stage.problem for stage in planned.stages if stage.problem)
             raise BadInput(f"{names_of(settings) or 'dense'} does not fit on {topology}: {problem}")

@@ -1,8 +1,8 @@
 """Reference time: what one step of each kind costs, measured or estimated once and kept in a file.
 
-Runs that are compared in time must be charged by one table. A run's own clock would also count what else the machine
-did. The table has a curve for each stage of each run: seconds over executed FLOPs, through a few programs that were
-timed on one machine in turns, or compiled for a TPU.
+Runs that are compared in time must take their costs from one table. A run's own clock would also count what else the
+machine did. The table has a curve for each stage of each run: seconds over executed FLOPs. A curve goes through a few
+programs that were timed on one machine in turns, or is the TPU compiler's mean for the stage.
 """
 
 import dataclasses
@@ -89,7 +89,7 @@ def key_of(stage: Stage, methods: Sequence[tuple[str, Mapping[str, Any]]], optim
 
 
 def not_ascending(points: tuple[Point, ...]) -> tuple[Point, Point] | None:
-    """Two neighbours of a curve of which the one with more FLOPs costs less; None if there are none."""
+    """The first two neighbours on a curve where more FLOPs take less time; None if the curve ascends."""
     for low, high in itertools.pairwise(points):
         if high.seconds < low.seconds:
             return low, high
