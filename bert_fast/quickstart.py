@@ -1,66 +1,108 @@
-"""`make quickstart`: prepares documentation, trains a small BERT on it, and shows what it learned."""
+"""`make quickstart`: trains dense BERT and an accelerated one for the same time, and shows what they learned."""
 
 import argparse
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
-from bert_fast import BadInput, __main__, command, encoder, inference
-from bert_fast.data.prepare import prepare
+from bert_fast import BadInput, Interrupted, command, encoder, inference
+from bert_fast.compare import compare
+from bert_fast.compare.study import Run
 from bert_fast.train.log import clock
 
-SENTENCES = (
-    "The function returns a [MASK] of the input array.",
-    "If the file does not exist, an exception is [MASK].",
-    "The default [MASK] is None.",
-    "This method is called when the object is [MASK].",
-    "Return True if the two [MASK] are equal.",
-)
+STUDY = "quickstart"  # configs/studies/quickstart.py
+TOP = 3  # shown words
+# Each sentence with words that fit, listed before any model was trained.
+SENTENCES = {
+    "The function returns a [MASK] of the input array.": (
+        "array column copy dict element function index instance item list length matrix number object part "
+        "range representation row sample sequence set shape size slice string subset sum transpose tuple type "
+        "value vector version view"
+    ),
+    "If the file does not exist, an exception is [MASK].": (
+        "called caught created emitted generated given issued occurred produced raised returned set thrown"
+    ),
+    "The default [MASK] is None.": (
+        "action argument behavior class encoding format function handler length level method mode name object "
+        "option parameter path return setting size state string timeout type value"
+    ),
+    "This method is called when the object is [MASK].": (
+        "accessed activated added available called changed closed collected compiled completed constructed copied "
+        "created defined deleted destroyed executed initialized invoked loaded "
+        "modified needed opened passed printed processed ready received released removed reset returned saved set "
+        "started stopped updated used"
+    ),
+    "Return True if the two [MASK] are equal.": (
+        "arguments arrays axes bytes classes columns characters dates dictionaries dicts dimensions elements examples "
+        "expressions files functions groups indices inputs instances integers intervals items keys lines lists "
+        "matrices methods names nodes numbers objects operands parameters parts points rows sequences sets shapes "
+        "sides strings tensors trees tuples types values variables vectors versions words"
+    ),
+}  # fmt: skip
 
 
 def heading(text: str):
     print(f"\n== {text}", file=sys.stderr, flush=True)
 
 
+def table(results: Mapping[str, Any]) -> list[str]:
+    """The arms of the only budget: held-out loss, tokens and FLOPs at equal time."""
+    [(text, budget)] = results["budgets"].items()
+    lines = [
+        f"After {text.partition(':')[2]} reference seconds each:",
+        f"{'':<12} {'held-out loss':>14} {'right':>7} {'tokens':>11} {'FLOPs':>9} {'layers':>7}",
+    ]
+    for arm, about in budget["arms"].items():
+        loss, right = f"{about['mlm_loss']:.3f} nats", f"{about['mlm_accuracy']:.1%}"
+        lines.append(f"{arm:<12} {loss:>14} {right:>7} {about['tokens']:>11,.0f} {about['flops']:>9.2e}")
+    return lines
+
+
+def fits(word: str, accepted: str) -> bool:
+    return word in accepted.split()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bert_fast.quickstart", description=__doc__)
-    parser.add_argument("--out", default="runs/quickstart", help="the folder for shards and the run [%(default)s]")
-    parser.add_argument("--steps", type=int, help="number of steps, instead of the config's")
+    parser.add_argument("--out", default="runs/quickstart", help="the folder for shards, runs and report [%(default)s]")
+    parser.add_argument("--seconds", type=float, help="reference seconds of training for each model [the study's]")
     args = parser.parse_args()
     began = time.monotonic()
-    shards, run = pathlib.Path(args.out, "shards"), pathlib.Path(args.out, "run")
+    out = pathlib.Path(args.out)
 
-    heading("1 of 4: make a vocabulary and shards from the documentation installed on this machine")
-    prepare("docs", str(shards), vocab_size=8_000)
+    heading("1 of 3: prepare a corpus, measure what a step costs, train both models (Ctrl-C saves; repeat to continue)")
+    changes = {"budgets": (f"seconds:{args.seconds:g}",)} if args.seconds else {}
+    results = compare(STUDY, str(out), **changes)
+    if results["failed"]:
+        return 1
 
-    heading("2 of 4: pre-train (Ctrl-C saves; the same command continues)")
-    steps = [f"--config.steps={args.steps}"] if args.steps else []
-    arguments = ["pretrain", "--config=quickstart", f"--workdir={run}", f"--config.data.dir={shards}", *steps]
-    code = __main__.main(arguments)
-    if code:
-        return code
+    heading("2 of 3: compare")
+    [(text, budget)] = results["budgets"].items()
+    best = budget["ranking"]["loss"][0]
+    trained = encoder.load(out / Run(best, text, results["seeds"][0]).folder)
+    unigram = inference.evaluate(str(trained.folder), with_unigram=True)["unigram_loss"]
+    print("\n".join(table(results)))
+    print(f"A model that only knows word frequencies: {unigram:.3f} nats.")
+    print("One seed is too few to say which is better: see `bert-fast compare`.")
 
-    heading("3 of 4: evaluate on held-out text")
-    result = inference.evaluate(str(run), with_unigram=True)
-    print(
-        f"{result['predictions']:,} masked words of unseen text: {result['mlm_loss']:.2f} nats per word, "
-        f"{result['mlm_accuracy']:.0%} predicted correctly.\n"
-        f"A model that only knows word frequencies: {result['unigram_loss']:.2f} nats."
-    )
-
-    heading("4 of 4: fill in masks")
-    trained = encoder.load(run)
-    for text, masks in zip(SENTENCES, inference.fill_mask(trained, list(SENTENCES), top=4), strict=True):
-        print(text)
-        print("    " + "   ".join(f"{word} {share:.0%}" for word, share in masks[0]))
+    heading(f"3 of 3: fill in masks with the {best} model")
+    fitting = 0
+    for (sentence, accepted), [words] in zip(
+        SENTENCES.items(), inference.fill_mask(trained, list(SENTENCES), top=TOP), strict=True
+    ):
+        fitting += any(fits(word, accepted) for word, _ in words)
+        print(sentence)
+        print("    " + "   ".join(f"{word} {share:.0%}" for word, share in words))
+    print(f"{fitting} of {len(SENTENCES)} sentences have a word that fits among the first {TOP}.")
 
     heading(f"done in {clock(time.monotonic() - began)}")
-    tokens = trained.about.counters.counts["tokens_real"]
     print(
-        f"A BERT of {trained.model.depth} layers, trained here on {tokens:,} tokens.\n"
-        f"  shards       {shards}\n  run          {run} (metrics.jsonl, summary.json, checkpoints)\n\n"
+        f"  {out}/results.md and results.json: the comparison\n"
+        f"  {trained.folder}: the better model\n\n"
         "Try next:\n"
-        f'  {command()} fill-mask --checkpoint={run} "Raise an [MASK] if the value is negative."\n'
+        f'  {command()} fill-mask --checkpoint={trained.folder} "Raise an [MASK] if the value is negative."\n'
         f'  {command()} prepare --source="files:YOUR_TEXT/*.txt" --out=runs/shards\n'
         f"  {command()} pretrain --config=bert:size=mini,objective=mlm,seq=128 "
         "--workdir=runs/mini --config.data.dir=runs/shards --config.steps=2800 --config.batch_size=32 "
@@ -75,6 +117,9 @@ if __name__ == "__main__":
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as interrupted:
+        print(f"\n{interrupted}; the same command continues", file=sys.stderr)
+        sys.exit(interrupted.exit_code)
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from what was saved", file=sys.stderr)
         sys.exit(130)

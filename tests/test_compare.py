@@ -284,9 +284,9 @@ def test_comparison_is_interrupted_continued_and_extended(small_shards, tmp_path
     deadline = time.monotonic() + 120
     while not any((out / "runs").rglob("config.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    child.send_signal(signal.SIGTERM)
+    child.send_signal(signal.SIGHUP)
     _, said = child.communicate(timeout=120)
-    assert child.returncode == 128 + signal.SIGTERM, said
+    assert child.returncode == 128 + signal.SIGHUP, said
     assert "To continue:" in said
 
     child = compare(out, small_shards, path, "--processes=2")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bert_fast import BadInput
-from bert_fast.train.log import MetricWriter, clock, counted, read_rows
+from bert_fast.train.log import MetricWriter, Progress, clock, counted, read_rows
 
 ROWS = [{"step": step, "split": "train", "loss": 1.5} for step in (1, 2, 3)]
 LINES = [json.dumps(row).encode() + b"\n" for row in ROWS]
@@ -62,3 +62,13 @@ def test_long_times_are_in_days(seconds, text):
 
 def test_a_count_of_one_is_singular():
     assert [counted(number, "step") for number in (0, 1, 2000)] == ["0 steps", "1 step", "2,000 steps"]
+
+
+def test_time_left_is_shown_only_after_enough_steps_to_estimate_it(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("bert_fast.train.log.time.monotonic", lambda: now[0])
+    progress = Progress(total=100, done=0)
+    for seconds, step in ((60, 1), (80, 25)):
+        now[0] = seconds
+        progress.update(step, {})
+    assert capsys.readouterr().err.splitlines() == ["step 1/100", "step 25/100  4 min 00 s left"]

@@ -1,5 +1,7 @@
 """The command `compare`."""
 
+import pathlib
+
 from absl import flags
 
 from bert_fast.commands import REQUIRED, needs
@@ -34,4 +36,8 @@ def run(args, texts: list[str]) -> int:
             "give one study: a Python file that defines get_study(), or a shipped one by name, such as "
             "compare smoke --out=runs/smoke"
         )
-    return compare(names[0], args.out, args.data, args.processes, args.dry_run, args.task_data)
+    changes = {"task_data": str(pathlib.Path(args.task_data).resolve())} if args.task_data else {}
+    results = compare(names[0], args.out, args.data, args.processes, args.dry_run, **changes)
+    if "budgets" in results:
+        print(pathlib.Path(args.out, "results.md").read_text())
+    return 1 if results["failed"] else 0

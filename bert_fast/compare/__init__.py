@@ -14,24 +14,24 @@ import dataclasses
 import gzip
 import json
 import pathlib
+from typing import Any
 
 from bert_fast.data.files import atomic_json, atomic_write, hold, refuse_file
 
 
 def compare(
-    name: str, folder: str, data: str = "", processes: int = 0, dry_run: bool = False, task_data: str = ""
-) -> int:
+    name: str, folder: str, data: str = "", processes: int = 0, dry_run: bool = False, **changes
+) -> dict[str, Any]:
     """Runs a study, or what is missing of it, and writes results.md, results.json and rows.jsonl.gz to its folder.
 
-    name: a shipped study or a file. Returns 1 if a run failed, else 0. Raises BadInput before the first run if the
-    study cannot be run, and Interrupted after a signal; then the results so far are written too.
+    name: a shipped study or a file. changes: new values of the study's fields. Returns the results, with "failed": what
+    went wrong, by run; only that if nothing has finished. Raises BadInput before the first run if the study cannot be
+    run, and Interrupted after a signal; then the results so far are written too.
     """
     from bert_fast.compare import runs, study
     from bert_fast.train.report import say
 
-    made, out = study.load(name), pathlib.Path(folder).resolve()
-    if task_data:
-        made = dataclasses.replace(made, task_data=str(pathlib.Path(task_data).resolve()))
+    made, out = dataclasses.replace(study.load(name), **changes), pathlib.Path(folder).resolve()
     study.check(made)
     refuse_file(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
@@ -43,18 +43,17 @@ def compare(
         costs = runs.make_costs(name, made, out, shards, one_core=at_once > 1)
         planned = runs.plan(made, out, shards, costs)
         say(runs.describe(planned, made, costs, at_once))
-        if dry_run:
-            return 0
-        failed = {}
-        try:
-            failed = runs.train(made, planned, out, shards, at_once)
-        finally:
-            write(pathlib.Path(name).stem, made, out, shards, costs)
-    return 1 if failed else 0
+        failed, found = {}, {}
+        if not dry_run:
+            try:
+                failed = runs.train(made, planned, out, shards, at_once)
+            finally:
+                found = write(pathlib.Path(name).stem, made, out, shards, costs)
+    return {**found, "failed": failed}
 
 
-def write(name: str, study, out: pathlib.Path, shards: pathlib.Path, costs):
-    """Writes and prints the results of the runs that have finished."""
+def write(name: str, study, out: pathlib.Path, shards: pathlib.Path, costs) -> dict[str, Any]:
+    """Writes the results of the runs that have finished, and returns them; {} if there are none."""
     from bert_fast.compare import page, results
     from bert_fast.compare.study import FOLDER, runs_of
     from bert_fast.train.log import read_rows
@@ -62,13 +61,12 @@ def write(name: str, study, out: pathlib.Path, shards: pathlib.Path, costs):
 
     found = results.collect(study, out, shards, costs)
     if len(found["missing"]) == len(runs_of(study)):
-        return
-    text = page.markdown(found, name)
+        return {}
     atomic_json(out / "results.json", found)
-    atomic_write(out / "results.md", text.encode())
+    atomic_write(out / "results.md", page.markdown(found, name).encode())
     with gzip.open(out / "rows.jsonl.gz", "wt") as packed:
         for run in runs_of(study):
             for row in read_rows(out / run.folder / "metrics.jsonl"):
                 packed.write(json.dumps({**run._asdict(), **row}) + "\n")
-    print(text)
     say(f"wrote {out}/results.md, results.json and rows.jsonl.gz; the runs are in {out / FOLDER}")
+    return found

@@ -1,48 +1,39 @@
-"""A run's log: rows in `metrics.jsonl` (the source of truth), the same numbers in TensorBoard, and printed progress."""
+"""A run's log: rows in `metrics.jsonl` (the source of truth), handed on to the sinks, and printed progress."""
 
-import functools
 import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 import tqdm
 
 from bert_fast import BadInput
 from bert_fast.data.files import atomic_write
+from bert_fast.train import sinks
 
 
 class MetricWriter:
-    """Writes `metrics.jsonl`, one JSON object per line, flushed line by line. TensorBoard shows the same numbers."""
+    """Writes `metrics.jsonl`, one JSON object per line, flushed line by line. The sinks get the same rows."""
 
-    def __init__(self, workdir: pathlib.Path, after_step: int):
-        """Opens the files and drops rows later than `after_step`, which a resumed run writes again.
+    def __init__(self, workdir: pathlib.Path, after_step: int, to: Sequence[sinks.Sink] = ()):
+        """Opens the file and drops rows later than `after_step`, which a resumed run writes again.
 
         If a row is damaged, raises BadInput and leaves the file unchanged.
         """
-        self.path = workdir / "metrics.jsonl"
+        self.path, self.sinks = workdir / "metrics.jsonl", to
         kept = [row for row in read_rows(self.path) if row["step"] <= after_step]
         atomic_write(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.file = self.path.open("a", buffering=1)
-        self.workdir, self.after_step = workdir, after_step
-
-    @functools.cached_property
-    def board(self):
-        """TensorBoard's writer. Created only at the first row: its package also imports torch, if that is installed."""
-        import tensorboardX
-
-        return tensorboardX.SummaryWriter(str(self.workdir / "tensorboard"), purge_step=self.after_step + 1)
 
     def write(self, row: dict):
         self.file.write(json.dumps(row) + "\n")
-        for key, value in row.items():
-            if isinstance(value, int | float) and key != "step":
-                self.board.add_scalar(f"{row['split']}/{key}", value, row["step"])
+        for sink in self.sinks:
+            sink.write(row)
 
     def close(self):
         self.file.close()
-        if "board" in self.__dict__:
-            self.board.close()
+        sinks.close(self.sinks)
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
@@ -73,6 +64,9 @@ def _row(line: bytes) -> dict | None:
     return row if whole else None
 
 
+ENOUGH = 20  # steps from which the time left can be estimated; the first ones wait for compilation
+
+
 class Progress:
     """On a terminal, a bar with the time left; elsewhere, a line every `interval` seconds."""
 
@@ -92,8 +86,9 @@ class Progress:
             if text:
                 self.bar.set_postfix_str(text)
         elif self.shown and (now := time.monotonic()) - self.said > self.interval:
-            left = (self.total - done) * (now - self.began) / max(done - self.first, 1)
-            self.say(f"step {done}/{self.total}  {text}  {clock(left)} left")
+            new = done - self.first
+            left = clock((self.total - done) * (now - self.began) / new) + " left" if new >= ENOUGH else ""
+            self.say("  ".join(part for part in (f"step {done}/{self.total}", text, left) if part))
             self.said = now
         self.done = done
 

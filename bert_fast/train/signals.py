@@ -1,4 +1,4 @@
-"""Stop requests from Ctrl-C or a scheduler. A run saves its current step, then stops."""
+"""Stop requests from Ctrl-C, a scheduler or a closed terminal. A run saves its current step, then stops."""
 
 import signal
 import threading
@@ -10,7 +10,9 @@ from bert_fast.train import report
 
 
 class StopSignal:
-    """Records SIGINT and SIGTERM inside a `with` block, instead of ending the process. A second signal ends it.
+    """Records SIGINT, SIGTERM and SIGHUP inside a `with` block, instead of ending the process. A second signal ends it.
+
+    SIGHUP comes when the terminal closes. It stays ignored if the process ignores it, as under nohup.
 
     With several processes, all of them stop after the same step. `then`: what the printed message says comes next.
     """
@@ -22,7 +24,9 @@ class StopSignal:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN:
+                    continue
                 self.before[signum] = signal.signal(signum, self._handle)
         return self
 

@@ -28,5 +28,5 @@ def get_study() -> Study:
             "MSLT": {"methods": "stacking", "stacking.variant": "mslt"},
         },
         seeds=(0, 1),
-        budgets=("seconds:12", "seconds:24"),
+        budgets=("seconds:10", "seconds:20"),
     )

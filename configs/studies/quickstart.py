@@ -1,0 +1,21 @@
+"""The comparison of `make quickstart`: dense BERT and an accelerated one, at equal reference time.
+
+    bert-fast compare quickstart --out=runs/quickstart
+
+It takes about five minutes on two cores.
+"""
+
+from bert_fast.compare.study import Study
+
+
+def get_study() -> Study:
+    return Study(
+        config="quickstart",
+        changes={"checkpoint.every": 0},
+        arms={
+            "dense": {},
+            "accelerated": {"methods": "token_drop", "token_drop.shortest": 64},
+        },
+        seeds=(0,),
+        budgets=("seconds:180",),
+    )
