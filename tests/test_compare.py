@@ -13,6 +13,7 @@ import pytest
 from bert_fast import BadInput, methods
 from bert_fast.compare import costs, page, results, runs, study
 from bert_fast.compare.study import Run, Study
+from bert_fast.data import shards
 from bert_fast.planner import step_costs as made_costs
 from bert_fast.train import budget, step_costs, timeline
 from bert_fast.train.step_costs import Point, StepCosts
@@ -309,3 +310,22 @@ def test_comparison_is_interrupted_continued_and_extended(small_shards, tmp_path
     again = found["budgets"]["tokens:5000"]["arms"]
     assert {name: again[name]["mlm_loss"] for name in first} == first
     assert "shallow" in again
+
+
+def test_a_study_goes_on_with_its_shards_after_its_source_has_changed(small_shards, tmp_path, monkeypatch):
+    manifest = shards.read_manifest(small_shards)
+    made = small_study(source="docs", vocab_size=300)
+    (tmp_path / "shards").mkdir()
+
+    def write(**settings):
+        known = {"source": "docs", "source_identity": "as it was", "vocab": "trained, 300"}
+        text = json.dumps({**manifest, "settings": known | settings})
+        (tmp_path / "shards" / "manifest.json").write_text(text)
+
+    write()
+    monkeypatch.setattr(runs, "prepare", lambda *_, **__: pytest.fail("prepares again"))
+    assert runs.shards_of(made, tmp_path, "") == tmp_path / "shards"
+    for settings in ({"source": "files:*.txt"}, {"vocab": "trained, 400"}):
+        write(**settings)
+        with pytest.raises(BadInput, match="choose another --out"):
+            runs.shards_of(made, tmp_path, "")

@@ -20,6 +20,7 @@ from bert_fast.compare import study as studies
 from bert_fast.compare.study import Run, Study, slug
 from bert_fast.cost.accelerators import TPUS
 from bert_fast.cost.budget import Budget
+from bert_fast.data import shards
 from bert_fast.data.prepare import prepare
 from bert_fast.train import budget, resume, step_costs, timeline
 from bert_fast.train.log import Progress, clock, counted
@@ -47,11 +48,22 @@ class Planned(NamedTuple):
 
 
 def shards_of(study: Study, out: pathlib.Path, data: str) -> pathlib.Path:
-    """The shards folder of a study: `data` if given, else one in `out`, made from the study's source if missing."""
+    """The shards folder of a study: `data` if given, else one in `out`, made from the study's source if missing.
+
+    Finished shards are used even if the source has changed since: the documentation on a machine changes with every
+    package that is installed, and a study continues on the text that it began with. Raises BadInput for shards of
+    another source or vocabulary size.
+    """
     if data:
         return pathlib.Path(data)
     folder = out / "shards"
-    prepare(study.source, folder, vocab_size=study.vocab_size)  # refuses a folder of another source
+    if not (folder / "manifest.json").exists():
+        prepare(study.source, folder, vocab_size=study.vocab_size)
+        return folder
+    made = shards.read_manifest(folder)["settings"]
+    for key, expected in (("source", study.source), ("vocab", f"trained, {study.vocab_size}")):
+        if made[key] != expected:
+            raise BadInput(f"{folder} has {key} {made[key]!r}, the study {expected!r}: choose another --out")
     return folder
 
 
