@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bert_fast import BadInput
 from bert_fast.bert import Config
-from bert_fast.data import vocab
+from bert_fast.data import files, vocab
 from bert_fast.method import Program, Stage
 from bert_fast.plan import whole
 from bert_fast.schedule import Schedule
@@ -123,6 +123,50 @@ def test_save_deletes_the_older_steps_that_are_not_kept(tmp_path):
     for step, keep in ((0, set()), (5, {0}), (10, {0, 5}), (15, {0, 10})):
         save(tmp_path, step, keep)
     assert checkpoint.steps(tmp_path) == [0, 10, 15]
+
+
+def test_old_step_that_cannot_be_deleted_does_not_end_the_run(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def refused(path, ignore_errors=False):
+        if not ignore_errors:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", refused)
+    said = []
+    checkpoint.save(tmp_path, state_of(2), described(2), set(), said.append)
+    assert checkpoint.steps(tmp_path) == [2]
+    assert "checkpoint 1 in" in said[0]
+    assert "Permission denied" in said[0]
+
+
+def test_kill_while_an_old_step_is_deleted_leaves_no_damaged_step(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+
+        def killed(path, ignore_errors=False):
+            if not ignore_errors:
+                (pathlib.Path(path) / "about.json").unlink()
+                raise KeyboardInterrupt
+
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 2)
+    assert checkpoint.steps(tmp_path) == [2]
+    save(tmp_path, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
+def test_everything_is_on_the_disk_before_a_step_gets_its_name(tmp_path, monkeypatch):
+    done, rename, sync = [], pathlib.Path.rename, files.sync
+    monkeypatch.setattr(pathlib.Path, "rename", lambda self, to: (done.append(("rename", to)), rename(self, to)))
+    monkeypatch.setattr(files, "sync", lambda path: (done.append(("sync", path)), sync(path)))
+    save(tmp_path, 1)
+    before = done[: done.index(("rename", tmp_path / "1"))]
+    synced = {path.relative_to(tmp_path / "1.part") for what, path in before if what == "sync"}
+    inside = {path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*")}
+    assert synced == inside | {pathlib.Path(".")}
+    assert done[-1] == ("sync", tmp_path)
 
 
 def test_save_that_fails_on_a_bad_array_does_not_blame_the_disk(tmp_path, monkeypatch):

@@ -22,8 +22,26 @@ def atomic_write(path: pathlib.Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync(path: pathlib.Path) -> None:
+    """Returns once a file, or the list of names in a folder, is on the disk and survives a power failure."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def rename_synced(folder: pathlib.Path, name: pathlib.Path) -> None:
+    """Renames a folder once all that it holds is on the disk, so that a folder with this name is never half written."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+    folder.rename(name)
+    sync(name.parent)
 
 
 def atomic_json(path: pathlib.Path, value: dict) -> None:
@@ -45,7 +63,7 @@ def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(part, ignore_errors=True)  # left by a killed run
         part.mkdir(parents=True)
         yield part
-        part.rename(out)
+        rename_synced(part, out)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise BadInput(

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from bert_fast import BadInput
 from bert_fast.bert import Params
+from bert_fast.data.files import rename_synced
 from bert_fast.data.shards import sha256
 from bert_fast.train import description
 from bert_fast.train.description import Description
@@ -113,8 +114,8 @@ def _barrier(name: str):
         multihost_utils.sync_global_devices(name)
 
 
-def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[int]) -> pathlib.Path:
-    """Writes `root/STEP`, then removes every other step that is not in `keep`.
+def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[int], warn=print) -> pathlib.Path:
+    """Writes `root/STEP`, then removes every other step that is not in `keep`; one that cannot be removed is reported.
 
     Raises BadInput if the state is not finite or cannot be written (a full disk, for example). Older
     checkpoints are untouched in that case.
@@ -124,7 +125,7 @@ def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[in
     final, part = root / str(step), root / f"{step}.part"
     try:
         if _main_process():
-            for stale in root.glob("*.part"):  # left by saves that were killed
+            for stale in (*root.glob("*.part"), *root.glob("*.old")):  # left by saves that were killed
                 shutil.rmtree(stale, ignore_errors=True)
             part.mkdir(parents=True)
         _barrier(f"begin {step}")
@@ -136,8 +137,9 @@ def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[in
             files = sorted(path for path in part.rglob("*") if path.is_file())
             sums = {str(path.relative_to(part)): sha256(path) for path in files}
             (part / "checksums.json").write_text(json.dumps(sums, indent=1))
-            shutil.rmtree(final, ignore_errors=True)
-            part.rename(final)
+            if final.exists():
+                discard(final)
+            rename_synced(part, final)
     except (OSError, ValueError) as error:
         shutil.rmtree(part, ignore_errors=True)
         reason = str(error).strip().splitlines()[0]
@@ -151,8 +153,18 @@ def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[in
     _barrier(f"end {step}")
     if _main_process():
         for other in set(steps(root)) - {step, *keep}:
-            shutil.rmtree(root / str(other))
+            try:
+                discard(root / str(other))
+            except OSError as error:  # the run goes on: it only takes more space
+                warn(f"checkpoint {other} in {root} is not needed any more, but cannot be deleted: {error}")
     return final
+
+
+def discard(folder: pathlib.Path):
+    """Deletes a checkpoint. It is renamed first, so that a kill meanwhile does not leave a damaged one."""
+    old = folder.with_name(f"{folder.name}.old")
+    folder.rename(old)
+    shutil.rmtree(old)
 
 
 def steps(root: pathlib.Path) -> list[int]:
