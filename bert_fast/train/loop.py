@@ -11,7 +11,7 @@ from bert_fast import BadInput, Interrupted, methods
 from bert_fast.cost.accelerators import measured_peak, peak_of
 from bert_fast.cost.utilisation import utilisation
 from bert_fast.data import batches, masking, shards
-from bert_fast.data.files import atomic_json, hold, refuse_file
+from bert_fast.data.files import atomic_json, hold, check_output
 from bert_fast.method import Stage
 from bert_fast.plan import drops_tokens
 from bert_fast.train import (
@@ -23,6 +23,7 @@ from bert_fast.train import (
     report,
     resume,
     sharding,
+    sinks,
     step_costs,
     timeline,
 )
@@ -68,7 +69,8 @@ class PretrainRun:
     def __init__(self, settings: PretrainSettings, config: dict, workdir: pathlib.Path):
         """Checks settings, shards and folder. Then resumes, else warm-starts, else starts from random parameters."""
         self.workdir, self.root = workdir, workdir / "checkpoints"
-        refuse_file(workdir, "--workdir")
+        check_output(workdir, "--workdir")
+        sinks.check(settings.sinks)
         self.manifest = shards.verify(settings.data.dir)
         self.method = methods.make(settings.methods)
         self.settings = settings = budget.resolved(settings, self.method)
@@ -134,8 +136,10 @@ class PretrainRun:
                 step_costs.write(settings.costs, workdir / "costs.json")
             report.plan(settings, self.method, self.engine, self.manifest, workdir)
         counters, self.first = self.engine.counters, self.step
-        self.rows = MetricWriter(workdir, self.step) if self.is_main else None
         self.progress = Progress(self.planned_steps(), self.step, self.is_main)
+        tracked = sinks.Tracked(workdir, config, self.step)
+        to = [sinks.Sink(name, tracked, self.progress.say) for name in settings.sinks]
+        self.rows = MetricWriter(workdir, self.step, to) if self.is_main else None
         self.write_stages()
         if self.step == 0 and self.method.needs_initial and folder is None:
             self.save()
@@ -270,7 +274,8 @@ class PretrainRun:
         )
         older = [step for step in checkpoint.steps(self.root) if step < self.step]
         keep = older[::-1][: settings.checkpoint.keep - 1]
-        checkpoint.save(self.root, engine.state, about, {*keep, *([0] if self.method.needs_initial else [])})
+        keep += [0] if self.method.needs_initial else []
+        checkpoint.save(self.root, engine.state, about, set(keep), self.progress.say)
         engine.counters.lap("save_seconds")
 
     def initial(self):

@@ -27,7 +27,8 @@ def refuse_other(workdir: pathlib.Path, config: dict, newer: Mapping = types.Map
     def filled(tree: dict) -> dict:
         """The config with the code's defaults filled in. The default of a newer key is what older versions did."""
         defaults = methods.defaults() | {"optimizer": defaults_of(Optimizer), "data": defaults_of(Data)}
-        tree = {key: value for key, value in current_keys(tree).items() if key != "costs"}  # see refuse_other_costs
+        free = ("costs", "sinks")  # for costs, see refuse_other_costs
+        tree = {key: value for key, value in current_keys(tree).items() if key not in free}
         return {**newer, **tree} | {name: known | tree.get(name, {}) for name, known in defaults.items()}
 
     before, now = (_flat(filled(tree)) for tree in (json.loads(path.read_text()), json.loads(json.dumps(config))))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,10 +11,13 @@ from bert_fast.cost import budget
 from bert_fast.cost.budget import Budget
 from bert_fast.layers import ACTIVATIONS, Config
 from bert_fast.schedule import DECAYS, Schedule
-from bert_fast.train import optim, step_costs
+from bert_fast.train import optim, sinks, step_costs
 from bert_fast.train.optim import Optimizer
 from bert_fast.train.step_costs import StepCosts
 
+MOST_STEPS = 2**31 - 1  # the step is counted in 32 bits
+MOST_LAYERS = 1_000
+NOT_NEGATIVE = ("warmup_steps", "peak", "start", "end", "power", "rate")  # of the learning rate
 RENAMED = {"model.hidden": "model.mlp_dim"}
 
 
@@ -78,7 +82,7 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSettings:
-    """One run. `phases`: in order; their shares sum to 1. `methods`: (name, arguments)."""
+    """One run. `phases`: in order; their shares sum to 1. `methods`: (name, arguments). `sinks`: see sinks.py."""
 
     seed: int
     steps: int
@@ -98,6 +102,7 @@ class PretrainSettings:
     measure_peak: bool
     budget: Budget | None = None
     costs: StepCosts | None = None
+    sinks: tuple[str, ...] = ("tensorboard",)
 
 
 def renamed() -> dict[str, str]:
@@ -127,6 +132,15 @@ def at_least(least: Mapping[str, tuple[float, float]]):
     for name, (value, low) in least.items():
         if value < low:
             raise BadInput(f"--config.{name}={value}: expected at least {low}")
+
+
+def finite(config: Mapping[str, Any], prefix: str = "--config."):
+    """Raises BadInput for the first number in a config that is NaN or infinite."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            finite(value, f"{prefix}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise BadInput(f"{prefix}{key}={value}: expected a finite number")
 
 
 def choice(name: str, value: str, known) -> str:
@@ -165,6 +179,11 @@ def phase(text: str) -> Phase:
     return Phase(int(length), float(share), int(batch_size) if "@" in rows else None)
 
 
+def names_in(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> PretrainSettings:
     """The settings of a config (see configs/common.py), for the vocabulary in a shards folder's manifest.
 
@@ -172,14 +191,17 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> P
     """
     if "model" not in config:
         raise BadInput("this is a fine-tuning config: use it with finetune, or give a pre-training config such as bert")
+    finite(config)
     special_ids = tuple(vocab["special_ids"][f"[{name}]"] for name in ("PAD", "UNK", "CLS", "SEP", "MASK"))
     model = Config(vocab_size=vocab["size"], special_ids=special_ids, **config["model"])
     choice("model.norm", model.norm, ("post", "pre"))
     choice("model.activation", model.activation, tuple(ACTIVATIONS))
     choice("model.dtype", model.dtype, ("float32", "bfloat16"))
-    names = [name.strip() for name in config["methods"].split(",") if name.strip()]
+    names = names_in(config["methods"])
     for name in names:
         choice("methods", name, tuple(method_names))
+    for name in (to := names_in(config.get("sinks", "tensorboard"))):  # older runs do not have the key
+        choice("sinks", name, tuple(sinks.SINKS))
     schedule = Schedule(steps=config["steps"], **config["learning_rate"])
     choice("learning_rate.decay", schedule.decay, DECAYS)
     choice("learning_rate.decay_from", schedule.decay_from, ("start", "warmup"))
@@ -203,6 +225,7 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> P
         measure_peak=config["measure_peak"],
         budget=budget.parse(config.get("budget", "")),
         costs=step_costs.read(config["costs"]) if config.get("costs") else None,
+        sinks=to,
     )
     _check(settings)
     return settings
@@ -219,10 +242,13 @@ def _check(settings: PretrainSettings):
         "model.heads": (min(model.heads_L, default=1), 1),
         "model.mlp_dim": (min(model.mlp_dim_L, default=1), 1),
         "model.type_count": (model.type_count, 2 if settings.data.objective == "mlm+nsp" else 1),
-        "learning_rate.warmup_steps": (settings.schedule.warmup_steps, 0),
+        **{f"model.{name}": (getattr(model, name), 0) for name in ("init_std", "residual_init_std", "norm_eps")},
+        **{f"learning_rate.{name}": (getattr(settings.schedule, name), 0) for name in NOT_NEGATIVE},
         "learning_rate.interval": (settings.schedule.interval, 1),
-        "optimizer.clip_norm": (settings.optimizer.clip_norm, 0),
-        "optimizer.matrix_rms": (settings.optimizer.matrix_rms, 0),
+        **{
+            f"optimizer.{name}": (getattr(settings.optimizer, name), 0)
+            for name in ("clip_norm", "matrix_rms", "eps", "weight_decay")
+        },
         "data.workers": (settings.data.workers, 0),
         "eval.every": (settings.eval.every, 0),
         "eval.seq_len": (settings.eval.seq_len, 8),
@@ -231,6 +257,14 @@ def _check(settings: PretrainSettings):
         "checkpoint.keep": (settings.checkpoint.keep, 1),
     }
     at_least(least)
+    for name, value, most in (("steps", settings.steps, MOST_STEPS), ("model.depth", model.depth, MOST_LAYERS)):
+        if value > most:
+            raise BadInput(f"--config.{name}={value}: expected at most {most:,}")
+    if model.width != (attention := max(model.heads_L) * model.head_size):
+        raise BadInput(
+            f"--config.model.heads={max(model.heads_L)} times --config.model.head_size={model.head_size} is {attention}: "
+            f"expected --config.model.width={model.width}"
+        )
     if not 0 <= settings.seed < 2**32:
         raise BadInput(f"--config.seed={settings.seed}: expected a whole number of at least 0 and below 2^32")
     for name in ("b1", "b2", "momentum"):
