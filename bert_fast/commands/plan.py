@@ -22,7 +22,7 @@ def define(args, argv: list[str]):
     flags.DEFINE_float(
         "utilisation",
         0.4,
-        "The share of a TPU's peak that the estimated hours and price are based on.",
+        "The share of a TPU's peak to give hours and price for. Left out where the cycles allow less.",
         0.01,
         1.0,
         flag_values=args,

@@ -82,7 +82,7 @@ def details(plan: CostEstimate) -> list[str]:
 
 
 def totals(plan: CostEstimate, utilisation: float) -> list[str]:
-    """FLOPs, hours and price of the whole run."""
+    """FLOPs, hours and price of the whole run; at `utilisation` only if the cycles allow that share of the peak."""
     chip = plan.where.chip
     lines = [f"the whole run: {plan.flops:.3g} FLOPs, {plan.flops / plan.dense:.1%} of dense training"]
     if chip is None or not plan.fits:
@@ -91,9 +91,8 @@ def totals(plan: CostEstimate, utilisation: float) -> list[str]:
     if hours is not None and used is not None:
         least = f"{clock(3600 * hours)}{price(plan, hours)}"
         lines.append(f"  at least {least} on {plan.where.topology}: at most {used:.0%} of its peak")
-    if at is not None:
-        above = "" if hours is None or at >= hours else ", which is more than the cycles allow"
-        lines.append(f"  {clock(3600 * at)}{price(plan, at)} at {utilisation:.0%} of its peak{above}")
+    if at is not None and (hours is None or at >= hours):
+        lines.append(f"  {clock(3600 * at)}{price(plan, at)} at {utilisation:.0%} of its peak")
     lines.append(f"  compiling: {clock(sum(stage.compile_seconds for stage in plan.stages))} in total, once per run")
     return lines
 
