@@ -64,6 +64,8 @@ def small(argv: list[str]) -> list[str]:
     if argv[:1] == ["compare"]:
         named = [arg if arg.startswith("-") else small_study(arg, SMALL) for arg in argv[1:]]
         return [argv[0], *named]
+    if argv[:1] == ["prepare"]:
+        return [*argv, "--processes=1"]  # a corpus this small is not worth the start of more
     if argv[:1] not in WITH_CONFIG or "--help" in argv:
         return argv
     found = []
