@@ -9,17 +9,33 @@ EXAMPLE = '--source="files:corpus/*.txt.gz" --out=shards'
 
 
 def define(args, argv: list[str]):
-    flags.DEFINE_string(
-        "source", None, "Text: docs, files:GLOB or tfds:NAME[/CONFIG]:SPLIT. " + REQUIRED, flag_values=args
+    flags.DEFINE_multi_string(
+        "source",
+        None,
+        "Text: docs, files:GLOB, hf:ORG/NAME[/CONFIG]:SPLIT[:COLUMN] or tfds:NAME[/CONFIG]:SPLIT. Several --source are "
+        "read one after another; with weights, as in --source='0.7*files:a/*.txt', they are mixed in these shares of "
+        "the text. " + REQUIRED,
+        flag_values=args,
+    )
+    flags.DEFINE_bool(
+        "repeat",
+        False,
+        "In a mixture, read short sources again until each was read once, instead of ending with the shortest.",
+        flag_values=args,
     )
     flags.DEFINE_string("out", None, "The shards folder to create. " + REQUIRED, flag_values=args)
     flags.DEFINE_string("vocab", None, "An existing vocab.txt. Without it, a vocabulary is trained.", flag_values=args)
     flags.DEFINE_integer("vocab_size", 30_522, "Size of a trained vocabulary, in word pieces.", flag_values=args)
-    flags.DEFINE_bool("cased", False, "Keep upper case.", flag_values=args)
-    flags.DEFINE_bool("strip_accents", None, "Strip accents [as BERT does: only if not --cased].", flag_values=args)
+    flags.DEFINE_bool("cased", None, "Keep upper case [as the --vocab given, else False].", flag_values=args)
+    flags.DEFINE_bool(
+        "strip_accents",
+        None,
+        "Strip accents (für becomes fur, が becomes か) [as the --vocab given, else False].",
+        flag_values=args,
+    )
     flags.DEFINE_float("valid_fraction", 0.01, "Share of documents to hold out, chosen by a hash.", flag_values=args)
     flags.DEFINE_string(
-        "text_key", "text", "The field of a .jsonl, .parquet or tfds record that holds the text.", flag_values=args
+        "text_key", "text", "The field of a record that holds the text (.jsonl, .parquet, hf, tfds).", flag_values=args
     )
     flags.DEFINE_string(
         "tfds_data_dir", None, "The folder in which tensorflow-datasets keeps its data.", flag_values=args
@@ -33,6 +49,6 @@ def run(args, texts: list[str]) -> int:
 
     nothing(texts)
     needs(args, "source", "out")
-    given = ("vocab", "vocab_size", "cased", "strip_accents", "valid_fraction", "text_key", "tfds_data_dir")
+    given = ("repeat", "vocab", "vocab_size", "cased", "strip_accents", "valid_fraction", "text_key", "tfds_data_dir")
     prepare(args.source, args.out, **{name: args[name].value for name in (*given, "skip_bad", "processes")})
     return 0

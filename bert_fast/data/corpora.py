@@ -1,8 +1,9 @@
 """Sources of text. A corpus lists its parts, and streams the documents of each part.
 
-    docs                        the documentation installed with Python and its packages (docs.py)
-    files:GLOB                  .txt, .jsonl and .parquet files, each optionally gzipped (.gz)
-    tfds:NAME[/CONFIG]:SPLIT    a tensorflow-datasets split prepared as ArrayRecord; reading it needs no TensorFlow
+    docs                                   the documentation installed with Python and its packages (docs.py)
+    files:GLOB                             .txt, .jsonl and .parquet files, each optionally gzipped (.gz)
+    hf:ORG/NAME[/CONFIG]:SPLIT[:COLUMN]    a data set of the Hugging Face Hub, or a folder (hf_datasets.py)
+    tfds:NAME[/CONFIG]:SPLIT               a data set of tensorflow-datasets, prepared as ArrayRecord (tfds.py)
 
 A document is a string with one stripped paragraph per line and no empty lines. In a `.txt` file, a blank
 line ends a document. In the other formats, each record is a document. A document longer than LONGEST
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from bert_fast import BadInput
-from bert_fast.data import docs, parquet, tfds
+from bert_fast.data import docs, hf_datasets, parquet, tfds
 
 LONGEST = 1 << 20  # characters
 _CHUNK = 1 << 22  # bytes read at once
@@ -102,7 +103,13 @@ def open_corpus(
         source = tfds.source(rest, tfds_data_dir)
         part = Part(rest, source.bytes)
         return Corpus(spec, source.identity, lambda: [part], lambda name, bad: source.read(text_key, bad))
-    raise BadInput(f"--source={spec}: expected docs, files:GLOB or tfds:NAME/CONFIG:SPLIT")
+    if kind == "hf" and rest:
+        source = hf_datasets.source(rest, text_key)
+        parts = [Part(name, size) for name, size in source.files.items()]
+        return Corpus(spec, source.identity, lambda: parts, source.read)
+    raise BadInput(
+        f"--source={spec}: expected docs, files:GLOB, hf:ORG/NAME[/CONFIG]:SPLIT[:COLUMN] or tfds:NAME[/CONFIG]:SPLIT"
+    )
 
 
 def cut(text: str) -> tuple[str, str]:

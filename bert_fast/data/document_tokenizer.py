@@ -68,11 +68,12 @@ class DocumentTokenizer:
         self.dtype = shards.token_dtype(vocab.size)
         self.tokenizer = vocab.tokenizer
         self.tokenizer.encode_special_tokens = True  # "[MASK]" in a corpus is text, not the mask
-        self.cased = vocab.cased
+        self.cased, self.strip_accents = vocab.cased, vocab.strip_accents
         self._words = _Words(self.tokenizer)
 
     def __call__(self, texts: list[str]) -> list[Encoded]:
         """One `Encoded` per document; a document without tokens has no records."""
+        texts = [vocabulary.composed(text, self.strip_accents) for text in texts]
         sentences = [sentences_of(text) for text in texts]
         rest = [sentence for own in sentences for sentence in own if not _is_plain(sentence)]
         others = iter(self.tokenizer.encode_batch_fast(rest, add_special_tokens=False))
@@ -128,7 +129,7 @@ def sentences_of(text: str) -> list[str]:
 _encoder: DocumentTokenizer
 
 
-def start_worker(vocab_path: str, cased: bool, strip_accents: bool | None) -> None:
+def start_worker(vocab_path: str, cased: bool, strip_accents: bool) -> None:
     """Sets up a worker process to encode in one thread."""
     global _encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

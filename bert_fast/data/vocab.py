@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -30,14 +31,13 @@ class Vocab:
     """A vocabulary, with the normalisation of text before lookup.
 
     content: the bytes of its vocab.txt; `fingerprint` is their sha256.
-    strip_accents: None does what BERT does: strip accents if letters are lower-cased.
     """
 
     content: bytes = dataclasses.field(compare=False, repr=False)
     fingerprint: str
     size: int
     cased: bool
-    strip_accents: bool | None
+    strip_accents: bool
     special_ids: dict[str, int]
     tokenizer: Tokenizer = dataclasses.field(compare=False, repr=False)
 
@@ -92,6 +92,8 @@ class Vocab:
 def load(path: str | pathlib.Path, cased: bool = False, strip_accents: bool | None = None) -> Vocab:
     """The vocabulary of a vocab.txt: one token per line. A token's id is its line number, from 0.
 
+    strip_accents: None does what BERT does: strip accents if letters are lower-cased.
+
     Its tokenizer encodes "[MASK]" in a text as the special token. To encode it like any other word, as in a
     corpus, set `tokenizer.encode_special_tokens`. Raises BadInput for a file that is missing or empty, a token
     that occurs twice, and a special token that does not occur.
@@ -121,6 +123,7 @@ def from_json(entry: dict, path: str | pathlib.Path) -> Vocab:
 
 def parse(content: bytes, path: str | pathlib.Path, cased: bool, strip_accents: bool | None) -> Vocab:
     """The vocabulary in `content`, the bytes of the vocab.txt at `path`. Raises BadInput as `load` does."""
+    strip_accents = not cased if strip_accents is None else strip_accents
     try:
         lines = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
@@ -147,13 +150,21 @@ def parse(content: bytes, path: str | pathlib.Path, cased: bool, strip_accents: 
     )
 
 
-def train(texts: Iterable[str], size: int, cased: bool = False, strip_accents: bool | None = None) -> bytes:
+def composed(text: str, strip_accents: bool) -> str:
+    """The text in NFC, where a letter and its accent are one character. Unchanged if accents are stripped anyway.
+
+    NFD would give the same word another spelling in tokens, and Korean three tokens per syllable.
+    """
+    return text if strip_accents else unicodedata.normalize("NFC", text)
+
+
+def train(texts: Iterable[str], size: int, cased: bool = False, strip_accents: bool = False) -> bytes:
     """The bytes of a vocab.txt of at most `size` tokens for these texts, special tokens first.
 
     Two calls give different vocabularies, because `tokenizers` breaks ties by the order of a hash map. Train
     once, and keep the file. Raises BadInput if the texts hold no word.
     """
-    texts = iter(texts)
+    texts = (composed(text, strip_accents) for text in texts)
     head: list[str] = []
     characters: collections.Counter[str] = collections.Counter()
     normalise = _normalizer(cased, strip_accents).normalize_str
@@ -196,13 +207,13 @@ def _alphabet(characters: collections.Counter[str]) -> int:
     return len(characters)
 
 
-def _normalizer(cased: bool, strip_accents: bool | None) -> normalizers.BertNormalizer:
+def _normalizer(cased: bool, strip_accents: bool) -> normalizers.BertNormalizer:
     return normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=True, strip_accents=strip_accents, lowercase=not cased
     )
 
 
-def _tokenizer(ids: dict[str, int], cased: bool, strip_accents: bool | None) -> Tokenizer:
+def _tokenizer(ids: dict[str, int], cased: bool, strip_accents: bool) -> Tokenizer:
     model = models.WordPiece(
         ids, unk_token="[UNK]", continuing_subword_prefix=CONTINUES, max_input_chars_per_word=_LONGEST_WORD
     )

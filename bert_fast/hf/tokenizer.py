@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 
 from bert_fast import BadInput
-from bert_fast.data import vocab
+from bert_fast.data import letters, vocab
 from bert_fast.data.vocab import CONTINUES, SPECIAL, Vocab
 
 ROLES = dict(zip(SPECIAL, ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), strict=True))
@@ -68,9 +68,7 @@ def read(folder: pathlib.Path) -> Vocab:
         raise BadInput(
             f"{folder} has no vocab.txt and no tokenizer.json: add BERT's vocabulary as vocab.txt, one token per line"
         )
-    normalizer = whole.get("normalizer", {})
-    cased = not settings.get("do_lower_case", normalizer.get("lowercase", True))
-    words = vocab.parse(content, path, cased, settings.get("strip_accents", normalizer.get("strip_accents")))
+    words = vocab.parse(content, path, *letters.of_hugging_face(settings, whole))
     ids = words.tokenizer.get_vocab()
     if whole and whole["model"]["vocab"] != ids:
         differing = sorted(dict(whole["model"]["vocab"].items() ^ ids.items()))

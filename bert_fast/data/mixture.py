@@ -1,0 +1,170 @@
+"""One stream of documents from one or several sources: one after another, or mixed by given shares of the text.
+
+    files:a/*.txt                               all of it
+    files:a/*.txt  hf:ORG/NAME:train            all of the first, then all of the second
+    0.7*files:a/*.txt  0.3*hf:ORG/NAME:train    mixed
+
+In a mixture, the next document is from the source that is furthest below its share of the text so far, counted in
+bytes; if several are, from the first of them. So at every point of the stream, the shares are as given, up to one
+document. No document is read twice: the mixture ends when the source whose turn it is has no more. With `repeat`, this
+source begins again, and the mixture ends when each source has been read to its end at least once.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from bert_fast import BadInput
+from bert_fast.data.corpora import Bad, Corpus, open_corpus
+
+_WEIGHTED = re.compile(r"\s*([0-9.eE+-]+)\s*\*\s*(\S.*)", re.DOTALL)
+
+
+class Position(NamedTuple):
+    """How far a source has been read."""
+
+    part: int = 0
+    documents: int = 0  # of this part, in this reading
+    passes: int = 0  # readings to the end
+    total: int = 0  # documents of all readings; bytes and skipped also count all readings
+    bytes: int = 0
+    skipped: int = 0
+
+
+class Reader:
+    """Reads a source from a position on. `position` is then the position after the last document that it returned."""
+
+    def __init__(self, source: Corpus, position: Position, skip_bad: bool):
+        self.source, self.position = source, position
+        self._bad = Bad(skip_bad)
+        self._texts = self._read(position)
+
+    def next(self) -> str | None:
+        """The next document. At the end: None, and the position goes back to the beginning, with one pass more."""
+        text = next(self._texts, None)
+        if text is None:
+            if not self.position.total:
+                raise BadInput(f"--source={self.source.spec} has no documents: expected text")
+            self.position = self.position._replace(
+                part=0, documents=0, passes=self.position.passes + 1, skipped=self._bad.count
+            )
+            self._texts = self._read(self.position)
+        return text
+
+    def _read(self, start: Position) -> Iterator[str]:
+        self._bad.count = start.skipped
+        for part in range(start.part, len(self.source.parts)):
+            skip = start.documents if part == start.part else 0
+            for documents, text in enumerate(self.source.documents(self.source.parts[part], self._bad), 1):
+                if documents == skip:
+                    self._bad.count = start.skipped  # has the bad documents up to here, which are now read again
+                if documents > skip:
+                    position = self.position
+                    self.position = Position(
+                        part=part,
+                        documents=documents,
+                        passes=position.passes,
+                        total=position.total + 1,
+                        bytes=position.bytes + len(text.encode()),
+                        skipped=self._bad.count,
+                    )
+                    yield text
+
+
+class Mixture:
+    """Sources to read one after another, or by shares of the text. `shares_K` is None for the former, else sums to 1.
+
+    Axis: K sources.
+    """
+
+    def __init__(self, sources: list[Corpus], shares_K: list[float] | None = None, repeat: bool = False):
+        self.sources, self.shares_K, self.repeat = sources, shares_K, repeat
+        self.identity = " + ".join(source.identity for source in sources)
+        self.names = [source.spec for source in sources]
+        if shares_K:
+            self.names = [f"{share:.4g}*{name}" for share, name in zip(shares_K, self.names, strict=True)]
+        self.spec = " + ".join(self.names)
+
+    def sizes_K(self) -> list[int]:
+        """Bytes of text in each source. Most are estimates."""
+        return [sum(part.bytes for part in source.parts) for source in self.sources]
+
+    def expected_K(self) -> list[float]:
+        """Bytes of text that will be read from each source. Most are estimates."""
+        sizes_K = self.sizes_K()
+        if self.shares_K is None:
+            return [float(size) for size in sizes_K]
+        ends_K = [size / share for size, share in zip(sizes_K, self.shares_K, strict=True)]
+        return [(max if self.repeat else min)(ends_K) * share for share in self.shares_K]
+
+    def sample(self, limit: int, skip_bad: bool) -> Iterator[str]:
+        """The beginning of each part of each source, about `limit` bytes of text at most, in the mixture's shares."""
+        expected_K = self.expected_K()
+        wanted = min(1.0, limit / max(1.0, sum(expected_K)))
+        for source, size, expected in zip(self.sources, self.sizes_K(), expected_K, strict=True):
+            share = min(1.0, wanted * expected / max(1, size))
+            for part in source.parts:
+                left = share * part.bytes
+                for text in source.documents(part, Bad(skip_bad)):
+                    if share < 1 and left <= 0:
+                        break
+                    left -= len(text)
+                    yield text
+
+
+class Stream:
+    """The documents of a mixture after earlier positions, or from the beginning."""
+
+    def __init__(self, mixture: Mixture, after_K: Sequence[Position], skip_bad: bool):
+        self._mixture = mixture
+        after_K = after_K or [Position()] * len(mixture.sources)
+        self._readers = [
+            Reader(source, position, skip_bad) for source, position in zip(mixture.sources, after_K, strict=True)
+        ]
+
+    @property
+    def positions_K(self) -> list[Position]:
+        return [reader.position for reader in self._readers]
+
+    def __iter__(self) -> Iterator[str]:
+        while (reader := self._turn()) is not None:
+            if (text := reader.next()) is not None:
+                yield text
+
+    def _turn(self) -> Reader | None:
+        """The source of the next document; None at the end of the mixture."""
+        ended = [reader.position.passes > 0 for reader in self._readers]
+        shares_K = self._mixture.shares_K
+        if shares_K is None:
+            return next((reader for reader, end in zip(self._readers, ended, strict=True) if not end), None)
+        if all(ended) if self._mixture.repeat else any(ended):
+            return None
+        read_K = [reader.position.bytes / share for reader, share in zip(self._readers, shares_K, strict=True)]
+        return self._readers[read_K.index(min(read_K))]
+
+
+def open_mixture(given: str | Sequence[str], repeat: bool, **options) -> Mixture:
+    """The mixture of one or several sources, each with or without a weight. `options` are those of `open_corpus`.
+
+    Raises BadInput as `open_corpus` does, for weights that are not positive, and if only some sources have one.
+    """
+    specs = [given] if isinstance(given, str) else list(given)
+    found = [_WEIGHTED.fullmatch(spec) for spec in specs]
+    weights = [_weight(match[0], match[1]) for match in found if match]
+    if weights and len(weights) < len(specs):
+        bare = next(spec for spec, match in zip(specs, found, strict=True) if not match)
+        raise BadInput(f"--source={bare} has no weight, but another source has: give all of them a weight, or none")
+    if repeat and not weights:
+        raise BadInput("--repeat needs weights: without them, all of each source is read, once")
+    sources = [open_corpus(match[2] if match else spec, **options) for spec, match in zip(specs, found, strict=True)]
+    return Mixture(sources, [weight / sum(weights) for weight in weights] or None, repeat)
+
+
+def _weight(spec: str, text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < float("inf"):
+        raise BadInput(f"--source={spec}: the weight is {text}: expected a positive number, as in 0.7*files:a/*.txt")
+    return weight
