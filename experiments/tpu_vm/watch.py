@@ -1,0 +1,91 @@
+"""Keeps a run going until it ends: makes a lost TPU again, sets it up, and resumes the run from the bucket."""
+
+import time
+from collections.abc import Callable
+
+from bert_fast import BadInput
+from experiments.tpu_vm.gcloud import NoCapacity
+from experiments.tpu_vm.tpu import FOLDER, Kind, Tpu
+
+RESTARTS = 3  # failures of the run itself, on a healthy TPU, after which it is not started again
+BAD_INPUT = 2  # exit code of bert-fast for settings that cannot be used: starting again would not help
+Say = Callable[[str], None]
+
+
+def watch(tpu: Tpu, poll: float, say: Say) -> None:
+    """Returns when the run has ended well. Raises BadInput if it cannot go on.
+
+    poll: seconds between two looks. The first look may raise; later ones are repeated, because a watcher has to survive
+    a network that is down for a while.
+    """
+    said, failures = "", 0
+    look = _state(tpu)
+    while True:
+        kind, word, run = look
+        line = f"{tpu.task.name}: {word}" + (f", run {run}" if run else "")
+        if line != said:
+            say(line)
+            said = line
+        if run == "ended 0":
+            say(f"finished: the run is in {tpu.task.kept}")
+            return
+        if kind is Kind.FAILED:
+            where = " ".join(tpu.where)
+            raise BadInput(
+                f"the request of {tpu.task.name} failed: `gcloud compute tpus queued-resources describe "
+                f"{tpu.task.name} {where}` says why. Then `delete` it, and change the task"
+            )
+        if run.startswith("ended"):
+            failures += 1
+            _refuse_hopeless(tpu, run, failures)
+            say(f"{tpu.task.name}: starting the run again ({failures} of {RESTARTS})")
+        absent = kind in (Kind.GONE, Kind.ABSENT)
+        if (absent or run in ("new", "idle") or run.startswith("ended")) and _mended(tpu, kind, run, say):
+            look = _state(tpu)
+            continue
+        time.sleep(poll)
+        try:
+            look = _state(tpu)
+        except BadInput as error:
+            look = (Kind.WAITING, f"cannot be asked ({error})", "")
+
+
+def _state(tpu: Tpu) -> tuple[Kind, str, str]:
+    """What the TPU's state means, Cloud TPU's word for it, and the run's state ("" if the TPU is not ready)."""
+    kind, word = tpu.state()
+    if kind is not Kind.READY:
+        return kind, word, ""
+    try:
+        return kind, word, tpu.run_state()
+    except BadInput:  # while it is being preempted, a TPU is READY but refuses connections
+        return kind, word, "unreachable"
+
+
+def _mended(tpu: Tpu, kind: Kind, run: str, say: Say) -> bool:
+    """Makes the TPU if there is none, else sets it up and starts the run. Returns False if that has to wait."""
+    try:
+        if kind is Kind.GONE:
+            tpu.delete()
+        if kind in (Kind.GONE, Kind.ABSENT):
+            tpu.create()
+            return True
+        if run.startswith("ended"):
+            tpu.stop(60)  # on other workers, processes may wait for the one that failed
+        else:
+            tpu.setup()
+        tpu.start()
+        return True
+    except NoCapacity:
+        say(f"{tpu.task.name}: no capacity in {tpu.task.zone} now, trying again")
+    except BadInput as error:
+        if kind is not Kind.READY or tpu.state()[0] is Kind.READY:
+            raise
+        say(f"{tpu.task.name}: lost while it was being set up ({str(error).splitlines()[0]})")
+    return False
+
+
+def _refuse_hopeless(tpu: Tpu, run: str, failures: int) -> None:
+    """Raises BadInput, with the end of the log, if starting the run again will not help."""
+    if run == f"ended {BAD_INPUT}" or failures > RESTARTS:
+        log = tpu.on("0", f"tail -n 20 {FOLDER}/log.txt")
+        raise BadInput(f"the run {run}; this was failure {failures}. Its log ends with:\n{log}Mend that, then `run`")
