@@ -26,5 +26,4 @@ def get_config(text=None):
     config.methods = "stacking,early_bert,token_drop,layer_drop"
     if args["debug"]:
         common.debug(config)
-        config.phases = "32:1"  # one length: each number of layers compiles its own program, at each length
     return config

@@ -25,7 +25,7 @@ SIZES = {
 ARGUMENTS = {"size": "base", "seq": 0, "objective": "mlm+nsp", "norm": "post", "debug": False}
 
 
-def parse(text: str | None, fixed: Mapping[str, str] = types.MappingProxyType({}), **defaults) -> dict:
+def parse(text: str | None, fixed: Mapping[str, str] = types.MappingProxyType({}), /, **defaults) -> dict:
     """A config's arguments, parsed from text such as "size=mini,seq=128,debug"; the others have their defaults.
 
     fixed: the arguments that the config does not accept, each with the reason. Raises BadInput for a fixed or unknown
@@ -167,12 +167,16 @@ def from_arguments(args: Mapping[str, Any]) -> ConfigDict:
 
 
 def debug(config: ConfigDict):
-    """Shrinks a config, in place, so that its run takes seconds."""
+    """Shrinks a config, in place, so that its run takes seconds once its programs are compiled.
+
+    Compiling takes most of the time of a first run. Few layers and one length make the programs small and few.
+    """
     config.steps = 20
     config.batch_size = 8
+    config.micro_batches = 1  # micro-batches of fewer than 8 examples would not divide over 8 devices
     config.log_every = 5
-    config.model.update(depth=min(config.model.depth, 4), width=32, heads=2, head_size=16, mlp_dim=64, max_len=64)
-    config.phases = ",".join(f"{length}:{share}" for length, share in zip((32, 64), (0.5, 0.5), strict=True))
+    config.model.update(depth=min(config.model.depth, 2), width=32, heads=2, head_size=16, mlp_dim=64, max_len=64)
+    config.phases = "32:1"
     config.learning_rate.warmup_steps = 2
     config.eval.update(every=10, examples=16, seq_len=32, batch_size=8)
     config.checkpoint.every = 10

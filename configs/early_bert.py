@@ -37,5 +37,4 @@ def get_config(text=None):
         config.eval.every = config.checkpoint.every = 500
     if args["debug"]:
         common.debug(config)
-        config.micro_batches = 1
     return config

@@ -47,6 +47,4 @@ def get_config(text=None):
     config.learning_rate.update(decay="exponential", rate=0.99, interval=1000)
     if args["debug"]:
         common.debug(config)
-        config.phases = "32:1"  # one length: each number of layers compiles its own program, at each length
-        config.micro_batches = 1  # 4 micro-batches of 8 examples would allow two devices at most
     return config

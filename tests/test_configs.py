@@ -28,6 +28,22 @@ def test_debug_shrinks_a_config(path):
     assert timeline.stages(made, methods.make(made.methods))  # raises if a method refuses the timeline
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_debug_run_has_few_and_small_programs(path):
+    # Compiling takes nearly all of a first debug run. The combined config has a program for each way in which its spans
+    # drop layers.
+    made = settings.make(get_config(path)("size=large,debug").to_dict(), VOCAB, tuple(methods.known()))
+    method = methods.make(made.methods)
+    stages, found = timeline.stages(made, method), set()
+    for index, stage in enumerate(stages):
+        for clock in timeline.clocks(stages, index, stage.steps):
+            program, _, _ = timeline.drawn(method, stage, clock, timeline.rng_of(made.seed, clock.step))
+            found.add((stage.name, program))
+    assert len(found) <= (8 if path.stem == "combined" else 3)
+    assert max(program.model.depth for _, program in found) == 2
+    assert {program.seq_len for _, program in found} == {32}
+
+
 def test_baseline_is_the_published_recipe_of_bert():
     config = get_config(next(path for path in CONFIGS if path.stem == "bert"))()
     assert (config.steps, config.batch_size, config.phases) == (1_000_000, 256, "128:0.9,512:0.1")
