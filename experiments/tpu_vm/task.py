@@ -89,7 +89,11 @@ def checked(task: Task, path: str) -> Task:
         raise BadInput(f"{path}: name = {task.name!r}: expected at most 63 of a-z, 0-9 and -, beginning with a letter")
     family, _, size = task.type.partition("-")
     if family not in RUNTIMES or not size.isdigit():
-        hint = ": TPU7x is reached through GKE only, see xpk.sh" if task.type.startswith(("tpu7x", "ironwood")) else ""
+        hint = (
+            ": TPU7x is reached through GKE only, not as a TPU VM"
+            if task.type.startswith(("tpu7x", "ironwood"))
+            else ""
+        )
         raise BadInput(
             f"{path}: type = {task.type!r}{hint}: expected {', '.join(RUNTIMES)}, then - and a size, such as "
             "v5litepod-8 (list them: gcloud compute tpus tpu-vm accelerator-types list --zone=ZONE)"
