@@ -173,10 +173,20 @@ def test_tfds_prepared_as_array_record_is_read_without_tensorflow(tfds_folder):
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed")
 def test_error_says_when_a_tfds_data_set_needs_tensorflow(tmp_path):
-    with pytest.raises(BadInput, match=r"needs TensorFlow.*pip install tensorflow"):
-        read("tfds:glue/cola:train", tfds_data_dir=str(tmp_path))
+    for name in ("glue/cola", "wikipedia/20230601.en"):
+        with pytest.raises(
+            BadInput, match=r"needs TensorFlow.*pip install tensorflow.*--source=hf:wikimedia/wikipedia"
+        ):
+            read(f"tfds:{name}:train", tfds_data_dir=str(tmp_path))
     with pytest.raises(BadInput, match="no data set 'no_such_set'"):
         read("tfds:no_such_set:train", tfds_data_dir=str(tmp_path))
+
+
+def test_data_sets_of_tensorflow_datasets_can_be_prepared_without_tensorflow(tmp_path):
+    """Up to the download: this needs importlib_resources, which tensorflow-datasets imports but does not require."""
+    import tensorflow_datasets as tfds
+
+    assert tfds.builder("lm1b", data_dir=tmp_path, file_format="array_record").url_infos
 
 
 def test_documentation_becomes_prose():

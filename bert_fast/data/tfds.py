@@ -70,6 +70,11 @@ def _tfds(spec: str, data_dir: str | None, option: str) -> tuple[Any, Any, str, 
         f"that TFDS_DATA_DIR{' or --tfds_data_dir' if option == '--source' else ''} names): reading the copy needs no "
         "other package"
     )
+    if option == "--source":
+        without += (
+            ". Or take it from the Hugging Face Hub, which needs no TensorFlow, as in "
+            "--source=hf:wikimedia/wikipedia/20231101.en:train"
+        )
     try:
         rows: Any = tfds.data_source(name, split=split, data_dir=data_dir)
         info = tfds.builder(name, data_dir=data_dir, file_format="array_record").info
