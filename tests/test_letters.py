@@ -74,7 +74,9 @@ def test_lower_casing_turkish_is_warned_about(tmp_path, capsys):
     assert "WARNING: lower-casing turns I into i" in capsys.readouterr().out
     (tmp_path / "cased").mkdir()
     made(tmp_path / "cased", text, cased=True)
-    assert "WARNING" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "WARNING" not in said
+    assert "Letters     case kept, accents kept (--cased=True; the default)" in said
 
 
 def test_text_in_either_unicode_form_has_the_same_tokens(tmp_path):
@@ -125,7 +127,7 @@ def test_settings_of_shards_and_checkpoints_go_with_their_vocabulary(tmp_path, n
     ]:
         write(tmp_path, PLAIN, **{name: entry(path, cased=cased, strip_accents=strip)})
         assert letters.of_vocabulary(path)[:2] == expected
-    write(tmp_path, PLAIN, **{name: entry(path, sha256="another")})
+    write(tmp_path, PLAIN, **{name: entry(path, sha256="another", strip_accents=False)})
     assert letters.of_vocabulary(path)[:2] == (False, True)
 
 
@@ -143,6 +145,7 @@ def test_flags_decide_and_are_warned_about_if_they_contradict_the_vocabulary(tmp
     manifest, _ = made(tmp_path, GERMAN, vocab=write(tmp_path / "given", PLAIN), strip_accents=False, cased=True)
     assert (manifest["vocab"]["cased"], manifest["vocab"]["strip_accents"]) == (True, False)
     said = capsys.readouterr().out
+    assert "Letters     case kept, accents kept (--cased=True; --strip_accents=False)" in said
     assert "WARNING: --strip_accents=False, but the vocabulary" in said
     assert "was made without accents" in said
     assert "WARNING: --cased=True, but the vocabulary" in said

@@ -50,7 +50,7 @@ def source(spec: str, text_key: str) -> HubSource:
     where, split, column = parse(spec)
     column = column or text_key
     try:
-        import datasets
+        import datasets.config
     except ImportError as error:
         raise BadInput(
             f"--source=hf:{spec}: hf: sources need the package datasets: pip install 'bert_fast[hf]', or pip install "

@@ -46,7 +46,8 @@ def settle(
     else:
         found = Letters(False, False, "the default")
     chosen = {name: getattr(found, name) if flag is None else flag for name, flag in flags.items()}
-    by = found.by if None in flags.values() else "as the flags say"
+    reasons = [f"--{name}={flag}" for name, flag in flags.items() if flag is not None]
+    by = "; ".join(reasons if len(reasons) == len(flags) else [*reasons, found.by])
     differing = [name for name in flags if given is not None and chosen[name] != getattr(found, name)]
     return Letters(**chosen, by=by), [
         f"--{name}={chosen[name]}, but the vocabulary {given} was made "
