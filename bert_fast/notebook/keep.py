@@ -1,0 +1,213 @@
+"""Keeps a work folder (shards, runs) in a place that outlives the runtime: a folder on Google Drive, or the Hub.
+
+Runs write to the runtime's own disk. Drive's mount is a cache that is uploaded later, file by file: a file that is
+appended to may stay behind for a long time, and a file that is half uploaded may remain (googlecolab/colabtools#287,
+#2607). So finished files are copied, each under a temporary name first. Checkpoints are copied whole, and carry
+checksums: a run that continues takes the newest one that arrived undamaged.
+"""
+
+import contextlib
+import pathlib
+import shutil
+import threading
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from bert_fast import BadInput
+from bert_fast.train.report import say
+
+MINUTES = 5.0
+DRIVE = pathlib.Path("/content/drive")  # where Colab mounts Google Drive
+CHECKPOINTS = "checkpoints"
+WHOLE = "checksums.json"  # a checkpoint is complete if it has this file
+SKIPPED = (".lock", ".part", ".partial")  # locks, and what is still being written
+PART = ".part"
+
+
+class Place(Protocol):
+    """Where a work folder is kept."""
+
+    def push(self, work: pathlib.Path) -> None: ...
+    def pull(self, work: pathlib.Path) -> None: ...
+
+
+class Folder:
+    """A folder that outlives the runtime, such as one on Google Drive."""
+
+    def __init__(self, folder: str | pathlib.Path):
+        self.folder = pathlib.Path(folder)
+        if self.folder.is_relative_to(DRIVE) and not (DRIVE / "MyDrive").is_dir():
+            raise BadInput(
+                f"{folder} is on Google Drive, which is not mounted: run the cell that asks where to keep work"
+            )
+
+    def push(self, work: pathlib.Path):
+        mirror(work, self.folder)
+
+    def pull(self, work: pathlib.Path):
+        mirror(self.folder, work)
+
+
+class Hub:
+    """A repository of the Hugging Face Hub. Each push is one commit, so it arrives whole or not at all.
+
+    The copy that is uploaded is made beside the work folder, because a run may remove a checkpoint during the upload.
+    """
+
+    def __init__(self, name: str, api: Any = None):
+        """name: USER/NAME. It is created as a private repository if it does not exist. api: an `HfApi`."""
+        if api is None:
+            import huggingface_hub
+
+            api = huggingface_hub.HfApi()
+        self.name, self.api = name, api
+
+    def copy_of(self, work: pathlib.Path) -> pathlib.Path:
+        return work.with_name(f".{work.name}.hub")
+
+    def push(self, work: pathlib.Path):
+        copy = self.copy_of(work)
+        mirror(work, copy)
+        self.api.create_repo(self.name, private=True, exist_ok=True)
+        self.api.upload_folder(repo_id=self.name, folder_path=str(copy), delete_patterns="*")
+
+    def pull(self, work: pathlib.Path):
+        try:
+            self.api.whoami()
+        except Exception as error:  # no token, a wrong one, or no network: report it before hours of training
+            raise BadInput(
+                f"the Hugging Face Hub refuses hub:{self.name} ({error}): add the secret HF_TOKEN, with a token that "
+                "may write, or call huggingface_hub.login()"
+            ) from error
+        if not self.api.repo_exists(self.name):
+            return
+        copy = self.copy_of(work)
+        self.api.snapshot_download(self.name, local_dir=str(copy))
+        shutil.rmtree(copy / ".cache", ignore_errors=True)  # the client's own
+        mirror(copy, work)
+
+
+def place(text: str) -> Place | None:
+    """The place that `text` names: a folder, `hub:USER/NAME`, or "" for none. Raises BadInput."""
+    if not text:
+        return None
+    if not text.startswith("hub:"):
+        return Folder(text)
+    name = text.removeprefix("hub:")
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise BadInput(f"{text!r} is not a place to keep work in: expected a folder, or hub:USER/NAME")
+    return Hub(name)
+
+
+def resume(work: str | pathlib.Path, where: str) -> None:
+    """Fetches the kept copy of a work folder, unless this machine already has the folder. Says what was found.
+
+    where: as in `place`.
+    """
+    work, kept_at = pathlib.Path(work), place(where)
+    if kept_at and not any(files(work)):
+        kept_at.pull(work)
+    found = any(files(work))
+    steps = [int(path.name) for path in checkpoints(work)]
+    newest = f", newest checkpoint: step {max(steps):,}" if steps else ""
+    say(f"{work}: continuing{newest}" if found else f"{work}: nothing is kept yet, starting from the beginning")
+
+
+@contextlib.contextmanager
+def kept(work: str | pathlib.Path, where: str, minutes: float = MINUTES) -> Iterator[None]:
+    """Copies a work folder to where it is kept: every few minutes while the block runs, and at its end in any case.
+
+    A copy that fails is reported and tried again, and the block goes on. where: as in `place`.
+    """
+    work, kept_at = pathlib.Path(work), place(where)
+    if kept_at is None:
+        yield
+        return
+    over = threading.Event()
+
+    def copy():
+        try:
+            kept_at.push(work)
+        except Exception as error:  # a full Drive or a network failure must not end hours of training
+            say(f"{work} was not copied to {where}: {error}; trying again later")
+
+    def repeat():
+        while not over.wait(60 * minutes):
+            copy()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        kept_at.push(work)
+        say(f"{work} is kept in {where}")
+
+
+def mirror(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Makes `target` a copy of the finished files of `source`.
+
+    New checkpoints come first, then other files that changed: a log must not be older than a checkpoint beside it.
+    Checkpoints that `source` no longer has are removed at the end, so that at every moment a whole one is there.
+    """
+    have = {path.relative_to(source) for path in checkpoints(source)}
+    for path in sorted(have, key=lambda path: (str(path.parent), int(path.name))):
+        if not (target / path / WHOLE).is_file():
+            try:
+                copy_whole(source / path, target / path)
+            except (FileNotFoundError, shutil.Error):
+                if (source / path / WHOLE).is_file():
+                    raise  # otherwise the run has removed it meanwhile, and has a newer one
+    for file in files(source):
+        path = file.relative_to(source)
+        if path.parent.parent.name != CHECKPOINTS and changed(file, target / path):
+            copy_file(file, target / path)
+    if all((target / path / WHOLE).is_file() for path in have):
+        for path in checkpoints(target):
+            if path.relative_to(target) not in have:
+                shutil.rmtree(path)
+
+
+def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The complete checkpoints below a folder."""
+    found = folder.rglob(f"{CHECKPOINTS}/*/{WHOLE}") if folder.is_dir() else ()
+    return [path.parent for path in found if path.parent.name.isdigit()]
+
+
+def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The files below a folder, without locks and files that are still being written."""
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not any(part.endswith(SKIPPED) for part in parts):
+            yield path
+
+
+def changed(file: pathlib.Path, copy: pathlib.Path) -> bool:
+    """Whether a copy is missing, of another size, or older than the file."""
+    if not copy.is_file():
+        return True
+    ours, theirs = file.stat(), copy.stat()
+    return ours.st_size != theirs.st_size or ours.st_mtime > theirs.st_mtime
+
+
+def copy_whole(folder: pathlib.Path, copy: pathlib.Path):
+    """Copies a folder under a temporary name, then renames it."""
+    part = copy.with_name(copy.name + PART)
+    shutil.rmtree(part, ignore_errors=True)  # left by a runtime that ended
+    try:
+        shutil.copytree(folder, part)
+        shutil.rmtree(copy, ignore_errors=True)
+        part.rename(copy)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def copy_file(file: pathlib.Path, copy: pathlib.Path):
+    """Copies a file under a temporary name, then renames it."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    part = copy.with_name(copy.name + PART)
+    shutil.copyfile(file, part)
+    part.replace(copy)

@@ -1,0 +1,106 @@
+"""What a notebook's runtime has: its accelerator, whether JAX sees it, and how long it has been up."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+from bert_fast import BadInput
+from bert_fast.cost.accelerators import GIB, find
+
+# PCI vendor and devices of TPUs v3 to tpu7x: `_TPU_PCI_DEVICE_IDS` in jax/_src/hardware_utils.py.
+GOOGLE, TPUS = "0x1ae0", ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
+GPU_FILES = ("dev/nvidia0", "dev/nvidiactl")
+PROBE = """
+import json, jax
+device = jax.devices()[0]
+memory = (device.memory_stats() or {}).get("bytes_limit", 0)
+print(json.dumps([device.platform, device.device_kind, jax.device_count(), memory, jax.__version__]))
+"""
+CHANGE = "Runtime > Change runtime type"
+
+
+class Runtime(NamedTuple):
+    """What JAX sees. kind: tpu, gpu or cpu. memory: bytes that JAX may use on a device; 0 if it does not say."""
+
+    kind: str
+    device: str
+    count: int
+    memory: int
+    jax: str
+
+    def __str__(self) -> str:
+        chip = find(self.device)
+        memory = self.memory or (chip.memory // chip.devices if chip else 0)
+        size = f", {memory / GIB:.0f} GiB each" if memory else ""
+        return f"{self.count} x {self.device} ({self.kind}{size}), jax {self.jax}, Python {sys.version.split()[0]}"
+
+
+def attached(root: pathlib.Path = pathlib.Path("/")) -> str:
+    """The accelerator of this machine, whether or not JAX can use it: "tpu", "gpu" or "cpu"."""
+    for device in (root / "sys/bus/pci/devices").glob("*"):
+        vendor, number = ((device / name).read_text().strip() for name in ("vendor", "device"))
+        if vendor == GOOGLE and number in TPUS:
+            return "tpu"
+    return "gpu" if any((root / name).exists() for name in GPU_FILES) else "cpu"
+
+
+def seen() -> Runtime:
+    """What JAX sees. Asked in a process of its own: a TPU belongs to one process, which may be a later command.
+
+    Raises BadInput with JAX's own message if it cannot start.
+    """
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise BadInput(f"JAX cannot start: {last}. {restart(attached())}")
+    return Runtime(*json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def check() -> Runtime:
+    """What JAX sees; also printed. Raises BadInput if this machine has an accelerator that JAX does not see."""
+    has, found = attached(), seen()
+    if has != "cpu" and found.kind == "cpu":
+        raise BadInput(f"this runtime has a {has.upper()}, but JAX {found.jax} sees only the CPU. {restart(has)}")
+    print(found)
+    if found.kind == "cpu" and on_colab():
+        print(f"No accelerator: fine for a first look. For a TPU or GPU: {CHANGE}, then run from the first cell.")
+    return found
+
+
+def restart(kind: str) -> str:
+    """What to do if JAX does not use an accelerator of this kind."""
+    return (
+        "Runtime > Restart session, then run from the first cell. If that does not help, JAX was replaced by another "
+        f"build: Runtime > Disconnect and delete runtime, and choose the {kind.upper()} again in {CHANGE}"
+    )
+
+
+def on_colab() -> bool:
+    return "COLAB_RELEASE_TAG" in os.environ
+
+
+def minutes_left(session: float, began: pathlib.Path | None = None) -> float:
+    """Minutes until a session of `session` minutes ends, counted from the first call on this machine.
+
+    began: the file that remembers the first call. It is on the machine's own disk, so it ends with the runtime.
+    """
+    began = began or pathlib.Path(tempfile.gettempdir(), "bert_fast_session_began")
+    if not began.exists():
+        began.write_text(str(time.time()))
+    return max(0.0, session - (time.time() - float(began.read_text())) / 60)
+
+
+def command(*arguments: str) -> str:
+    """What a bert-fast command prints. It runs in a process of its own, which frees the accelerator when it ends.
+
+    If it fails, what it says about that is added. Raises BadInput if it has printed nothing but that.
+    """
+    done = subprocess.run([sys.executable, "-m", "bert_fast", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode and not done.stdout.strip():
+        raise BadInput(f"bert-fast {arguments[0]}: {done.stderr.strip().removeprefix('error: ')}")
+    return done.stdout + (done.stderr if done.returncode else "")
