@@ -8,7 +8,8 @@ The functions for Python, which `bert_fast.api` documents. All but `load` are al
     evaluate    computes the held-out loss of a checkpoint
     fill_mask   finds the most probable word pieces for each [MASK]
     embed       turns each text into a vector
-    finetune    fine-tunes a checkpoint on GLUE or SQuAD and scores it
+    finetune    fine-tunes a checkpoint on GLUE, SQuAD or files of one's own, and scores it
+    report      writes a page about runs, a comparison and scores
     export      writes a checkpoint as a Hugging Face folder
 """
 
@@ -20,7 +21,7 @@ import time
 
 STARTED = time.monotonic()  # about when this process started: when it imported the package
 __version__ = "0.1.0"
-API = ("prepare", "pretrain", "load", "evaluate", "fill_mask", "embed", "finetune", "export")
+API = ("prepare", "pretrain", "load", "evaluate", "fill_mask", "embed", "finetune", "report", "export")
 
 
 class BadInput(Exception):

@@ -35,6 +35,7 @@ def parse(args: flags.FlagValues, argv: list[str]) -> list[str]:
         for name in ("config", "compare"):
             if name in args and (config := args[name].value) is not None:
                 config.lock()
+                unused_setting(name, config, argv)
         return texts
     except ImportError as error:
         raise BadInput(
@@ -55,6 +56,20 @@ def parse(args: flags.FlagValues, argv: list[str]) -> list[str]:
             if reason := config_flag.explain(error, args):
                 raise BadInput(reason) from None
         raise
+
+
+def unused_setting(flag: str, config, argv: list[str]):
+    """Raises BadInput for a changed setting of a method that the config does not use."""
+    from bert_fast import methods
+    from bert_fast.train import settings
+
+    known, used = methods.known(), settings.names_in(config.get("methods", ""))
+    for arg in argv:
+        key = arg.lstrip("-").partition("=")[0]
+        method = key.removeprefix(f"{flag}.").partition(".")[0]
+        if key.startswith(f"{flag}.") and method in known and method not in used:
+            names = ",".join([*used, method])
+            raise BadInput(f"--{key} has no effect without --{flag}.methods={names}: add the method, or leave it out")
 
 
 def unknown_key(argv: list[str], error: Exception) -> str:

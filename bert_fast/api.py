@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_fast import BadInput, encoder, inference, methods
+from bert_fast import BadInput, encoder, inference, methods, reporting
 from bert_fast.commands import config_flag
 from bert_fast.data import shards
 from bert_fast.data.prepare import prepare as prepare_shards
@@ -120,10 +120,10 @@ def finetune(
     data: Path = "",
     changes: Mapping[str, Any] | None = None,
 ) -> dict:
-    """Fine-tunes a checkpoint, or the Hugging Face folder `hf`, on GLUE or SQuAD. Returns the content of results.json.
+    """Fine-tunes a checkpoint or a Hugging Face model on GLUE, SQuAD or files of one's own. Returns results.json.
 
-    config: such as "glue:task=mrpc". data: the folder with the task's files. Finished runs in `workdir` are not
-    repeated.
+    config: such as "glue:task=mrpc". hf: a Hugging Face folder, or the name of a model on the Hub. data: the folder
+    with the task's files. Finished runs in `workdir` are not repeated.
 
     >>> results = bert_fast.finetune("glue:task=mrpc,seq=48,debug", "mrpc", checkpoint="run", data="glue")
     >>> sorted(results["tasks"]["mrpc"]["last"])
@@ -132,6 +132,19 @@ def finetune(
     made = _config(config, data, changes)
     cache.keep_programs()
     return sweep.finetune(finetune_settings.make(made), made, pathlib.Path(workdir), str(checkpoint), str(hf))
+
+
+def report(paths: Path | Sequence[Path], out: Path = "") -> list[pathlib.Path]:
+    """Writes a page about runs, a comparison and fine-tuning; returns the files written.
+
+    paths: run folders and finetune folders, or the folder of a comparison. out: a folder for report.html, report.md and
+    (if matplotlib is installed) report.png, or one file with such an ending. "": the folder of the comparison or of the
+    only run, else the current folder.
+
+    >>> [path.name for path in bert_fast.report(["run", "mrpc"], out="report.html")]
+    ['report.html']
+    """
+    return reporting.write([paths] if isinstance(paths, Path) else paths, out)
 
 
 def export(checkpoint: Model | Path, out: Path, verify: bool = False, **options) -> write.Export:

@@ -6,13 +6,15 @@ import pathlib
 import jax
 import numpy as np
 
-from bert_fast import methods
+from bert_fast import BadInput, methods
 from bert_fast.bert import Config, Params
 from bert_fast.data.vocab import Vocab
 from bert_fast.method import Program
 from bert_fast.train import checkpoint
 from bert_fast.train.description import Description
 from bert_fast.train.report import say
+
+HEADS = ("MLM head", "pooler", "next-sentence head")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +23,18 @@ class Encoder:
 
     folder: where it was loaded from. params: NumPy arrays, as returned by `Method.weights` of the run's methods.
     about: its description. A Hugging Face folder is described like a checkpoint of step 0.
+    hub: NAME@COMMIT if it was downloaded from the Hugging Face Hub, else "".
     """
 
     folder: pathlib.Path
     params: Params
     about: Description
+    hub: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Where it came from: its name on the Hub, or its folder."""
+        return self.hub or str(self.folder)
 
     @property
     def vocab(self) -> Vocab:
@@ -40,9 +49,9 @@ class Encoder:
         return self.about.model
 
     @property
-    def initialised(self) -> tuple[str, ...]:
-        """Names of the heads that the Hugging Face folder lacked, which were initialised at random."""
-        return tuple(self.about.imported["initialised"]) if self.about.imported else ()
+    def untrained(self) -> tuple[str, ...]:
+        """Names of the pre-training heads that still have random weights: see `untrained_heads`."""
+        return untrained_heads(self.about)
 
 
 def load(path: str | pathlib.Path) -> Encoder:
@@ -54,3 +63,24 @@ def load(path: str | pathlib.Path) -> Encoder:
     about = checkpoint.about(folder)
     params, _ = methods.make(about.methods).weights(checkpoint.restore_params(folder))
     return Encoder(folder, jax.tree.map(np.asarray, params), about)
+
+
+def untrained_heads(about: Description) -> tuple[str, ...]:
+    """Names of the pre-training heads (`HEADS`) that were initialised at random and that nothing has trained since.
+
+    `import` initialises the heads that a Hugging Face folder lacks. Pre-training trains the MLM head, and the other two
+    only with the next-sentence objective. Without it, they come unchanged from the run that this run started from
+    (`init`). If that run is not there any more, they count as untrained.
+    """
+    if about.imported:
+        return tuple(about.imported["initialised"])
+    stages = (*about.earlier_stages, about.stage)
+    if not about.model.pooler or any("nsp" in stage.program.objective for stage in stages):
+        return ()
+    try:
+        before = checkpoint.about(checkpoint.find(about.init)) if about.init else None
+    except BadInput:
+        before = None
+    if before is None or not before.model.pooler:
+        return HEADS[1:]
+    return tuple(head for head in untrained_heads(before) if head in HEADS[1:])

@@ -28,7 +28,8 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
     """Held-out losses of a checkpoint as one flat dict, by default on the run's own shards and settings.
 
     `changes` are fields of `settings.Evaluation` (examples, seq_len, seed, ...). Two losses are comparable only if
-    they have the same `fingerprint`. Raises BadInput if the shards have another vocabulary.
+    they have the same `fingerprint`. `untrained_heads` names the heads with random weights; a warning is given, too.
+    Raises BadInput if the shards have another vocabulary.
     """
     trained = encoder.load(path)
     if trained.about.data is None or trained.about.eval is None:
@@ -48,6 +49,8 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
             f"{data.dir} was not prepared with the vocabulary of {trained.folder}: prepare it with "
             f"--vocab={trained.folder / 'vocab.txt'}"
         )
+    objective = trained.program.objective
+    untrained = warn_if_untrained(trained, "MLM head", *encoder.HEADS[1:] if "nsp" in objective else ())
     batches = eval_batches(data, settings)
     mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
     means = Evaluator(make_eval_step(Method()), batches, mesh).full(
@@ -57,7 +60,20 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
     result["perplexity"] = math.exp(min(means["mlm_loss"], 700))
     if with_unigram:
         result["unigram_loss"] = unigram_loss(shards.Split(data.dir, "train"), trained.vocab.size, batches)
-    return {**result, "data": data.dir, "fingerprint": fingerprint(manifest, data, settings)}
+    about = {"data": data.dir, "fingerprint": fingerprint(manifest, data, settings), "untrained_heads": untrained}
+    return result | about
+
+
+def warn_if_untrained(trained: Encoder, *heads: str) -> list[str]:
+    """Those of the heads that have random weights. Warns that results made with them mean nothing."""
+    found = [head for head in heads if head in trained.untrained]
+    if found:
+        warnings.warn(
+            f"{trained.folder} has random weights in its {' and '.join(found)}, which no training has changed: what "
+            "follows says nothing about the model. Pre-train it further first (pretrain --config.init=DIR)",
+            stacklevel=3,
+        )
+    return found
 
 
 class Outputs(NamedTuple):
@@ -132,7 +148,8 @@ def embed(trained: Encoder, texts: Sequence[str], pooling: str = "mean", batch_s
 def fill_mask(trained: Encoder, texts: Sequence[str], top: int = 5) -> list[list[list[tuple[str, float]]]]:
     """The `top` most probable word pieces with their probabilities, for each [MASK] of each text.
 
-    Raises BadInput for a text without [MASK], a text that is too long, and a fine-tuned model.
+    Warns if the MLM head has random weights. Raises BadInput for a text without [MASK], a text that is too long, and a
+    fine-tuned model.
     """
     words, model = trained.vocab, trained.model
     if trained.about.task:
@@ -144,6 +161,7 @@ def fill_mask(trained: Encoder, texts: Sequence[str], top: int = 5) -> list[list
     for text, ids in zip(texts, ids_B, strict=True):
         if words.mask not in ids:
             raise BadInput(f"no [MASK] in {text!r}: write [MASK] in place of the word to fill in")
+    warn_if_untrained(trained, "MLM head")
     batch = batch_of(ids_B, max(map(len, ids_B)), words.pad)
     places_B = [np.flatnonzero(np.array(ids) == words.mask) for ids in ids_B]
     slots_BP = np.zeros((len(ids_B), max(map(len, places_B))), np.int32)

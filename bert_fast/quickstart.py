@@ -73,8 +73,8 @@ def main() -> int:
     out = pathlib.Path(args.out)
 
     heading("1 of 3: prepare a corpus, measure what a step costs, train both models (Ctrl-C saves; repeat to continue)")
-    changes = {"budgets": (f"seconds:{args.seconds:g}",)} if args.seconds else {}
-    results = compare(STUDY, str(out), **changes)
+    budgets = {"budgets": (f"seconds:{args.seconds:g}",)} if args.seconds else {}
+    results = compare(STUDY, str(out), changes=budgets)
     if results["failed"]:
         return 1
 

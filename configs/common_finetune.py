@@ -49,6 +49,17 @@ def finetune(task: str) -> ConfigDict:
     config.answers.max_tokens = 30
     config.answers.null_threshold = 0.0
 
+    # Files of one's own, for the task "own" only: see configs/own.py.
+    config.own = ConfigDict()
+    config.own.kind = "classes"
+    config.own.train = ""
+    config.own.valid = ""
+    config.own.test = ""
+    config.own.text = "text"
+    config.own.pair = ""
+    config.own.label = "label"
+    config.own.valid_share = 0.1  # of the training file, held out if there is no valid file
+
     config.learning_rate = ConfigDict()
     config.learning_rate.warmup = 0.1  # `warmup_proportion` of run_classifier.py
     config.learning_rate.decay = "linear"

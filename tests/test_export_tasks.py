@@ -15,6 +15,7 @@ from bert_fast.method import Program, Stage
 from bert_fast.plan import whole
 from bert_fast.schedule import Schedule
 from bert_fast.tasks import model as task_model
+from bert_fast.tasks.conll import to_iob2
 from bert_fast.tasks.predict import predict
 from bert_fast.train.description import TaskHead
 from helpers.command_line import bert_fast
@@ -39,8 +40,12 @@ TASKS = {
     "classes": TaskHead("mnli", "classes", 3, ("yes", "maybe", "no"), ("sentence1", "sentence2"), 16),
     "one class text": TaskHead("cola", "classes", 2, ("0", "1"), ("sentence",), 16),
     "score": TaskHead("stsb", "score", 1, (), ("sentence1", "sentence2"), 16),
+    "own score": TaskHead("own", "score", 1, (), ("text",), 16, {"train": "a.csv", "mean": 9e4, "deviation": 2e4}),
+    "tags": TaskHead("own", "tags", 3, ("O", "B-X", "I-X"), ("tokens",), 16, {"train": "a.conll"}),
     "span": TaskHead("squad2.0", "span", 2, (), ("question", "context"), 16, SQUAD),
 }
+SUFFIXES = {"tags": "ForTokenClassification", "span": "ForQuestionAnswering"}
+LOGITS = {"tags": "tag_logits", "span": "span_logits"}
 ROW = {"step": 7, "epoch": 2.5, "train_loss": 0.5, "accuracy": 81.25, "score": 81.25}
 PAIRS = [("word1 word3", "word2"), ("word5", "word7 word8 word9"), ("word200 word11", "word12 ##piece3 word4")]
 
@@ -65,10 +70,10 @@ def config_of(layout):
 def test_exported_model_gives_the_logits_of_the_checkpoint(layout, kind, tmp_path):
     task = TASKS[kind]
     done = write.export(made(tmp_path / "run", config_of(layout), task), tmp_path / "out", compare=True)
-    suffix = "ForQuestionAnswering" if kind == "span" else "ForSequenceClassification"
+    suffix = SUFFIXES.get(kind, "ForSequenceClassification")
     classes = {"bert": "Bert", "megatron-bert": "MegatronBert", "roberta-prelayernorm": "RobertaPreLayerNorm"}
     assert done.class_name == classes[layout] + suffix
-    assert done.differences.keys() == {"hidden", "span_logits" if kind == "span" else "class_logits"}
+    assert done.differences.keys() == {"hidden", LOGITS.get(kind, "class_logits")}
     assert max(done.differences.values()) < 1e-5
     auto = getattr(transformers, f"AutoModel{suffix}")
     theirs, found = auto.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -82,13 +87,23 @@ def test_exported_model_gives_the_logits_of_the_checkpoint(layout, kind, tmp_pat
     assert tokenizer.model_max_length == task.seq_len
     if kind == "span":
         return
+    if kind == "tags":
+        tokens = PAIRS[2][1].split()
+        given = tokenizer(tokens, is_split_into_words=True, return_tensors="pt")
+        with torch.no_grad():
+            chosen_S = theirs.eval()(**given).logits[0].argmax(1).tolist()
+        words = given.word_ids(0)
+        names = [theirs.config.id2label[chosen_S[words.index(word)]] for word in range(len(tokens))]
+        (row,) = predict(trained, [tokens])
+        assert row["tags"] == to_iob2(names)
+        return
     pairs = [pair[: len(task.columns)] for pair in PAIRS]
     with torch.no_grad():
         given = tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")
         logits_NC = theirs.eval()(**given).logits
     ours = predict(trained, pairs)
-    if kind == "score":
-        np.testing.assert_allclose([row["score"] for row in ours], logits_NC[:, 0], atol=1e-5)
+    if task.kind == "score":
+        np.testing.assert_allclose([row["score"] for row in ours], logits_NC[:, 0], rtol=1e-5, atol=1e-5)
     else:
         shares = [list(row["probabilities"].values()) for row in ours]
         np.testing.assert_allclose(shares, logits_NC.softmax(1), atol=1e-5)
@@ -150,7 +165,7 @@ def test_task_heads_are_not_imported(layout, tmp_path):
         read.read(tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["classes", "span"])
+@pytest.mark.parametrize("kind", ["classes", "tags", "span"])
 def test_export_that_differs_from_the_checkpoint_is_not_kept(kind, tmp_path, monkeypatch):
     made(tmp_path / "run", BASE, TASKS[kind])
     true, name = weights.write, "qa_outputs.bias" if kind == "span" else "classifier.bias"
@@ -159,7 +174,7 @@ def test_export_that_differs_from_the_checkpoint_is_not_kept(kind, tmp_path, mon
         true(path, {**arrays, name: arrays[name] + np.float32(1e-2) * (np.arange(len(arrays[name])) == 1)})
 
     monkeypatch.setattr(weights, "write", wrong)
-    logits = "span_logits" if kind == "span" else "class_logits"
+    logits = LOGITS.get(kind, "class_logits")
     with pytest.raises(
         BadInput, match=rf"differs from the checkpoint by more than 0\.0001 \(hidden.*{logits} 1\.0e-02"
     ):
@@ -197,7 +212,7 @@ def test_card_shows_the_task_and_the_scores(tmp_path):
     (call / "config.json").write_text(json.dumps({"keep": "best"}))
     write.export(run, tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags:\n- bert\n")
+    assert card.startswith("---\ndatasets:\n- nyu-mll/glue\nlibrary_name: transformers\nmetrics:\n- accuracy\n")
     for fact in (
         "A BERT model fine-tuned on `mnli`", "the weights of `runs/base/checkpoints/9`",
         'pipeline("text-classification"', '"text_pair"',
@@ -233,6 +248,21 @@ def test_card_describes_span_and_score_tasks(tmp_path):
     assert "_thresh" not in card  # it is a difference of logits, not a percentage
     write.export(made(tmp_path / "b", BASE, TASKS["score"]), tmp_path / "score")
     assert "one number, the raw logit" in (tmp_path / "score/README.md").read_text()
+
+
+def test_card_of_ones_own_task_names_its_file_and_the_baseline(tmp_path):
+    run, row = tmp_path / "own/lr=3e-05,seed=1", {**ROW, "f1": 80.0, "score": 80.0}
+    made(run, BASE, TASKS["tags"], scored=(row,))
+    baseline = {"prediction": "always O", "accuracy": 70.0, "f1": 0.0, "score": 0.0}
+    (run / "result.json").write_text(json.dumps({"seed": 1, "baseline": baseline}))
+    write.export(run, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    for fact in (
+        "pipeline_tag: token-classification", "A BERT model fine-tuned on `a.conll`", "split longer texts",
+        'pipeline("token-classification"', "AutoModelForTokenClassification", "labels are `O`, `B-X`, `I-X`",
+        "|  | this model | always O |", "| accuracy | 81.25 | 70.00 |", "| f1 | 80.00 | 0.00 |",
+    ):  # fmt: skip
+        assert fact in card, fact
 
 
 def test_command_exports_and_verifies(tmp_path):

@@ -101,7 +101,8 @@ def lowered_finetuning(program):
     kind, outputs = program.objective.split(":")
     head, B, S = Head(kind, int(outputs)), program.batch_size, program.seq_len
     batch = {name: np.ones((B, S), np.int32) for name in ("ids", "types", "segments", "positions")}
-    labels = {"classes": np.zeros(B, np.int32), "score": np.zeros(B, np.float32), "span": np.zeros((B, 2), np.int32)}
+    labels = {"classes": np.zeros(B, np.int32), "score": np.zeros(B, np.float32)}
+    labels |= {"tags": np.zeros((B, S), np.int32), "span": np.zeros((B, 2), np.int32)}
     batch |= {"weights": np.ones(B, np.float32), "labels": labels[kind]}
 
     def fresh():
@@ -168,7 +169,7 @@ def test_analytic_count_equals_the_products_in_hlo(case):
     assert flops.executed == hlo_flops(lowered)
 
 
-@pytest.mark.parametrize("objective", ["classes:2", "classes:3", "score:1", "span:2"])
+@pytest.mark.parametrize("objective", ["classes:2", "classes:3", "score:1", "tags:3", "span:2"])
 @pytest.mark.parametrize(
     ("model", "micro_batches"),
     [

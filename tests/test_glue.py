@@ -8,7 +8,7 @@ import pytest
 
 from bert_fast import BadInput
 from bert_fast.tasks import glue
-from bert_fast.tasks.data import sample
+from bert_fast.tasks.task import sample
 from helpers.made_tasks import LAYOUTS, names, rows, write_glue, write_tsv
 
 

@@ -134,7 +134,7 @@ def test_import_then_export_returns_every_tensor_byte_for_byte(make, tmp_path):
 def test_missing_heads_are_named_and_written_only_on_request(tmp_path):
     folder, warned = encoder_alone(tmp_path / "theirs"), []
     imported = read.read(folder, warned.append)
-    assert imported.initialised == ("MLM head", "next-sentence head")
+    assert imported.untrained == ("MLM head", "next-sentence head")
     assert "no MLM head, no next-sentence head: initialised" in warned[0]
     assert np.asarray(imported.params["mlm"]["dense"]["kernel"]).std() > 0.01
     pooler = np.asarray(tensors_in(folder)["pooler.dense.weight"], np.float32)
@@ -148,7 +148,7 @@ def test_missing_heads_are_named_and_written_only_on_request(tmp_path):
 
 def test_model_without_pooler_gets_a_pooler_and_a_next_sentence_head(tmp_path):
     imported = read.read(save_theirs(tmp_path / "theirs", their_model(heads="ForMaskedLM")), lambda line: None)
-    assert imported.initialised == ("pooler", "next-sentence head")
+    assert imported.untrained == ("pooler", "next-sentence head")
     assert imported.program.objective == "mlm"
 
 
@@ -338,12 +338,37 @@ def test_imported_model_is_pre_trained_further_with_any_method_and_exported(meth
 
 
 @pytest.mark.slow
+def test_random_heads_are_named_before_results_until_they_are_trained(small_shards, tmp_path):
+    folder = theirs_for(small_shards, tmp_path / "theirs", heads="Model")
+    read.save(read.read(folder, lambda line: None), tmp_path / "run")
+    said = r"run/checkpoints/0 has random weights in its MLM head, .* says nothing about the model"
+    with pytest.warns(UserWarning, match=said):
+        found = inference.evaluate(str(tmp_path / "run"), str(small_shards), examples=16, seq_len=16)
+    assert found["untrained_heads"] == ["MLM head"]
+    with pytest.warns(UserWarning, match=said):
+        inference.fill_mask(encoder.load(tmp_path / "run"), ["w1 [MASK]"], 3)
+    for objective, left in (("mlm", ["pooler", "next-sentence head"]), ("mlm+nsp", [])):
+        config = small_config(
+            small_shards,
+            init=str(tmp_path / "run"),
+            steps=1,
+            eval__every=0,
+            model__pooler=True,
+            data__objective=objective,
+        )
+        run(config, more := tmp_path / objective)
+        assert [*encoder.load(more).untrained] == left
+        assert inference.evaluate(str(more), examples=16, seq_len=16)["untrained_heads"] == []
+        inference.fill_mask(encoder.load(more), ["w1 [MASK]"], 3)
+
+
+@pytest.mark.slow
 def test_imported_model_is_evaluated_and_fills_masks(small_shards, tmp_path):
     read.save(read.read(theirs_for(small_shards, tmp_path / "theirs")), tmp_path / "run")
     with pytest.raises(BadInput, match="--data=DIR"):
         inference.evaluate(str(tmp_path / "run"))
     found = inference.evaluate(str(tmp_path / "run"), str(small_shards), examples=16, seq_len=16)
-    assert found["nsp_loss"] > 0
+    assert (found["nsp_loss"] > 0, found["untrained_heads"]) == (True, [])
     (masks,) = inference.fill_mask(encoder.load(tmp_path / "run"), ["w1 [MASK]"], 3)
     assert len(masks[0]) == 3
     with pytest.raises(BadInput, match="holds a run with another config"):

@@ -249,7 +249,9 @@ def test_model_card_describes_the_run(tmp_path, capsys):
         (tmp_path / "scores" / name / "results.json").write_text(json.dumps(result))
     write.export(tmp_path / "run", tmp_path / "out", results=tmp_path / "scores")
     card = (tmp_path / "out/README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask\ntags:\n- bert\n")
+    assert card.startswith(
+        "---\nlibrary_name: transformers\nmetrics:\n- accuracy\n- perplexity\npipeline_tag: fill-mask\n"
+    )
     for fact in (
         "files:corpus/*.txt", "1,200 documents, 345,678 tokens", "layer_drop (theta=0.5)", "| 7, lamb |",
         "12,345 tokens", "6e+12 (forward", "8e+12 for the same examples; this run took 75%", "2 min 05 s",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import jax
@@ -139,7 +140,7 @@ def test_warm_start_starts_where_the_other_run_ended(finished, small_shards, tmp
 
 
 def test_warm_start_from_another_model_is_refused(finished, small_shards, tmp_path):
-    config = small_config(small_shards, init=str(finished[0]), model__width=16)
+    config = small_config(small_shards, init=str(finished[0]), model__width=16, model__heads=1)
     with pytest.raises(BadInput, match="width is 32 there, 16 here"):
         run(config, tmp_path)
 
@@ -197,7 +198,7 @@ def test_checkpoint_with_a_weight_that_is_not_finite_is_refused_everywhere(small
     config = small_config(small_shards, **small)
     save = checkpoint.save
 
-    def poisoned(root, state, about, keep):
+    def poisoned(root, state, about, keep, warn):
         """Saves the weights with a NaN in one leaf, and skips the check that would refuse it."""
         params = {**state.params, "mlm": {**state.params["mlm"], "bias": state.params["mlm"]["bias"].at[3].set(np.nan)}}
         with monkeypatch.context() as patch:
@@ -230,7 +231,7 @@ def test_moment_or_method_state_that_is_not_finite_is_refused_by_name(
     )
     save = checkpoint.save
 
-    def poisoned(root, state, about, keep):
+    def poisoned(root, state, about, keep, warn):
         broken = jax.tree.map(
             lambda leaf: leaf.at[(0,) * leaf.ndim].set(np.inf) if leaf.dtype == np.float32 else leaf,
             getattr(state, branch),
@@ -296,6 +297,15 @@ def test_folder_accepts_a_corrected_config_after_a_refused_start(small_shards, t
         ({"data__workers": -1}, "data.workers=-1: expected at least 0"),
         ({"eval__batch_size": 0}, "eval.batch_size=0: expected at least 1"),
         ({"methods": "token_drop,token_drop"}, "methods=token_drop,token_drop: list each method only once"),
+        ({"steps": 10**20}, "steps=100000000000000000000: expected at most 2,147,483,647"),
+        ({"model__depth": 10**7}, "model.depth=10000000: expected at most 1,000"),
+        ({"model__heads": 3}, "expected --config.model.width=32"),
+        ({"model__init_std": -0.1}, "model.init_std=-0.1: expected at least 0"),
+        ({"learning_rate__peak": -1e-3}, "learning_rate.peak=-0.001: expected at least 0"),
+        ({"learning_rate__rate": math.nan}, "learning_rate.rate=nan: expected a finite number"),
+        ({"optimizer__weight_decay": -0.01}, "optimizer.weight_decay=-0.01: expected at least 0"),
+        ({"optimizer__eps": math.inf}, "optimizer.eps=inf: expected a finite number"),
+        ({"layer_drop__theta": math.nan}, "layer_drop.theta=nan: expected a finite number"),
         ({"micro_batches": 3}, "is not divisible by"),
         ({"phases": "128:1"}, "above the model's 64"),
         ({"eval__seq_len": 65}, "above the model's 64"),

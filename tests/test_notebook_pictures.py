@@ -55,6 +55,12 @@ def test_skipped_layers_are_drawn_and_the_mean_cost_is_the_runs():
     assert found.cost_T.mean() == pytest.approx(found.flops / found.dense, abs=0.02)
 
 
+def test_share_of_flops_is_that_of_dense_training_with_as_many_steps():
+    whole, half = course(methods="token_drop"), course(methods="token_drop", budget=f"tokens:{1_000 * 256 * 128}")
+    assert half.steps == 1_000
+    assert half.flops / half.dense == pytest.approx(whole.flops / whole.dense)
+
+
 def test_picture_has_two_panels_for_each_run_and_says_the_share_of_flops():
     figure = pictures.plans({"dense": (CONFIG, COMMON), "fewer tokens": (CONFIG, COMMON | {"methods": "token_drop"})})
     assert len(figure.axes) == 4

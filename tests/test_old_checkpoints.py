@@ -1,4 +1,8 @@
-"""Runs of older versions can be continued. helpers/make_fixtures.py describes the fixtures."""
+"""Runs of older versions can be continued. helpers/make_fixtures.py describes the fixtures.
+
+finetuned/format4 has a call of `finetune` on MRPC: a pre-trained checkpoint (start), a finished run and an interrupted
+one (run), and the tasks that results.json had after both (results.json).
+"""
 
 import json
 import pathlib
@@ -7,11 +11,15 @@ import shutil
 import numpy as np
 import pytest
 
+from bert_fast import encoder
+from bert_fast.tasks import sweep
+from bert_fast.tasks.predict import predict
 from bert_fast.train import settings
+from helpers.made_tasks import make_settings, write_glue
 from helpers.small_runs import CLOCKS, rows_without_clock, run
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
-ALL = sorted(folder for version in FIXTURES.iterdir() for folder in version.iterdir())
+ALL = sorted(path.parent for path in FIXTURES.rglob("continued.jsonl"))
 
 
 def same(found, kept) -> bool:
@@ -36,3 +44,26 @@ def test_a_run_of_an_older_version_continues_with_the_same_rows(fixture, small_s
     for now, then in zip(found, kept, strict=True):
         different = [key for key in then if key not in CLOCKS and not same(now.get(key), then[key])]
         assert not different, {key: (now.get(key), then[key]) for key in different}
+
+
+@pytest.mark.parametrize("fixture", sorted((FIXTURES / "finetuned").iterdir()), ids=lambda path: path.name)
+def test_a_finetune_call_of_an_older_version_continues_and_its_runs_predict_the_same(fixture, tmp_path):
+    shutil.copytree(fixture, tmp_path / "call")
+    run, start = tmp_path / "call/run", tmp_path / "call/start"
+    write_glue(tmp_path / "glue", ("mrpc",), train=48, dev=16, test=4)
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["dir"] = str(tmp_path / "glue")
+    config["encoder"]["checkpoint"] = str(start / "checkpoints/0")
+    (run / "config.json").write_text(json.dumps(config))
+    made, now = make_settings(tmp_path / "glue", seeds="0,1", epochs=2.0, checkpoint__every=2, widths=1)
+    found = sweep.finetune(made, now, run, str(start))["tasks"]["mrpc"]
+    kept = json.loads((fixture / "results.json").read_text())["mrpc"]
+    for one, other in zip(found["runs"], kept["runs"], strict=True):
+        assert one["last"] == pytest.approx(other["last"], rel=1e-3)
+        assert one["steps"] == other["steps"]
+    assert "baseline" not in found["runs"][0]
+    assert found["baseline"] == found["runs"][1]["baseline"]
+    finished = run / "mrpc/lr=0.003,seed=0"
+    pairs = [line.split("\t")[3:5] for line in (tmp_path / "glue/MRPC/dev.tsv").read_text().splitlines()[1:]]
+    written = [line.split("\t")[1] for line in (finished / "dev/MRPC.tsv").read_text().splitlines()[1:]]
+    assert [row["label"] for row in predict(encoder.load(finished), pairs)] == written

@@ -213,7 +213,7 @@ def test_missing_and_ambiguous_columns_are_named(task, columns, given, message):
         ("a.jsonl", '{"text": "w1"}\n{"other": "w1"}\n', "line 2: no 'text', found 'other': add it"),
         ("a.jsonl", '{"text": 5}\n', "line 1: 'text' is 5, expected a text"),
         ("a.tsv", b"text\n\xff\n", "not UTF-8 at byte 5: convert it"),
-        ("a.csv", "text\nw1\n", r"unknown suffix '\.csv': expected \.tsv, \.jsonl"),
+        ("a.txt", "text\nw1\n", r"unknown suffix '\.txt': expected \.csv or \.tsv or \.jsonl"),
         ("a.json", "{}", "SQuAD's JSON holds questions, which cola does not answer"),
     ],
 )  # fmt: skip
@@ -226,6 +226,8 @@ def test_unusable_files_and_lines_are_named(name, content, message, tmp_path):
 def test_supported_files_are_read(tmp_path):
     (tmp_path / "a.tsv").write_bytes('\ufeffx\ttext\r\n1\t"w1\u2028 w2\r\n2\tw3\r\n'.encode())
     assert inputs.read(str(tmp_path / "a.tsv"), ONE) == ([('"w1\u2028 w2',), ("w3",)], None)
+    (tmp_path / "a.csv").write_bytes('\ufeffx,text\r\n1,"a ""b"", c"\r\n'.encode())
+    assert inputs.read(str(tmp_path / "a.csv"), ONE).texts_N == [('a "b", c',)]
     (tmp_path / "a.jsonl").write_text('{"b": "w2", "a": "w1", "n": 1}\n{"a": "w3", "b": "w4"}')
     assert inputs.read(str(tmp_path / "a.jsonl"), PAIR, ("a", "b")).texts_N == [("w1", "w2"), ("w3", "w4")]
     (tmp_path / "a.jsonl").write_text('{"id": 7, "question": "w1?", "context": "w2"}\n')

@@ -1,12 +1,14 @@
 """Windows over a context, and the answers read from them as in run_squad.py: characters, labels and best answers."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 
 from bert_fast import BadInput
 from bert_fast.data import vocab as vocabularies
+from bert_fast.tasks.model import Head, no_logits
 from bert_fast.tasks.spans import Question, answers, windows
 
 PIECES = (
@@ -235,6 +237,17 @@ def test_no_answer_is_predicted_by_comparing_the_lowest_cls_score_with_the_best_
     found = answers([asked], made, *logits, "2.0", n_best=5)
     assert found.best == {"q": ""}
     assert [entry["text"] == "" for entry in found.n_best["q"]] == [True] + [False] * 4
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_a_diverged_run_answers_nothing(words, version):
+    asked = [question(letters(20), "a b"), question("the cafe", id="r")]
+    made = windows(asked, words, 14, 4, 16)
+    assert len(made.ids) > len(asked)
+    logits_NS2 = no_logits(Head("span", 2), len(made.ids), 20)
+    found = answers(asked, made, logits_NS2[..., 0], logits_NS2[..., 1], version)
+    assert found.best == {"q": "", "r": ""}
+    json.dumps(found._asdict(), allow_nan=False)
 
 
 def test_the_first_of_equal_spans_wins(words):

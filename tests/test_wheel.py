@@ -37,7 +37,8 @@ def wheel(tmp_path_factory) -> pathlib.Path:
 def test_wheel_holds_the_package_with_its_configs_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in names} == {"bert_fast"}
-    ours = {str(path.relative_to(ROOT)) for path in (ROOT / "bert_fast").rglob("*.py")}
+    kinds = (".py", ".css", ".js")
+    ours = {str(path.relative_to(ROOT)) for path in (ROOT / "bert_fast").rglob("*") if path.suffix in kinds}
     configs = {f"bert_fast/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.py")}
     assert names == ours | configs
 

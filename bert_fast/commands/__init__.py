@@ -18,6 +18,7 @@ NAMES = (
     "costs",
     "compare",
     "pretrain",
+    "report",
     "evaluate",
     "fill-mask",
     "embed",
@@ -25,6 +26,8 @@ NAMES = (
     "predict",
     "export",
     "import",
+    "push",
+    "pull",
 )
 
 
@@ -83,7 +86,7 @@ def keep_programs():
 def needs(args, *names: str):
     """Raises BadInput if one of these flags is missing."""
     for name in names:
-        if args[name].value is None:
+        if args[name].value in (None, ""):
             raise BadInput(f"--{name} is missing: {args[name].help.replace(REQUIRED, '').strip()}")
 
 

@@ -37,7 +37,7 @@ def run(args, texts: list[str]) -> int:
             "compare smoke --out=runs/smoke"
         )
     changes = {"task_data": str(pathlib.Path(args.task_data).resolve())} if args.task_data else {}
-    results = compare(names[0], args.out, args.data, args.processes, args.dry_run, **changes)
+    results = compare(names[0], args.out, args.data, args.processes, args.dry_run, changes)
     if "budgets" in results:
         print(pathlib.Path(args.out, "results.md").read_text())
     return 1 if results["failed"] else 0

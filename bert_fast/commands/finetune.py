@@ -6,7 +6,7 @@ from absl import flags
 
 from bert_fast.commands import REQUIRED, join_processes, keep_programs, needs, nothing, process_flags
 
-WHAT = "fine-tune a checkpoint on GLUE or SQuAD and score it; the same command continues an interrupted run"
+WHAT = "fine-tune a checkpoint on GLUE, SQuAD or your own file and score it; the same command continues it"
 EXAMPLE = "--config=glue:task=mrpc --checkpoint=runs/mini --workdir=runs/mrpc --config.data.dir=GLUE"
 
 
@@ -21,7 +21,12 @@ def define(args, argv: list[str]):
         flag_values=args,
     )
     flags.DEFINE_string("checkpoint", None, "The encoder: a run folder or one checkpoints/STEP.", flag_values=args)
-    flags.DEFINE_string("hf", None, "Instead of --checkpoint: the encoder, as a Hugging Face folder.", flag_values=args)
+    flags.DEFINE_string(
+        "hf",
+        None,
+        "Instead of --checkpoint: the encoder, as a Hugging Face folder or a model's NAME[@REVISION] on the Hub.",
+        flag_values=args,
+    )
     process_flags(args)
 
 

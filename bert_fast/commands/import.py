@@ -4,13 +4,17 @@ from absl import flags
 
 from bert_fast.commands import REQUIRED, needs, nothing
 
-WHAT = "turn a Hugging Face folder into a checkpoint"
-EXAMPLE = "--hf=path/to/bert-base-uncased --out=runs/base"
+WHAT = "turn a Hugging Face model, from a folder or the Hub, into a checkpoint"
+EXAMPLE = "--hf=google/bert_uncased_L-2_H-128_A-2 --out=runs/tiny"
 
 
 def define(args, argv: list[str]):
     flags.DEFINE_string(
-        "hf", None, "A Hugging Face folder: bert, megatron-bert or roberta-prelayernorm. " + REQUIRED, flag_values=args
+        "hf",
+        None,
+        "A Hugging Face folder, or a model's NAME[@REVISION] on the Hub: bert, megatron-bert or roberta-prelayernorm. "
+        + REQUIRED,
+        flag_values=args,
     )
     flags.DEFINE_string("out", None, "The run folder to create. The model is its step 0. " + REQUIRED, flag_values=args)
 

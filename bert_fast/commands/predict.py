@@ -4,7 +4,7 @@ from absl import flags
 
 from bert_fast.commands import REQUIRED, keep_programs, needs, nothing
 
-WHAT = "apply a fine-tuned model to a file of texts: labels, scores or answers"
+WHAT = "apply a fine-tuned model to a file of texts: labels, scores, tags or answers"
 EXAMPLE = "--checkpoint=runs/mrpc/mrpc/lr=3e-05,seed=0 --data=pairs.tsv --out=predictions.tsv"
 
 
@@ -18,11 +18,14 @@ def define(args, argv: list[str]):
     flags.DEFINE_string(
         "data",
         None,
-        "The texts: a .tsv with a header, as in GLUE; a .jsonl; or SQuAD's .json. " + REQUIRED,
+        "The texts: a .csv or .tsv with a header; a .jsonl; SQuAD's .json; or, for tags, a CoNLL file. " + REQUIRED,
         flag_values=args,
     )
     flags.DEFINE_string(
-        "out", None, "A .jsonl or .tsv file to write [JSON Lines on standard output].", flag_values=args
+        "out",
+        None,
+        "A .jsonl, .tsv or (for tags) .conll file to write [JSON Lines on standard output].",
+        flag_values=args,
     )
     flags.DEFINE_list(
         "columns",

@@ -14,13 +14,19 @@ import dataclasses
 import gzip
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-from bert_fast.data.files import atomic_json, atomic_write, hold, refuse_file
+from bert_fast.data.files import atomic_json, atomic_write, check_output, hold
 
 
 def compare(
-    name: str, folder: str, data: str = "", processes: int = 0, dry_run: bool = False, **changes
+    name: str,
+    folder: str,
+    data: str = "",
+    processes: int = 0,
+    dry_run: bool = False,
+    changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Runs a study, or what is missing of it, and writes results.md, results.json and rows.jsonl.gz to its folder.
 
@@ -31,9 +37,9 @@ def compare(
     from bert_fast.compare import runs, study
     from bert_fast.train.report import say
 
-    made, out = dataclasses.replace(study.load(name), **changes), pathlib.Path(folder).resolve()
+    made, out = dataclasses.replace(study.load(name), **(changes or {})), pathlib.Path(folder).resolve()
     study.check(made)
-    refuse_file(out, "--out")
+    check_output(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
     busy = f"another comparison is running in {out}: wait for it to finish, or choose another --out"
     with contextlib.closing(hold(out / ".lock", busy)):

@@ -97,7 +97,7 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
     if kind in ("classes", "score"):  # a fine-tuning head on the [CLS] vector
         yield dense("task/pooler", 2 * program.batch_size * D * D, tangent)
         yield dense("task/output", 2 * program.batch_size * D * int(outputs), True)
-    if kind == "span":  # on every token
+    if kind in ("tags", "span"):  # on every token
         yield dense("task/output", 2 * program.batch_size * program.seq_len * D * int(outputs), tangent)
     if "nsp" in program.objective:
         yield dense("next/pooler", 2 * program.batch_size * D * D, tangent)

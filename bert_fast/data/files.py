@@ -105,7 +105,11 @@ def full_disk_reported(folder: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def refuse_file(path: pathlib.Path, flag: str):
-    """Raises BadInput if `path`, which must be a folder or not exist, is a file."""
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"{flag}={path} is a file: expected a folder, or a path that does not exist yet")
+def check_output(folder: pathlib.Path, flag: str):
+    """Raises BadInput if `folder`, or else the lowest folder above it that exists, is a file or cannot be written."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    what = f"{flag}={folder}" if place == folder.absolute() else f"{flag}={folder}: {place}"
+    if not place.is_dir():
+        raise BadInput(f"{what} is a file: expected a folder, or a path that does not exist yet")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise BadInput(f"{what} cannot be written: get the right to write there, or choose another folder")

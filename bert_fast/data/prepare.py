@@ -20,7 +20,7 @@ from bert_fast import BadInput
 from bert_fast.data import corpora, document_tokenizer, letters, shards, staging, workers
 from bert_fast.data import prepare_report as report
 from bert_fast.data import vocab as vocabulary
-from bert_fast.data.files import atomic_json, atomic_write, full_disk_reported, refuse_file
+from bert_fast.data.files import atomic_json, atomic_write, check_output, full_disk_reported
 from bert_fast.data.mixture import Mixture, Position, Stream, open_mixture
 
 UNIT = 64 << 20  # characters of text in a unit: about 15 M tokens, 20 MB on disk
@@ -66,7 +66,7 @@ def prepare(
     full disk.
     """
     out = pathlib.Path(out)
-    refuse_file(out, "--out")
+    check_output(out, "--out")
     if not 0 < valid_fraction < 1:
         raise BadInput(f"--valid_fraction={valid_fraction}: expected a share between 0 and 1, such as 0.01")
     if vocab is None and vocab_size < 100:

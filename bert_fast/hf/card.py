@@ -4,13 +4,14 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bert_fast import BadInput
 from bert_fast.bert import Config
 from bert_fast.encoder import Encoder
+from bert_fast.hf import hub
+from bert_fast.hf.metadata import Stated, front, heads_of
 from bert_fast.hf.tokenizer import read_json
 from bert_fast.train.description import Description
 from bert_fast.train.log import clock, read_rows
@@ -29,14 +30,8 @@ AUTO = {
     "ForMaskedLM": "AutoModelForMaskedLM",
     "ForNextSentencePrediction": "AutoModelForNextSentencePrediction",
     "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
-}
-# The Hub's pipeline tag, by the same endings; all others have "feature-extraction".
-PIPELINES = {
-    "ForPreTraining": "fill-mask",
-    "ForMaskedLM": "fill-mask",
-    "ForSequenceClassification": "text-classification",
-    "ForQuestionAnswering": "question-answering",
 }
 OBJECTIVES = {
     "mlm+nsp": "masked LM and next-sentence prediction (BERT)",
@@ -63,47 +58,35 @@ def card(
     notes: Sequence[str],
     results: Mapping[str, dict],
     differences: Mapping[str, float] | None,
+    given: Stated,
 ) -> str:
-    """The whole model card, with the front matter that the Hub reads.
+    """The whole model card, with the metadata that the Hub reads.
 
     results: the contents of `results.json` files of `finetune`, by folder.
     differences: the largest differences from transformers, by output; None if not compared.
     """
     about, run = trained.about, run_of(trained.folder)
-    came = about.imported
+    came, last, title = about.imported, last_rows(trained.about, run), run.absolute().name
+    on_hub = came is not None and hub.name_in(came["folder"])
     origin = (
-        f"It was imported from the Hugging Face folder {came['folder']} and has not been trained since. How it was "
-        "trained before is not recorded."
+        f"It was imported from the Hugging Face {'Hub' if on_hub else 'folder'} ({came['folder']}) and has not been "
+        "trained since. How it was trained before is not recorded."
         if came
         else f"It was pre-trained with bert_fast {about.version}, in JAX."
     )
     if about.init:
         origin += f" Training started from the weights of `{about.init}`. That run is not described here."
     sections = [
-        front(about, class_name),
-        f"# {run.absolute().name}",
+        front(about, class_name, title, last.get("valid", {}), given),
+        f"# {title}",
         f"A BERT encoder in the layout of `{class_name}`: {shape_of(trained.model)}. {origin}",
-        use(class_name, differences),
+        use(class_name, differences, given.place),
         "## Notes\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "",
         "" if came else training(trained, run),
-        losses(about, run),
+        losses(about, last),
         scores(trained, results),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def front(about: Description, class_name: str) -> str:
-    """The YAML front matter, with its two lines of dashes."""
-    tags = ["bert", "bert_fast", *(name for name, _ in about.methods)]
-    task = PIPELINES.get(heads_of(class_name), "feature-extraction")
-    return "\n".join(
-        ["---", "library_name: transformers", f"pipeline_tag: {task}", "tags:", *(f"- {tag}" for tag in tags), "---"]
-    )
-
-
-def heads_of(class_name: str) -> str:
-    """The ending of a class name, such as ForMaskedLM."""
-    return re.sub(r".*(?=For)", "", class_name)
 
 
 def shape_of(model: Config) -> str:
@@ -119,7 +102,7 @@ def ranged(counts_L: tuple[int, ...]) -> str:
     return f"{min(counts_L):,}" if len(set(counts_L)) == 1 else f"{min(counts_L):,} to {max(counts_L):,}"
 
 
-def use(class_name: str, differences: Mapping[str, float] | None) -> str:
+def use(class_name: str, differences: Mapping[str, float] | None, place: str) -> str:
     auto = AUTO.get(heads_of(class_name), "AutoModel")
     compared = ""
     if differences:
@@ -129,8 +112,8 @@ def use(class_name: str, differences: Mapping[str, float] | None) -> str:
         f"""```python
 from transformers import {auto}, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-model = {auto}.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained({place})
+model = {auto}.from_pretrained({place})
 ```"""
         + compared
     )
@@ -203,9 +186,13 @@ def source_of(folder: str) -> str:
     return f"`{manifest['source']}`: {split['documents']:,} documents, {split['tokens']:,} tokens"
 
 
-def losses(about: Description, run: pathlib.Path) -> str:
-    """The section on losses: each split's last losses up to the step of the checkpoint."""
-    last = {row["split"]: row for row in read_rows(run / "metrics.jsonl") if row["step"] <= about.step}
+def last_rows(about: Description, run: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Each split's last row of `metrics.jsonl` up to the step of the checkpoint."""
+    return {row["split"]: row for row in read_rows(run / "metrics.jsonl") if row["step"] <= about.step}
+
+
+def losses(about: Description, last: Mapping[str, Mapping[str, Any]]) -> str:
+    """The section on losses, made from `last_rows`."""
     columns = [(name, last[split]) for name, split in (("held-out", "valid"), ("training", "train")) if split in last]
     if not columns:
         return ""

@@ -7,8 +7,8 @@ Three layouts fit the models that we train, with the same logits and gradients:
     megatron-bert         pre         no                    yes                  MegatronBertForPreTraining
     roberta-prelayernorm  pre         yes                   no                   RobertaPreLayerNormForMaskedLM
 
-A fine-tuned model becomes a ...ForSequenceClassification or a ...ForQuestionAnswering. In all three layouts, these
-heads compute the same as ours.
+A fine-tuned model becomes a ...ForSequenceClassification, a ...ForTokenClassification or a ...ForQuestionAnswering. In
+all three layouts, these heads compute the same as ours.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,13 @@ from bert_fast.train.description import TaskHead
 ARRANGEMENTS = {("post", True): "bert", ("pre", False): "megatron-bert", ("pre", True): "roberta-prelayernorm"}
 WITH_NEXT = ("bert", "megatron-bert")
 CLASSES = {"bert": "Bert", "megatron-bert": "MegatronBert", "roberta-prelayernorm": "RobertaPreLayerNorm"}
+# The ending of a transformers class with a task's head, by the kind of the head.
+TASK_HEADS = {
+    "classes": "ForSequenceClassification",
+    "score": "ForSequenceClassification",
+    "tags": "ForTokenClassification",
+    "span": "ForQuestionAnswering",
+}
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 SIZES = (
@@ -157,13 +164,13 @@ def architecture(layout: str, mlm: bool, next_: bool) -> str:
 
 def task_architecture(layout: str, task: TaskHead) -> str:
     """The transformers class with the head of a task."""
-    return CLASSES[layout] + ("ForQuestionAnswering" if task.kind == "span" else "ForSequenceClassification")
+    return CLASSES[layout] + TASK_HEADS[task.kind]
 
 
 def task_to_hf(task: TaskHead) -> dict[str, Any]:
     """The entries of `config.json` for a task's head. transformers makes the head as large as the number of labels."""
-    labels = {"classes": task.labels, "score": ("score",), "span": ("start", "end")}[task.kind]
-    problem = {"classes": "single_label_classification", "score": "regression", "span": None}[task.kind]
+    labels = task.labels or {"score": ("score",), "span": ("start", "end")}[task.kind]
+    problem = {"classes": "single_label_classification", "score": "regression"}.get(task.kind)
     names = {
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},

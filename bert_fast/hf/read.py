@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_fast import BadInput, bert, command
+from bert_fast import BadInput, bert, command, encoder
 from bert_fast.bert import Config, Params
 from bert_fast.data.files import atomic_json, new_folder
 from bert_fast.data.masking import prediction_slots
 from bert_fast.encoder import Encoder
-from bert_fast.hf import layouts, tensors, tokenizer, weights
+from bert_fast.hf import layouts, pull, tensors, tokenizer, weights
 from bert_fast.hf.tokenizer import read_json
 from bert_fast.method import Program, Stage
 from bert_fast.plan import whole
@@ -29,7 +29,7 @@ from bert_fast.train.step import TrainState
 TYPES = ("float32", "float16", "bfloat16")
 # Heads, and their branches in our parameters. A folder has all tensors of a head or none. If it has none, the head is
 # initialised at random.
-HEADS = {"MLM head": "mlm/", "pooler": "next/pooler/", "next-sentence head": "next/next/"}
+HEADS: dict[str, str] = dict(zip(encoder.HEADS, ("mlm/", "next/pooler/", "next/next/"), strict=True))
 # Embedding tables are often padded to a multiple of 128 or of a smaller number, which adds fewer than 128 rows.
 # If a table has 128 extra rows or more, a warning is given.
 LANES = 128
@@ -41,12 +41,15 @@ EVALUATION = Evaluation(every=0, examples=2_000, seq_len=128, batch_size=32, see
 
 
 def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Encoder:
-    """The model and the vocabulary of a folder. Missing heads are initialised, and reported through `warn`.
+    """The model and the vocabulary of a folder, or of a model on the Hub: see `pull.find`.
+
+    Missing heads are initialised, and reported through `warn`.
 
     Raises BadInput if a file, setting or tensor is missing or unsupported, or if a tensor is unknown, not finite, or of
     the wrong shape or type. The message names it.
     """
-    folder = pathlib.Path(path)
+    source = pull.find(path)
+    folder = source.folder
     if not (folder / "config.json").is_file():
         raise BadInput(f"no config.json in {folder}: expected a folder written by save_pretrained(DIR)")
     theirs = read_json(folder / "config.json")
@@ -74,7 +77,7 @@ def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Encoder:
     found = {tensors.today(name): array for name, array in as_named.items()}
     params, initialised = with_heads(found, config, pad_id)
     if initialised:
-        warn(f"{folder} has no {', no '.join(initialised)}: initialised at random")
+        warn(f"{source.hub or folder} has no {', no '.join(initialised)}: initialised at random")
     program, data, evaluation = program_of(config, "next-sentence head" in initialised)
     stage = Stage("imported", program, steps=0, schedule=Schedule(peak=0.0, steps=0))
     about = Description(
@@ -83,9 +86,9 @@ def read(path: str | pathlib.Path, warn: Callable[[str], Any] = say) -> Encoder:
         vocab=vocab,
         data=data,
         eval=evaluation,
-        imported=description(folder, found, config, pad_id, initialised),
+        imported=description(source.hub or folder.name, found, config, pad_id, initialised),
     )
-    return Encoder(folder, params, about)
+    return Encoder(folder, params, about, source.hub)
 
 
 def check_types(folder: pathlib.Path, found: dict[str, np.ndarray], config: Config, pad_id: int):
@@ -148,10 +151,11 @@ def program_of(config: Config, without_next: bool) -> tuple[Program, Data, Evalu
     return program, data, evaluation
 
 
-def description(folder: pathlib.Path, found: dict, config: Config, pad_id: int, initialised: tuple[str, ...]) -> dict:
+def description(came: str, found: dict, config: Config, pad_id: int, initialised: tuple[str, ...]) -> dict:
     """What an export needs to write the same tensors again.
 
-    folder: its name. tensors: type by name. initialised: the heads that were initialised.
+    folder: its name, or NAME@COMMIT for a model of the Hub. tensors: type by name.
+    initialised: the heads that were initialised.
     unused_positions: the rows of RoBERTa's position table that no token uses, as base64 of float32; "" if all zero.
     """
     layout = layouts.layout_of(config)
@@ -161,7 +165,7 @@ def description(folder: pathlib.Path, found: dict, config: Config, pad_id: int, 
         (table,) = (array for theirs, array in found.items() if tensors.full_name(theirs, layout) == name)
         unused = table[:shift].astype(np.float32).tobytes() if np.any(table[:shift]) else b""
     return {
-        "folder": folder.name,
+        "folder": came,
         "tensors": {name: array.dtype.name for name, array in found.items()},
         "initialised": list(initialised),
         "unused_positions": base64.b64encode(unused).decode(),
@@ -195,7 +199,7 @@ def save(imported: Encoder, out: str | pathlib.Path) -> pathlib.Path:
         state = TrainState(np.zeros((), np.int32), imported.params, {}, (), ())
         checkpoint.save(part / "checkpoints", state, imported.about, set())
         # A `pretrain` that tries to continue in this folder finds a config that is not its own, and is refused.
-        atomic_json(part / "config.json", {"imported": str(imported.folder)})
+        atomic_json(part / "config.json", {"imported": imported.origin})
     return pathlib.Path(out) / "checkpoints" / "0"
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from bert_fast import BadInput
 from bert_fast.encoder import Encoder
-from bert_fast.hf.card import front, methods_of, run_of, shape_of, table, use
+from bert_fast.hf.card import methods_of, run_of, shape_of, table, use
+from bert_fast.hf.metadata import Stated, front
 from bert_fast.hf.tokenizer import read_json
 from bert_fast.train.description import TaskHead
 from bert_fast.train.log import clock
@@ -30,19 +31,22 @@ def card(
     notes: Sequence[str],
     results: Mapping[str, dict],
     differences: Mapping[str, float] | None,
+    given: Stated,
 ) -> str:
-    """The whole model card, with the front matter that the Hub reads. Arguments as in `card.card`."""
+    """The whole model card, with the metadata that the Hub reads. Arguments as in `card.card`."""
     about, task = trained.about, trained.about.task
     assert task is not None
     origin = f"from the weights of `{about.init}`" if about.init else "from random weights"
     notes = [*notes, *limits(task)]
+    title = run_of(trained.folder).absolute().parent.name
+    data = task.options.get("train", task.name)  # a file of one's own, or a benchmark
     sections = [
-        front(about, class_name),
-        f"# {run_of(trained.folder).absolute().parent.name}",
-        f"A BERT model fine-tuned on `{task.name}`, in the layout of `{class_name}`: {shape_of(trained.model)}. It was "
+        front(about, class_name, title, {}, given),
+        f"# {title}",
+        f"A BERT model fine-tuned on `{data}`, in the layout of `{class_name}`: {shape_of(trained.model)}. It was "
         f"fine-tuned with bert_fast {about.version}, in JAX, {origin}.",
-        *([example(task)] if task.kind != "span" else []),
-        use(class_name, differences),
+        *([example(task, given.place)] if task.kind != "span" else []),
+        use(class_name, differences, given.place),
         "## Notes\n\n" + "\n".join(f"- {note}" for note in notes),
         training(trained, task),
         scores(trained, task, results),
@@ -50,13 +54,20 @@ def card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def example(task: TaskHead) -> str:
+def example(task: TaskHead, place: str) -> str:
     """A code block that calls transformers' pipeline."""
+    if task.kind == "tags":
+        return f"""```python
+from transformers import pipeline
+
+predict = pipeline("token-classification", {place}, aggregation_strategy="first")
+predict("...")
+```"""
     given = '"..."' if len(task.columns) == 1 else '{"text": "...", "text_pair": "..."}'
     return f"""```python
 from transformers import pipeline
 
-predict = pipeline("text-classification", FOLDER)
+predict = pipeline("text-classification", {place})
 predict({given}, truncation=True)  # {", ".join(task.columns)}
 ```"""
 
@@ -67,10 +78,13 @@ def limits(task: TaskHead) -> list[str]:
         f"It was fine-tuned on examples of at most {task.seq_len} tokens. With truncation=True the tokenizer cuts "
         "longer ones to that length."
     ]
-    if task.kind == "classes":
+    if task.kind == "tags":
+        notes = [f"It was fine-tuned on examples of at most {task.seq_len} tokens: split longer texts."]
+        notes.append("A word's tag is predicted at its first word piece.")
+    if task.kind in ("classes", "tags"):
         notes.append(f"Its labels are {', '.join(f'`{label}`' for label in task.labels)}.")
     elif task.kind == "score":
-        notes.append("It outputs one number, the raw logit.")
+        notes.append("It outputs one number, the raw logit, in the unit of the labels.")
     else:
         stride, version = task.options["stride"], task.options["version"]
         notes.append(f"Longer contexts are read in windows that start {stride} tokens apart.")
@@ -108,6 +122,10 @@ def scores(trained: Encoder, task: TaskHead, results: Mapping[str, dict]) -> str
     last = about.scored[-1]
     own = {name: last[name] for name in last if name not in NO_METRICS and not name.endswith("_thresh")}
     head, rows, notes = ["", "this model"], [[name, f"{value:.2f}"] for name, value in sorted(own.items())], ""
+    if baseline := read_json(run_of(trained.folder) / "result.json").get("baseline"):
+        head.append(baseline["prediction"])
+        for row in rows:
+            row.append(f"{baseline[row[0]]:.2f}")
     for place, result in results.items():
         try:
             if not is_of(trained, task, result):
@@ -124,7 +142,8 @@ def scores(trained: Encoder, task: TaskHead, results: Mapping[str, dict]) -> str
             raise BadInput(f"{place}/results.json was not written by finetune ({error!r}): move it away") from error
     if read_json(call_of(trained.folder) / "config.json").get("keep") == "best":
         notes += " This step was chosen by its score on the same held-out set, so this model's scores are optimistic."
-    return f"## Scores\n\nOn the held-out set, in percent.{notes}\n\n{table(head, rows)}"
+    unit = ", in percent (rmse: in the unit of the labels)" if "rmse" in own else ", in percent"
+    return f"## Scores\n\nOn the held-out set{unit}.{notes}\n\n{table(head, rows)}"
 
 
 def is_of(trained: Encoder, task: TaskHead, result: Mapping) -> bool:

@@ -79,7 +79,7 @@ SENTENCE_HEADS: dict[str, tuple[Row, ...]] = {
     "megatron-bert": POOLED,
     "roberta-prelayernorm": (*linear("classifier.dense", "task/pooler"), *linear("classifier.out_proj", "task/output")),
 }
-SPAN_HEAD = linear("qa_outputs", "task/output")
+TOKEN_HEADS = {"tags": linear("classifier", "task/output"), "span": linear("qa_outputs", "task/output")}
 
 ROOTS = {"bert": "bert", "megatron-bert": "bert", "roberta-prelayernorm": "roberta_prelayernorm"}
 BELOW = ("embeddings.", "encoder.", "pooler.", "LayerNorm.")  # prefixes of tensor names in a file without heads
@@ -120,7 +120,7 @@ def rows_of(config: Config, task: str | None = None) -> tuple[Row, ...]:
     layout = layout_of(config)
     if task is not None:
         trunk = tuple(row for row in LAYOUTS[layout] if not row[1].startswith("mlm/"))
-        return trunk + (SPAN_HEAD if task == "span" else SENTENCE_HEADS[layout])
+        return trunk + (TOKEN_HEADS[task] if task in TOKEN_HEADS else SENTENCE_HEADS[layout])
     return LAYOUTS[layout] + (NEXT if config.pooler and layout in WITH_NEXT else ())
 
 

@@ -18,14 +18,21 @@ from bert_fast import BadInput, bert
 from bert_fast.bert import Config
 from bert_fast.data.vocab import Vocab
 from bert_fast.encoder import Encoder
+from bert_fast.hf import layouts
 from bert_fast.layers import NextHead, apply
 from bert_fast.plan import Route, whole
-from bert_fast.tasks.model import Head, logits
+from bert_fast.tasks.model import Head, logits, scale_of
 from bert_fast.train.description import TaskHead
 
 LIMIT = 1e-4  # the largest difference that is accepted in any logit or hidden state, in float32
 ROWS = 4
 OF_ROWS = ("next_logits", "class_logits")  # outputs with one row per example; all others have one row per token
+# The name of a task head's logits, by the ending of the transformers class.
+OF_TASKS = {
+    "ForSequenceClassification": "class_logits",
+    "ForTokenClassification": "tag_logits",
+    "ForQuestionAnswering": "span_logits",
+}
 PIECES = 200  # word pieces of the vocabulary to tokenize in addition to TEXTS
 # Accents, Chinese characters, a control character, a made-up word, and a mask next to a full stop.
 TEXTS = (
@@ -59,8 +66,9 @@ def verify(folder: pathlib.Path, trained: Encoder, class_name: str) -> dict[str,
         ours = of_ours(model, trained.params, batch, trained.about.task)
     real_BS = batch["segments"] != 0
     differences = {}
+    _, deviation = scale_of(trained.about.task)  # a score may be in any unit
     for name, array in theirs.items():
-        apart = np.abs(np.asarray(ours[name], np.float64) - array)
+        apart = np.abs(np.asarray(ours[name], np.float64) - array) / (deviation if name == "class_logits" else 1)
         differences[name] = float((apart if name in OF_ROWS else apart[real_BS]).max())
     listed = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
     if not all(difference <= LIMIT for difference in differences.values()):  # False for NaN
@@ -87,7 +95,7 @@ def random_batch(model: Config, words: Vocab) -> dict[str, np.ndarray]:
 def of_ours(model: Config, params, batch, task: TaskHead | None) -> dict[str, np.ndarray]:
     """Our outputs: `hidden` [B, S, D], `mlm_logits` [B, S, V] and, with a next-sentence head, `next_logits` [B, 2].
 
-    For a fine-tuned model: `hidden` and `class_logits` [B, C], or `span_logits` [B, S, 2].
+    For a fine-tuned model: `hidden` and `class_logits` [B, C], `tag_logits` [B, S, C], or `span_logits` [B, S, 2].
     """
 
     @jax.jit
@@ -95,7 +103,7 @@ def of_ours(model: Config, params, batch, task: TaskHead | None) -> dict[str, np
         x_BSD = bert.encode(model, params, {}, batch, whole(model.depth), Route(), None)
         if task is not None:
             found = logits(model, Head(task.kind, task.outputs), params, batch, whole(model.depth), None)
-            return {"hidden": x_BSD, "span_logits" if task.kind == "span" else "class_logits": found}
+            return {"hidden": x_BSD, OF_TASKS[layouts.TASK_HEADS[task.kind]]: found}
         logits_BSV = bert.predict(model, params, {}, x_BSD, batch["positions"])[..., : model.vocab_size]
         found = {"hidden": x_BSD, "mlm_logits": logits_BSV}
         if model.pooler:
@@ -123,7 +131,7 @@ def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) 
         texts = (*TEXTS, own := " ".join(some_pieces(words)), own.title())
         tokens = [tokenizer(text)["input_ids"] for text in texts]
     # The bare encoder of transformers has a pooler even if the export has none. A task's class must match exactly.
-    of_task = class_name.endswith(("ForSequenceClassification", "ForQuestionAnswering"))
+    of_task = next((name for head, name in OF_TASKS.items() if class_name.endswith(head)), None)
     strange = {
         kind: sorted(map(str, names))
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -146,14 +154,14 @@ def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) 
             output_hidden_states=True,
         )
     hidden = {"hidden": output.hidden_states[-1].numpy()}
-    if class_name.endswith("ForQuestionAnswering"):
+    if of_task == "span_logits":
         ends = [output[key].numpy() for key in ("start_logits", "end_logits")]
         return {**hidden, "span_logits": np.stack(ends, axis=-1)}
     heads = {"mlm_logits": ("prediction_logits", "logits"), "next_logits": ("seq_relationship_logits",)}
     if class_name.endswith("ForNextSentencePrediction"):
         heads = {"next_logits": ("logits",)}
-    if class_name.endswith("ForSequenceClassification"):
-        heads = {"class_logits": ("logits",)}
+    if of_task:
+        heads = {of_task: ("logits",)}
     found = {name: output[key].numpy() for name, keys in heads.items() for key in keys if output.get(key) is not None}
     return {**hidden, **found}
 

@@ -1,8 +1,9 @@
 """The tensors of a Hugging Face folder: reads safetensors and PyTorch files, whole or sharded; writes safetensors."""
 
+import fnmatch
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import safetensors
@@ -26,6 +27,16 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
         f"{folder} has no {' and no '.join(WHOLE)} (found {there}): expected a folder that save_pretrained(DIR) "
         "wrote in PyTorch. Convert TensorFlow and Flax files with transformers 4 (from_tf=True, from_flax=True)"
     )
+
+
+def needed(there: Collection[str]) -> list[str]:
+    """The files that `read` would open in a folder with these files; [] if there are none."""
+    for name in WHOLE:
+        if name in there:
+            return [name]
+        if (index := f"{name}.index.json") in there:
+            return [index, *sorted(fnmatch.filter(there, name.replace(".", "-*-of-*.")))]
+    return []
 
 
 def read_file(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Writes a checkpoint as a Hugging Face folder: the command `export`. Needs no torch."""
 
+import dataclasses
 import pathlib
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from bert_fast.bert import Config, Params
 from bert_fast.data.files import new_folder
 from bert_fast.encoder import Encoder, load
 from bert_fast.hf import card, layouts, read, task_card, tensors, tokenizer, verify, weights
+from bert_fast.hf.metadata import Stated
+from bert_fast.tasks.model import in_label_unit
 from bert_fast.train import checkpoint
 
 
@@ -32,6 +35,7 @@ def export(
     compare: bool = False,
     initialised_heads: bool = False,
     results: str | pathlib.Path | None = None,
+    given: Stated = Stated(),
 ) -> Export:
     """Writes the checkpoint at `path` (a run folder or one step) to `out`.
 
@@ -39,6 +43,7 @@ def export(
     initialised_heads: also write the heads that an imported model lacked, which were initialised at random.
     results: a folder with `results.json` files for the model card. None: the run folder; for a fine-tuned model, the
         folder of its `finetune` call.
+    given: what the user states for the model card.
 
     Raises BadInput if no layout fits the model, `out` is not empty, or transformers computes different outputs.
     """
@@ -52,6 +57,7 @@ def export(
     else:
         found = task_card.results_of(folder)
     trained = load(folder)
+    trained = dataclasses.replace(trained, params=in_label_unit(trained.params, about.task))
     with new_folder(pathlib.Path(out)) as part:
         arrays, config = tensors_of(trained, initialised_heads)
         layout, model = layouts.layout_of(config), trained.model
@@ -71,7 +77,7 @@ def export(
         tokenizer.write(part, trained.vocab, about.task.seq_len if about.task else config.max_len)
         differences = verify.verify(part, trained, class_name) if compare else None
         page = task_card.card if about.task else card.card
-        (part / "README.md").write_text(page(trained, class_name, notes, found, differences), encoding="utf-8")
+        (part / "README.md").write_text(page(trained, class_name, notes, found, differences, given), encoding="utf-8")
     return Export(pathlib.Path(out), class_name, notes, differences)
 
 

@@ -64,6 +64,11 @@ def renamed() -> dict[str, str]:
     return found
 
 
+def keys() -> dict[str, Mapping[str, str]]:
+    """What each method says about its keys in the log, by method name (from its module's `KEYS`)."""
+    return {name: getattr(module, "KEYS", {}) for name, module in modules().items()}
+
+
 def make(methods: Iterable[tuple[str, Mapping[str, Any]]]) -> Method:
     """The chain of the named methods, each made with its arguments.
 

@@ -39,6 +39,18 @@ OF_HEADS = (
 OF_NEURONS = (("mlp_output", "kernel", 0), ("mlp_hidden", "kernel", 1), ("mlp_hidden", "bias", 0))
 
 
+KEYS = {
+    "heads": "Heads that the newest mask keeps; after the search, those of the ticket.",
+    "neurons": "Neurons that the newest mask keeps; after the search, those of the ticket.",
+    "head_penalty": "L1 penalty of the heads at the newest mask.",
+    "neuron_penalty": "L1 penalty of the neurons at the newest mask.",
+    "head_distance": "Share of the heads in which the newest mask differs from the one before.",
+    "head_distance_max": "The same for the most different mask of the window.",
+    "neuron_distance": "Share of the neurons in which the newest mask differs from the one before.",
+    "neuron_distance_max": "The same for the most different mask of the window.",
+}
+
+
 class Units(NamedTuple):
     """The heads of a model, or its neurons, as candidates for pruning."""
 
@@ -321,9 +333,6 @@ def make(
         return slim(initial(), heads_L, neurons_L), None, state._replace(count=np.zeros((), np.int32)), new
 
     def report(state, stage, clock, pieces):
-        """For heads and for neurons: how many units the newest mask (after the search: the ticket) keeps in each layer.
-        During the search also the penalty at the newest mask, and the distances to the previous and farthest masks.
-        """
         model, count = stage.program.model, min(int(state.count), window)
         if not count:
             return {"heads": list(model.heads_L), "neurons": list(model.mlp_dim_L)}
@@ -338,13 +347,4 @@ def make(
                 result |= {f"{name}_distance": float(apart[0]), f"{name}_distance_max": float(apart.max())}
         return result
 
-    return Method(
-        name="early_bert",
-        needs_initial=True,
-        init=init,
-        stages=stages,
-        observe=observe,
-        enter=enter,
-        weights=weights,
-        report=report,
-    )
+    return Method("early_bert", True, init, stages, observe, enter, weights=weights, report=report)

@@ -27,6 +27,8 @@ POST_LN = (
     "worse: set --config.model.norm=pre"
 )
 
+KEYS = {"theta": "Probability that the topmost layer runs."}
+
 
 def theta_at(step: int, steps: int, theta: float, gamma: float, variant: str) -> float:
     """Probability that the topmost layer runs at `step` (counted from 0) of `steps`; it falls from 1 to `theta`.

@@ -34,6 +34,8 @@ JOINT_SHARE = 0.2  # unverified
 WARM_AGAIN = 0.01  # unverified
 OUTPUTS = ("attention_output", "mlp_output")  # `out_proj` and `fc2` of gonglinyuan/StackingBERT, identity.py
 
+KEYS = {"depth": "Number of layers.", "learning_layers": "Number of layers that are trained."}
+
 # What is frozen in addition to the lower layers. The designs treat the tied word table differently.
 # Which design the paper uses is unknown; a re-implementation (by the authors of G_stack) freezes the embeddings.
 FROZEN = {

@@ -32,6 +32,11 @@ REPEATS = ("mean", "last_write")
 PINNED = 1e4  # `init_importance` in encoder.py: +1e4 for `token_allow_list`, -1e4 for `token_deny_list`
 SPECIAL_TOKENS = 3  # at most, with one or two segments per example: [CLS], and [SEP] after each segment
 SHOWN = 10  # word pieces in each list of a log row
+KEYS = {
+    "kept": "Share of an example's positions that the middle layers update.",
+    "most_important": "Word pieces with the highest scores: the last to be dropped.",
+    "least_important": "Word pieces with the lowest scores: the first to be dropped.",
+}
 RENAMED = {"beside": "examples_per_row"}
 
 

@@ -30,7 +30,8 @@ class Course(NamedTuple):
     """What a run does at sampled steps. steps: of the whole run, a search included.
 
     state_LT: index of STATES. width_LT: share of the layer's heads and neurons that are there. cost_T: FLOPs of the
-    step, in units of a step of dense training. flops: of the whole run. dense: of the run without methods.
+    step, in units of a step of dense training. flops: of the whole run. dense: of a run without
+    methods that has as many steps.
     """
 
     steps: int
@@ -84,7 +85,7 @@ def course(config: str, changes: Mapping[str, Any] | None = None, columns: int =
         shares = np.array(program.model.heads_L) / heads_L, np.array(program.model.mlp_dim_L) / neurons_L
         width_LT[present, column] = np.mean(shares, axis=0)
         cost_T[column] = step_flops(packed, on_L.tolist()).executed / dense_equivalent(program, made.model)
-    dense = flops_of(settings_of(config, {**changes, "methods": ""}))
+    dense = flops_of(settings_of(config, {**changes, "methods": "", "budget": "", "costs": "", "steps": made.steps}))
     return Course(int(ends[-1]), at_T, state_LT, width_LT, cost_T, flops_of(made), dense)
 
 

@@ -95,12 +95,14 @@ def minutes_left(session: float, began: pathlib.Path | None = None) -> float:
     return max(0.0, session - (time.time() - float(began.read_text())) / 60)
 
 
-def command(*arguments: str) -> str:
+def command(*arguments: str, on_cpu: bool = False) -> str:
     """What a bert-fast command prints. It runs in a process of its own, which frees the accelerator when it ends.
 
-    If it fails, what it says about that is added. Raises BadInput if it has printed nothing but that.
+    on_cpu: keeps it off the accelerator, which this process may hold. If it fails, what it says about that is added. Raises BadInput if it has printed nothing but that.
     """
-    done = subprocess.run([sys.executable, "-m", "bert_fast", *arguments], capture_output=True, text=True, check=False)
+    environment = {**os.environ, **({"JAX_PLATFORMS": "cpu"} if on_cpu else {})}
+    called = [sys.executable, "-m", "bert_fast", *arguments]
+    done = subprocess.run(called, capture_output=True, text=True, check=False, env=environment)
     if done.returncode and not done.stdout.strip():
         raise BadInput(f"bert-fast {arguments[0]}: {done.stderr.strip().removeprefix('error: ')}")
     return done.stdout + (done.stderr if done.returncode else "")

@@ -16,15 +16,19 @@ import numpy as np
 from bert_fast.data.vocab import Vocab
 
 STEP = 8  # `choose_widths` returns multiples of it: the rows of a TPU's register tile and of a GPU's tensor-core tile
+NO_LABEL = -1  # the label of a word piece that has none
 _AT_ONCE = 10_000  # texts tokenised per call
 
 
 class TaskExamples(NamedTuple):
-    """Tokenised examples, `[CLS] text [SEP]` or `[CLS] text [SEP] second text [SEP]`. `labels` is None if unknown."""
+    """Tokenised examples, `[CLS] text [SEP]` or `[CLS] text [SEP] second text [SEP]`.
+
+    labels: an array with one label per example, or a list of arrays [S] with one per word piece; None if unknown.
+    """
 
     ids_N: list[np.ndarray]
     types_N: list[np.ndarray]
-    labels: np.ndarray | None
+    labels: np.ndarray | list[np.ndarray] | None
 
     @property
     def lengths_N(self) -> np.ndarray:
@@ -138,7 +142,11 @@ def fill(rows: TaskExamples, batch: Batch, batch_size: int, pad: int) -> dict[st
         arrays["segments"][b, :length] = 1
     arrays["positions"] = np.broadcast_to(np.arange(batch.width, dtype=np.int32), shape).copy()
     arrays["weights"] = (np.arange(batch_size) < len(batch.rows_B)).astype(np.float32)
-    if rows.labels is not None:
+    if isinstance(rows.labels, list):
+        arrays["labels"] = np.full(shape, NO_LABEL, np.int32)
+        for b, row in enumerate(batch.rows_B):
+            arrays["labels"][b, : len(rows.labels[row])] = rows.labels[row]
+    elif rows.labels is not None:
         labels = np.zeros((batch_size, *rows.labels.shape[1:]), rows.labels.dtype)
         labels[: len(batch.rows_B)] = rows.labels[batch.rows_B]
         arrays["labels"] = labels

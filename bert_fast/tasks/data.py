@@ -1,49 +1,21 @@
-"""A task as the training loop sees it: examples, a head, a score, and a way to write predictions.
-
-`read` reads a task's files. `make` then tokenises their texts with the encoder's vocabulary.
-"""
+"""The tasks by name: `read` reads a task's files, and `make` tokenises their texts with the encoder's vocabulary."""
 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from bert_fast import BadInput
 from bert_fast.data.vocab import Vocab
-from bert_fast.tasks import glue, spans, squad
+from bert_fast.tasks import glue, own_task, spans, squad
 from bert_fast.tasks.batches import TaskExamples, make_examples
+from bert_fast.tasks.glue import TRAIN
 from bert_fast.tasks.model import Head
-from bert_fast.tasks.settings import SQUAD, FinetuneSettings
+from bert_fast.tasks.settings import OWN, SQUAD, FinetuneSettings
+from bert_fast.tasks.task import Baseline, Task, constant, sample
 from bert_fast.train.description import TaskHead
-
-_SAMPLE = 12_345  # seed of the fixed samples: `random_seed` in create_pretraining_data.py of google-research/bert
-
-
-class Task(NamedTuple):
-    """A task's examples, and the functions that score and write predictions.
-
-    held_out: labelled examples by split, for evaluation.
-    test: unlabelled examples by split. Their predictions are written but not scored.
-    score: logits of the held-out splits -> metrics. The metric "score" is the task's main score, in percent.
-    write: (folder, split, logits) -> paths: writes a split's predictions in the benchmark's format.
-    about: the task's entry in a checkpoint's description.
-    """
-
-    name: str
-    head: Head
-    train: TaskExamples
-    held_out: Mapping[str, TaskExamples]
-    test: Mapping[str, TaskExamples]
-    score: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
-    write: Callable[[pathlib.Path, str, np.ndarray], list[pathlib.Path]]
-    about: TaskHead
-
-    def lengths_N(self) -> np.ndarray:
-        """Lengths of all examples, in tokens."""
-        return np.concatenate([rows.lengths_N for rows in (self.train, *self.held_out.values(), *self.test.values())])
 
 
 def names(settings: FinetuneSettings) -> list[str]:
@@ -55,22 +27,14 @@ def names(settings: FinetuneSettings) -> list[str]:
     return list(glue.found(settings.data.dir))
 
 
-def sample(count: int, wanted: int) -> np.ndarray:
-    """Sorted indices of a fixed random sample of `wanted` out of `count` examples.
-
-    All indices if `wanted` is 0 or at least `count`.
-    """
-    if not 0 < wanted < count:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(_SAMPLE).permutation(count)[:wanted])
-
-
 def read(name: str, settings: FinetuneSettings) -> Any:
     """The texts and labels of a task's files, reduced to the requested samples.
 
     Raises BadInput, with the file and the line or question that is wrong.
     """
     data = settings.data
+    if name == OWN:
+        return own_task.read(settings)
     if name in SQUAD:
         files = {True: data.train_examples, False: data.held_out_examples}
         found = {}
@@ -79,7 +43,7 @@ def read(name: str, settings: FinetuneSettings) -> Any:
             found[train] = [questions[i] for i in sample(len(questions), wanted)]
         return found
     splits = glue.read(name, data.dir)
-    wanted = {glue.TRAIN: data.train_examples, **{s.file: data.held_out_examples for s in glue.TASKS[name].held_out}}
+    wanted = {TRAIN: data.train_examples, **{s.file: data.held_out_examples for s in glue.TASKS[name].held_out}}
     return {split: e.take(sample(len(e.indices), wanted.get(split, 0))) for split, e in splits.items()}
 
 
@@ -101,6 +65,8 @@ def squad_file(data_dir: str, version: str, train: bool) -> str:
 
 def make(name: str, found: Any, words: Vocab, settings: FinetuneSettings) -> Task:
     """The task, made from the result of `read`. Its texts are tokenised with the encoder's vocabulary, `words`."""
+    if name == OWN:
+        return own_task.make(found, words, settings)
     return _squad(name, found, words, settings) if name in SQUAD else _glue(name, found, words, settings)
 
 
@@ -112,17 +78,19 @@ def _glue(name: str, examples: dict[str, glue.Examples], words: Vocab, settings:
     def write(folder, split, logits_NC):
         return [glue.write(task, folder, splits[split], examples[split], logits_NC)]
 
+    kind = "classes" if task.labels else "score"
+    held_out = {split.file: rows[split.file] for split in task.held_out}
+    score = functools.partial(glue.score, task, examples)
     return Task(
         name,
-        Head("classes" if task.labels else "score", task.outputs),
-        rows[glue.TRAIN],
-        {split.file: rows[split.file] for split in task.held_out},
+        Head(kind, task.outputs),
+        rows[TRAIN],
+        held_out,
         {split.file: rows[split.file] for split in task.test if split.file in rows and settings.predict_test},
-        functools.partial(glue.score, task, examples),
+        score,
         write,
-        TaskHead(
-            name, "classes" if task.labels else "score", task.outputs, task.labels, task.columns, settings.data.seq_len
-        ),
+        TaskHead(name, kind, task.outputs, task.labels, task.columns, seq_len),
+        constant(rows[TRAIN], held_out, seq_len, task.labels, score),
     )
 
 
@@ -148,9 +116,11 @@ def _squad(name: str, found: dict[bool, list], words: Vocab, settings: FinetuneS
 
     def score(logits):
         chosen = answers(logits["dev"])
-        null = chosen.null_score_difference if version == "2.0" else None
-        metrics = squad.score(held_out, chosen.best, null)
-        return {key: value for key, value in metrics.items() if not key.endswith("total")} | {"score": metrics["f1"]}
+        return metrics(chosen.best, chosen.null_score_difference)
+
+    def metrics(best, null_score_difference):
+        found = squad.score(held_out, best, null_score_difference if version == "2.0" else None)
+        return {key: value for key, value in found.items() if not key.endswith("total")} | {"score": found["f1"]}
 
     def write(folder, split, logits_NS2):
         return squad.write(folder, answers(logits_NS2))
@@ -158,7 +128,8 @@ def _squad(name: str, found: dict[bool, list], words: Vocab, settings: FinetuneS
     options = {"version": version, "stride": data.stride, "max_question": data.max_question}
     options |= dataclasses.asdict(settings.answers)
     about = TaskHead(name, "span", 2, (), ("question", "context"), data.seq_len, options)
-    return Task(name, Head("span", 2), squad_rows(train), {"dev": squad_rows(dev)}, {}, score, write, about)
+    baseline = Baseline("no answer", metrics({question.id: "" for question in held_out}, {}))
+    return Task(name, Head("span", 2), squad_rows(train), {"dev": squad_rows(dev)}, {}, score, write, about, baseline)
 
 
 def squad_rows(windows: spans.Windows) -> TaskExamples:

@@ -1,4 +1,4 @@
-"""Loads the encoder to fine-tune, from a checkpoint or a Hugging Face folder, with its own weights or fresh ones."""
+"""Loads the encoder to fine-tune, from a checkpoint or from Hugging Face, with its own weights or fresh ones."""
 
 import dataclasses
 from typing import Any
@@ -16,18 +16,23 @@ from bert_fast.tasks.settings import FinetuneSettings
 def check_source(checkpoint: str, hf: str):
     """Raises BadInput unless exactly one source is given."""
     if bool(checkpoint) == bool(hf):
-        raise BadInput("give either --checkpoint=DIR (a bert_fast run) or --hf=DIR (a Hugging Face folder), not both")
+        raise BadInput(
+            "give either --checkpoint=DIR (a bert_fast run) or --hf=MODEL (a Hugging Face folder, or a name on the "
+            "Hub), not both"
+        )
 
 
 def load(checkpoint: str, hf: str, settings: FinetuneSettings) -> Encoder:
-    """The encoder of a run folder, a checkpoint or a Hugging Face folder. An untrained pooler is dropped.
+    """The encoder of a run folder, a checkpoint, a Hugging Face folder or a model on the Hub.
+
+    An untrained pooler is dropped: fine-tuning starts with a fresh one.
 
     Raises BadInput if the encoder cannot be read, has fewer positions than the settings' `seq_len`, has only one token
     type, or does not fit its vocabulary.
     """
     check_source(checkpoint, hf)
     found = encoder.load(checkpoint) if checkpoint else read.read(hf)
-    if not has_learned_pooler(found):
+    if "pooler" in found.untrained:
         found = dataclasses.replace(found, params=without_next(found.params))
     model, words = found.model, found.vocab
     if settings.data.seq_len > model.max_len:
@@ -46,20 +51,9 @@ def load(checkpoint: str, hf: str, settings: FinetuneSettings) -> Encoder:
 
 def source(found: Encoder, hf: str, random_weights: bool) -> dict[str, Any]:
     """Where the encoder came from: an entry for config.json and results.json."""
-    where = {"hf": hf} if hf else {"checkpoint": str(found.folder), "step": found.about.step}
+    where = {"hf": found.hub or hf} if hf else {"checkpoint": str(found.folder), "step": found.about.step}
     about = {"random_weights": random_weights, "vocab": found.vocab.fingerprint}
     return where | about | {"model": dataclasses.asdict(found.model)}
-
-
-def has_learned_pooler(found: Encoder) -> bool:
-    """Whether the pooler was ever trained.
-
-    `import` initialises the pooler if the Hugging Face folder has none. In pre-training, only the next-sentence
-    objective trains it. A run that started from another run (`init`) counts as having a trained pooler.
-    """
-    if found.about.imported:
-        return "pooler" not in found.initialised
-    return "nsp" in found.program.objective or bool(found.about.init)
 
 
 def without_next(params: Params) -> Params:

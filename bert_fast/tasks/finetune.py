@@ -148,7 +148,7 @@ class FinetuneRun:
             earlier_stages=tuple(engine.timeline[: engine.counters.stage]),
             counters=engine.counters,
             methods=trainer.settings.methods,
-            init="" if trainer.settings.random_weights else str(trainer.start.folder),
+            init="" if trainer.settings.random_weights else trainer.start.origin,
             task=trainer.task.about,
             scored=tuple(self.curve),
         )
@@ -209,5 +209,6 @@ class FinetuneRun:
         counters = engine.counters
         result = self.about | {"diverged_at": engine.step if self.diverged else None, "steps": engine.step}
         result |= {**counters.counts, **{key: round(counters.times[key], 3) for key in TIMES}, "stages": self.stages()}
+        result["baseline"] = {"prediction": trainer.task.baseline.prediction, **trainer.task.baseline.metrics}
         best = max(self.curve, key=lambda row: row["score"])
         return Finished(result | {"last": self.curve[-1], "best": best, "curve": self.curve}, self.logits)

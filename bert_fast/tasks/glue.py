@@ -6,6 +6,7 @@ byte-order mark.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -274,13 +275,23 @@ def _read_tfds(task: GlueTask, spec: str, labelled: bool) -> Examples:
     return Examples(*_columns(texts, labels if labelled else None, indices, task))
 
 
+def _correlation(measure, labels, values) -> float:
+    """The correlation; 0 if the labels or the values are constant, where scipy would return nan."""
+    return measure(labels, values)[0] if np.ptp(labels) and np.ptp(values) else 0.0
+
+
+def _matthews(labels, values) -> float:
+    """Matthews's coefficient; 0 if there is a single class, where sklearn would warn."""
+    return float(sklearn.metrics.matthews_corrcoef(labels, values)) if len({*labels, *values}) > 1 else 0.0
+
+
 METRICS = {
     "accuracy": lambda labels, values: sklearn.metrics.accuracy_score(labels, values),
     "f1": lambda labels, values: sklearn.metrics.f1_score(labels, values, zero_division=0),  # pyright: ignore
-    "matthews": lambda labels, values: sklearn.metrics.matthews_corrcoef(labels, values),
-    # Constant predictions count as uncorrelated; scipy would return nan.
-    "pearson": lambda labels, values: scipy.stats.pearsonr(labels, values)[0] if np.ptp(values) else 0.0,
-    "spearman": lambda labels, values: scipy.stats.spearmanr(labels, values)[0] if np.ptp(values) else 0.0,
+    "macro_f1": functools.partial(sklearn.metrics.f1_score, average="macro", zero_division=0),  # pyright: ignore
+    "matthews": _matthews,
+    "pearson": functools.partial(_correlation, scipy.stats.pearsonr),
+    "spearman": functools.partial(_correlation, scipy.stats.spearmanr),
 }
 
 

@@ -2,7 +2,7 @@
 
 The parameters are the encoder's, without its pre-training heads, and the new head's under `task`.
 
-Axes: N examples, B examples of a batch, S positions, D width, C classes.
+Axes: N examples, B examples of a batch, S positions, D width, C classes or tags.
 """
 
 import dataclasses
@@ -19,6 +19,8 @@ from bert_fast.layers import Config, Linear, apply, dropout, keys_of
 from bert_fast.method import Method, Program
 from bert_fast.plan import Route
 from bert_fast.tasks import batches
+from bert_fast.tasks.batches import NO_LABEL
+from bert_fast.train.description import TaskHead
 from bert_fast.train.step import Objective
 
 HEAD = 201  # folded into the seed's key for the head's initial parameters
@@ -29,12 +31,18 @@ NEVER = -1e30  # the logit of a choice that is ruled out; finite, so that differ
 class Head:
     """A task's head.
 
-    kind: what it predicts: "classes" (one of several), a "score" (one number), or a "span" (its first and last token).
-    outputs: number of logits, per example or, for a span, per token.
+    kind: what it predicts: "classes" (one of several), a "score" (one number), "tags" (one of several for each token),
+        or a "span" (its first and last token).
+    outputs: number of logits, per example or, for tags and a span, per token.
     """
 
     kind: str
     outputs: int
+
+    @property
+    def on_tokens(self) -> bool:
+        """Whether each token has logits, and not [CLS] alone."""
+        return self.kind in ("tags", "span")
 
 
 class SentenceHead(nn.Module):
@@ -50,22 +58,29 @@ class SentenceHead(nn.Module):
         return Linear(self.config, (self.outputs,), name="output")(pooled_BD).astype(jnp.float32)
 
 
-class SpanHead(nn.Module):
-    """A start and an end logit for each token (run_squad.py of google-research/bert): [B, S, 2]."""
+class TokenHead(nn.Module):
+    """Logits for each token: [B, S, C].
+
+    For tags, with dropout (`BertForTokenClassification` of transformers). A span's start and end logits have none
+    (run_squad.py of google-research/bert).
+    """
 
     config: Config
+    head: Head
 
     @nn.compact
-    def __call__(self, x_BSD):
-        return Linear(self.config, (2,), name="output")(x_BSD).astype(jnp.float32)
+    def __call__(self, x_BSD, key):
+        if self.head.kind == "tags":
+            x_BSD = dropout(x_BSD, self.config.dropout, key)
+        return Linear(self.config, (self.head.outputs,), name="output")(x_BSD).astype(jnp.float32)
 
 
 def init(config: Config, head: Head, encoder: Params, key) -> Params:
     """The encoder's parameters with a fresh head. A sentence head takes over the pre-trained pooler if there is one."""
     params = {name: leaf for name, leaf in encoder.items() if name not in ("mlm", "next", "task")}
-    if head.kind == "span":
+    if head.on_tokens:
         x_BSD = jnp.zeros((1, 1, config.width), config.dtype)
-        return {**params, "task": SpanHead(config).init(key, x_BSD)["params"]}
+        return {**params, "task": TokenHead(config, head).init(key, x_BSD, None)["params"]}
     x_BD = jnp.zeros((1, config.width), config.dtype)
     task = SentenceHead(config, head.outputs).init(key, x_BD, None)["params"]
     if "next" in encoder:
@@ -73,21 +88,45 @@ def init(config: Config, head: Head, encoder: Params, key) -> Params:
     return {**params, "task": task}
 
 
-def logits(config: Config, head: Head, params: Params, batch, plan, key) -> Any:
-    """Logits: [B, C] for classes, [B, 1] for a score, [B, S, 2] for a span. Dropout is on if `key` is given.
+def scale_of(task: TaskHead | None) -> tuple[float, float]:
+    """Mean and deviation of the labels, if the head predicts standardised ones: see own_task.py. Otherwise 0 and 1."""
+    if task is None or "deviation" not in task.options:
+        return 0.0, 1.0
+    return task.options["mean"], task.options["deviation"]
 
-    For spans, padding has the logit NEVER: the width of a batch does not change losses or answers.
+
+def in_label_unit(params: Params, task: TaskHead | None) -> Params:
+    """The parameters of a model whose score is in the unit of the labels. Those of other models are unchanged."""
+    mean, deviation = scale_of(task)
+    if (mean, deviation) == (0.0, 1.0):
+        return params
+    output = params["task"]["output"]
+    output = {"kernel": output["kernel"] * np.float32(deviation), "bias": output["bias"] * np.float32(deviation) + mean}
+    return {**params, "task": {**params["task"], "output": output}}
+
+
+def logits(config: Config, head: Head, params: Params, batch, plan, key) -> Any:
+    """Logits: [B, C] for classes, [B, 1] for a score, [B, S, C] for tags, [B, S, 2] for a span.
+
+    Dropout is on if `key` is given. For spans, padding has the logit NEVER: the width of a batch does not change losses
+    or answers.
     """
     trunk_key, head_key = keys_of(key, 2)
     x_BSD = bert.encode(config, params, {}, batch, plan, Route(), trunk_key)
-    if head.kind == "span":
-        logits_BS2 = apply(SpanHead(config), params["task"], x_BSD)
-        return jnp.where(batch["segments"][..., None] != 0, logits_BS2, NEVER)
+    if head.on_tokens:
+        logits_BSC = apply(TokenHead(config, head), params["task"], x_BSD, head_key)
+        return jnp.where(batch["segments"][..., None] != 0, logits_BSC, NEVER) if head.kind == "span" else logits_BSC
     return apply(SentenceHead(config, head.outputs), params["task"], x_BSD[:, 0], head_key)
 
 
 def losses(head: Head, found, labels):
-    """Losses [B]: cross-entropy in nats, or a score's squared error. A span's loss is the mean of its start and end."""
+    """Losses [B]: cross-entropy in nats, or a score's squared error. A span's loss is the mean of its start and end.
+
+    The loss of an example with tags is the sum over its labels.
+    """
+    if head.kind == "tags":
+        known_BS = labels != NO_LABEL
+        return jnp.where(known_BS, bert.cross_entropy(found, jnp.where(known_BS, labels, 0))[0], 0.0).sum(1)
     if head.kind == "score":
         return jnp.square(found[:, 0] - labels)
     if head.kind == "span":
@@ -96,18 +135,20 @@ def losses(head: Head, found, labels):
 
 
 def objective(head: Head) -> Objective:
-    """The mean loss over the batch's examples; padding examples have weight 0.
+    """The mean loss over the batch's examples; for tags, over its labels. Padding examples have weight 0.
 
     `Method.update` gets None in place of per-example losses.
     """
 
     def totals(program: Program, batch):
+        if head.kind == "tags":
+            return (batch["labels"] != NO_LABEL).sum().astype(jnp.float32)
         return batch["weights"].sum()
 
-    def loss(program: Program, params: Params, frozen: Params, micro, examples, route: Route, key):
+    def loss(program: Program, params: Params, frozen: Params, micro, total, route: Route, key):
         params = {**frozen, **params}
         found = logits(program.model, head, params, micro, program.plan, key)
-        return (losses(head, found, micro["labels"]) * micro["weights"]).sum() / examples, None
+        return (losses(head, found, micro["labels"]) * micro["weights"]).sum() / total, None
 
     def sums(program: Program, losses, batch) -> dict:
         return {"examples": batch["weights"].sum(), "tokens_real": (batch["segments"] != 0).sum()}
@@ -125,9 +166,16 @@ def make_predict(method: Method, head: Head):
 
 
 def no_logits(head: Head, count: int, seq_len: int) -> np.ndarray:
-    """Uninformative logits for `count` examples: equal for all classes [N, C], or for all positions [N, S, 2]."""
-    span = head.kind == "span"
-    return np.full((count, *((seq_len, 2) if span else (head.outputs,))), NEVER if span else 0, np.float32)
+    """Uninformative logits for `count` examples: equal for all choices, [N, C], or [N, S, C] for tags.
+
+    For spans, [N, S, 2], only [CLS] can be chosen, which is no answer: with equal logits, every answer would be the
+    first token of its context.
+    """
+    shape = (count, seq_len, head.outputs) if head.on_tokens else (count, head.outputs)
+    empty = np.zeros(shape, np.float32)
+    if head.kind == "span":
+        empty[:, 1:] = -np.inf
+    return empty
 
 
 def all_logits(
@@ -150,7 +198,7 @@ def all_logits(
         if pending is not None:  # fetch these logits while the next batch runs
             done, logits = pending
             logits = np.asarray(logits, np.float32)[: len(done.rows_B)]
-            if logits.ndim == 3:  # span logits are only as wide as the batch
+            if logits.ndim == 3:  # logits of tokens are only as wide as the batch
                 empty_N[done.rows_B, : logits.shape[1]] = logits
             else:
                 empty_N[done.rows_B] = logits

@@ -1,6 +1,6 @@
 """A fine-tuned model's predictions for new texts: the command `predict`, and the function `predict` for notebooks.
 
-Axes: N examples, C classes, S positions.
+Axes: N examples, C classes or tags, S positions.
 """
 
 import functools
@@ -17,9 +17,10 @@ from bert_fast import BadInput, command
 from bert_fast.data.files import atomic_write
 from bert_fast.encoder import Encoder, load
 from bert_fast.method import Method
-from bert_fast.tasks import inputs, spans
+from bert_fast.tasks import inputs, spans, tags
 from bert_fast.tasks.batches import TaskExamples, choose_widths, make_examples
-from bert_fast.tasks.model import Head, all_logits, make_predict, no_logits
+from bert_fast.tasks.conll import Sentence
+from bert_fast.tasks.model import Head, all_logits, make_predict, no_logits, scale_of
 from bert_fast.train import checkpoint
 from bert_fast.train.description import Description, TaskHead
 from bert_fast.train.log import counted
@@ -28,33 +29,39 @@ from bert_fast.train.report import say
 WIDTHS = 4  # maximum number of batch widths: see tasks/batches.py
 RUN = "lr=*,seed=*"  # pattern of the folder of a run: see sweep.folder_of
 OUTPUTS = (".jsonl", ".tsv")
+OF_TAGS = (".jsonl", ".conll")
 Prediction = dict[str, Any]
 
 
 def predict(encoder: Encoder, rows: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Prediction]:
-    """A fine-tuned model's prediction for each row, in order. `of_classes`, `of_score` and `of_spans` list the keys.
+    """A fine-tuned model's prediction for each row, in order. The functions `of_...` list the keys.
 
     rows: for each row, one text per column of the task (`encoder.about.task.columns`); for spans, a question and its
-        context. Long texts are truncated, or split into windows, as in fine-tuning.
+        context; for tags, the tokens of a sentence. Long texts are truncated, or split into windows, as in fine-tuning.
 
     Raises BadInput if the model was not fine-tuned, or if a row has an empty text or the wrong number of texts.
     """
     task = task_of(encoder.about, encoder.folder)
     texts_N = [(row,) if isinstance(row, str) else tuple(row) for row in rows]
     for n, texts in enumerate(texts_N):
-        if len(texts) != len(task.columns) or not all(isinstance(text, str) and text.strip() for text in texts):
+        wrong = isinstance(rows[n], str) or not texts if task.kind == "tags" else len(texts) != len(task.columns)
+        if wrong or not all(isinstance(text, str) and text.strip() for text in texts):
+            expected = f"{counted(len(task.columns), 'text')} per row"
+            expected = "a list of tokens per row" if task.kind == "tags" else expected
             raise BadInput(
-                f"row {n} is {str(rows[n])[:50]!r}: {task.name} takes {counted(len(task.columns), 'text')} per row, "
-                f"none of them empty ({', '.join(task.columns)})"
+                f"row {n} is {str(rows[n])[:50]!r}: {task.name} takes {expected}, none of them empty "
+                f"({', '.join(task.columns)})"
             )
     if not texts_N:
         return []
-    if task.kind == "span":
+    if task.kind == "tags":
+        found = of_tags(encoder, task, texts_N, batch_size)
+    elif task.kind == "span":
         found = of_spans(encoder, task, texts_N, batch_size)
     else:
         made = make_examples(list(zip(*texts_N, strict=True)), None, encoder.vocab, task.seq_len)
         logits_NC = logits_of(encoder, task, made, batch_size)
-        found = of_classes(task, logits_NC) if task.kind == "classes" else of_score(logits_NC)
+        found = of_classes(task, logits_NC) if task.kind == "classes" else of_score(task, logits_NC)
     return [{"index": n, **prediction} for n, prediction in enumerate(found)]
 
 
@@ -69,7 +76,7 @@ def task_of(about: Description, folder: pathlib.Path) -> TaskHead:
 
 
 def logits_of(encoder: Encoder, task: TaskHead, rows: TaskExamples, batch_size: int) -> np.ndarray:
-    """Logits of every example, on one device: [N, C], or [N, S, 2] for spans."""
+    """Logits of every example, on one device: [N, C], or [N, S, C] for tags and spans."""
     head, size = Head(task.kind, task.outputs), min(batch_size, len(rows.ids_N))
     step = jax.jit(make_predict(Method(), head), static_argnames="program")
     run = functools.partial(step, jax.device_put(encoder.params), program=encoder.program)
@@ -91,9 +98,18 @@ def of_classes(task: TaskHead, logits_NC: np.ndarray) -> list[Prediction]:
     ]
 
 
-def of_score(logits_N1: np.ndarray) -> list[Prediction]:
-    """For each row, `score`: the head's raw output. It may be slightly outside the range of the task's labels."""
-    return [{"score": score} for score in logits_N1[:, 0].tolist()]
+def of_score(task: TaskHead, logits_N1: np.ndarray) -> list[Prediction]:
+    """For each row, `score`, in the unit of the labels. It may be slightly outside their range."""
+    mean, deviation = scale_of(task)
+    return [{"score": score} for score in (logits_N1[:, 0] * deviation + mean).tolist()]
+
+
+def of_tags(encoder: Encoder, task: TaskHead, tokens_N: Sequence[tuple[str, ...]], batch_size: int) -> list[Prediction]:
+    """For each sentence, its `tokens`, and `tags`, one for each token."""
+    sentences = [Sentence(tokens, (), ()) for tokens in tokens_N]
+    made = tags.windows(sentences, None, encoder.vocab, task.seq_len)
+    said = tags.predicted(made, logits_of(encoder, task, tags.rows(made), batch_size), task.labels)
+    return [{"tokens": list(tokens), "tags": tags_W} for tokens, tags_W in zip(tokens_N, said, strict=True)]
 
 
 def of_spans(encoder: Encoder, task: TaskHead, texts_N: Sequence[tuple[str, ...]], batch_size: int) -> list[Prediction]:
@@ -134,14 +150,14 @@ def of_spans(encoder: Encoder, task: TaskHead, texts_N: Sequence[tuple[str, ...]
 def predict_file(path: str, data: str, out: str = "", columns: Sequence[str] = (), batch_size: int = 32) -> str:
     """A checkpoint's predictions for the rows of a file, as JSON Lines; "" if they were written to `out`.
 
-    `out` ends in .jsonl or .tsv, and is written whole or not at all. Raises BadInput for a bad argument or row before
-    the first prediction, and if `out` cannot be written.
+    `out` ends in .jsonl, .tsv or (for tags) .conll, and is written whole or not at all. Raises BadInput for a bad
+    argument or row before the first prediction, and if `out` cannot be written.
     """
     folder = find(path)
     task = task_of(checkpoint.about(folder), folder)
     target = pathlib.Path(out)
     if out:
-        check_out(target, pathlib.Path(data))
+        check_out(target, pathlib.Path(data), OF_TAGS if task.kind == "tags" else OUTPUTS)
     given = inputs.read(data, task, columns)
     found = predict(load(folder), given.texts_N, batch_size)
     if given.ids_N is not None:
@@ -149,7 +165,7 @@ def predict_file(path: str, data: str, out: str = "", columns: Sequence[str] = (
     if not out:
         return json_lines(found)
     try:
-        atomic_write(target, (as_tsv(found) if target.suffix == ".tsv" else json_lines(found)).encode())
+        atomic_write(target, WRITERS[target.suffix](found).encode())
     except OSError as error:
         raise BadInput(f"--out={out} cannot be written ({error.strerror or error}): no partial file is left") from error
     say(f"wrote {counted(len(found), 'prediction')} of {task.name} to {out}")
@@ -175,10 +191,10 @@ def find(path: str) -> pathlib.Path:
     return checkpoint.find(path, say)
 
 
-def check_out(out: pathlib.Path, data: pathlib.Path):
+def check_out(out: pathlib.Path, data: pathlib.Path, suffixes: Sequence[str]):
     """Raises BadInput if predictions cannot be written to `out`."""
-    if out.suffix not in OUTPUTS:
-        raise BadInput(f"--out={out}: unknown suffix {out.suffix!r}: expected {' or '.join(OUTPUTS)}")
+    if out.suffix not in suffixes:
+        raise BadInput(f"--out={out}: unknown suffix {out.suffix!r}: expected {' or '.join(suffixes)}")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise BadInput(f"--out={out}: expected a file in an existing folder: create the folder, or name another file")
     if out.absolute() == data.absolute():
@@ -199,7 +215,16 @@ def as_tsv(found: Sequence[Mapping[str, Any]]) -> str:
     return "".join("\t".join(line) + "\n" for line in lines)
 
 
+def as_conll(found: Sequence[Mapping[str, Any]]) -> str:
+    """A token and its tag on each line, separated by a tab, and a blank line after each sentence."""
+    pairs = [[f"{token}\t{tag}\n" for token, tag in zip(row["tokens"], row["tags"], strict=True)] for row in found]
+    return "".join("".join(lines) + "\n" for lines in pairs)
+
+
 def cell(value: Any) -> str:
     if isinstance(value, str):
         return re.sub(r"\s+", " ", value)
     return "" if value is None else json.dumps(value)
+
+
+WRITERS = {".jsonl": json_lines, ".tsv": as_tsv, ".conll": as_conll}

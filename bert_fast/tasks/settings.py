@@ -15,6 +15,8 @@ from bert_fast.train.optim import Optimizer
 from bert_fast.train.settings import Mesh, at_least, choice
 
 SQUAD = {"squad1.1": "1.1", "squad2.0": "2.0"}  # task: version
+OWN = "own"  # the task of a file of one's own
+TASKS = (*glue.TASKS, *SQUAD, OWN)
 SWEPT = ("task", "seeds", "learning_rates", "keep", "checkpoint")  # keys that may differ between calls in one folder
 
 
@@ -41,6 +43,25 @@ class AnswerSettings:
     n_best: int
     max_tokens: int
     null_threshold: float
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnFiles:
+    """The files of the task "own", and what is predicted: see tasks/own.py.
+
+    kind: "classes", "score" or "tags". train, valid, test: files, relative to `FinetuneData.dir`; "" if there is none.
+    text, pair, label: names of columns; `pair` is the second text. valid_share: the share of the training file that is
+        held out if there is no `valid`.
+    """
+
+    kind: str
+    train: str
+    valid: str
+    test: str
+    text: str
+    pair: str
+    label: str
+    valid_share: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +122,7 @@ class FinetuneSettings:
     methods: tuple[tuple[str, Mapping[str, Any]], ...]
     data: FinetuneData
     answers: AnswerSettings
+    own: OwnFiles
     rate: Rate
     search: Search
     optimizer: Optimizer
@@ -142,7 +164,7 @@ def _rates(text: str) -> tuple[tuple[str, float], ...]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         task, _, rate = part.rpartition(":")
         if task:
-            choice("learning_rates", task, (*glue.TASKS, *SQUAD))
+            choice("learning_rates", task, TASKS)
         found += (
             (task, number) for number in _numbers("learning_rates", rate, float, "2e-5,3e-5 or mrpc:9e-5,rte:7e-5")
         )
@@ -154,8 +176,8 @@ def _rates(text: str) -> tuple[tuple[str, float], ...]:
 def make(config: Mapping[str, Any]) -> FinetuneSettings:
     """The settings of a config (see configs/common_finetune.py). Raises BadInput for an impossible value."""
     if "task" not in config:
-        raise BadInput("this is a pre-training config: use it with pretrain, or give the config glue or squad")
-    choice("task", config["task"], (*glue.TASKS, *SQUAD, "all"))
+        raise BadInput("this is a pre-training config: use it with pretrain, or give the config glue, squad or own")
+    choice("task", config["task"], (*TASKS, "all"))
     choice("dtype", config["dtype"], ("float32", "bfloat16"))
     choice("learning_rate.decay", config["learning_rate"]["decay"], DECAYS)
     choice("learning_rate.decay_from", config["learning_rate"]["decay_from"], ("start", "warmup"))
@@ -173,6 +195,7 @@ def make(config: Mapping[str, Any]) -> FinetuneSettings:
         methods=tuple((name, dict(config[name])) for name in names),
         data=FinetuneData(**config["data"]),
         answers=AnswerSettings(**config["answers"]),
+        own=OwnFiles(**config["own"]),
         rate=Rate(**config["learning_rate"]),
         search=Search(**config["search"]),
         optimizer=optimizer,
@@ -211,10 +234,28 @@ def make(config: Mapping[str, Any]) -> FinetuneSettings:
         raise BadInput(f"--config.epochs={settings.epochs}: expected more than 0")
     if settings.dropout and not 1e-4 <= settings.dropout < 1:
         raise BadInput(f"--config.dropout={settings.dropout}: expected 0, or a share of at least 0.0001 and below 1")
-    if not settings.data.dir:
+    if settings.task == OWN:
+        _check_files(settings.own)
+    elif not settings.data.dir:
         raise BadInput("--config.data.dir is missing: expected a folder of official files, tfds:glue or tfds:squad")
     _refuse_dropping(settings)
     return settings
+
+
+def _check_files(own: OwnFiles):
+    choice("own.kind", own.kind, ("classes", "score", "tags"))
+    if not own.train:
+        raise BadInput("--config.own.train is missing: give the training file, such as --config=own:train=reviews.csv")
+    columns = [name for name in (own.text, own.pair, own.label) if name]
+    if not own.text or not own.label or len(set(columns)) < len(columns):
+        raise BadInput(
+            f"--config.own.text={own.text!r}, pair={own.pair!r} and label={own.label!r}: expected the names of "
+            "different columns; only pair may be empty"
+        )
+    if own.kind == "tags" and own.pair:
+        raise BadInput(f"--config.own.pair={own.pair}: tags are for tokens of one text: leave pair out")
+    if not 0 < own.valid_share <= 0.5:
+        raise BadInput(f"--config.own.valid_share={own.valid_share}: expected a share above 0 and of at most 0.5")
 
 
 def _refuse_dropping(settings: FinetuneSettings):

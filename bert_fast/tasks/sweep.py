@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from bert_fast.data.files import atomic_json, full_disk_reported, hold, refuse_file
+from bert_fast.data.files import atomic_json, check_output, full_disk_reported, hold
 from bert_fast.tasks import data, encoder, glue
 from bert_fast.tasks.batches import real_share
 from bert_fast.tasks.finetune import UNDER_WAY, Finished, train_and_score
@@ -41,7 +41,7 @@ def finetune(
     settings, only `keep` and `checkpoint` may change. Raises BadInput before any training if a setting, the data or the
     encoder is wrong, and Interrupted after a signal.
     """
-    refuse_file(workdir, "--workdir")
+    check_output(workdir, "--workdir")
     encoder.check_source(checkpoint, hf)
     names = data.names(settings)
     rates = {name: settings.rates_of(name) for name in names}
@@ -49,7 +49,7 @@ def finetune(
     start = encoder.load(checkpoint, hf, settings)
     about = encoder.source(start, hf, settings.random_weights)
     common = {key: value for key, value in config.items() if key not in SWEPT} | {"encoder": about}
-    resume.refuse_other(workdir, common, newer={"micro_batches": 1})
+    resume.refuse_other(workdir, common, newer={"micro_batches": 1, "own": config["own"]})
     trainers = {name: Trainer(data.make(name, texts[name], start.vocab, settings), start, settings) for name in names}
     mesh = next(iter(trainers.values())).mesh
 
@@ -84,7 +84,11 @@ def finetune(
                 atomic_json(workdir / "results.json", summary(workdir, about))
             diverged = ", diverged" if finished.result["diverged_at"] is not None else ""
             last, best = finished.result["last"]["score"], finished.result["best"]["score"]
-            progress.say(f"{name} lr={rate:g} seed={seed}: score {last:.2f}, best {best:.2f}{diverged}")
+            prediction, metrics = trainers[name].task.baseline
+            progress.say(
+                f"{name} lr={rate:g} seed={seed}: score {last:.2f}, best {best:.2f}{diverged} ({prediction}: "
+                f"{metrics['score']:.2f})"
+            )
         if not is_main:
             return {}
         results = summary(workdir, about)
@@ -138,6 +142,8 @@ def summary(workdir: pathlib.Path, about: dict) -> dict[str, Any]:
         by_rate = task["learning_rates"]
         task["chosen"] = max(by_rate, key=lambda rate: by_rate[rate]["last"]["score"]["mean"])
         task |= {kind: by_rate[task["chosen"]][kind] for kind in ("last", "best")}
+        # Runs of older versions have no baseline. All others have the same, since the examples are the same.
+        task["baseline"] = next((run["baseline"] for run in task["runs"] if "baseline" in run), None)
     order = [name for name in glue.TASKS if name in tasks]
     tasks = {name: tasks[name] for name in [*order, *(tasks.keys() - set(order))]}
     averaged = [name for name in order if name not in glue.NOT_IN_MEAN]
@@ -193,7 +199,7 @@ def _plan(
             f"{_listed('learning rate', [f'{rate:g}' for rate in rates[name]])}; "
             f"{_listed('width', trainer.widths)}: {share:.0%} of the positions hold real tokens"
         )
-        if trainer.task.head.kind != "span" and not ("next" in trainer.start.params and not about["random_weights"]):
+        if not trainer.task.head.on_tokens and not ("next" in trainer.start.params and not about["random_weights"]):
             say("    the encoder has no trained pooler: starting with a fresh one")
     say(counted(runs, "run") + (f", {done:,} already finished" if done else ""))
 
@@ -204,17 +210,26 @@ def _listed(noun: str, values: Sequence) -> str:
 
 
 def table(results: dict) -> str:
-    """The results as a text table: at the end of training, over seeds, at each task's chosen learning rate."""
+    """The results as a text table: at the end of training, over seeds, at each task's chosen learning rate.
+
+    In brackets after each metric: what always the same prediction scores.
+    """
     lines = [f"{'task':<8} {'lr':>7} {'seeds':>5} {'score':>6} {'dev.':>5} {'median':>6} {'best':>6}  metrics"]
+    constant = []
     for name, task in results["tasks"].items():
-        last, score = task["last"], task["last"]["score"]
+        last, score, baseline = task["last"], task["last"]["score"], task["baseline"]
         deviation = "-" if score["deviation"] is None else f"{score['deviation']:.2f}"
-        metrics = "  ".join(f"{key} {value['mean']:.2f}" for key, value in sorted(last.items()) if key != "score")
+        shown = {key: f"{key} {value['mean']:.2f}" for key, value in sorted(last.items()) if key != "score"}
+        if baseline:
+            shown = {key: f"{text} ({baseline[key]:.2f})" for key, text in shown.items()}
+            constant.append(f"{name}: {baseline['prediction']}")
         seeds = len(task["learning_rates"][task["chosen"]]["seeds"])
         lines.append(
             f"{name:<8} {task['chosen']:>7} {seeds:>5} {score['mean']:>6.2f} {deviation:>5} {score['median']:>6.2f} "
-            f"{task['best']['score']['mean']:>6.2f}  {metrics}"
+            f"{task['best']['score']['mean']:>6.2f}  {'  '.join(shown.values())}"
         )
+    if constant:
+        lines.append(f"in brackets: the same prediction for every example ({'; '.join(constant)})")
     if "glue" in results:
         means = results["glue"]
         lines.append(f"GLUE mean of {', '.join(means['tasks'])}: {means['last']:.2f} (best {means['best']:.2f})")

@@ -16,8 +16,8 @@ from bert_fast.method import Program, Stage
 from bert_fast.plan import whole
 from bert_fast.tasks import batches, encoder, model
 from bert_fast.tasks.batches import TaskExamples
-from bert_fast.tasks.data import Task
 from bert_fast.tasks.settings import FinetuneSettings
+from bert_fast.tasks.task import Task
 from bert_fast.train import optim, sharding
 from bert_fast.train.compile import Programs
 from bert_fast.train.engine import BatchSource, Engine

@@ -11,7 +11,7 @@ from bert_fast import BadInput, Interrupted, methods
 from bert_fast.cost.accelerators import measured_peak, peak_of
 from bert_fast.cost.utilisation import utilisation
 from bert_fast.data import batches, masking, shards
-from bert_fast.data.files import atomic_json, hold, check_output
+from bert_fast.data.files import atomic_json, check_output, hold
 from bert_fast.method import Stage
 from bert_fast.plan import drops_tokens
 from bert_fast.train import (

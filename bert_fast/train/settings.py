@@ -262,8 +262,8 @@ def _check(settings: PretrainSettings):
             raise BadInput(f"--config.{name}={value}: expected at most {most:,}")
     if model.width != (attention := max(model.heads_L) * model.head_size):
         raise BadInput(
-            f"--config.model.heads={max(model.heads_L)} times --config.model.head_size={model.head_size} is {attention}: "
-            f"expected --config.model.width={model.width}"
+            f"--config.model.heads={max(model.heads_L)} times --config.model.head_size={model.head_size} is "
+            f"{attention}: expected --config.model.width={model.width}"
         )
     if not 0 <= settings.seed < 2**32:
         raise BadInput(f"--config.seed={settings.seed}: expected a whole number of at least 0 and below 2^32")

@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_fast import bert, methods
-from bert_fast.configs import glue
+from bert_fast.configs import glue, own
 from bert_fast.data import vocab
 from bert_fast.encoder import Encoder
 from bert_fast.method import Program, Stage
 from bert_fast.plan import whole
 from bert_fast.schedule import Schedule
-from bert_fast.tasks import settings
+from bert_fast.tasks import data, finetune, settings
+from bert_fast.tasks.trainer import Trainer
 from bert_fast.train import checkpoint, optim
 from bert_fast.train.description import Description
+from bert_fast.train.signals import StopSignal
 from bert_fast.train.step import TrainState
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "good", "bad", '"', "##ly", *(f"w{i}" for i in range(40))]
@@ -140,9 +142,16 @@ def make_settings(
     data_dir, task: str = "mrpc", recipe: str = "bert", **changes
 ) -> tuple[settings.FinetuneSettings, dict]:
     """Settings for runs that take seconds, and their config. `changes` are config values by key, with `__` for dots."""
-    config = glue.get_config(f"task={task},recipe={recipe}")
-    small = {
-        "data.dir": str(data_dir),
+    return small(glue.get_config(f"task={task},recipe={recipe}"), **{"data.dir": str(data_dir), **changes})
+
+
+def own_settings(data_dir, arguments: str, **changes) -> tuple[settings.FinetuneSettings, dict]:
+    """The same for the config `own` with these arguments."""
+    return small(own.get_config(arguments), **{"data.dir": str(data_dir), **changes})
+
+
+def small(config, **changes) -> tuple[settings.FinetuneSettings, dict]:
+    values = {
         "data.seq_len": 48,
         "seeds": "0",
         "learning_rates": "3e-3",
@@ -152,8 +161,22 @@ def make_settings(
         "dropout": 0.0,
         "eval.batch_size": 16,
     }
-    config.update_from_flattened_dict(small | {key.replace("__", "."): value for key, value in changes.items()})
+    config.update_from_flattened_dict(values | {key.replace("__", "."): value for key, value in changes.items()})
     return settings.make(config.to_dict()), config.to_dict()
+
+
+def make_trainer(folder: pathlib.Path, data_dir, task: str = "mrpc", shape=(), **changes) -> Trainer:
+    """A trainer for a GLUE task, with the settings of `make_settings` and an encoder that is written to `folder`."""
+    made, _ = make_settings(data_dir, task, **changes)
+    start = make_encoder(folder, **dict(shape))
+    return Trainer(data.make(task, data.read(task, made), start.vocab, made), start, made)
+
+
+def train(trainer: Trainer, folder: pathlib.Path, rate=3e-3, seed=0, stop=None, seen=None) -> finetune.Finished:
+    """Trains and scores one run."""
+    return finetune.train_and_score(
+        trainer, rate, seed, folder, stop or StopSignal(), seen or (lambda step, numbers: None)
+    )
 
 
 def replaced(made: settings.FinetuneSettings, **changes) -> settings.FinetuneSettings:
@@ -178,3 +201,22 @@ def write_squad(folder: pathlib.Path, version: str, count: int = 10):
             paragraphs.append({"context": context, "qas": [found]})
         content = {"version": version, "data": [{"title": "t", "paragraphs": paragraphs}]}
         (folder / f"{kind}-v{version}.json").write_text(json.dumps(content))
+
+
+def write_sentences(path: pathlib.Path, count: int, seed: int = 0, longest: int = 12):
+    """Writes sentences in CoNLL's format. "good w1" is an entity of type X, "Bad" one of type Y.
+
+    The second token of an entity of type X has two word pieces.
+    """
+    rng, lines = np.random.default_rng(seed), []
+    for _ in range(count):
+        for _ in range(rng.integers(1, longest)):
+            kind = rng.integers(4)
+            if kind == 0:
+                lines += ["good NN B-X", f"w{rng.integers(40)}ly NN I-X"]
+            elif kind == 1:
+                lines += ["Bad NN B-Y"]
+            else:
+                lines += [f"w{rng.integers(40)} VB O"]
+        lines.append("")
+    path.write_text("-DOCSTART- -X- O\n\n" + "\n".join(lines) + "\n")

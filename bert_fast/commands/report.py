@@ -1,0 +1,25 @@
+"""The command `report`."""
+
+from absl import flags
+
+WHAT = "write a page about runs, or about a comparison: losses, plans, methods, time, scores"
+EXAMPLE = "runs/dense runs/token_drop --out=report.html"
+
+
+def define(args, argv: list[str]):
+    del argv
+    flags.DEFINE_string(
+        "out",
+        "",
+        "A folder, for report.html, report.md and report.png; or one file with such an ending. [the folder of the "
+        "comparison or of the only run, else this folder]",
+        flag_values=args,
+    )
+
+
+def run(args, texts: list[str]) -> int:
+    from bert_fast.reporting import write
+
+    for path in write(texts, args.out):
+        print(path)
+    return 0

@@ -1,0 +1,160 @@
+"""The metadata of a model card: the YAML block that the Hub reads, with licence, languages, data and scores."""
+
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from bert_fast import BadInput
+from bert_fast.hf import hub
+from bert_fast.hf.tokenizer import read_json
+from bert_fast.train.description import Description, TaskHead
+
+# The Hub's pipeline tag, by the ending of the transformers class; all others have "feature-extraction".
+PIPELINES = {
+    "ForPreTraining": "fill-mask",
+    "ForMaskedLM": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+}
+# Our metrics' ids in Hugging Face's `evaluate`; the rest of our metrics have none.
+METRICS = {
+    "accuracy": "accuracy",
+    "f1": "f1",
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "exact_match": "exact_match",
+    "precision": "precision",
+    "recall": "recall",
+}
+SQUAD = {"1.1": "rajpurkar/squad", "2.0": "rajpurkar/squad_v2"}
+GLUE = "nyu-mll/glue"
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code")
+
+
+class Stated(NamedTuple):
+    """What only the user knows about a model. place: how to load it, the arguments of `from_pretrained`."""
+
+    license: str = ""
+    languages: tuple[str, ...] = ()
+    place: str = "FOLDER"
+
+
+class Score(NamedTuple):
+    """A score of the model on a data set. metric: an id of `evaluate`. data: an id of the Hub, or another name."""
+
+    metric: str
+    value: float
+    data: str
+    name: str
+    config: str | None
+    split: str
+
+
+def stated(license: str, languages: str) -> Stated:
+    """The values of --license and --language. Raises BadInput if the Hub would not know them."""
+    listed = tuple(language.strip() for language in languages.split(",") if language.strip())
+    if license and not LICENSE.fullmatch(license):
+        raise BadInput(
+            f"--license={license}: expected an identifier of the Hub in lower case, such as apache-2.0, mit, "
+            "cc-by-sa-4.0 or other (https://huggingface.co/docs/hub/repositories-licenses)"
+        )
+    if wrong := [language for language in listed if not LANGUAGE.fullmatch(language)]:
+        raise BadInput(f"--language={','.join(wrong)}: expected codes of ISO 639 such as de,en, or multilingual")
+    return Stated(license, listed)
+
+
+def front(about: Description, class_name: str, title: str, losses: Mapping[str, Any], given: Stated) -> str:
+    """The metadata as YAML, with its two lines of dashes.
+
+    title: the model's name. losses: the row of `metrics.jsonl` with its last held-out losses; {} if there is none.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task = PIPELINES.get(heads_of(class_name), "feature-extraction")
+    scores = task_scores(about.task, about.scored) if about.task else held_out_scores(about, losses)
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=score.data,
+            dataset_name=score.name,
+            dataset_config=score.config,
+            dataset_split=score.split,
+            metric_type=score.metric,
+            metric_value=round(score.value, 4),
+        )
+        for score in scores
+    ]
+    found = ModelCardData(
+        base_model=hub.name_in((about.imported or {}).get("folder", "") or about.init) or None,
+        datasets=data_sets(about) or None,
+        language=list(given.languages) or None,
+        library_name="transformers",
+        license=given.license or None,
+        metrics=sorted({score.metric for score in scores}) or None,
+        pipeline_tag=task,
+        tags=["bert", "bert_fast", *(name for name, _ in about.methods)],
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{found.to_yaml()}\n---"
+
+
+def heads_of(class_name: str) -> str:
+    """The ending of a class name, such as ForMaskedLM."""
+    return re.sub(r".*(?=For)", "", class_name)
+
+
+def task_scores(task: TaskHead, scored: tuple[Mapping[str, Any], ...]) -> list[Score]:
+    """The last scores of a fine-tuned model: percentages for SQuAD, else between 0 and 1, as in `evaluate`."""
+    if not scored:
+        return []
+    scale = 1 if task.kind == "span" else 100
+    found = []
+    for key, value in sorted(scored[-1].items()):
+        metric, _, part = key.partition("_") if key not in METRICS else (key, "", "")
+        if metric in METRICS and part in ("", "matched", "mismatched"):
+            data, name, config = data_of(task)
+            split = f"validation_{part}" if part else "validation"
+            found.append(Score(METRICS[metric], value / scale, data, name, config, split))
+    return found
+
+
+def data_of(task: TaskHead) -> tuple[str, str, str | None]:
+    """A task's data set: its id on the Hub or else its name, how it is called, and its config."""
+    from bert_fast.tasks import glue  # scikit-learn takes a second to import
+
+    if task.name in glue.TASKS:
+        return GLUE, f"GLUE {task.name}", task.name
+    if task.kind == "span":
+        return SQUAD[task.options["version"]], f"SQuAD {task.options['version']}", None
+    return task.name, task.name, None
+
+
+def held_out_scores(about: Description, losses: Mapping[str, Any]) -> list[Score]:
+    """The held-out scores of a pre-trained model."""
+    if not losses:
+        return []
+    source = source_in(about) or "held-out text"
+    data = next(iter(data_sets(about)), source)
+    numbers = {"perplexity": math.exp(min(losses["mlm_loss"], 700)), "accuracy": losses["mlm_accuracy"]}
+    return [Score(metric, value, data, source, None, "valid") for metric, value in numbers.items()]
+
+
+def source_in(about: Description) -> str:
+    """The source of the text that a model was pre-trained on, as given to `prepare`; "" if it is not recorded."""
+    if about.data is None or not about.data.dir:
+        return ""
+    return read_json(pathlib.Path(about.data.dir) / "manifest.json").get("source", "")
+
+
+def data_sets(about: Description) -> list[str]:
+    """The ids on the Hub of the data sets that a model was trained on, as far as they are known."""
+    if about.task:
+        data, _, _ = data_of(about.task)
+        return [data] if hub.parse(data) and "/" in data else []
+    return re.findall(r"\bhf:(\w[\w.-]*/\w[\w.-]*)", source_in(about))

@@ -1,0 +1,163 @@
+"""Line charts as SVG that stretches to the width of the page, with labels of fixed size around it."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+from bert_fast.reporting import scales
+from bert_fast.reporting.markup import Html, join, tag
+from bert_fast.reporting.scales import Scale, Unit
+
+WIDTH = 1000  # of the SVG's own coordinates; the page stretches them to its width
+POINTS = 240  # of a line, at most
+COLOURS, DASHES, SHAPES = 7, 4, 2  # see page.css; lines of equal colour differ in dash or marker
+LINE_HEIGHT = 18  # of a label at the end of a line, in pixels
+MARKED = 30  # lines of at most this many points have markers
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of a chart. points: (x, y) in order of x; where y is not finite, the line has a gap.
+
+    look: the number of its colour, dash and marker. name: the label at its end; "": none.
+    """
+
+    label: str
+    look: int
+    points: Sequence[tuple[float, float]]
+    name: str = ""
+
+
+def look(number: int) -> str:
+    """The classes of a line's colour, dash and marker."""
+    return f"c{number % COLOURS} d{number % DASHES} m{number % SHAPES}"
+
+
+def swatch(number: int) -> Html:
+    """A short piece of a line, for legends."""
+    line = tag("path", d="M2 7H26", class_="line")
+    dot = tag("path", d="M14 7h0", class_="dot")
+    return tag("svg", line, dot, viewBox="0 0 28 14", class_=f"swatch {look(number)}", aria_hidden="true")
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
+    """At most `most` of the points: the lowest and the highest of each part of the line, the first and the last."""
+    if len(points) <= most:
+        return list(points)
+    size = math.ceil(len(points) / (most // 2 - 1))
+    kept = {0, len(points) - 1}
+    for begin in range(0, len(points), size):
+        part = [index for index in range(begin, min(begin + size, len(points))) if math.isfinite(points[index][1])]
+        if part:
+            kept |= {min(part, key=lambda index: points[index][1]), max(part, key=lambda index: points[index][1])}
+    return [points[index] for index in sorted(kept)]
+
+
+def drawn(line: Line, x: Scale, y: Scale, height: int, steps: bool) -> Html:
+    """A line with its markers. steps: a value holds from the point before it, the first one from the left edge."""
+    parts, dots, left, down = [], [], "0", False
+    for at, value in thinned(line.points):
+        if not math.isfinite(value):
+            down = False
+            continue
+        before, left, top = left, f"{WIDTH * x.place(at):.5g}", f"{height * (1 - y.place(value)):.5g}"
+        if steps:
+            parts.append(f"{'L' if down else 'M'}{before} {top}L{left} {top}")
+        else:
+            parts.append(f"{'L' if down else 'M'}{left} {top}")
+        dots.append(f"M{left} {top}h0")
+        down = True
+    fixed = {"vector_effect": "non-scaling-stroke"}
+    children = [tag("path", d="".join(parts), class_="line", **fixed)]
+    if len(dots) <= MARKED and not steps:
+        children.append(tag("path", d="".join(dots), class_="dot", **fixed))
+    return tag("g", *children, class_=look(line.look), data_label=line.label)
+
+
+def spread(tops: Sequence[float], height: float) -> list[float]:
+    """The tops, in the order given, moved so that labels do not overlap and stay within the chart if they fit."""
+    order = sorted(range(len(tops)), key=lambda index: tops[index])
+    placed = list(tops)
+    for above, below in itertools.pairwise(order):
+        placed[below] = max(placed[below], placed[above] + LINE_HEIGHT)
+    limit = height
+    for index in reversed(order):
+        placed[index] = min(placed[index], limit)
+        limit = placed[index] - LINE_HEIGHT
+    return placed
+
+
+def chart(
+    lines: Sequence[Line],
+    x: Unit,
+    y: str,
+    about: str,
+    height: int = 300,
+    steps: bool = False,
+    x_log: bool | None = None,
+    y_log: bool | None = None,
+    zero: bool = False,
+) -> Html:
+    """A chart of lines. about: what it shows, for those who do not see it.
+
+    x: the unit of the horizontal axis. y: the name of the other; "": the figure's title says it.
+    steps: whether a value holds from the point before it.
+    x_log, y_log: None: logarithmic if that reads better. zero: whether the vertical axis begins at 0.
+    """
+    across = scales.scale_of((at / x.size for line in lines for at, _ in line.points), x_log, zero=x_log is False)
+    up = scales.scale_of((value for line in lines for _, value in line.points), y_log, zero=zero, room=0.04)
+    lines = [dataclasses.replace(line, points=[(at / x.size, value) for at, value in line.points]) for line in lines]
+    rows, columns = up.ticks(max(3, height // 50)), across.ticks(7)
+    levels = [f"{height * (1 - up.place(value)):.5g}" for value in rows]
+    fixed = {"vector_effect": "non-scaling-stroke"}
+    grid = [tag("line", x1=0, x2=WIDTH, y1=level, y2=level, **fixed) for level in levels]
+    picture = tag(
+        "svg",
+        tag("g", *grid, class_="grid"),
+        *(drawn(line, across, up, height, steps) for line in lines),
+        viewBox=f"0 0 {WIDTH} {height}",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=about,
+        data_x=f"{across.low} {across.high} {int(across.log)} {x.label}",
+        data_y=f"{up.low} {up.high} {int(up.log)} {y}",
+    )
+    left = join(
+        tag("span", scales.shown(value), style=f"top:{level}px") for value, level in zip(rows, levels, strict=True)
+    )
+    below = join(scales.tick_labels(across, columns))
+    named = [line for line in lines if line.name and any(math.isfinite(value) for _, value in line.points)]
+    tops = spread([height * (1 - up.place(end_of(line))) for line in named], height)
+    ends = join(
+        tag("span", swatch(line.look), line.name, style=f"top:{top:.5g}px")
+        for line, top in zip(named, tops, strict=True)
+    )
+    note = " (log scale)" if across.log else ""
+    y_note = " (log scale)" if up.log else ""
+    hidden = {"aria_hidden": "true"}
+    return tag(
+        "div",
+        tag("div", y + y_note, class_="y-name", **hidden) if y else "",
+        tag(
+            "div",
+            tag("div", left, class_="y-ticks", **hidden),
+            tag("div", picture, tag("div", below, class_="x-ticks", **hidden), class_="area"),
+            tag("div", ends, class_="ends", **hidden) if named else "",
+            class_="plot",
+            style=f"--height:{height}px",
+        ),
+        tag("div", x.label + note, class_="x-name", **hidden),
+        class_="chart" if named else "chart bare",
+    )
+
+
+def end_of(line: Line) -> float:
+    """The last finite value of a line."""
+    return next(value for _, value in reversed(line.points) if math.isfinite(value))
+
+
+def legend(entries: Sequence[tuple[str, int]]) -> Html:
+    """The names of lines next to their looks."""
+    items = (tag("li", swatch(number), label) for label, number in entries)
+    return tag("ul", *items, class_="legend")

@@ -1,0 +1,34 @@
+"""HTML made of escaped parts: whatever is not `Html` already is text, and is escaped."""
+
+import html
+from collections.abc import Iterable
+
+
+class Html(str):
+    """A piece of HTML. Made by `tag` and `join` only."""
+
+
+def escaped(value: object) -> Html:
+    """A value as HTML text; unchanged if it is HTML already."""
+    return value if isinstance(value, Html) else Html(html.escape(str(value)))
+
+
+def join(parts: Iterable[object], between: str = "") -> Html:
+    return Html(escaped(between).join(map(escaped, parts)))
+
+
+def tag(name: str, /, *children: object, **attributes: object) -> Html:
+    """An element. In attribute names `_` stands for `-`, and a last `_` is dropped (`class_`).
+
+    An attribute of True has no value; one of None or False is left out.
+    """
+    words = [name]
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        key = key.rstrip("_").replace("_", "-")
+        words.append(key if value is True else f'{key}="{html.escape(str(value))}"')
+    opening = " ".join(words)
+    if name in ("input", "meta", "rect", "line", "path", "circle", "col") and not children:
+        return Html(f"<{opening}/>")
+    return Html(f"<{opening}>{join(children)}</{name}>")
