@@ -19,7 +19,7 @@ WORK = pathlib.Path(NAME)  # shards and runs, on the runtime's own disk
 
 # %% tags=["install"]
 # @title Install bert_fast { display-mode: "form" }
-# @markdown A wheel or a folder that you uploaded, or the address of a Git repository (`git+https://...`).
+# @markdown A wheel, a `.tar.gz` or a folder that you uploaded, or the address of a Git repository (`git+https://...`).
 SOURCE = ""  # @param {type: "string"}
 # @markdown Only if the cell says that this runtime's JAX is too old:
 UPGRADE_JAX = False  # @param {type: "boolean"}
@@ -65,6 +65,10 @@ def install(source, upgrade_jax=False, run=subprocess.run):
         raise RuntimeError(
             "SOURCE is empty: upload a wheel of bert_fast (the folder on the left, then the upload button) and write "
             "its path, such as /content/bert_fast-0.1.0-py3-none-any.whl, or write git+https://... of a repository."
+        )
+    if source.endswith(".zip"):
+        raise RuntimeError(
+            f"pip would unpack {source} without the link from bert_fast/configs to configs/: give a wheel or a .tar.gz."
         )
     if number(before.get("jax", OLDEST_JAX)) < number(OLDEST_JAX) and not upgrade_jax:
         raise RuntimeError(

@@ -113,6 +113,11 @@ def test_missing_source_is_refused_with_the_remedy(installer):
         installer["install"]("", run=installer["pip"])
 
 
+def test_zip_of_the_source_is_refused_because_pip_loses_its_link(installer):
+    with pytest.raises(RuntimeError, match=r"src\.zip without the link .* give a wheel or a \.tar\.gz"):
+        installer["install"]("src.zip", run=installer["pip"])
+
+
 def test_failure_of_pip_is_shown(installer):
     def fail(command, **_):
         return types.SimpleNamespace(returncode=1, stdout="", stderr="ERROR: Invalid requirement")
@@ -152,7 +157,7 @@ def corpus(tmp_path_factory) -> str:
 def test_notebook_runs_from_top_to_bottom(name, corpus, tmp_path, monkeypatch):
     for key, value in {
         "BERT_FAST_NOTEBOOK_DEBUG": corpus,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes most of the time
         "IPYTHONDIR": str(tmp_path / "ipython"),

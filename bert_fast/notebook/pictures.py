@@ -112,8 +112,8 @@ def plans(runs: Mapping[str, tuple[str, Mapping[str, Any]]], columns: int = 2):
         found = course(config, changes)
         draw_layers(axes[2 * row, column], found, f"{title}: {found.flops / found.dense:.0%} of dense FLOPs")
         draw_cost(axes[2 * row + 1, column], found)
-    patches = [Patch(facecolor=colour, edgecolor="#888888", linewidth=0.6) for colour in COLOURS[1:]]
-    figure.legend(patches, STATES[1:], loc="outside lower center", ncols=min(4, 2 * wide), frameon=False, fontsize=9)
+    patches = [Patch(facecolor=colour, edgecolor="#888888", linewidth=0.6) for colour in COLOURS]
+    figure.legend(patches, STATES, loc="outside lower center", ncols=1 + 2 * wide, frameon=False, fontsize=9)
     pyplot.close(figure)  # so that a notebook shows it once, as the value of the cell
     return figure
 
@@ -138,7 +138,8 @@ def draw_layers(axis, found: Course, title: str):
 def draw_cost(axis, found: Course):
     """Draws what each step costs, in percent of a dense step."""
     axis.set_visible(True)
-    axis.fill_between(found.at_T, 100 * found.cost_T, step="post", color=COLOURS[3], linewidth=0)
+    edges, cost = np.append(found.at_T, found.steps), np.append(found.cost_T, found.cost_T[-1])
+    axis.fill_between(edges, 100 * cost, step="post", color=COLOURS[3], linewidth=0)
     axis.axhline(100, color="#555555", linewidth=0.8, linestyle=":")
     axis.set(xlim=(0, found.steps), ylim=(0, 115), xlabel="step", ylabel="FLOPs, %")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

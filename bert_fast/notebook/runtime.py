@@ -98,7 +98,8 @@ def minutes_left(session: float, began: pathlib.Path | None = None) -> float:
 def command(*arguments: str, on_cpu: bool = False) -> str:
     """What a bert-fast command prints. It runs in a process of its own, which frees the accelerator when it ends.
 
-    on_cpu: keeps it off the accelerator, which this process may hold. If it fails, what it says about that is added. Raises BadInput if it has printed nothing but that.
+    on_cpu: keeps it off the accelerator, which this process may hold. If the command fails, what it says about that is
+    added. Raises BadInput if it has printed nothing but that.
     """
     environment = {**os.environ, **({"JAX_PLATFORMS": "cpu"} if on_cpu else {})}
     called = [sys.executable, "-m", "bert_fast", *arguments]
