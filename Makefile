@@ -3,12 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart test slow lint format lock clean
+.PHONY: help install quickstart test slow lint format lock docs clean
 
 help:
 	@echo "make quickstart   install, prepare a corpus, pre-train a small BERT, try it (3 to 5 minutes in all)"
 	@echo "make test         install what tests need, check style and types, run the tests that are not slow"
 	@echo "make slow         run the slow tests"
+	@echo "make docs         build docs/ as a site in docs/_build"
 	@echo "make format       run ruff format and ruff check --fix"
 	@echo "make lock         update requirements*.txt from pyproject.toml"
 	@echo "make clean        remove .venv, runs/ and caches"
@@ -64,6 +65,9 @@ lock: .venv/installed
 	@sed -i.old -E '/^(nvidia|cuda|triton)/d' requirements-test.txt && rm requirements-test.txt.old
 	$(LOCK) --constraint requirements.txt --extra tpu --output-file requirements-tpu.txt
 	$(LOCK) --constraint requirements.txt --extra gpu --output-file requirements-gpu.txt
+
+docs: .venv/installed-test
+	$(BIN)/python -m sphinx -c docs -W -q . docs/_build
 
 format: .venv/installed-test
 	$(BIN)/ruff format .

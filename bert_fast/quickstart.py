@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from bert_fast import BadInput, Interrupted, command, encoder, inference
+from bert_fast import BadInput, Interrupted, command, encoder, inference, reporting
 from bert_fast.compare import compare
 from bert_fast.compare.study import Run
 from bert_fast.train.log import clock
@@ -52,7 +52,7 @@ def table(results: Mapping[str, Any]) -> list[str]:
     [(text, budget)] = results["budgets"].items()
     lines = [
         f"After {text.partition(':')[2]} reference seconds each:",
-        f"{'':<12} {'held-out loss':>14} {'right':>7} {'tokens':>11} {'FLOPs':>9} {'layers':>7}",
+        f"{'':<12} {'held-out loss':>14} {'right':>7} {'tokens':>11} {'FLOPs':>9}",
     ]
     for arm, about in budget["arms"].items():
         loss, right = f"{about['mlm_loss']:.3f} nats", f"{about['mlm_accuracy']:.1%}"
@@ -97,9 +97,11 @@ def main() -> int:
         print("    " + "   ".join(f"{word} {share:.0%}" for word, share in words))
     print(f"{fitting} of {len(SENTENCES)} sentences have a word that fits among the first {TOP}.")
 
+    page = out / "report.html"
+    reporting.write([out], page)
     heading(f"done in {clock(time.monotonic() - began)}")
     print(
-        f"  {out}/results.md and results.json: the comparison\n"
+        f"  {page}: the report, for a browser; {out}/results.md: the comparison\n"
         f"  {trained.folder}: the better model\n\n"
         "Try next:\n"
         f'  {command()} fill-mask --checkpoint={trained.folder} "Raise an [MASK] if the value is negative."\n'

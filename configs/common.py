@@ -180,4 +180,5 @@ def debug(config: ConfigDict):
     config.learning_rate.warmup_steps = 2
     config.eval.update(every=10, examples=16, seq_len=32, batch_size=8)
     config.checkpoint.every = 10
+    config.token_drop.update(boundary=-1, keep=max(config.token_drop.keep, 0.5))  # for few layers and tokens
     config.early_bert.search = 0.5  # 10 steps: after only one or two, all coefficients are still equal

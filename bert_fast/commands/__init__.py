@@ -14,6 +14,7 @@ REQUIRED = "required"
 # In the order of use: first the commands that make a model, then the commands that use it.
 NAMES = (
     "prepare",
+    "convert",
     "plan",
     "costs",
     "compare",

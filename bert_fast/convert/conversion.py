@@ -1,0 +1,122 @@
+"""What a conversion found, and the config file and the report that it becomes."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+# Settings that a run depends on. If the files do not have them, the report lists the values that remain.
+MATTER = (
+    *("steps", "batch_size", "phases", "data.objective", "model.norm", "model.depth", "model.width"),
+    *("learning_rate.peak", "learning_rate.warmup_steps", "learning_rate.decay", "optimizer.name", "model.dtype"),
+)
+
+
+class Change(NamedTuple):
+    value: Any
+    source: str
+
+
+@dataclasses.dataclass
+class Conversion:
+    """What the source files mean here.
+
+    base: the shipped config to start from. changes: new values by our key. left: source keys without an equivalent,
+    with value and reason. unknown: source keys that the converter does not know, with their values.
+    growth: random-LTD's first and last number of kept tokens, steps between them, and tokens per increase.
+    """
+
+    files: list[str]
+    base: str = "bert"
+    changes: dict[str, Change] = dataclasses.field(default_factory=dict)
+    left: dict[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
+    unknown: dict[str, Any] = dataclasses.field(default_factory=dict)
+    growth: tuple[int, int, int, int] | None = None
+
+    def set(self, key: str, value: Any, source: str):
+        """Records that `source` becomes this value of `key`."""
+        self.changes[key] = Change(value, source)
+
+    def leave(self, name: str, value: Any, reason: str):
+        """Records that the source key `name` has no equivalent."""
+        self.left[name] = (value, reason)
+
+    def get(self, key: str, base: Mapping[str, Any]) -> Any:
+        """The value of one of our keys: converted, or the base config's."""
+        return self.changes[key].value if key in self.changes else base[key]
+
+
+def typed(found: Conversion, base: Mapping[str, Any]) -> Conversion:
+    """The conversion with whole numbers and fractions as the base config has them."""
+    changes = {key: change._replace(value=like(change.value, base[key])) for key, change in found.changes.items()}
+    return dataclasses.replace(found, changes=changes)
+
+
+def like(value: Any, other: Any) -> Any:
+    kind = type(other)
+    if kind is float or (kind is int and isinstance(value, float) and value.is_integer()):
+        return kind(value)
+    return value
+
+
+def differing(found: Conversion, base: Mapping[str, Any]) -> dict[str, Change]:
+    """The changes that the base config does not have already."""
+    return {key: change for key, change in found.changes.items() if change.value != base[key]}
+
+
+def source_of(found: Conversion, base: Mapping[str, Any], base_spec: str, name: str) -> str:
+    """The text of a config file: the base config, changed."""
+    module, _, arguments = base_spec.partition(":")
+    files = " and ".join(pathlib.Path(file).name for file in found.files)
+    left = [f"- {key}={shown(value)}: {reason}" for key, (value, reason) in found.left.items()]
+    left += [f"- {key}={shown(value)}: unknown to the converter" for key, value in found.unknown.items()]
+    about = [
+        f"Converted from {files} by `bert-fast convert`.",
+        "",
+        f"    bert-fast pretrain --config={name} --workdir=runs/{pathlib.Path(name).stem} --config.data.dir=SHARDS",
+        "",
+        "Arguments: debug (shrinks the run to seconds).",
+        *(["", "Not converted:", *left] if left else []),
+    ]
+    docstring = "\n".join(about).replace("\\", "/").replace('"', "'")
+    changes = [f"    config.{key} = {value!r}  # {source}" for key, (value, source) in differing(found, base).items()]
+    lines = [
+        f'"""{docstring}\n"""',
+        "",
+        f"from bert_fast.configs import {', '.join(sorted({'common', module}))}",
+        "",
+        "",
+        "def get_config(text=None):",
+        "    args = common.parse(text, debug=False)",
+        f"    config = {module}.get_config({arguments!r})" if arguments else f"    config = {module}.get_config()",
+        *changes,
+        '    if args["debug"]:',
+        "        common.debug(config)",
+        "    return config",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: Any) -> str:
+    """A value in one short line."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def report(found: Conversion, base: Mapping[str, Any], base_spec: str) -> list[str]:
+    """Lines for people: what was converted, what was not and why, and what the files do not say."""
+    parts = {
+        "converted:": [f"{source} -> {key}={value}" for key, (value, source) in found.changes.items()],
+        "without an equivalent:": [f"{key}={shown(value)}: {reason}" for key, (value, reason) in found.left.items()],
+        "unknown keys, not converted:": [f"{key}={shown(value)}" for key, value in found.unknown.items()],
+        f"not in the files, so as in {base_spec}:": [
+            f"{key}={base[key]}" for key in MATTER if key not in found.changes
+        ],
+    }
+    return [line for title, lines in parts.items() if lines for line in (title, *(f"  {line}" for line in lines))]
+
+
+def flags_of(found: Conversion, base: Mapping[str, Any], base_spec: str) -> str:
+    """The same settings as flags of `pretrain`."""
+    changes = [f"--config.{key}={change.value}" for key, change in differing(found, base).items()]
+    return " ".join([f"--config={base_spec}", *changes])

@@ -1,0 +1,62 @@
+"""A part of a config file that knows which of its keys were read, so that none is lost."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bert_fast import BadInput
+from bert_fast.convert.conversion import Conversion
+
+
+class Section:
+    """The values below one key of a file."""
+
+    def __init__(self, values: Mapping[str, Any], result: Conversion, path: str = ""):
+        if not isinstance(values, Mapping):
+            raise BadInput(f"{path}={values!r}: expected a group of settings")
+        self.values, self.result, self.path = dict(values), result, path
+
+    def name(self, key: str) -> str:
+        """The full name of a key, such as `optimizer.params.lr`."""
+        return f"{self.path}.{key}" if self.path else key
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.values
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The value of a key, which counts as read. "auto", which Hugging Face's trainer fills in, is no value."""
+        value = self.values.pop(key, default)
+        if value == "auto":
+            self.result.leave(self.name(key), value, "the program that read the file chose the value")
+            return default
+        return default if value is None else value
+
+    def number(self, key: str, default: Any = None) -> Any:
+        """Like `take`, for a number. YAML reads 1e-4 as text. Raises BadInput for other text."""
+        value = self.take(key, default)
+        try:
+            return float(value) if isinstance(value, str) else value
+        except ValueError:
+            raise BadInput(f"{self.name(key)}={value!r}: expected a number") from None
+
+    def part(self, key: str) -> "Section":
+        """The section below a key, which is empty if there is none. The caller reads all of it."""
+        return Section(self.values.pop(key, None) or {}, self.result, self.name(key))
+
+    def set(self, key: str, ours: str, **default):
+        """Converts a key to `ours`, with `default=...` if the source project has one."""
+        name, given = self.name(key), key in self
+        value = self.number(key, default.get("default"))
+        if value is not None:
+            self.result.set(ours, value, name if given else f"default of {name}")
+
+    def leave(self, reasons: Mapping[str, str]):
+        """Lists those of these keys that are there, with the reasons why they are not converted."""
+        for key, reason in reasons.items():
+            if key in self:
+                self.result.leave(self.name(key), self.values.pop(key), reason)
+
+    def end(self):
+        """Lists the keys that were not read as unknown."""
+        for key, value in self.values.items():
+            self.result.unknown[self.name(key)] = value
+        self.values = {}
