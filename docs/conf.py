@@ -23,8 +23,6 @@ include_patterns = [
 exclude_patterns = ["docs/_build", "runs", *(path.name for path in pathlib.Path(__file__).parents[1].glob(".*"))]
 myst_heading_anchors = 4  # links such as budgets.md#seconds, as on GitHub
 
-suppress_warnings = ["toc.not_readable"]
-
 html_theme = "furo"
 html_title = "bert_fast"
 html_extra_path = ["site"]  # its index.html leads to docs/index.html

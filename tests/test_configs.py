@@ -104,11 +104,14 @@ def test_every_argument_of_a_method_can_be_set_by_a_flag():
 def test_fine_tuning_config_makes_settings(name, recipe):
     config = get_config(next(path for path in FILES if path.stem == name))(f"recipe={recipe}")
     config.data.dir = "somewhere"
+    config.own.train = "train.csv"
     made = finetune_settings.make(config.to_dict())
     assert (made.batch_size, made.epochs) == {
         ("glue", "bert"): (32, 3),  # Devlin et al. 2019, section 4.1
         ("squad", "bert"): (32, 3),  # section 4.2
+        ("own", "bert"): (32, 3),
         ("glue", "early_bert"): (128, 2),  # launch_earlybert_glue.sh
+        ("own", "early_bert"): (128, 2),
         ("squad", "early_bert"): (48, 3),
     }[name, recipe]
     assert made.optimizer.eps_before_correction == (recipe == "early_bert")  # transformers 2.11, optimization.py
@@ -116,7 +119,7 @@ def test_fine_tuning_config_makes_settings(name, recipe):
     # In the released code, trainer.py (GLUE) records coefficients before the update, and run_squad_earlybert_search.py
     # after it.
     for _, arguments in made.methods:
-        assert arguments["draw_before_update"] == (name == "glue")
+        assert arguments["draw_before_update"] == (name != "squad")
     assert finetune_settings.make({**config.to_dict(), "epochs": 1.0}).epochs == 1
 
 

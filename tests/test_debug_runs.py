@@ -4,7 +4,7 @@ import pytest
 
 from bert_fast.tasks import settings, sweep
 from helpers.config_files import CONFIGS, FILES, FINETUNE, get_config
-from helpers.made_tasks import write_checkpoint, write_glue, write_squad
+from helpers.made_tasks import write_checkpoint, write_glue, write_own, write_squad
 from helpers.small_runs import run
 
 
@@ -22,13 +22,14 @@ def test_debug_run_of_pre_training_finishes(path, small_shards, tmp_path):
 @pytest.mark.parametrize("recipe", ["bert", "early_bert"])
 @pytest.mark.parametrize("name", FINETUNE)
 def test_debug_run_of_fine_tuning_finishes(name, recipe, tmp_path):
-    if name == "glue":
-        write_glue(tmp_path / "data", ("mrpc",))
-    else:
-        (tmp_path / "data").mkdir()
-        write_squad(tmp_path / "data", "1.1", count=64)
+    (tmp_path / "data").mkdir()
+    write_glue(tmp_path / "data", ("mrpc",))
+    write_squad(tmp_path / "data", "1.1", count=64)
+    write_own(tmp_path / "data")
     config = get_config(next(path for path in FILES if path.stem == name))(f"recipe={recipe},debug")
     config.data.dir = str(tmp_path / "data")
+    if name == "own":
+        config.own.update(train="reviews.csv", text="review", label="stars")
     (tmp_path / "encoder").mkdir()
     encoder = write_checkpoint(tmp_path / "encoder", pooler=True, max_len=config.data.seq_len)
     made = settings.make(config.to_dict())

@@ -14,7 +14,7 @@ from helpers import doc_pages
 from helpers.config_files import FILES, FOLDER
 from helpers.doc_command import write_commands
 from helpers.doc_pages import ROOT
-from helpers.made_tasks import write_glue, write_squad
+from helpers.made_tasks import write_glue, write_own, write_squad
 
 RUN_LANGUAGES = ("bash", "python")
 OTHER_LANGUAGES = ("console", "text", "toml", "json", "yaml", "{literalinclude}", "{toctree}")
@@ -53,6 +53,7 @@ def work(tmp_path) -> pathlib.Path:
     (folder / "SQUAD").mkdir()
     for version in ("1.1", "2.0"):
         write_squad(folder / "SQUAD", version, count=64)
+    write_own(folder)
     return folder
 
 

@@ -21,7 +21,8 @@ from bert_fast.reporting.scales import Scale, Unit
 from bert_fast.train import step_costs
 from bert_fast.train.log import read_rows
 from helpers import command_line
-from helpers.made_runs import write_rows, write_run, write_scores, write_study
+from helpers.made_runs import TEXT, write_rows, write_run, write_scores, write_study
+from helpers.small_runs import run, small_config
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_packed_rows_suffice_for_the_losses_of_a_study(study, tmp_path):
         for row in read_rows(study / "runs/tokens=2e4/dense/seed=0/metrics.jsonl"):
             print(json.dumps({"arm": "dense", "budget": "tokens:2e4", "seed": 0, **row}), file=file)
     text = markdown_of(tmp_path / "packed")
-    assert "| dense, tokens:2e4, seed 0 | 40 |" in text
+    assert "| dense, seed 0 | 40 |" in text
     assert "own clock" in text
     (tmp_path / "packed/rows.jsonl.gz").write_bytes(b"no gzip")
     with pytest.raises(BadInput, match=r"rows.jsonl.gz cannot be read .*compare"):
@@ -394,3 +395,16 @@ def test_labels_at_the_ends_of_lines_do_not_overlap():
     assert all(below - above >= chart.LINE_HEIGHT - 1e-9 for above, below in itertools.pairwise(ordered))
     assert ordered[-1] <= 300
     assert tops[2] < tops[0] < tops[1] < tops[3] < tops[4]
+
+
+@pytest.mark.slow
+def test_keys_of_a_real_run_are_explained_and_drawn(small_shards, tmp_path):
+    names = "stacking,early_bert,token_drop"
+    changes = {"methods": names, "phases": "16:1", "steps": 40, "log_every": 1, "early_bert__search": 0.2}
+    config = small_config(small_shards, TEXT, model__depth=4, eval__every=0, checkpoint__every=0, **changes)
+    run(config, tmp_path / "run")
+    reported = {key for row in read_rows(tmp_path / "run/metrics.jsonl") for key in row if "/" in key}
+    assert reported == {f"{name}/{key}" for name in names.split(",") for key in methods.keys()[name]}
+    html = page_of(tmp_path / "run")
+    assert all(text in html for name in names.split(",") for text in methods.keys()[name].values())
+    assert not read.warnings_of(read.read([tmp_path / "run"]))

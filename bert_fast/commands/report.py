@@ -3,7 +3,7 @@
 from absl import flags
 
 WHAT = "write a page about runs, or about a comparison: losses, plans, methods, time, scores"
-EXAMPLE = "runs/dense runs/token_drop --out=report.html"
+EXAMPLE = "runs/first runs/second --out=report.html"
 
 
 def define(args, argv: list[str]):

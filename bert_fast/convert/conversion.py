@@ -1,6 +1,7 @@
 """What a conversion found, and the config file and the report that it becomes."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,8 +23,9 @@ class Conversion:
     """What the source files mean here.
 
     base: the shipped config to start from. changes: new values by our key. left: source keys without an equivalent,
-    with value and reason. unknown: source keys that the converter does not know, with their values.
-    growth: random-LTD's first and last number of kept tokens, steps between them, and tokens per increase.
+    with value and reason. unknown: source keys that the converter does not know. read: source keys whose value was
+    used, or means the same here. growth: random-LTD's first and last number of kept tokens, steps between them, and
+    tokens per increase.
     """
 
     files: list[str]
@@ -31,6 +33,7 @@ class Conversion:
     changes: dict[str, Change] = dataclasses.field(default_factory=dict)
     left: dict[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
     unknown: dict[str, Any] = dataclasses.field(default_factory=dict)
+    read: dict[str, Any] = dataclasses.field(default_factory=dict)
     growth: tuple[int, int, int, int] | None = None
 
     def set(self, key: str, value: Any, source: str):
@@ -68,18 +71,19 @@ def source_of(found: Conversion, base: Mapping[str, Any], base_spec: str, name: 
     """The text of a config file: the base config, changed."""
     module, _, arguments = base_spec.partition(":")
     files = " and ".join(pathlib.Path(file).name for file in found.files)
-    left = [f"- {key}={shown(value)}: {reason}" for key, (value, reason) in found.left.items()]
-    left += [f"- {key}={shown(value)}: unknown to the converter" for key, value in found.unknown.items()]
+    left = not_converted(found)
     about = [
         f"Converted from {files} by `bert-fast convert`.",
         "",
         f"    bert-fast pretrain --config={name} --workdir=runs/{pathlib.Path(name).stem} --config.data.dir=SHARDS",
         "",
         "Arguments: debug (shrinks the run to seconds).",
-        *(["", "Not converted:", *left] if left else []),
+        *(["", "Not converted:", *(f"- {line}" for line in left)] if left else []),
     ]
     docstring = "\n".join(about).replace("\\", "/").replace('"', "'")
-    changes = [f"    config.{key} = {value!r}  # {source}" for key, (value, source) in differing(found, base).items()]
+    changes = [
+        f"    config.{key} = {code(value)}  # {source}" for key, (value, source) in differing(found, base).items()
+    ]
     lines = [
         f'"""{docstring}\n"""',
         "",
@@ -88,13 +92,27 @@ def source_of(found: Conversion, base: Mapping[str, Any], base_spec: str, name: 
         "",
         "def get_config(text=None):",
         "    args = common.parse(text, debug=False)",
-        f"    config = {module}.get_config({arguments!r})" if arguments else f"    config = {module}.get_config()",
+        f"    config = {module}.get_config({code(arguments)})" if arguments else f"    config = {module}.get_config()",
         *changes,
         '    if args["debug"]:',
         "        common.debug(config)",
         "    return config",
     ]
     return "\n".join(lines) + "\n"
+
+
+def code(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def not_converted(found: Conversion) -> list[str]:
+    """A line for each reason: the keys that have it, and the reason."""
+    keys: dict[str, list[str]] = {}
+    for key, (value, reason) in found.left.items():
+        keys.setdefault(reason, []).append(f"{key}={shown(value)}")
+    for key, value in found.unknown.items():
+        keys.setdefault("unknown to the converter", []).append(f"{key}={shown(value)}")
+    return [f"{', '.join(names)}: {reason}" for reason, names in keys.items()]
 
 
 def shown(value: Any) -> str:
@@ -105,10 +123,12 @@ def shown(value: Any) -> str:
 
 def report(found: Conversion, base: Mapping[str, Any], base_spec: str) -> list[str]:
     """Lines for people: what was converted, what was not and why, and what the files do not say."""
+    used = " ".join([*(change.source for change in found.changes.values()), *found.left])
+    same = [f"{key}={shown(value)}" for key, value in found.read.items() if key not in used]
     parts = {
         "converted:": [f"{source} -> {key}={value}" for key, (value, source) in found.changes.items()],
-        "without an equivalent:": [f"{key}={shown(value)}: {reason}" for key, (value, reason) in found.left.items()],
-        "unknown keys, not converted:": [f"{key}={shown(value)}" for key, value in found.unknown.items()],
+        "not converted:": not_converted(found),
+        "means nothing different here:": [", ".join(same)] if same else [],
         f"not in the files, so as in {base_spec}:": [
             f"{key}={base[key]}" for key in MATTER if key not in found.changes
         ],

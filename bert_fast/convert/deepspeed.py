@@ -79,8 +79,8 @@ def batches(file: Section, result: Conversion, devices: int):
     if total and micro and devices and not accumulated:
         if total % (micro * devices):
             raise BadInput(f"train_batch_size={total} is not a multiple of {micro} examples on {devices} devices")
-        accumulated = total // (micro * devices)
-    if accumulated:
+        result.set("micro_batches", total // (micro * devices), "train_micro_batch_size_per_gpu and --devices")
+    elif accumulated:
         result.set("micro_batches", accumulated, "gradient_accumulation_steps")
     elif micro:
         result.leave(

@@ -24,6 +24,8 @@ class Section:
 
     def take(self, key: str, default: Any = None) -> Any:
         """The value of a key, which counts as read. "auto", which Hugging Face's trainer fills in, is no value."""
+        if key in self:
+            self.result.read[self.name(key)] = self.values[key]
         value = self.values.pop(key, default)
         if value == "auto":
             self.result.leave(self.name(key), value, "the program that read the file chose the value")

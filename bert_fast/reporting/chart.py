@@ -130,7 +130,7 @@ def chart(
     named = [line for line in lines if line.name and any(math.isfinite(value) for _, value in line.points)]
     tops = spread([height * (1 - up.place(end_of(line))) for line in named], height)
     ends = join(
-        tag("span", swatch(line.look), line.name, style=f"top:{top:.5g}px")
+        tag("span", swatch(line.look), tag("span", line.name), style=f"top:{top:.5g}px")
         for line, top in zip(named, tops, strict=True)
     )
     note = " (log scale)" if across.log else ""
@@ -149,7 +149,13 @@ def chart(
         ),
         tag("div", x.label + note, class_="x-name", **hidden),
         class_="chart" if named else "chart bare",
+        style=f"--right:{room(named)}px" if named else None,
     )
+
+
+def room(named: Sequence[Line]) -> int:
+    """The width of the labels at the ends of lines, in pixels."""
+    return min(60 + 7 * max(len(line.name) for line in named), 240)
 
 
 def end_of(line: Line) -> float:

@@ -302,13 +302,18 @@ def section(runs: Sequence[Run], looks: Mapping[str, int]) -> Section | None:
     if not shown:
         return None
     words = "Each picture has the layers from bottom to top, and the steps from left to right."
-    if len(shown) < len(runs):
-        words += " One run of each arm is shown."
-    figures = []
+    if len(own) < len(runs):
+        words += " One run of each arm is drawn; arms with equal plans share a picture."
+    alike: dict[tuple, list[Plan]] = {}
     for plan in shown:
-        rows = [row[1:] for row in rows_of(plan)]
-        table = Table(f"Plan of {plan.run.label}", HEADS[1:], rows, words=3)
-        figures.append(Figure(plan.run.arm, picture(plan), table))
+        unfinished = plan.run.last["step"] if plan.run.summary is None else None
+        key = unfinished, *(tuple(row[1:]) for row in rows_of(plan))
+        alike.setdefault(key, []).append(plan)
+    figures = []
+    for first, *others in alike.values():
+        rows = [row[1:] for row in rows_of(first)]
+        title = "; ".join(plan.run.arm for plan in (first, *others))
+        figures.append(Figure(title, picture(first), Table(f"Plan of {first.run.label}", HEADS[1:], rows, words=3)))
     count = layers_run(own, looks)
     more = [] if count is None else [count]
     return Section("plan", "What runs, layer by layer", [words, legend(), Pairs(figures), *more])

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from bert_fast import BadInput
@@ -183,12 +183,14 @@ def read_study(folder: pathlib.Path, scores: Mapping[str, Mapping[str, Any]]) ->
     path = folder / "results.json"
     results = read_json(path) if path.is_file() else None
     runs, found = [], dict(scores)
-    for run, inside in runs_of(folder, results):
-        read_it = read_run(inside, label_of(run), *run)
+    folders = runs_of(folder, results)
+    names = names_of([run for run, _ in folders])
+    for run, inside in folders:
+        read_it = read_run(inside, names[run], *run)
         if read_it.rows:
             runs.append(read_it)
         for task in sorted((inside / "tasks").glob("*/results.json")):
-            found[f"{label_of(run)}: {task.parent.name}"] = read_json(task)
+            found[f"{names[run]}: {task.parent.name}"] = read_json(task)
     if not runs and (folder / ROWS).is_file():
         runs = packed_runs(folder / ROWS)
     if not runs:
@@ -196,8 +198,10 @@ def read_study(folder: pathlib.Path, scores: Mapping[str, Mapping[str, Any]]) ->
     return Content(folder.resolve().name, runs, results, found, is_study=True)
 
 
-def label_of(run: studies.Run) -> str:
-    return f"{run.arm}, {run.budget}, seed {run.seed}"
+def names_of(runs: Collection[studies.Run]) -> dict[studies.Run, str]:
+    """The name of each run on the page, without the budget if there is only one."""
+    several = len({run.budget for run in runs}) > 1
+    return {run: ", ".join([run.arm, *([run.budget] if several else []), f"seed {run.seed}"]) for run in runs}
 
 
 def runs_of(folder: pathlib.Path, results: Mapping[str, Any] | None) -> list[tuple[studies.Run, pathlib.Path]]:
@@ -228,7 +232,8 @@ def packed_runs(path: pathlib.Path) -> list[Run]:
                 runs.setdefault(studies.Run(row["arm"], row["budget"], row["seed"]), []).append(row)
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise BadInput(f"{path} cannot be read ({error}): make it again with the command compare") from error
-    return [Run(label_of(run), *run, rows=rows) for run, rows in runs.items()]
+    names = names_of(runs)
+    return [Run(names[run], *run, rows=rows) for run, rows in runs.items()]
 
 
 def warnings_of(content: Content) -> list[str]:

@@ -3,7 +3,7 @@
 import importlib.util
 import pathlib
 
-FINETUNE = ("glue", "squad")
+FINETUNE = ("glue", "squad", "own")
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 FILES = sorted(path for path in FOLDER.glob("[!_]*.py") if path.stem not in ("common", "common_finetune"))
 CONFIGS = [path for path in FILES if path.stem not in FINETUNE]  # pre-training only

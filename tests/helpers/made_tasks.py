@@ -220,3 +220,11 @@ def write_sentences(path: pathlib.Path, count: int, seed: int = 0, longest: int 
                 lines += [f"w{rng.integers(40)} VB O"]
         lines.append("")
     path.write_text("-DOCSTART- -X- O\n\n" + "\n".join(lines) + "\n")
+
+
+def write_own(folder: pathlib.Path):
+    """Writes the files of the commands in configs/own.py: reviews.csv and train.conll."""
+    rng = np.random.default_rng(0)
+    rows = [(text(rng, good), ("one", "five")[good]) for good in rng.integers(0, 2, 64).tolist()]
+    (folder / "reviews.csv").write_text("review,stars\n" + "".join(f"{review},{stars}\n" for review, stars in rows))
+    write_sentences(folder / "train.conll", 32)
