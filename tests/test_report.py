@@ -1,5 +1,6 @@
 """Reports: what they read, what they say, and what they refuse."""
 
+import html
 import importlib.util
 import itertools
 import json
@@ -405,6 +406,6 @@ def test_keys_of_a_real_run_are_explained_and_drawn(small_shards, tmp_path):
     run(config, tmp_path / "run")
     reported = {key for row in read_rows(tmp_path / "run/metrics.jsonl") for key in row if "/" in key}
     assert reported == {f"{name}/{key}" for name in names.split(",") for key in methods.keys()[name]}
-    html = page_of(tmp_path / "run")
-    assert all(text in html for name in names.split(",") for text in methods.keys()[name].values())
+    page_text = page_of(tmp_path / "run")
+    assert all(html.escape(text) in page_text for name in names.split(",") for text in methods.keys()[name].values())
     assert not read.warnings_of(read.read([tmp_path / "run"]))
