@@ -112,6 +112,24 @@ def test_a_batch_has_a_label_for_each_position_and_none_on_padding(tmp_path):
     np.testing.assert_array_equal(batch["labels"], [[none, 1, 0, *[none] * 5], [none, 0, *[none] * 6], [none] * 8])
 
 
+@pytest.mark.parametrize(
+    ("wanted", "raw", "precision", "recall", "f1"),
+    [
+        ("O B-X I-X O B-Y", "O B-X I-X O B-Y", 1, 1, 1),
+        ("O B-X I-X O B-Y", "O B-X O O B-Y", 0.5, 0.5, 0.5),
+        ("B-X B-X O B-Y I-Y I-Y", "B-X I-X O I-Y I-Y I-Y", 0.5, 0.333333, 0.4),
+        ("B-X I-X B-Y O O", "I-X I-X I-Y I-X O", 0.666667, 1, 0.8),
+        ("B-X O|O B-Y I-Y", "B-X O|B-Y B-Y I-X", 0.25, 0.5, 0.333333),
+    ],
+)
+def test_scores_equal_those_that_seqeval_1_2_2_gave(wanted, raw, precision, recall, f1):
+    sentences = [[part.split() for part in text.split("|")] for text in (wanted, raw)]
+    found = tags.score(sentences[0], [conll.to_iob2(part) for part in sentences[1]], NAMES)
+    assert [found[name] / 100 for name in ("precision", "recall", "f1")] == pytest.approx(
+        [precision, recall, f1], abs=1e-6
+    )
+
+
 def test_scores_equal_those_of_seqeval():
     metrics = pytest.importorskip("seqeval.metrics")
     rng = np.random.default_rng(0)

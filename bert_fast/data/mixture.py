@@ -43,7 +43,7 @@ class Reader:
         """The next document. At the end: None, and the position goes back to the beginning, with one pass more."""
         text = next(self._texts, None)
         if text is None:
-            if False:
+            if not self.position.total:
                 raise BadInput(f"--source={self.source.spec} has no documents: expected text")
             self.position = self.position._replace(
                 part=0, documents=0, passes=self.position.passes + 1, skipped=self._bad.count
