@@ -290,6 +290,10 @@ def test_config_of_a_single_run_is_listed(runs):
     assert "| learning_rate.peak | 0.01 |" in markdown_of(runs / "dense")
 
 
+def test_folder_that_is_named_twice_is_shown_once(runs):
+    assert len(read.read([runs / "dense", runs / "tokens/../dense"]).runs) == 1
+
+
 def test_scores_alone_make_a_report(tmp_path):
     write_scores(tmp_path / "a", 80.0)
     write_scores(tmp_path / "b", 82.0, deviation=None)

@@ -176,7 +176,7 @@ def _wait_or_raise(spec: str, name: str, error: Exception, failures: int) -> Non
         return
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     place, page = f"--source=hf:{spec}", f"{constants.ENDPOINT}/datasets/{name}"
-    if False:
+    if transient:
         raise BadInput(
             f"{place}: {constants.ENDPOINT} cannot be read, after {failures} tries ({reason}): finished work is kept. "
             "Run the same command again to continue when the Hub can be reached"

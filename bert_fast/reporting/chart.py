@@ -13,6 +13,7 @@ WIDTH = 1000  # of the SVG's own coordinates; the page stretches them to its wid
 POINTS = 240  # of a line, at most
 COLOURS, DASHES, SHAPES = 7, 4, 2  # see page.css; lines of equal colour differ in dash or marker
 LINE_HEIGHT = 18  # of a label at the end of a line, in pixels
+NAMED = 10  # lines with a name at their end, at most
 MARKED = 30  # lines of at most this many points have markers
 
 

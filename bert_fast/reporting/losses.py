@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bert_fast.reporting import axes, chart, scales
 from bert_fast.reporting.axes import Clock
 from bert_fast.reporting.blocks import Block, Figure, Section, Table
-from bert_fast.reporting.chart import Line
+from bert_fast.reporting.chart import NAMED, Line
 from bert_fast.reporting.markup import Html, tag
 from bert_fast.reporting.read import Content, Run
 from bert_fast.reporting.switch import Group, switch
@@ -15,7 +15,6 @@ from bert_fast.reporting.switch import Group, switch
 WORDS = {"tokens": "Tokens", "flops": "FLOPs", "seconds": "Seconds", "valid": "Held-out", "train": "Training"}
 SPLITS = {"valid": "held-out loss", "train": "training loss"}
 TABLED = 12  # rows of a run in the table, at most
-NAMED = 10  # arms with a label at the end of their line, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,7 @@ def lines_of(curves: Curves, runs: Sequence[Run], axis: str, split: str) -> list
         ends = sorted(drawn, key=lambda one: chart.end_of(Line("", 0, one[1])))
         middle = ends[len(ends) // 2][0].label if ends else ""
         for run, line in drawn:
-            name = arm if run.label == middle and len(curves.looks) <= NAMED else ""
+            name = arm if run.label == middle and 1 < len(curves.looks) <= NAMED else ""
             found.append(Line(run.label, number, line, name))
     return found
 

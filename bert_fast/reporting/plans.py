@@ -10,7 +10,7 @@ from bert_fast import BadInput, methods
 from bert_fast.method import Method, Stage
 from bert_fast.reporting import chart
 from bert_fast.reporting.blocks import Figure, Pairs, Section, Table
-from bert_fast.reporting.chart import Line
+from bert_fast.reporting.chart import NAMED, Line
 from bert_fast.reporting.markup import Html, join, tag
 from bert_fast.reporting.read import Run, Span
 from bert_fast.reporting.scales import Unit
@@ -282,14 +282,14 @@ def layers_run(runs: Sequence[Run], looks: Mapping[str, int]) -> Figure | None:
     for run in runs:
         points = [(float(row["step"]), row["layers_run"]) for row in run.split("train") if "layers_run" in row]
         if points:
-            lines.append(Line(run.label, looks[run.arm], points, run.arm))
+            lines.append(Line(run.label, looks[run.arm], points, run.arm if 1 < len(runs) <= NAMED else ""))
             counts = [count for _, count in points]
             rows.append([run.label, *(f"{count:.2f}" for count in (counts[0], min(counts), max(counts), counts[-1]))])
     if len({count for line in lines for _, count in line.points}) < 2:
         return None
     text = "Layers run per step: " + "; ".join(f"{row[0]} {row[-1]} at the end" for row in rows)
     drawing = chart.chart(lines, Unit("steps"), "layers per step", text, height=220, x_log=False, zero=True)
-    entries = [(line.name, line.look) for line in lines]
+    entries = [(run.arm, looks[run.arm]) for run in runs] if len(runs) > 1 else []
     table = Table("Layers run per step", ["run", "first", "fewest", "most", "last"], rows)
     note = "Means over the steps since the last log row."
     return Figure("Layers run per step", tag("div", drawing, chart.legend(entries)), table, note)

@@ -83,7 +83,7 @@ def read(paths: Sequence[str | pathlib.Path]) -> Content:
     """Reads runs, fine-tuning folders and at most one study. Raises BadInput if a path is none of these."""
     if not paths:
         raise BadInput("give run folders, or the folder of a study: bert-fast report runs/mini")
-    folders = [pathlib.Path(path) for path in paths]
+    folders = list({pathlib.Path(path).resolve(): pathlib.Path(path) for path in paths}.values())  # each once
     kinds = [kind_of(folder) for folder in folders]
     names = labels(folders)
     if "study" in kinds and ("run" in kinds or kinds.count("study") > 1):

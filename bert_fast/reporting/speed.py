@@ -7,8 +7,8 @@ import statistics
 
 from bert_fast.reporting import bars, chart
 from bert_fast.reporting.blocks import Block, Figure, Section, Table
-from bert_fast.reporting.chart import Line
-from bert_fast.reporting.losses import NAMED, Curves, budgets_of
+from bert_fast.reporting.chart import NAMED, Line
+from bert_fast.reporting.losses import Curves, budgets_of
 from bert_fast.reporting.markup import Html, tag
 from bert_fast.reporting.read import Run
 from bert_fast.reporting.scales import Unit
@@ -129,7 +129,7 @@ def throughput(curves: Curves) -> Figure:
             if run.budget == budget and found[run.label]:
                 look = curves.looks[run.arm]
                 first = all(line.look != look for line in lines)
-                name = run.arm if first and len(curves.looks) <= NAMED else ""
+                name = run.arm if first and 1 < len(curves.looks) <= NAMED else ""
                 lines.append(Line(run.label, look, found[run.label], name))
         text = "Real tokens per second over steps: " + "; ".join(
             f"{line.label} {statistics.median(rate for _, rate in line.points):,.0f}" for line in lines
@@ -137,6 +137,7 @@ def throughput(curves: Curves) -> Figure:
         return chart.chart(lines, Unit("steps"), "real tokens per second", text, height=220, x_log=False, zero=True)
 
     groups = [Group("budget", "Budget", [(budget, budget) for budget in budgets_of(curves.runs)])]
-    picture = tag("div", switch("throughput", groups, view), chart.legend(list(curves.looks.items())))
+    drawing = switch("throughput", groups, view)
+    picture = tag("div", drawing, chart.legend(list(curves.looks.items())) if len(curves.looks) > 1 else "")
     table = Table("Real tokens per second", ["run", "first rows", "median", "lowest", "highest"], rows)
     return Figure("Tokens per second between log rows", picture, table)

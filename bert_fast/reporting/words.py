@@ -32,7 +32,7 @@ def picture(lists: Sequence[tuple[int, Sequence[str]]], about: str) -> Html:
             )
             if number and not new:
                 start = TOP + ROW * before.index(word) + ROW / 2
-                x0 = (number - 1) * STEP + 16 + 7.4 * min(len(word), 15)
+                x0 = (number - 1) * STEP + 18 + 7.4 * min(len(word), 15)
                 x1 = left - 6
                 bend = (x0 + x1) / 2
                 curve = f"M{x0:g} {start:g}C{bend:g} {start:g} {bend:g} {middle:g} {x1:g} {middle:g}"

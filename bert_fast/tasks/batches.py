@@ -143,7 +143,7 @@ def fill(rows: TaskExamples, batch: Batch, batch_size: int, pad: int) -> dict[st
     arrays["positions"] = np.broadcast_to(np.arange(batch.width, dtype=np.int32), shape).copy()
     arrays["weights"] = (np.arange(batch_size) < len(batch.rows_B)).astype(np.float32)
     if isinstance(rows.labels, list):
-        arrays["labels"] = np.zeros(shape, np.int32)
+        arrays["labels"] = np.full(shape, NO_LABEL, np.int32)
         for b, row in enumerate(batch.rows_B):
             arrays["labels"][b, : len(rows.labels[row])] = rows.labels[row]
     elif rows.labels is not None:
