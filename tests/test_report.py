@@ -400,6 +400,7 @@ def test_labels_at_the_ends_of_lines_do_not_overlap():
     assert all(below - above >= chart.LINE_HEIGHT - 1e-9 for above, below in itertools.pairwise(ordered))
     assert ordered[-1] <= 300
     assert tops[2] < tops[0] < tops[1] < tops[3] < tops[4]
+    assert chart.spread([1.0, 2.0], 300) == [1.0, 1.0 + chart.LINE_HEIGHT]
 
 
 @pytest.mark.slow

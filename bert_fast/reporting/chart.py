@@ -165,6 +165,8 @@ def end_of(line: Line) -> float:
 
 
 def legend(entries: Sequence[tuple[str, int]]) -> Html:
-    """The names of lines next to their looks."""
+    """The names of lines next to their looks; empty for a single line."""
+    if len(entries) < 2:
+        return join([])
     items = (tag("li", swatch(number), label) for label, number in entries)
     return tag("ul", *items, class_="legend")

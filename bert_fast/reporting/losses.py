@@ -91,7 +91,7 @@ def figure(curves: Curves) -> Figure:
         Group("axis", "Against", [(axis, WORDS[axis]) for axis in axes.AXES]),
     ]
     entries = [(arm, number) for arm, number in curves.looks.items()]
-    picture = tag("div", switch("losses", groups, view), chart.legend(entries) if len(entries) > 1 else "")
+    picture = tag("div", switch("losses", groups, view), chart.legend(entries))
     note = (
         "Lower is better. The held-out loss is measured with every layer and token active, the training loss with what "
         f"each method runs. Seconds: {curves.clock.words}."

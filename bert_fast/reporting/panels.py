@@ -155,7 +155,7 @@ def lines_figure(
     linear = {"x_log": False, "y_log": False, "zero": True}
     drawing = chart.chart(lines, STEPS, "", text, height=190, steps=whole, **linear)
     entries = [(line.label, line.look) for line in lines]
-    picture = tag("div", drawing, chart.legend(entries) if len(entries) > 1 else "")
+    picture = tag("div", drawing, chart.legend(entries))
     title = keys[0] if len(keys) == 1 else title
     table = Table(f"{name}/{title}", ["run", "key", "step", "value"], rows, words=2)
     return Figure(readable(title), picture, table, note_of(keys, meant))

@@ -289,7 +289,7 @@ def layers_run(runs: Sequence[Run], looks: Mapping[str, int]) -> Figure | None:
         return None
     text = "Layers run per step: " + "; ".join(f"{row[0]} {row[-1]} at the end" for row in rows)
     drawing = chart.chart(lines, Unit("steps"), "layers per step", text, height=220, x_log=False, zero=True)
-    entries = [(run.arm, looks[run.arm]) for run in runs] if len(runs) > 1 else []
+    entries = [(run.arm, looks[run.arm]) for run in runs]
     table = Table("Layers run per step", ["run", "first", "fewest", "most", "last"], rows)
     note = "Means over the steps since the last log row."
     return Figure("Layers run per step", tag("div", drawing, chart.legend(entries)), table, note)

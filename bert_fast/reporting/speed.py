@@ -138,6 +138,6 @@ def throughput(curves: Curves) -> Figure:
 
     groups = [Group("budget", "Budget", [(budget, budget) for budget in budgets_of(curves.runs)])]
     drawing = switch("throughput", groups, view)
-    picture = tag("div", drawing, chart.legend(list(curves.looks.items())) if len(curves.looks) > 1 else "")
+    picture = tag("div", drawing, chart.legend(list(curves.looks.items())))
     table = Table("Real tokens per second", ["run", "first rows", "median", "lowest", "highest"], rows)
     return Figure("Tokens per second between log rows", picture, table)
