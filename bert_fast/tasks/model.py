@@ -101,7 +101,7 @@ def in_label_unit(params: Params, task: TaskHead | None) -> Params:
     if (mean, deviation) == (0.0, 1.0):
         return params
     output = params["task"]["output"]
-    output = {"kernel": output["kernel"] * np.float32(deviation), "bias": output["bias"] * np.float32(deviation)}
+    output = {"kernel": output["kernel"] * np.float32(deviation), "bias": output["bias"] * np.float32(deviation) + mean}
     return {**params, "task": {**params["task"], "output": output}}
 
 
