@@ -90,6 +90,7 @@ def base(size_name: str) -> ConfigDict:
     config.init = ""  # a run folder or checkpoint with the initial weights
     config.methods = ""
     config.log_every = 100
+    config.profile = 0  # number of steps to trace, for TensorBoard's profiler or Perfetto
     config.sinks = "tensorboard"  # besides metrics.jsonl: any of tensorboard, wandb, trackio, or none
     config.measure_peak = False  # if the device's peak is unknown (as for CPUs), time a matrix product to measure it
 

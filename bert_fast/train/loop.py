@@ -34,6 +34,7 @@ from bert_fast.train.engine import BatchSource, Engine, NotFinite
 from bert_fast.train.evaluate import Evaluator, eval_batches, fingerprint
 from bert_fast.train.log import MetricWriter, Progress, read_rows
 from bert_fast.train.objective import PRETRAINING, make_eval_step, row_of
+from bert_fast.train.profile import Profile
 from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.sharding import make_mesh
 from bert_fast.train.signals import StopSignal
@@ -137,6 +138,7 @@ class PretrainRun:
             report.plan(settings, self.method, self.engine, self.manifest, workdir)
         counters, self.first = self.engine.counters, self.step
         self.progress = Progress(self.planned_steps(), self.step, self.is_main)
+        self.profile = Profile(workdir / "profile", self.step, settings.profile if self.is_main else 0)
         tracked = sinks.Tracked(workdir, config, self.step)
         to = [sinks.Sink(name, tracked, self.progress.say) for name in settings.sinks]
         self.rows = MetricWriter(workdir, self.step, to) if self.is_main else None
@@ -190,6 +192,9 @@ class PretrainRun:
     def advance(self) -> bool:
         """Takes one step. Returns False at the end of the run. Raises BadInput if the loss is not finite."""
         before = self.engine.counters.stage
+        if self.profile.at(self.step):
+            self.settle()
+            self.profile.switch()
         with self.finite():
             going = self.engine.advance()
         if self.engine.counters.stage > before:
@@ -290,6 +295,7 @@ class PretrainRun:
     def close(self):
         self.engine.close()
         self.programs.close()
+        self.profile.close()
         self.progress.close()
         if self.rows is not None:
             self.rows.close()

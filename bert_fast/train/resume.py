@@ -27,7 +27,7 @@ def refuse_other(workdir: pathlib.Path, config: dict, newer: Mapping = types.Map
     def filled(tree: dict) -> dict:
         """The config with the code's defaults filled in. The default of a newer key is what older versions did."""
         defaults = methods.defaults() | {"optimizer": defaults_of(Optimizer), "data": defaults_of(Data)}
-        free = ("costs", "sinks")  # for costs, see refuse_other_costs
+        free = ("costs", "sinks", "profile")  # for costs, see refuse_other_costs
         tree = {key: value for key, value in current_keys(tree).items() if key not in free}
         return {**newer, **tree} | {name: known | tree.get(name, {}) for name, known in defaults.items()}
 

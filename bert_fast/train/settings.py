@@ -82,7 +82,10 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSettings:
-    """One run. `phases`: in order; their shares sum to 1. `methods`: (name, arguments). `sinks`: see sinks.py."""
+    """One run.
+
+    phases: in order; their shares sum to 1. methods: (name, arguments). sinks: see sinks.py. profile: see profile.py.
+    """
 
     seed: int
     steps: int
@@ -103,6 +106,7 @@ class PretrainSettings:
     budget: Budget | None = None
     costs: StepCosts | None = None
     sinks: tuple[str, ...] = ("tensorboard",)
+    profile: int = 0
 
 
 def renamed() -> dict[str, str]:
@@ -226,6 +230,7 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> P
         budget=budget.parse(config.get("budget", "")),
         costs=step_costs.read(config["costs"]) if config.get("costs") else None,
         sinks=to,
+        profile=config.get("profile", 0),
     )
     _check(settings)
     return settings
@@ -249,6 +254,7 @@ def _check(settings: PretrainSettings):
             f"optimizer.{name}": (getattr(settings.optimizer, name), 0)
             for name in ("clip_norm", "matrix_rms", "eps", "weight_decay")
         },
+        "profile": (settings.profile, 0),
         "data.workers": (settings.data.workers, 0),
         "eval.every": (settings.eval.every, 0),
         "eval.seq_len": (settings.eval.seq_len, 8),
