@@ -72,8 +72,10 @@ def small(argv: list[str]) -> list[str]:
     for arg in argv:
         flag, equals, value = arg.partition("=")
         name, _, key = flag.removeprefix("--").partition(".")
-        if flag == "--topology" and not importlib.util.find_spec("libtpu"):
-            continue
+        if flag == "--topology" and ":" in value:
+            if not importlib.util.find_spec("libtpu"):
+                continue
+            arg = f"{flag}={value.partition(':')[0]}:1x1"  # a small batch does not divide over more chips
         if name in ("config", "compare") and equals and not key:
             arg = f"{flag}={small_spec(value)}"
         elif name in ("config", "compare") and equals:
