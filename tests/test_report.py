@@ -298,8 +298,8 @@ def test_scores_alone_make_a_report(tmp_path):
     write_scores(tmp_path / "a", 80.0)
     write_scores(tmp_path / "b", 82.0, deviation=None)
     text = markdown_of(tmp_path / "a", tmp_path / "b")
-    assert "| mrpc | a | 3e-05 | 2 | 80.00 ± 1.50 |" in text
-    assert "| mrpc | b | 3e-05 | 2 | 82.00 |" in text
+    assert "| mrpc | a | 3e-05 | 2 | 80.00 ± 1.50 | 80.00 | 81.00 | 68.40 |" in text
+    assert "| mrpc | b | 3e-05 | 2 | 82.00 | 82.00 | 83.00 | - |" in text
     assert [path.name for path in write([tmp_path / "a"], tmp_path / "out")] == ["report.html", "report.md"]
 
 
@@ -337,8 +337,16 @@ def test_command_writes_the_files_and_prints_their_names(runs, tmp_path):
     assert done.stdout == f"{tmp_path}/one.html\n"
 
 
-@pytest.mark.parametrize(("out", "message"), [("x.pdf", "expected a folder, or a file that ends in .html, .md, .png")])
-def test_command_refuses_another_kind_of_file(out, message, runs, tmp_path):
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("x.pdf", "expected a folder, or a file that ends in .html, .md, .png"),
+        ("file", "is a file without a known ending"),
+        ("file/x.html", "file cannot be written (File exists): give another --out"),
+    ],
+)
+def test_command_refuses_what_it_cannot_write(out, message, runs, tmp_path):
+    (tmp_path / "file").write_text("mine")
     done = command_line.bert_fast("report", runs / "dense", f"--out={tmp_path}/{out}")
     assert done.returncode == 2
     assert message in done.stderr

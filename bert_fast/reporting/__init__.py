@@ -25,7 +25,7 @@ def write(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path = "") -> 
 
     out: a file that ends in .html, .md or .png, or a folder for report.html, report.md and, if matplotlib is installed,
     report.png. "": the folder of the study or of the only run, else the current folder.
-    Raises BadInput if a path is not a run, study or fine-tuning folder, or has no rows.
+    Raises BadInput if a path is not a run, study or fine-tuning folder or has no rows, or `out` cannot be written.
     """
     from bert_fast.reporting import page, png, read
 
@@ -33,15 +33,19 @@ def write(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path = "") -> 
     made, curves = page.page_of(read.read(paths))
     if not curves.runs:
         files = [file for file in files if file.suffix != ".png"]
-    files[0].parent.mkdir(parents=True, exist_ok=True)
     picture = next((file.name for file in files if file.suffix == ".png"), "")
-    for file in files:
-        if file.suffix == ".html":
-            atomic_write(file, made.html().encode())
-        elif file.suffix == ".md":
-            atomic_write(file, made.markdown(picture).encode())
-        else:
-            png.write(curves, file)
+    try:
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            if file.suffix == ".html":
+                atomic_write(file, made.html().encode())
+            elif file.suffix == ".md":
+                atomic_write(file, made.markdown(picture).encode())
+            else:
+                png.write(curves, file)
+    except OSError as error:
+        where = files[0].parent
+        raise BadInput(f"{where} cannot be written ({error.strerror or error}): give another --out") from error
     return files
 
 

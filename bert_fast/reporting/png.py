@@ -56,5 +56,4 @@ def write(curves: Curves, path: pathlib.Path):
         panels[-1].legend(frameon=False, fontsize="small")
     held = io.BytesIO()
     figure.savefig(held, format="png", dpi=144, metadata={"Software": "bert_fast"})
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, held.getvalue())

@@ -32,14 +32,18 @@ def section(scores: Mapping[str, Mapping[str, Any]]) -> Section | None:
                 Dot(label, score["mean"], score["mean"] - spread, score["mean"] + spread, looks[name], words)
             )
             best = f"{about['best']['score']['mean']:.2f}"
-            rows.append([task, name, about["chosen"], str(seeds), words, f"{score['median']:.2f}", best, others])
+            baseline = about.get("baseline")  # folders of older versions have none
+            constant = f"{baseline['score']:.2f}" if baseline else "-"
+            numbers = [str(seeds), words, f"{score['median']:.2f}", best, constant]
+            rows.append([task, name, about["chosen"], *numbers, others])
     if not rows:
         return None
-    heads = ["task", "model", "learning rate", "seeds", "score", "median", "best", "metrics"]
+    heads = ["task", "model", "learning rate", "seeds", "score", "median", "best", "constant", "metrics"]
     table = Table("Scores on held-out data at the end of fine-tuning", heads, rows, words=2)
     about_all = "Scores: " + "; ".join(f"{dot.name} {dot.words}" for dot in entries)
     note = (
         "Means over seeds at each task's chosen learning rate; the bars are one sample standard deviation. With one "
-        "seed there is no deviation. The learning rate was chosen on the same held-out data."
+        "seed there is no deviation. The learning rate was chosen on the same held-out data. Constant: the score of the "
+        "same prediction for every example."
     )
     return Section("scores", "Scores", [Figure("Scores", bars.dots(entries, "score", about_all), table, note)])
