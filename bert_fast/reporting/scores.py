@@ -43,7 +43,7 @@ def section(scores: Mapping[str, Mapping[str, Any]]) -> Section | None:
     about_all = "Scores: " + "; ".join(f"{dot.name} {dot.words}" for dot in entries)
     note = (
         "Means over seeds at each task's chosen learning rate; the bars are one sample standard deviation. With one "
-        "seed there is no deviation. The learning rate was chosen on the same held-out data. Constant: the score of the "
-        "same prediction for every example."
+        "seed there is no deviation. The learning rate was chosen on the same held-out data. Constant: the score "
+        "of the same prediction for every example."
     )
     return Section("scores", "Scores", [Figure("Scores", bars.dots(entries, "score", about_all), table, note)])
