@@ -104,7 +104,9 @@ class Sink:
                 send(numbers_of(row), step=row["step"])
             close()
         except Exception as error:
-            self.say(f"warning: {self.name} gets no more rows ({error or type(error).__name__}): see metrics.jsonl")
+            self.say(
+                f"warning: {self.name} gets no more rows ({str(error) or type(error).__name__}): see metrics.jsonl"
+            )
 
 
 def close(sinks: Iterable[Sink]):
@@ -113,7 +115,7 @@ def close(sinks: Iterable[Sink]):
     for sink in begun:
         sink.rows.put(None)
     for sink in begun:
-        sink.thread.join(PATIENCE)
+        sink.thread.join(1.2 * PATIENCE)  # longer than the sink's own limits, whose errors say more
         if sink.thread.is_alive():
             sink.say(f"warning: {sink.name} did not take all rows within {PATIENCE:.0f} s: see metrics.jsonl")
 
