@@ -221,7 +221,7 @@ pictures.plan(CONFIG, COMMON | PRUNING | {"methods": "early_bert"})
 # It takes about two minutes on two cores.
 
 # %%
-SEARCH_STEPS = 10 if DEBUG else 400
+SEARCH_STEPS = 10 if DEBUG else 200
 
 import bert_fast
 
@@ -234,6 +234,7 @@ summary = bert_fast.pretrain(
         "methods": "early_bert,token_drop",
         "early_bert.search": SEARCH_STEPS,
         "steps": SEARCH_STEPS,
+        "learning_rate.warmup_steps": SEARCH_STEPS // 4,
         "log_every": SEARCH_STEPS // 10,
         "eval.every": 0,
         "eval.examples": 64,

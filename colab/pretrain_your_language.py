@@ -257,6 +257,13 @@ with keep.kept(WORK, PLACE):
 pictures.curves({METHODS or "dense": RUN}, against=("tokens_padded", "seconds"))
 
 # %% [markdown]
+# The report says more: what the method did, throughput, and where the time went.
+
+# %%
+bert_fast.report(RUN, out=RUN)
+HTML(pictures.page(RUN / "report.html"))
+
+# %% [markdown]
 # ## 6. Look at it
 #
 # A model that knows only how frequent words are is the least to beat. With `[MASK]` in place of a word, the model

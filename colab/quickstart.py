@@ -138,7 +138,7 @@ keep.resume(WORK, PLACE)
 # - `PEAK`: the peak of the learning rate. The recipe was tuned for `tiny` (0.006); larger models need less.
 
 # %%
-METHODS = "token_drop"  # @param ["token_drop", "stacking,token_drop", "stacking", "layer_drop", "early_bert"] {allow-input: true}
+METHODS = "stacking"  # @param ["stacking", "token_drop", "stacking,token_drop", "layer_drop", "early_bert"] {allow-input: true}
 SIZE = "tiny"  # @param ["tiny", "mini", "small", "medium"]
 PEAK = 0.006  # @param {type: "number"}
 SECONDS = 180  # @param {type: "integer"}
@@ -147,6 +147,7 @@ if DEBUG:
     SIZE, SECONDS = "tiny,debug", 3
 
 OPTIONS = {
+    "stacking.learning_rate": "run",  # one schedule: in a short run, the warm-up is longer than the first stage
     "token_drop.shortest": 16,  # rows of 8 tokens have none to spare
     "layer_drop.sampling": "systematic",  # fewer programs to compile
 }
@@ -208,6 +209,18 @@ from bert_fast.notebook import pictures
 
 runs = {arm: WORK / Run(arm, budget, 0).folder for arm in found["arms"]}
 pictures.curves(runs, against=("tokens_padded", "flops"))
+
+# %% [markdown]
+# The report has more: the plan of each run, what the methods did, throughput, and the settings in which the runs differ.
+
+# %%
+from IPython.display import HTML
+
+import bert_fast
+
+written = bert_fast.report(WORK, out=WORK)
+print(*written, sep="\n")
+HTML(pictures.page(WORK / "report.html"))
 
 # %% [markdown]
 # ## 4. Fill in masks

@@ -86,3 +86,10 @@ def test_words_are_escaped_and_dropped_ones_struck_out():
     text = pictures.marked(["<b>", "word"], [1.0, 2.0], [False, True])
     assert "&lt;b&gt;" in text
     assert text.count("line-through") == 1
+
+
+def test_page_is_escaped_into_its_frame(tmp_path):
+    (tmp_path / "report.html").write_text('<p class="x">loss &lt; 5</p>')
+    assert '<iframe srcdoc="&lt;p class=&quot;x&quot;&gt;loss &amp;lt; 5&lt;/p&gt;"' in pictures.page(
+        tmp_path / "report.html"
+    )

@@ -185,6 +185,12 @@ def marked(words: Sequence[str], values: Sequence[float], kept: Sequence[bool] |
     return f'<div style="line-height:2">{"".join(spans)}</div>'
 
 
+def page(path: str | pathlib.Path, height: int = 900) -> str:
+    """HTML that shows a page, such as a report, in a frame of its own: its styles do not reach the notebook."""
+    text = html.escape(pathlib.Path(path).read_text())
+    return f'<div><iframe srcdoc="{text}" style="width:100%;height:{height}px;border:0" title="report"></iframe></div>'
+
+
 def matplotlib_pyplot():
     """matplotlib.pyplot. Raises BadInput if matplotlib is missing."""
     try:
