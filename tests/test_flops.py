@@ -103,7 +103,7 @@ def lowered_finetuning(program):
     batch = {name: np.ones((B, S), np.int32) for name in ("ids", "types", "segments", "positions")}
     labels = {"classes": np.zeros(B, np.int32), "score": np.zeros(B, np.float32)}
     labels |= {"tags": np.zeros((B, S), np.int32), "span": np.zeros((B, 2), np.int32)}
-    batch |= {"weights": np.ones(B, np.float32), "labels": labels[kind]}
+    batch |= {"weights": np.ones(B, np.float32), "tags" if kind == "tags" else "labels": labels[kind]}
 
     def fresh():
         encoder = bert.init(program.model, jax.random.key(0))

@@ -43,7 +43,7 @@ def root(tmp_path_factory):
     write_sentences(root / "valid.conll", 20, seed=1, longest=30)
     for kind, arguments in ARGUMENTS.items():
         seq_len = 16 if kind == "tags" else 48  # some sentences are split
-        made, config = own_settings(root, arguments, data__seq_len=seq_len, epochs=5.0, widths=1, keep="last")
+        made, config = own_settings(root, arguments, data__seq_len=seq_len, epochs=5.0, widths=2, keep="last")
         sweep.finetune(made, config, root / f"out-{kind}", str(start))
     return root
 

@@ -109,7 +109,7 @@ def test_a_batch_has_a_label_for_each_position_and_none_on_padding(tmp_path):
     made = tags.windows([sentence("B-X", "O"), sentence("O")], NAMES, make_vocab(tmp_path), 8)
     batch = fill(tags.rows(made), Batch(8, np.array([0, 1])), 3, 0)
     none = NO_LABEL
-    np.testing.assert_array_equal(batch["labels"], [[none, 1, 0, *[none] * 5], [none, 0, *[none] * 6], [none] * 8])
+    np.testing.assert_array_equal(batch["tags"], [[none, 1, 0, *[none] * 5], [none, 0, *[none] * 6], [none] * 8])
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_loss_of_tags_is_the_mean_over_the_labels_of_the_batch():
     labels_BS = jnp.array([[1, batches.NO_LABEL, 0], [batches.NO_LABEL, 0, batches.NO_LABEL]])
     wanted = [-np.log(0.8) - np.log(0.6), -np.log(0.3)]
     np.testing.assert_allclose(model.losses(head, logits_BS2, labels_BS), wanted, rtol=1e-6)
-    assert model.objective(head).totals(None, {"labels": labels_BS}) == 3
+    assert model.objective(head).totals(None, {"tags": labels_BS}) == 3
 
 
 def test_padding_examples_have_no_weight(trainer):

@@ -131,7 +131,10 @@ def epoch(
 
 
 def fill(rows: TaskExamples, batch: Batch, batch_size: int, pad: int) -> dict[str, np.ndarray]:
-    """The arrays of a batch, with `batch_size` rows. Rows without an example are padding with weight 0."""
+    """The arrays of a batch, with `batch_size` rows. Rows without an example are padding with weight 0.
+
+    Labels are in `labels` or, with one per word piece, in `tags` [B, S].
+    """
     shape = (batch_size, batch.width)
     arrays: dict[str, np.ndarray] = {name: np.zeros(shape, np.int32) for name in ("ids", "types", "segments")}
     arrays["ids"][:] = pad
@@ -143,9 +146,9 @@ def fill(rows: TaskExamples, batch: Batch, batch_size: int, pad: int) -> dict[st
     arrays["positions"] = np.broadcast_to(np.arange(batch.width, dtype=np.int32), shape).copy()
     arrays["weights"] = (np.arange(batch_size) < len(batch.rows_B)).astype(np.float32)
     if isinstance(rows.labels, list):
-        arrays["labels"] = np.full(shape, NO_LABEL, np.int32)
+        arrays["tags"] = np.full(shape, NO_LABEL, np.int32)
         for b, row in enumerate(batch.rows_B):
-            arrays["labels"][b, : len(rows.labels[row])] = rows.labels[row]
+            arrays["tags"][b, : len(rows.labels[row])] = rows.labels[row]
     elif rows.labels is not None:
         labels = np.zeros((batch_size, *rows.labels.shape[1:]), rows.labels.dtype)
         labels[: len(batch.rows_B)] = rows.labels[batch.rows_B]

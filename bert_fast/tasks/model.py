@@ -142,13 +142,14 @@ def objective(head: Head) -> Objective:
 
     def totals(program: Program, batch):
         if head.kind == "tags":
-            return (batch["labels"] != NO_LABEL).sum().astype(jnp.float32)
+            return (batch["tags"] != NO_LABEL).sum().astype(jnp.float32)
         return batch["weights"].sum()
 
     def loss(program: Program, params: Params, frozen: Params, micro, total, route: Route, key):
         params = {**frozen, **params}
         found = logits(program.model, head, params, micro, program.plan, key)
-        return (losses(head, found, micro["labels"]) * micro["weights"]).sum() / total, None
+        labels = micro["tags" if head.kind == "tags" else "labels"]
+        return (losses(head, found, labels) * micro["weights"]).sum() / total, None
 
     def sums(program: Program, losses, batch) -> dict:
         return {"examples": batch["weights"].sum(), "tokens_real": (batch["segments"] != 0).sum()}

@@ -25,7 +25,7 @@ from bert_fast.train.sharding import global_batch
 from bert_fast.train.step import TrainState, join
 
 LOOK_AHEAD = 100  # upcoming steps whose programs are compiled in the background
-ROWS = ("ids", "types", "positions", "segments")  # arrays of a batch with shape [B, S]
+ROWS = ("ids", "types", "positions", "segments", "tags")  # arrays of a batch with shape [B, S]
 
 # (the timeline with the widths known so far, steps at which stages ended) -> the timeline to follow from here.
 Replan = Callable[[Sequence[Stage], Sequence[int]], list[Stage]]
