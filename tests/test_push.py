@@ -215,8 +215,8 @@ def head(name, kind, **options):
             "rajpurkar/squad_v2",
             {("validation", "exact_match"): 60.5, ("validation", "f1"): 65.0},
         ),
-        (head("mine", "classes"), {"accuracy": 50.0}, None, {("validation", "accuracy"): 0.5}),
-        (head("mine", "classes"), None, None, {}),
+        (head("own", "classes", train="mine.csv"), {"accuracy": 50.0}, None, {("validation", "accuracy"): 0.5}),
+        (head("own", "classes", train="mine.csv"), None, None, {}),
     ],
     ids=["mrpc", "mnli", "stsb", "squad", "own data", "not scored"],
 )
@@ -231,7 +231,7 @@ def test_metadata_of_a_fine_tuned_model_has_its_data_and_scores(run, task, row, 
     assert found.datasets == ([data] if data else None)
     results = found.eval_results or []
     assert {(result.dataset_split, result.metric_type): result.metric_value for result in results} == expected
-    assert {result.dataset_type for result in results} <= {data or task.name}
+    assert {result.dataset_type for result in results} <= {data or "mine.csv"}
     assert found.metrics == (sorted({metric for _, metric in expected}) or None)
     assert (found.model_name == "mine") == bool(expected)
 

@@ -125,14 +125,14 @@ def task_scores(task: TaskHead, scored: tuple[Mapping[str, Any], ...]) -> list[S
 
 
 def data_of(task: TaskHead) -> tuple[str, str, str | None]:
-    """A task's data set: its id on the Hub or else its name, how it is called, and its config."""
+    """A task's data set: its id on the Hub or else the name of its file, how it is called, and its config."""
     from bert_fast.tasks import glue  # scikit-learn takes a second to import
 
     if task.name in glue.TASKS:
         return GLUE, f"GLUE {task.name}", task.name
     if task.kind == "span":
         return SQUAD[task.options["version"]], f"SQuAD {task.options['version']}", None
-    return task.name, task.name, None
+    return task.options["train"], task.options["train"], None
 
 
 def held_out_scores(about: Description, losses: Mapping[str, Any]) -> list[Score]:
