@@ -10,11 +10,13 @@ import sys
 
 import pytest
 
+from bert_fast.train.log import read_rows
 from helpers import doc_pages
 from helpers.config_files import FILES, FOLDER
 from helpers.doc_command import write_commands
 from helpers.doc_pages import ROOT
 from helpers.made_tasks import write_glue, write_own, write_squad
+from helpers.small_runs import run, small_config
 
 RUN_LANGUAGES = ("bash", "python")
 OTHER_LANGUAGES = ("console", "text", "toml", "json", "yaml", "{literalinclude}", "{toctree}")
@@ -160,6 +162,17 @@ def test_every_fence_runs(path, work, environment):
     finally:
         if pieces:
             pieces.close()
+
+
+@pytest.mark.slow
+def test_page_of_the_run_folder_names_every_key_and_file(small_shards, tmp_path):
+    run(small_config(small_shards, methods="token_drop,layer_drop", model__norm="pre", phases="32:1"), tmp_path)
+    page = (ROOT / "docs/run_folder.md").read_text()
+    keys = set().union(*read_rows(tmp_path / "metrics.jsonl"))
+    assert "nsp_loss" in keys
+    assert not {key for key in keys if f"`{key}`" not in page and "/" not in key}
+    files = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert not {name for name in files if f"`{name}`" not in page and f"`{name}/" not in page}
 
 
 def docstring_commands(path: pathlib.Path) -> list[str]:
