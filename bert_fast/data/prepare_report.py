@@ -39,11 +39,7 @@ def say_plan(
     for name, source, there, taken in zip(mixture.names, mixture.sources, mixture.sizes_K(), expected_K, strict=True):
         print(
             f"Source      {name}: {len(source.parts)} part(s), about {there / 1e6:,.1f} MB of text"
-            + (
-                f", of which about {taken / 1e6:,.1f} MB ({taken / max(1, there):.0%}) are read"
-                if mixture.shares_K
-                else ""
-            )
+            + (f"; about {taken / 1e6:,.1f} MB ({taken / max(1, there):.0%}) are read" if mixture.shares_K else "")
         )
     print(
         (

@@ -19,7 +19,7 @@ from bert_fast.train import budget, settings, timeline
 from bert_fast.train.log import read_rows
 
 COLUMNS = 200  # sampled steps
-# States of a layer, from cheap to dear, with colours that differ in lightness too.
+# States of a layer, the cheapest first, with colours that differ in lightness too.
 STATES = ("not there yet", "skipped", "runs, does not learn", "learns from some tokens", "learns from all tokens")
 COLOURS = ("#ffffff", "#f3ead7", "#c9c9c9", "#74add1", "#1f4e79")
 LINES = ("#1f4e79", "#d1661a", "#3a8f5c", "#8a5aa8", "#777777", "#b8366b")

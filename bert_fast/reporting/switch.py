@@ -1,4 +1,4 @@
-"""A switch between pictures: groups of radio buttons, of which each combination shows one picture. Needs no script."""
+"""A switch between pictures: groups of radio buttons. Each combination shows one picture. Needs no script."""
 
 from collections.abc import Callable, Sequence
 from itertools import product

@@ -1,7 +1,7 @@
 """Where a run's numbers go besides `metrics.jsonl`: TensorBoard, Weights & Biases, trackio.
 
-Each sink has three lines of its own, and runs in a thread, so that a slow network does not slow the run. A sink ends at
-its first error, with a warning; the run and the other sinks go on. `metrics.jsonl` has every row in any case.
+Each sink runs in a thread of its own, so that a slow network does not slow the run. A sink ends at its first error,
+with a warning; the run and the other sinks go on. `metrics.jsonl` has every row in any case.
 """
 
 import importlib.util

@@ -23,7 +23,7 @@ from bert_fast.schedule import Schedule
 TOKENS = "[CLS] the [MASK] sat on the [MASK] . [SEP]".split()
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({token for token in TOKENS if token[0] != "["})]
 DEPTH = 4
-BLUE, GREY = "#0072b2", "#e6e6e6"  # Okabe and Ito's blue, told from grey by brightness too
+BLUE, GREY = "#0072b2", "#e6e6e6"  # Okabe and Ito's blue, which differs from grey in brightness too
 
 
 def planned() -> tuple:
