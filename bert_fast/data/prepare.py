@@ -40,7 +40,7 @@ class TextBlock(NamedTuple):
 
 
 def prepare(
-    source: str | Sequence[str],
+    source: str | Sequence[str] | Mixture,
     out: str | pathlib.Path,
     *,
     repeat: bool = False,
@@ -57,7 +57,7 @@ def prepare(
 ) -> dict:
     """Makes the shards folder `out` from `source`, or continues it if it is unfinished. Returns its manifest.
 
-    source: one source or several, each with or without a weight (mixture.py).
+    source: one source or several, each with or without a weight (mixture.py), or the mixture of them.
     vocab: a vocab.txt; without it, a vocabulary of `vocab_size` tokens is trained.
     cased, strip_accents: None follows the given vocabulary; without one, lower-cases and keeps accents.
     valid_fraction: the share of documents, chosen by a hash of their text, that is held out.
@@ -76,19 +76,11 @@ def prepare(
     processes = processes or corpora.default_processes()
     given = vocabulary.load(vocab) if vocab is not None else None
     chosen, warnings = letters.settle(cased, strip_accents, pathlib.Path(vocab) if vocab else None, _begun(out))
-    mixture = open_mixture(source, repeat, text_key=text_key, tfds_data_dir=tfds_data_dir, processes=processes)
-    settings = {
-        "source": mixture.spec,
-        "source_identity": mixture.identity,
-        "text_key": text_key,
-        "vocab": given.fingerprint if given else f"trained, {vocab_size}",
-        "cased": chosen.cased,
-        "strip_accents": chosen.strip_accents,
-        "valid_fraction": valid_fraction,
-        "skip_bad": skip_bad,
-        "unit": unit,
-        **({"repeat": True} if repeat else {}),
-    }
+    mixture = source
+    if not isinstance(mixture, Mixture):
+        mixture = open_mixture(mixture, repeat, text_key=text_key, tfds_data_dir=tfds_data_dir, processes=processes)
+    fingerprint = given.fingerprint if given else f"trained, {vocab_size}"
+    settings = settings_of(mixture, chosen, fingerprint, text_key, valid_fraction, skip_bad, unit)
     if (out / "manifest.json").is_file():
         manifest = shards.read_manifest(out)
         staging.refuse_other(out, letters.stored(manifest["settings"]), settings)
@@ -112,6 +104,25 @@ def prepare(
     samples = report.samples((number, line) for entry in entries for number, line in entry["samples"])
     report.say_result(out, manifest, words, [line for _, line in samples])
     return manifest
+
+
+def settings_of(
+    mixture: Mixture, chosen: letters.Letters, fingerprint: str, text_key: str, valid_fraction: float, skip_bad: bool,
+    unit: int,
+) -> dict:  # fmt: skip
+    """All that decides the content of a shards folder, for its manifest. fingerprint: the vocabulary's."""
+    return {
+        "source": mixture.spec,
+        "source_identity": mixture.identity,
+        "text_key": text_key,
+        "vocab": fingerprint,
+        "cased": chosen.cased,
+        "strip_accents": chosen.strip_accents,
+        "valid_fraction": valid_fraction,
+        "skip_bad": skip_bad,
+        "unit": unit,
+        **({"repeat": True} if mixture.repeat else {}),
+    }
 
 
 def _begun(out: pathlib.Path) -> dict | None:

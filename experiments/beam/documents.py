@@ -1,0 +1,153 @@
+"""What workers do to documents: read, tokenise, and gather into the units that `prepare` would make. Knows no Beam.
+
+file -> blocks of text -> encoded blocks -> their parts of units -> units
+             |                                   |
+             +-> sizes of documents -> plan -----+
+"""
+
+import bisect
+import functools
+import glob
+import operator
+import os
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from bert_fast.data import corpora, staging
+from bert_fast.data import prepare_report as report
+from bert_fast.data import vocab as vocabulary
+from bert_fast.data.document_tokenizer import DocumentTokenizer, Encoded
+from bert_fast.data.mixture import Position
+
+_BLOCK = 1 << 19  # characters tokenised at once
+
+
+class Sizes(NamedTuple):
+    """What the plan has to know about the D documents of a block, which come after `first` others of their file.
+
+    sizes_D3: characters, bytes, and unusable documents of the file before this document.
+    skipped: unusable documents of the file until the end of the block.
+    """
+
+    file: int
+    first: int
+    sizes_D3: np.ndarray
+    skipped: int
+
+
+class Block(NamedTuple):
+    """Documents that follow each other in a file."""
+
+    texts: list[str]
+    sizes: Sizes
+
+
+class EncodedBlock(NamedTuple):
+    """Documents after tokenisation, and one line of each for people to look at."""
+
+    file: int
+    first: int
+    documents: list[Encoded]
+    samples: list[report.Sample]
+
+
+class Plan(NamedTuple):
+    """For each of U units: the (file, documents of it) after which it ends, and the position of `prepare` there."""
+
+    ends_U: list[tuple[int, int]]
+    positions_U: list[Position]
+
+
+def texts_of(path: str, text_key: str, bad: corpora.Bad) -> Iterator[str]:
+    """The cleaned documents of a file on this machine."""
+    if os.path.getsize(path):  # `open_corpus` refuses a source without text, but other files may have some
+        corpus = corpora.open_corpus(f"files:{glob.escape(path)}", text_key=text_key)
+        yield from corpus.documents(corpus.parts[0], bad)
+
+
+def blocks(number: int, path: str, text_key: str, skip_bad: bool) -> Iterator[Block]:
+    """The documents of a file, which has this number in the order of names. There is at least one block."""
+    bad = corpora.Bad(skip_bad)
+    texts: list[str] = []
+    sizes: list[tuple[int, int, int]] = []
+    read = characters = 0
+
+    def block() -> Block:
+        sizes_D3 = np.array(sizes, np.int64).reshape(-1, 3)
+        return Block(texts, Sizes(number, read - len(texts), sizes_D3, bad.count))
+
+    for text in texts_of(path, text_key, bad):
+        texts.append(text)
+        sizes.append((len(text), len(text.encode()), bad.count))
+        read += 1
+        characters += len(text)
+        if characters >= _BLOCK:
+            yield block()
+            texts, sizes, characters = [], [], 0
+    yield block()
+
+
+@functools.lru_cache(1)
+def _tokenizer(content: bytes, cased: bool, strip_accents: bool) -> DocumentTokenizer:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Beam runs one worker for each core
+    return DocumentTokenizer(vocabulary.parse(content, "vocab.txt", cased, strip_accents))
+
+
+def encoded(block: Block, vocab: bytes, cased: bool, strip_accents: bool) -> EncodedBlock:
+    """A block after tokenisation. vocab: the bytes of vocab.txt."""
+    documents = _tokenizer(vocab, cased, strip_accents)(block.texts)
+    pairs = zip(documents, block.texts, strict=True)
+    samples = [report.sample(document.hash, text) for document, text in pairs]
+    return EncodedBlock(block.sizes.file, block.sizes.first, documents, samples)
+
+
+def plan(found: Iterable[Sizes], unit: int) -> Plan:
+    """Cuts the corpus where `prepare` does: after each document with which a unit has `unit` characters or more."""
+    made = Plan([], [])
+    at, before, characters = Position(), 0, 0  # before: unusable documents of earlier files
+    for file, first, sizes_D3, skipped in sorted(found, key=operator.itemgetter(0, 1)):
+        if file != at.part:
+            before, at = at.skipped, at._replace(part=file)
+        for number, (length, size, bad) in enumerate(sizes_D3.tolist(), first + 1):
+            at = at._replace(documents=number, total=at.total + 1, bytes=at.bytes + size, skipped=before + bad)
+            characters += length
+            if characters >= unit:
+                made.ends_U.append((file, number))
+                made.positions_U.append(at)
+                characters = 0
+        at = at._replace(skipped=before + skipped)
+    made.ends_U.append((sys.maxsize, 0))  # the last unit has the rest, which may be nothing
+    made.positions_U.append(at._replace(part=0, documents=0, passes=1))
+    return made
+
+
+def by_unit(block: EncodedBlock, planned: Plan) -> Iterator[tuple[int, EncodedBlock]]:
+    """The parts of a block that belong to different units, each with the number of its unit."""
+    start = 0
+    while start < len(block.documents):
+        number = bisect.bisect_left(planned.ends_U, (block.file, block.first + start + 1))
+        file, last = planned.ends_U[number]
+        part = slice(start, last - block.first if file == block.file else None)
+        documents = block.documents[part]
+        yield number, EncodedBlock(block.file, block.first + start, documents, block.samples[part])
+        start += len(documents)
+
+
+def write_unit(
+    number: int, found: Iterable[EncodedBlock], planned: Plan, valid_fraction: float, folder: pathlib.Path
+) -> None:
+    """Writes the files of a unit."""
+    unit = staging.Unit(valid_fraction)
+    samples: list[report.Sample] = []
+    for block in sorted(found, key=operator.itemgetter(0, 1)):
+        for document in block.documents:
+            unit.add(document)
+        samples = report.samples([*samples, *block.samples])
+    if number == 0:
+        unit.give_valid_one()
+    last = number == len(planned.ends_U) - 1
+    unit.write(folder, number, positions=[planned.positions_U[number]], samples=samples, last=last)
