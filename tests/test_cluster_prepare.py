@@ -164,10 +164,13 @@ def test_pipeline_makes_the_same_shards_as_prepare(corpus, tmp_path, environment
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
     kept = ["--source=files:bucket://corpus/[0-9a-e].*", "--units=bucket://units", f"--out={tmp_path}/kept", *FLAGS]
+    refused = run(*kept[:2], f"--out={tmp_path}/refused")
+    assert refused.returncode == 2
+    assert "error: bucket://corpus/c.txt.gz: not UTF-8: byte 0xff" in refused.stderr
     cloud = run(*kept)
     assert cloud.returncode == 0, cloud.stderr
     manifest = json.loads((tmp_path / "kept/manifest.json").read_text())
-    assert {key for key in expected if manifest[key] != expected[key]} == {"source", "settings"}
+    assert {key for key in expected if manifest[key] != expected[key]} == {"source", "settings"}  # paths
     again = run(*kept[:2], f"--out={tmp_path}/again", *FLAGS)
     assert again.returncode == 2
     assert "--units=bucket://units holds bucket://units/unit-00000" in again.stderr

@@ -26,7 +26,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "python -m experiments.beam",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     truth = argparse.BooleanOptionalAction
     parser.add_argument("--source", required=True, help="files:GLOB, on this machine or in a bucket: files:gs://...")
@@ -107,13 +106,20 @@ def run(args: argparse.Namespace) -> dict:
 
 def main(argv: list[str]) -> int:
     """Runs the command, and returns its exit code: 0, 2 after bad input, 130 after Ctrl-C."""
+    args = parse(argv)
     try:
-        run(parse(argv))
+        run(args)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nstopped here. The same command begins again; a job on a cluster goes on", file=sys.stderr)
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # Beam turns a KeyboardInterrupt inside of a step into a RuntimeError with this text.
+        if isinstance(error, RuntimeError) and not str(error).startswith("KeyboardInterrupt"):
+            raise
+        print(
+            "\nstopped here. A job on a cluster goes on. To begin again: the same command, with new --units if given",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import apache_beam as beam
-from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -32,8 +32,16 @@ def in_bucket(path: str) -> bool:
 
 
 def listed(pattern: str) -> list[tuple[str, int]]:
-    """Name and size of each file in a bucket that matches the pattern, in the order of names."""
-    (match,) = FileSystems.match([pattern])
+    """Name and size of each file in a bucket that matches the pattern, in the order of names.
+
+    Raises BadInput if the bucket cannot be read.
+    """
+    try:
+        (match,) = FileSystems.match([pattern])
+    except ValueError as error:  # of Beam, for a kind of bucket that it does not know, or whose package is missing
+        raise BadInput(f"{pattern}: {error}") from error
+    except BeamIOError as error:
+        raise BadInput(f"{pattern} cannot be read: {error}. Check its name, and your right to read it") from error
     return sorted((entry.path, entry.size_in_bytes) for entry in match.metadata_list)
 
 
