@@ -73,7 +73,7 @@ def main() -> int:
     out = pathlib.Path(args.out)
 
     heading("1 of 3: prepare a corpus, measure what a step costs, train both models (Ctrl-C saves; repeat to continue)")
-    budgets = {"budgets": (f"seconds:{args.seconds:g}",)} if args.seconds else {}
+    budgets = {"budgets": (f"seconds:{args.seconds:g}",)} if args.seconds is not None else {}
     results = compare(STUDY, str(out), changes=budgets)
     if results["failed"]:
         return 1

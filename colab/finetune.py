@@ -160,6 +160,7 @@ LABEL_COLUMN = "label"  # @param {type: "string"}
 import csv
 import importlib
 import inspect
+import itertools
 import pathlib
 import random
 
@@ -186,7 +187,7 @@ if not FILE:
         csv.writer(file).writerows([("text", "label"), *(rows[:64] if DEBUG else rows)])
 
 with open(FILE) as file:
-    print("".join(next(file) for _ in range(6)))
+    print("".join(itertools.islice(file, 6)))
 
 # %% [markdown]
 # ## 3. Fine-tune
@@ -200,7 +201,7 @@ SEEDS = "0,1,2"  # @param {type: "string"}
 EPOCHS = 3.0  # @param {type: "number"}
 
 SCORES = WORK / "scores"
-columns = f"text={TEXT_COLUMN},label={LABEL_COLUMN}" + (f",pair={PAIR}" if PAIR else "")
+columns = "" if KIND == "tags" else f",text={TEXT_COLUMN},label={LABEL_COLUMN}" + (f",pair={PAIR}" if PAIR else "")
 changes = {
     "own.train": str(pathlib.Path(FILE).resolve()),
     "learning_rates": LEARNING_RATES,
@@ -210,7 +211,7 @@ changes = {
 if DEBUG:
     columns, changes = f"{columns},debug", {"own.train": changes["own.train"]}
 with keep.kept(WORK, PLACE):
-    results = bert_fast.finetune(f"own:kind={KIND},{columns}", SCORES, checkpoint=CHECKPOINT, hf=HF, changes=changes)
+    results = bert_fast.finetune(f"own:kind={KIND}{columns}", SCORES, checkpoint=CHECKPOINT, hf=HF, changes=changes)
 
 # %% [markdown]
 # `always ...` is the score of a model that gives every text the most frequent label. Deviations are over seeds.

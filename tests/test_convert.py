@@ -8,7 +8,7 @@ import yaml
 
 from bert_fast import BadInput, convert, methods
 from bert_fast.commands import config_flag
-from bert_fast.convert import deepspeed
+from bert_fast.convert import conversion, deepspeed
 from bert_fast.methods.layer_drop import theta_at
 from bert_fast.train import settings, timeline
 from helpers.command_line import ROOT, bert_fast
@@ -219,3 +219,10 @@ def test_a_result_that_pretrain_would_refuse_is_reported(tmp_path):
     done = command(tmp_path / "mine.py", str(tmp_path / "td.yaml"))
     assert done.returncode == 2
     assert "was written, but `pretrain` refuses it: --config.token_drop.keep=0.125 keeps 64 of 512" in done.stderr
+
+
+def test_a_line_end_in_a_foreign_file_does_not_become_code():
+    found = conversion.Conversion(["x.yaml"])
+    found.set("steps", 5, "type of x\n    raise SystemExit")
+    text = conversion.source_of(found, {"steps": 1}, "bert", "mine.py")
+    assert "    config.steps = 5  # type of x raise SystemExit\n" in text

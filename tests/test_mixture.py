@@ -177,3 +177,9 @@ def test_weight_is_not_taken_from_a_pattern(folder):
     documents, _ = read(folder, "2 * a")
     assert len(documents) == 300
     assert open_mixture(f"files:{folder}/[ab]*.txt", False).shares_K is None
+
+
+def test_sample_of_a_source_of_unknown_size_is_not_empty(folder, monkeypatch):
+    made = open_mixture([f"files:{folder}/a.txt"], False)
+    monkeypatch.setattr(made.sources[0], "parts", [part._replace(bytes=0) for part in made.sources[0].parts])
+    assert 0 < sum(map(len, made.sample(200, False))) <= 220

@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 import time
+import types
 
 import pytest
 
@@ -177,6 +178,12 @@ class FakeHub:
     def repo_exists(self, name):
         return name in self.repos
 
+    def repo_info(self, name):
+        return types.SimpleNamespace(**self.repos[name])
+
+    def list_repo_files(self, name):
+        return [".gitattributes", *self.files]
+
     def create_repo(self, name, private, exist_ok):
         assert exist_ok
         self.repos.setdefault(name, {"private": private})
@@ -206,6 +213,27 @@ def test_work_goes_to_a_private_repository_of_the_hub_and_back(work, tmp_path, m
     keep.resume(tmp_path / "new", "hub:me/bert")
     assert steps(tmp_path / "new") == [20]
     assert not (tmp_path / "new/.cache").exists()
+
+
+def test_repository_that_is_public_or_holds_other_files_is_left_alone(work, tmp_path, monkeypatch):
+    hub = FakeHub()
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    hub.repos["me/bert"] = {"private": False}
+    with pytest.raises(BadInput, match="hub:me/bert is public"):
+        keep.resume(tmp_path / "new", "hub:me/bert")
+    hub.repos["me/bert"] = {"private": True}
+    hub.files = {"thesis.tex": b"x"}
+    for use in (lambda: keep.resume(tmp_path / "new", "hub:me/bert"), lambda: keep.place("hub:me/bert").push(work)):
+        with pytest.raises(BadInput, match=r"holds other files \(thesis\.tex\)"):
+            use()
+    assert hub.files == {"thesis.tex": b"x"}
+
+
+def test_checkpoint_that_is_being_deleted_is_not_copied(work, tmp_path):
+    (work / "run/checkpoints/5.old/arrays").mkdir(parents=True)
+    (work / "run/checkpoints/5.old/arrays/d").write_bytes(b"x")
+    keep.mirror(work, tmp_path / "kept")
+    assert not (tmp_path / "kept/run/checkpoints/5.old").exists()
 
 
 def test_missing_token_is_reported_before_the_training(tmp_path, monkeypatch):

@@ -2,12 +2,13 @@
 
 import csv
 import json
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bert_fast import encoder
+from bert_fast import BadInput, encoder
 from bert_fast.hf import write
 from bert_fast.tasks import sweep
 from bert_fast.tasks.conll import is_iob, to_iob2
@@ -162,3 +163,15 @@ def test_mistakes_in_a_call_leave_no_folder(root, tmp_path):
     data = f"--data={root}/valid.conll"
     assert "unknown suffix '.tsv': expected .jsonl or .conll" in said("predict", run, data, f"--out={tmp_path}/x.tsv")
     assert "takes one column of tokens" in said("predict", run, data, "--columns=1,2")
+
+
+def test_a_file_that_was_edited_is_not_mixed_with_earlier_scores(root, tmp_path):
+    shutil.copytree(root / "out-classes", tmp_path / "out")
+    for name in ("train.csv", "test.csv"):
+        shutil.copy(root / name, tmp_path)
+    made, config = own_settings(tmp_path, ARGUMENTS["classes"], data__seq_len=48, epochs=5.0, widths=2, keep="last")
+    config["data"]["dir"] = json.loads((tmp_path / "out/config.json").read_text())["data"]["dir"]
+    with (tmp_path / "train.csv").open("a") as file:
+        file.write("one more,good\n")
+    with pytest.raises(BadInput, match=r"own_sha256\.train"):
+        sweep.finetune(made, config, tmp_path / "out", str(root / "start"))

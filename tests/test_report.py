@@ -422,3 +422,13 @@ def test_keys_of_a_real_run_are_explained_and_drawn(small_shards, tmp_path):
     page_text = page_of(tmp_path / "run")
     assert all(html.escape(text) in page_text for name in names.split(",") for text in methods.keys()[name].values())
     assert not read.warnings_of(read.read([tmp_path / "run"]))
+
+
+def test_runs_of_a_method_may_have_different_keys(runs, small_shards, tmp_path):
+    write_run(tmp_path / "random", small_shards, "token_drop", 0.1)
+    rows = [
+        {key: value for key, value in row.items() if not key.startswith("token_drop/")}
+        for row in read_rows(tmp_path / "random/metrics.jsonl")
+    ]
+    write_rows(tmp_path / "random", rows)
+    assert "most important" in page_of(tmp_path / "random", runs / "tokens")

@@ -81,8 +81,9 @@ def source_of(found: Conversion, base: Mapping[str, Any], base_spec: str, name: 
         *(["", "Not converted:", *(f"- {line}" for line in left)] if left else []),
     ]
     docstring = "\n".join(about).replace("\\", "/").replace('"', "'")
-    changes = [
-        f"    config.{key} = {code(value)}  # {source}" for key, (value, source) in differing(found, base).items()
+    changes = [  # the source of a value comes from a foreign file: a line end in it would begin a line of code
+        f"    config.{key} = {code(value)}  # {' '.join(source.split())}"
+        for key, (value, source) in differing(found, base).items()
     ]
     lines = [
         f'"""{docstring}\n"""',

@@ -125,7 +125,7 @@ def harm(texts: Iterable[str], letters: Letters, flag: bool | None) -> list[str]
             remedy = (
                 f"The vocabulary needs that ({letters.by}): to keep them, give another --vocab, or none to train one"
             )
-        found.append(f"stripping accents changes {harmed / count:.1%} of the letters: {changed}. {remedy}")
+        found.append(f"stripping accents changes {harmed / max(count, 1):.1%} of the letters: {changed}. {remedy}")
     if turkic > _HARMED * count and not letters.cased:
         found.append("lower-casing turns I into i, but in this text ı and i are different letters: use --cased")
     return found

@@ -102,11 +102,11 @@ class Mixture:
         expected_K = self.expected_K()
         wanted = min(1.0, limit / max(1.0, sum(expected_K)))
         for source, size, expected in zip(self.sources, self.sizes_K(), expected_K, strict=True):
-            share = min(1.0, wanted * expected / max(1, size))
+            share = min(1.0, wanted * expected / size) if size else 1.0  # an unknown size counts as 0
             for part in source.parts:
-                left = share * part.bytes
+                left = share * part.bytes if size else limit
                 for text in source.documents(part, Bad(skip_bad)):
-                    if share < 1 and left <= 0:
+                    if (share < 1 or not size) and left <= 0:
                         break
                     left -= len(text)
                     yield text

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,9 @@ def card(
         else f"It was pre-trained with bert_fast {about.version}, in JAX."
     )
     if about.init:
-        origin += f" Training started from the weights of `{about.init}`. That run is not described here."
+        origin += (
+            f" Training started from the weights of `{without_folders(about.init)}`. That run is not described here."
+        )
     sections = [
         front(about, class_name, title, last.get("valid", {}), given),
         f"# {title}",
@@ -87,6 +90,11 @@ def card(
         scores(trained, results),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def without_folders(text: str) -> str:
+    """A source or path without absolute folders, which may hold a user's name: files:/home/me/*.txt is files:*.txt."""
+    return re.sub(r"(?<![\w.~*-])/(?:[^/\s]+/)+", "", text)
 
 
 def shape_of(model: Config) -> str:
@@ -183,7 +191,7 @@ def source_of(folder: str) -> str:
     if "source" not in manifest:
         return f"shards in `{pathlib.Path(folder).name}`"
     split = manifest["splits"]["train"]
-    return f"`{manifest['source']}`: {split['documents']:,} documents, {split['tokens']:,} tokens"
+    return f"`{without_folders(manifest['source'])}`: {split['documents']:,} documents, {split['tokens']:,} tokens"
 
 
 def last_rows(about: Description, run: pathlib.Path) -> dict[str, dict[str, Any]]:

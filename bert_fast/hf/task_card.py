@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from bert_fast import BadInput
 from bert_fast.encoder import Encoder
-from bert_fast.hf.card import methods_of, run_of, shape_of, table, use
+from bert_fast.hf.card import methods_of, run_of, shape_of, table, use, without_folders
 from bert_fast.hf.metadata import Stated, front
 from bert_fast.hf.tokenizer import read_json
 from bert_fast.train.description import TaskHead
@@ -36,7 +36,7 @@ def card(
     """The whole model card, with the metadata that the Hub reads. Arguments as in `card.card`."""
     about, task = trained.about, trained.about.task
     assert task is not None
-    origin = f"from the weights of `{about.init}`" if about.init else "from random weights"
+    origin = f"from the weights of `{without_folders(about.init)}`" if about.init else "from random weights"
     notes = [*notes, *limits(task)]
     title = run_of(trained.folder).absolute().parent.name
     data = task.options.get("train", task.name)  # a file of one's own, or a benchmark

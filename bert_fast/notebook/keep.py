@@ -20,8 +20,9 @@ MINUTES = 5.0
 DRIVE = pathlib.Path("/content/drive")  # where Colab mounts Google Drive
 CHECKPOINTS = "checkpoints"
 WHOLE = "checksums.json"  # a checkpoint is complete if it has this file
-SKIPPED = (".lock", ".part", ".partial")  # locks, and what is still being written
+SKIPPED = (".lock", ".part", ".partial", ".old")  # locks, and what is being written or deleted
 PART = ".part"
+MARKER = "kept-by-bert_fast"  # a file that a repository of kept work has
 
 
 class Place(Protocol):
@@ -65,9 +66,24 @@ class Hub:
     def copy_of(self, work: pathlib.Path) -> pathlib.Path:
         return work.with_name(f".{work.name}.hub")
 
+    def refuse_foreign(self):
+        """Raises BadInput for a repository that is public, or that holds other files than kept work."""
+        if not self.api.repo_exists(self.name):
+            return
+        if not self.api.repo_info(self.name).private:
+            raise BadInput(f"hub:{self.name} is public, and work in progress would be too: choose another name")
+        found = set(self.api.list_repo_files(self.name)) - {".gitattributes"}
+        if found and MARKER not in found:
+            raise BadInput(
+                f"hub:{self.name} holds other files ({', '.join(sorted(found)[:3])}), which a copy would delete: "
+                "choose another name"
+            )
+
     def push(self, work: pathlib.Path):
+        self.refuse_foreign()
         copy = self.copy_of(work)
         mirror(work, copy)
+        (copy / MARKER).touch()
         self.api.create_repo(self.name, private=True, exist_ok=True)
         self.api.upload_folder(repo_id=self.name, folder_path=str(copy), delete_patterns="*")
 
@@ -79,6 +95,7 @@ class Hub:
                 f"the Hugging Face Hub refuses hub:{self.name} ({error}): add the secret HF_TOKEN, with a token that "
                 "may write, or call huggingface_hub.login()"
             ) from error
+        self.refuse_foreign()
         if not self.api.repo_exists(self.name):
             return
         copy = self.copy_of(work)
@@ -162,7 +179,7 @@ def mirror(source: pathlib.Path, target: pathlib.Path) -> None:
                     raise  # otherwise the run has removed it meanwhile, and has a newer one
     for file in files(source):
         path = file.relative_to(source)
-        if path.parent.parent.name != CHECKPOINTS and changed(file, target / path):
+        if CHECKPOINTS not in path.parts and changed(file, target / path):
             copy_file(file, target / path)
     if all((target / path / WHOLE).is_file() for path in have):
         for path in checkpoints(target):

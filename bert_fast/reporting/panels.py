@@ -116,10 +116,11 @@ def panel(name: str, runs: Sequence[Run], curves: Curves) -> list[Block]:
     numbers = [key for key in numbers if key not in same]
     figures = [lines_figure(name, title, keys, runs, curves, meant) for title, keys in charts_of(numbers).items()]
     for key, kind in kinds.items():
+        having = [run for run in runs if any(value for _, value in values_of(run, f"{name}/{key}"))]
         if kind == "counts":
-            figures += [counts_figure(name, key, run, meant) for run in runs[:MAPS]]
+            figures += [counts_figure(name, key, run, meant) for run in having[:MAPS]]
         if kind == "words":
-            figures += [words_figure(name, key, run, meant) for run in runs[:MAPS]]
+            figures += [words_figure(name, key, run, meant) for run in having[:MAPS]]
     return [*blocks, Pairs(figures)]
 
 

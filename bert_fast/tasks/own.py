@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bert_fast import BadInput
+from bert_fast.data.shards import sha256
 from bert_fast.tasks import conll, tables, tags
 from bert_fast.tasks.glue import TRAIN, Examples
 from bert_fast.tasks.settings import OwnFiles
@@ -44,6 +45,12 @@ class Own:
 
     names: tuple[str, ...]
     splits: Mapping[str, Any]
+
+
+def checksums(files: OwnFiles, folder: str) -> dict[str, str]:
+    """The sha256 of each file, by split."""
+    names = {TRAIN: files.train, VALID: files.valid, TEST: files.test}
+    return {split: sha256(pathlib.Path(folder) / name) for split, name in names.items() if name}
 
 
 def read(files: OwnFiles, folder: str) -> Own:

@@ -76,6 +76,11 @@ def _texts(found: Own, words: Vocab, settings: FinetuneSettings):
     examples = found.splits
     of_train = examples[TRAIN].labels
     scale = {} if names else {"mean": float(of_train.mean()), "deviation": float(of_train.std())}
+    if scale and not scale["deviation"]:
+        raise BadInput(
+            f"all {len(of_train)} examples that are trained on have the score {of_train[0]:g}: there is nothing to "
+            "learn. Add examples with other scores, or train on more of the file"
+        )
 
     def rows(part: Examples) -> TaskExamples:
         labels = part.labels

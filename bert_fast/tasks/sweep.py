@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from bert_fast.data.files import atomic_json, check_output, full_disk_reported, hold
-from bert_fast.tasks import data, encoder, glue
+from bert_fast.tasks import data, encoder, glue, own
 from bert_fast.tasks.batches import real_share
 from bert_fast.tasks.finetune import UNDER_WAY, Finished, train_and_score
 from bert_fast.tasks.settings import SWEPT, FinetuneSettings
@@ -49,7 +49,9 @@ def finetune(
     start = encoder.load(checkpoint, hf, settings)
     about = encoder.source(start, hf, settings.random_weights)
     common = {key: value for key, value in config.items() if key not in SWEPT} | {"encoder": about}
-    resume.refuse_other(workdir, common, newer={"micro_batches": 1, "own": config["own"]})
+    common["own_sha256"] = own.checksums(settings.own, settings.data.dir)  # finished runs are of these files
+    newer = {"micro_batches": 1, "own": config["own"], "own_sha256": common["own_sha256"]}
+    resume.refuse_other(workdir, common, newer=newer)
     trainers = {name: Trainer(data.make(name, texts[name], start.vocab, settings), start, settings) for name in names}
     mesh = next(iter(trainers.values())).mesh
 

@@ -10,6 +10,7 @@ import pathlib
 import queue
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -110,12 +111,13 @@ class Sink:
 
 
 def close(sinks: Iterable[Sink]):
-    """Waits until the sinks have sent everything, each for a limited time."""
+    """Waits until the sinks have sent everything, for a limited time in all."""
     begun = [sink for sink in sinks if sink.begun()]
     for sink in begun:
         sink.rows.put(None)
+    deadline = time.monotonic() + 1.2 * PATIENCE  # longer than the sinks' own limits, whose errors say more
     for sink in begun:
-        sink.thread.join(1.2 * PATIENCE)  # longer than the sink's own limits, whose errors say more
+        sink.thread.join(max(0.0, deadline - time.monotonic()))
         if sink.thread.is_alive():
             sink.say(f"warning: {sink.name} did not take all rows within {PATIENCE:.0f} s: see metrics.jsonl")
 

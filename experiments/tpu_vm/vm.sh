@@ -16,7 +16,7 @@ here=${BERT_FAST_VM:-$HOME/bert_fast_vm}
 shared=$here/shared
 run=$shared/run
 # Files that bert-fast is still writing. gcloud matches these patterns from the start of the path within the run folder.
-fleeting='(.*/)?[^/]*\.part(ial)?(/.*)?$|(.*/)?\.lock$'
+fleeting='(.*/)?[^/]*\.(part(ial)?|old)(/.*)?$|(.*/)?\.lock$'
 
 # What the TPU's metadata server says. JAX reads the same two keys (jax/_src/clusters/cloud_tpu_cluster.py).
 metadata() {
@@ -73,9 +73,12 @@ share() {
 }
 
 restore() {
-  local kept=$1
-  if [ -d "$run" ] || ! gcloud storage ls "$kept/" > /dev/null 2>&1; then
-    return
+  local kept=$1 said
+  [ -d "$run" ] && return
+  if ! said=$(gcloud storage ls "$kept/" 2>&1); then
+    [[ $said == *"matched no objects"* ]] && return # a new run
+    echo "error: $kept cannot be read, so it is not known whether the run has begun: $said" >&2
+    return 1
   fi
   rm -rf "$run.part"
   mkdir -p "$run.part"
@@ -87,14 +90,15 @@ restore() {
 # last. Whatever the moment of a preemption, the bucket then holds a run that can be resumed.
 keep() {
   local kept=$1 snapshot=$here/snapshot complete file step
-  [ -d "$run" ] || return 0
+  [ -n "$(ls -A "$run" 2> /dev/null)" ] || return 0
   rm -rf "$snapshot"
   # Links, so that nothing disappears while it is copied. `cp` fails on what bert-fast removes at this moment.
   cp -al "$run" "$snapshot" 2> /dev/null || true
+  [ -n "$(ls -A "$snapshot")" ] || return 1 # nothing could be linked
   complete=$(cd "$snapshot" && find . -path './checkpoints/*/checksums.json' -not -path '*.part/*')
-  gcloud storage rsync --recursive --exclude="$fleeting|(.*/)?checksums\.json$" "$snapshot" "$kept"
+  gcloud storage rsync --recursive --exclude="$fleeting|(.*/)?checksums\.json$" "$snapshot" "$kept" || return 1
   for file in $complete; do
-    gcloud storage cp "$snapshot/$file" "$kept/${file#./}"
+    gcloud storage cp "$snapshot/$file" "$kept/${file#./}" || return 1
   done
   for step in $(gcloud storage ls "$kept/checkpoints/" 2> /dev/null | sed 's|/$||; s|.*/||'); do
     if ! [ -d "$snapshot/checkpoints/$step" ]; then # bert-fast removed it
@@ -104,11 +108,12 @@ keep() {
 }
 
 main() {
-  local kept=$1 seconds=$2 code=0 result child sleeper ended keeps
+  local kept=$1 seconds=$2 code=0 result child sleeper ended keeps number
   shift 2
   echo $$ > "$here/pid"
   rm -f "$here/ended"
-  keeps=$([ "$(worker)" = 0 ] && echo yes || echo no)
+  number=$(worker)
+  keeps=$([ "$number" = 0 ] && echo yes || echo no)
   # If the TPU cannot be used, JAX then fails, instead of training on the CPU without a word.
   export JAX_PLATFORMS=${JAX_PLATFORMS:-tpu,cpu}
   "$here/env/bin/bert-fast" pretrain "$@" --distributed --config.data.dir="$here/shards" --workdir="$run" &
