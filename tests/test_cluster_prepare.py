@@ -99,6 +99,7 @@ def test_units_are_those_of_prepare(corpus, tmp_path, monkeypatch, unit):
         (["--source=files:gs://b/*.txt"], "expected both in a bucket that all workers reach"),
         (["--units=gs://b/units"], "or the source on this machine and no --units"),
         (["--units=units"], "or the source on this machine and no --units"),
+        (["--vocab=none.txt"], "--vocab=none.txt is not a file: expected a vocab.txt"),
         (["--valid_fraction=2"], r"--valid_fraction=2\.0: expected a share between 0 and 1"),
         (["--unit=0"], "--unit=0: expected at least 1 character"),
         (["--out={corpus}/b.txt"], "is a file: expected a folder"),
@@ -171,6 +172,10 @@ def test_pipeline_makes_the_same_shards_as_prepare(corpus, tmp_path, environment
     assert cloud.returncode == 0, cloud.stderr
     manifest = json.loads((tmp_path / "kept/manifest.json").read_text())
     assert {key for key in expected if manifest[key] != expected[key]} == {"source", "settings"}  # paths
+
+    unknown = run("--source=files:nowhere://*", kept[1], f"--out={tmp_path}/unknown")
+    assert unknown.returncode == 2
+    assert "error: nowhere://*: Unable to get filesystem" in unknown.stderr
     again = run(*kept[:2], f"--out={tmp_path}/again", *FLAGS)
     assert again.returncode == 2
     assert "--units=bucket://units holds bucket://units/unit-00000" in again.stderr

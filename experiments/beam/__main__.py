@@ -56,6 +56,10 @@ def check(args: argparse.Namespace) -> None:
             f"--source={args.source} and --units={args.units or ''}: expected both in a bucket that all workers reach "
             "(--units=gs://BUCKET/units), or the source on this machine and no --units"
         )
+    if not pathlib.Path(args.vocab).is_file():
+        raise BadInput(
+            f"--vocab={args.vocab} is not a file: expected a vocab.txt; `bert-fast prepare` on part of the text trains one"
+        )
     if not 0 < args.valid_fraction < 1:
         raise BadInput(f"--valid_fraction={args.valid_fraction}: expected a share between 0 and 1, such as 0.01")
     if args.unit < 1:
@@ -76,7 +80,6 @@ def run(args: argparse.Namespace) -> dict:
     from experiments.beam import pipeline
 
     out, vocab = pathlib.Path(args.out), pathlib.Path(args.vocab)
-    given = vocabulary.load(vocab)
     chosen, warnings = letters.settle(args.cased, args.strip_accents, vocab, None)
     words = vocabulary.load(vocab, chosen.cased, chosen.strip_accents)
     mixture = Mixture([pipeline.open_corpus(args.source.partition(":")[2], args.text_key)])
@@ -89,7 +92,7 @@ def run(args: argparse.Namespace) -> dict:
     for warning in warnings:
         say_warning(warning)
     settings = settings_of(
-        mixture, chosen, given.fingerprint, args.text_key, args.valid_fraction, args.skip_bad, args.unit
+        mixture, chosen, words.fingerprint, args.text_key, args.valid_fraction, args.skip_bad, args.unit
     )
     with full_disk_reported(out), staging.claimed(out, settings) as folder:
         pipeline.run(
