@@ -66,5 +66,5 @@ def test_second_run_compiles_no_step_again_even_with_another_seed(small_shards, 
         kept.append(step_programs(tmp_path / "cache"))
         said.append(done.stderr)
     assert kept[0] == kept[1]
-    assert len(kept[0]) == 3  # two stages and the evaluation
+    assert len(kept[0]) == 2  # one stage and the evaluation
     assert "first step after" in said[1]

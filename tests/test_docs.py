@@ -195,6 +195,7 @@ def test_command_in_the_docstring_of_a_config_runs(path, work, environment):
     setup = "bert-fast prepare --source='files:corpus/*.txt.gz' --out=SHARDS"
     if "--checkpoint=runs/base" in path.read_text():
         setup += "\nbert-fast pretrain --config=bert:size=tiny --workdir=runs/base --config.data.dir=SHARDS"
+        setup += " --config.model.max_len=384"  # SQuAD's windows
     dry_run = " --dry_run" if path in STUDIES else ""
     for command in docstring_commands(path):
         if command.startswith("bert-fast"):
