@@ -81,8 +81,9 @@ def main() -> int:
     heading("2 of 3: compare")
     [(text, budget)] = results["budgets"].items()
     best = budget["ranking"]["loss"][0]
-    trained = encoder.load(out / Run(best, text, results["seeds"][0]).folder)
-    unigram = inference.evaluate(str(trained.folder), with_unigram=True)["unigram_loss"]
+    run = out / Run(best, text, results["seeds"][0]).folder
+    trained = encoder.load(run)
+    unigram = inference.evaluate(str(run), with_unigram=True)["unigram_loss"]
     print("\n".join(table(results)))
     print(f"A model that only knows word frequencies: {unigram:.3f} nats.")
     print("One seed is too few to say which is better: see `bert-fast compare`.")
@@ -102,9 +103,9 @@ def main() -> int:
     heading(f"done in {clock(time.monotonic() - began)}")
     print(
         f"  {page}: the report, for a browser; {out}/results.md: the comparison\n"
-        f"  {trained.folder}: the better model\n\n"
+        f"  {run}: the better model\n\n"
         "Try next:\n"
-        f'  {command()} fill-mask --checkpoint={trained.folder} "Raise an [MASK] if the value is negative."\n'
+        f'  {command()} fill-mask --checkpoint={run} "Raise an [MASK] if the value is negative."\n'
         f'  {command()} prepare --source="files:YOUR_TEXT/*.txt" --out=runs/shards\n'
         f"  {command()} pretrain --config=bert:size=mini,objective=mlm,seq=128 "
         "--workdir=runs/mini --config.data.dir=runs/shards --config.steps=2800 --config.batch_size=32 "

@@ -98,6 +98,8 @@ def sentence(budget: Mapping[str, Any], first: str, text: str) -> str:
     if about["difference"] is None:
         return f"{best} ends lowest: {loss}."
     verdict = "The difference is resolved." if about["resolved"] else "The difference is within the noise of seeds."
+    if len(about["runs"]) == 1:
+        verdict = "One seed does not show whether that is more than noise."
     return f"{best} ends lowest: {loss}, {abs(about['difference']):.3f} below {first}. {verdict}"
 
 

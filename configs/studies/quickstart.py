@@ -14,7 +14,7 @@ def get_study() -> Study:
         changes={"checkpoint.every": 0},
         arms={
             "dense": {},
-            "accelerated": {"methods": "stacking", "stacking.learning_rate": "run"},
+            "stacking": {"methods": "stacking", "stacking.learning_rate": "run"},
         },
         seeds=(0,),
         budgets=("seconds:180",),
