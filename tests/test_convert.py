@@ -191,6 +191,11 @@ def test_kept_tokens_of_a_schedule():
         ('{"learning_rate": 1}', r"not a config that can be converted \(its keys: learning_rate\)"),
         ('{"train_batch_size": 100, "train_micro_batch_size_per_gpu": 16}', r"not a multiple of 16 examples on 4 dev"),
         ('{"optimizer": 3}', r"optimizer=3: expected a group of settings"),
+        (
+            '{"train_batch_size": 8, "optimizer": {"type": "Adam", "params": {"betas": 0.9}}}',
+            r"betas=0\.9: expected two numbers",
+        ),
+        ('{"bert_model_config": {}, "mixed_seq_training": {}}', r"mixed_seq_training is empty"),
     ],
 )
 def test_files_that_cannot_be_converted_are_refused(tmp_path, text, message):
@@ -211,6 +216,8 @@ def test_decoders_other_projects_and_existing_files_are_refused(tmp_path):
     assert done.returncode == 2
     assert "expected the name of a new file that ends in .py" in done.stderr
     assert bert_fast("convert").returncode == 2
+    done = command(tmp_path / "mine.py", "pld.json", "--base=squad")
+    assert "--base=squad is a fine-tuning config" in done.stderr
 
 
 def test_a_result_that_pretrain_would_refuse_is_reported(tmp_path):

@@ -339,6 +339,54 @@ def test_the_bucket_holds_a_checkpoints_checksums_last_and_nothing_unfinished(cl
     assert keep() == [*(name.replace("/1/", "/3/") for name in of), "metrics.jsonl"]
 
 
+def on_worker(mini, tmp_path, failing: str, said: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Calls a function of vm.sh on worker 0 as its loop does, where `set -e` is off: `keep ... || ...`.
+
+    gcloud fails if its command line has `failing`, and says `said`.
+    """
+    (tmp_path / "failing").mkdir()
+    program = tmp_path / "failing/gcloud"
+    program.write_text(f"""#!/bin/sh
+case "$*" in *"{failing}"*) echo '{said}' >&2; exit 1 ;; esac
+exec {shutil.which("gcloud")} "$@"
+""")
+    program.chmod(0o755)
+    environment = os.environ | {"HOME": str(mini.folder / "worker-0"), "WORKER": "0"}
+    environment["PATH"] = f"{program.parent}:{environment['PATH']}"
+    call = f"source {VM}/vm.sh true; {' '.join(arguments)} || exit 1"
+    return subprocess.run(["bash", "-c", call], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("failing", ["rsync", "checksums.json gs"])
+def test_a_failed_upload_removes_nothing_from_the_bucket(cloud, tmp_path, failing):
+    mini = cloud()
+    kept = mini.folder / "bucket/b/mini/run/checkpoints/1"
+    kept.mkdir(parents=True)
+    (kept / "checksums.json").write_text("1")
+    newer = mini.folder / "worker-0/bert_fast_vm/shared/run/checkpoints/2"
+    newer.mkdir(parents=True)
+    (newer / "checksums.json").write_text("2")
+    assert on_worker(mini, tmp_path, failing, "503", "keep", "gs://b/mini/run").returncode == 1
+    assert (kept / "checksums.json").is_file()
+
+
+def test_a_bucket_that_cannot_be_read_is_not_taken_for_an_empty_one(cloud, tmp_path):
+    mini = cloud()
+    (mini.folder / "worker-0/bert_fast_vm").mkdir(parents=True)
+    done = on_worker(mini, tmp_path, "storage ls", "HTTPError 503", "restore", "gs://b/mini/run")
+    assert done.returncode == 1
+    assert "it is not known whether the run has begun: HTTPError 503" in done.stderr
+    (tmp_path / "failing/gcloud").unlink()
+    (tmp_path / "failing").rmdir()
+    done = on_worker(mini, tmp_path, "storage ls", "One or more URLs matched no objects.", "restore", "gs://b/mini/run")
+    assert done.returncode == 0
+
+
+def test_shards_that_do_not_exist_end_the_watching_with_a_remedy(cloud):
+    mini = cloud(shards="gs://b/missing")
+    assert "look at `shards`, `bucket` and `package` in the task" in mini("resume", code=2)[1]
+
+
 @pytest.mark.slow
 def test_a_local_package_is_copied_as_a_wheel(cloud, tmp_path):
     package = tmp_path / "package"

@@ -37,6 +37,8 @@ def run(args, texts: list[str]) -> int:
     found = convert.convert([pathlib.Path(text) for text in texts], args.steps, args.devices)
     spec = args.base or found.base
     base = flat(config_flag.load(spec, {}).to_dict())
+    if "steps" not in base:
+        raise BadInput(f"--base={spec} is a fine-tuning config: expected one for pre-training, such as bert:size=large")
     found = conversion.typed(convert.finished(found, base), base)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(conversion.source_of(found, base, spec, str(out)))

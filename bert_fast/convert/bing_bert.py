@@ -4,6 +4,7 @@ bing_bert reads it besides DeepSpeed's config (`deepspeed_train.py`). Its schedu
 pytorch_pretrained_bert/optimization.py.
 """
 
+from bert_fast import BadInput
 from bert_fast.convert.conversion import Conversion
 from bert_fast.convert.section import Section
 
@@ -21,6 +22,8 @@ def convert(file: Section, result: Conversion):
     length, training = "", file.part("training")
     if "mixed_seq_training" in file:
         runs = file.part("mixed_seq_training")
+        if not runs.values:
+            raise BadInput("mixed_seq_training is empty: expected a group of settings for each length")
         length = next(iter(runs.values))
         training = runs.part(length)
         runs.leave(

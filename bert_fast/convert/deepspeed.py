@@ -100,8 +100,10 @@ def optimizer(section: Section, result: Conversion):
             result.leave(section.name("type"), name, "its compressed communication is not here, only its update")
     else:
         result.leave(section.name("type"), name, "here are adamw, lamb and muon (--config.optimizer.name)")
-    b1, b2 = params.take("betas", (0.9, 0.999))
-    for key, value in (("b1", b1), ("b2", b2)):
+    betas = params.take("betas", (0.9, 0.999))
+    if not isinstance(betas, list | tuple) or len(betas) != 2:
+        raise BadInput(f"{params.name('betas')}={betas}: expected two numbers")
+    for key, value in zip(("b1", "b2"), betas, strict=True):
         result.set(f"optimizer.{key}", value, params.name("betas"))
     params.set("lr", "learning_rate.peak") if "learning_rate.peak" not in result.changes else params.leave(
         {"lr": "bing_bert sets the rate of its own file in every step"}

@@ -1,10 +1,11 @@
 """Keeps a run going until it ends: makes a lost TPU again, sets it up, and resumes the run from the bucket."""
 
+import contextlib
 import time
 from collections.abc import Callable
 
 from bert_fast import BadInput
-from experiments.tpu_vm.gcloud import NoCapacity
+from experiments.tpu_vm.gcloud import NoCapacity, NotFound
 from experiments.tpu_vm.tpu import FOLDER, Kind, Tpu
 
 RESTARTS = 3  # failures of the run itself, on a healthy TPU, after which it is not started again
@@ -57,7 +58,7 @@ def _state(tpu: Tpu) -> tuple[Kind, str, str]:
         return kind, word, ""
     try:
         return kind, word, tpu.run_state()
-    except BadInput:  # while it is being preempted, a TPU is READY but refuses connections
+    except (BadInput, NotFound):  # while it is being preempted, a TPU is READY but refuses connections
         return kind, word, "unreachable"
 
 
@@ -65,7 +66,8 @@ def _mended(tpu: Tpu, kind: Kind, run: str, say: Say) -> bool:
     """Makes the TPU if there is none, else sets it up and starts the run. Returns False if that has to wait."""
     try:
         if kind is Kind.GONE:
-            tpu.delete()
+            with contextlib.suppress(NotFound):  # gone meanwhile
+                tpu.delete()
         if kind in (Kind.GONE, Kind.ABSENT):
             tpu.create()
             return True
@@ -77,8 +79,10 @@ def _mended(tpu: Tpu, kind: Kind, run: str, say: Say) -> bool:
         return True
     except NoCapacity:
         say(f"{tpu.task.name}: no capacity in {tpu.task.zone} now, trying again")
-    except BadInput as error:
+    except (BadInput, NotFound) as error:
         if kind is not Kind.READY or tpu.state()[0] is Kind.READY:
+            if isinstance(error, NotFound):
+                raise BadInput(f"{error}: look at `shards`, `bucket` and `package` in the task") from None
             raise
         say(f"{tpu.task.name}: lost while it was being set up ({str(error).splitlines()[0]})")
     return False
