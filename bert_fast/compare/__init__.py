@@ -30,7 +30,7 @@ def compare(
 ) -> dict[str, Any]:
     """Runs a study, or what is missing of it, and writes results.md, results.json and rows.jsonl.gz to its folder.
 
-    name: a shipped study or a file. changes: new values of the study's fields. Returns the results, with "failed": what
+    name: a shipped study or a file. changes: new values of `budgets` or `task_data`. Returns the results, with "failed": what
     went wrong, by run; only that if nothing has finished. Raises BadInput before the first run if the study cannot be
     run, and Interrupted after a signal; then the results so far are written too.
     """
@@ -70,9 +70,11 @@ def write(name: str, study, out: pathlib.Path, shards: pathlib.Path, costs) -> d
         return {}
     atomic_json(out / "results.json", found)
     atomic_write(out / "results.md", page.markdown(found, name).encode())
-    with gzip.open(out / "rows.jsonl.gz", "wt") as packed:
-        for run in runs_of(study):
-            for row in read_rows(out / run.folder / "metrics.jsonl"):
-                packed.write(json.dumps({**run._asdict(), **row}) + "\n")
+    rows = [
+        json.dumps({**run._asdict(), **row}) + "\n"
+        for run in runs_of(study)
+        for row in read_rows(out / run.folder / "metrics.jsonl")
+    ]
+    atomic_write(out / "rows.jsonl.gz", gzip.compress("".join(rows).encode(), mtime=0))
     say(f"wrote {out}/results.md, results.json and rows.jsonl.gz; the runs are in {out / FOLDER}")
     return found
