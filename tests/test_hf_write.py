@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from bert_fast import BadInput, bert, encoder
 from bert_fast.data import vocab
-from bert_fast.hf import read, tensors, tokenizer, verify, weights, write
+from bert_fast.hf import card, read, tensors, tokenizer, verify, weights, write
 from bert_fast.method import Stage
 from bert_fast.schedule import Schedule
 from bert_fast.train import checkpoint
@@ -341,3 +341,19 @@ def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"out cannot be written .*No space left"):
         write.export(tmp_path / "run", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("files:/home/me/wiki/*.txt.gz", "files:*.txt.gz"),
+        ("0.7*files:/home/me/a/*.txt + 0.3*files:b/*.txt", "0.7*files:*.txt + 0.3*files:b/*.txt"),
+        ("/home/me/runs/base", "base"),
+        ("/home/me/runs/base/checkpoints/1000", "base/checkpoints/1000"),
+        ("runs/base", "runs/base"),
+        ("hf:org/name:train", "hf:org/name:train"),
+        ("docs", "docs"),
+    ],
+)
+def test_a_card_shows_no_folders_of_the_machine(text, shown):
+    assert card.without_folders(text) == shown

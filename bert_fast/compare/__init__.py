@@ -30,9 +30,9 @@ def compare(
 ) -> dict[str, Any]:
     """Runs a study, or what is missing of it, and writes results.md, results.json and rows.jsonl.gz to its folder.
 
-    name: a shipped study or a file. changes: new values of `budgets` or `task_data`. Returns the results, with "failed": what
-    went wrong, by run; only that if nothing has finished. Raises BadInput before the first run if the study cannot be
-    run, and Interrupted after a signal; then the results so far are written too.
+    name: a shipped study or a file. changes: new values of `budgets` or `task_data`. Returns the results, with
+    "failed": what went wrong, by run; only that if nothing has finished. Raises BadInput before the first run if the
+    study cannot be run, and Interrupted after a signal; then the results so far are written too.
     """
     from bert_fast.compare import runs, study
     from bert_fast.train.report import say

@@ -94,7 +94,8 @@ def card(
 
 def without_folders(text: str) -> str:
     """A source or path without absolute folders, which may hold a user's name: files:/home/me/*.txt is files:*.txt."""
-    return re.sub(r"(?<![\w.~*-])/(?:[^/\s]+/)+", "", text)
+    last = r"[^/\s]+(?:/checkpoints/\d+)?"
+    return re.sub(rf"(?<![\w.~*-])/(?:[^/\s]+/)*?({last})(?=\s|$)", r"\1", text)
 
 
 def shape_of(model: Config) -> str:
