@@ -3,12 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart test slow lint format lock docs clean
+.PHONY: help install quickstart test slow long lint format lock docs clean
 
 help:
-	@echo "make quickstart   install, prepare a corpus, pre-train a small BERT, try it (3 to 5 minutes in all)"
+	@echo "make quickstart   install, prepare a corpus, pre-train a small BERT, try it (5 to 7 minutes, and one to five to install)"
 	@echo "make test         install what tests need, check style and types, run the tests that are not slow"
 	@echo "make slow         run the slow tests"
+	@echo "make long         run more cases of the slow tests (an hour): before a release"
 	@echo "make docs         build docs/ as a site in docs/_build"
 	@echo "make format       run ruff format and ruff check --fix"
 	@echo "make lock         update requirements*.txt from pyproject.toml"
@@ -46,10 +47,13 @@ lint: .venv/installed-test
 	@$(BIN)/pyright
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow and not long"
 
 slow: .venv/installed-libtpu
 	JAX_PLATFORMS=cpu PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow
+
+long: .venv/installed-test
+	$(BIN)/python -m pytest -n 2 --dist load -q -m long
 
 # The requirements files are for the oldest supported Python. Other versions install from pyproject.toml: pip install .
 # Existing pins that still fit are kept. `make lock UPGRADE=--upgrade` takes the newest versions.

@@ -1,6 +1,6 @@
 """Accelerated BERT pre-training: one trunk, one engine, methods as small files.
 
-The functions for Python, which `bert_fast.api` documents. All but `load` are also commands of `python -m bert_fast`.
+The Python functions, documented in `bert_fast.api`. All but `load` are also commands of `python -m bert_fast`.
 
     prepare     turns text into shards and a vocabulary
     pretrain    trains a model on shards
@@ -8,8 +8,8 @@ The functions for Python, which `bert_fast.api` documents. All but `load` are al
     evaluate    computes the held-out loss of a checkpoint
     fill_mask   finds the most probable word pieces for each [MASK]
     embed       turns each text into a vector
-    finetune    fine-tunes a checkpoint on GLUE, SQuAD or files of one's own, and scores it
-    report      writes a page about runs, a comparison and scores
+    finetune    fine-tunes a checkpoint on GLUE, SQuAD or your own files, and scores it
+    report      writes a page about runs or a comparison, with their scores
     export      writes a checkpoint as a Hugging Face folder
 """
 
@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 
-STARTED = time.monotonic()  # about when this process started: when it imported the package
+STARTED = time.monotonic()  # when this process imported the package, which is about when it started
 __version__ = "0.1.0"
 API = ("prepare", "pretrain", "load", "evaluate", "fill_mask", "embed", "finetune", "report", "export")
 
@@ -28,8 +28,10 @@ class BadInput(Exception):
     """Raised when something the user gave cannot be used.
 
     The message names the option, file or shape, its value, what was expected, and the remedy. The commands print the
-    message without a traceback, and exit with code 2.
+    message without a traceback, and exit with `exit_code`.
     """
+
+    exit_code = 2
 
 
 class Interrupted(Exception):

@@ -1,14 +1,24 @@
 """The command line: `bert-fast COMMAND --help`, or `python -m bert_fast COMMAND --help`."""
 
 import difflib
+import errno
 import os
 import shlex
 import sys
+import threading
 import warnings
 
 from absl import flags
 
 from bert_fast import BadInput, Interrupted, __version__, command, commands
+
+# Remedies for errors about a path, if no command handles the error. Other errors are reported where they occur.
+REMEDIES = {
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "correct the symbolic links, or give another path",
+    errno.EACCES: "get permission to use it (chmod), or give another path",
+    errno.EROFS: "give a path on a writable file system",
+}
 
 
 def usage() -> str:
@@ -94,7 +104,9 @@ def warn(message, category, filename, lineno, file=None, line=None):
 def main(argv: list[str]) -> int:
     """Runs a command, and returns its exit code.
 
-    0: success. 1: a planned run does not fit. 2: bad input. 128 + N: stopped by signal N.
+    0: success. 1: the run does not fit (`plan`), a check failed (`doctor`), or a run failed (`compare`). 2: bad input.
+    3: training diverged. 4: the watchdog ended a process that waited too long. 5: a step computed twice gave two
+    results. 6: another process failed or was lost. 128 + N: stopped by signal N.
     """
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(usage())
@@ -123,6 +135,11 @@ def main(argv: list[str]) -> int:
         return interrupted.exit_code
     except (BadInput, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 2)
+    except OSError as error:
+        if error.errno not in REMEDIES or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}: {REMEDIES[error.errno]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from what was saved", file=sys.stderr)
@@ -131,7 +148,12 @@ def main(argv: list[str]) -> int:
 
 def console() -> int:
     """The entry point of `bert-fast`."""
-    return main(sys.argv[1:])
+    code = main(sys.argv[1:])
+    if code > 128 and any(thread.name.startswith("compile") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # Python would first wait for the end of a compilation
+    return code
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The Python interface, for scripts and notebooks. Each example builds on the one before.
+"""The Python interface, for scripts and notebooks. Each example builds on the previous one.
 
 A checkpoint is given as a run folder (for its newest undamaged checkpoint) or as one `checkpoints/STEP`. Invalid
 values raise `BadInput` with the remedy. Ctrl-C saves the work and raises `Interrupted`; the same call continues it.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from bert_fast.hf import write
 from bert_fast.inference import Model
 from bert_fast.tasks import settings as finetune_settings
 from bert_fast.tasks import sweep
-from bert_fast.train import cache, loop, settings
+from bert_fast.train import cache, loop, resume, settings
 
 Path = str | pathlib.Path
 
@@ -43,12 +44,17 @@ def prepare(source: str, out: Path, **options) -> dict:
 
 
 def pretrain(
-    config: Path | ConfigDict, workdir: Path, data: Path = "", changes: Mapping[str, Any] | None = None
+    config: Path | ConfigDict,
+    workdir: Path,
+    data: Path = "",
+    changes: Mapping[str, Any] | None = None,
+    extend: str = "",
 ) -> dict:
     """Trains a model, or continues the run in `workdir`; returns the run's summary.
 
     config: the value of `--config`, such as "bert:size=mini" or "mine.py", or a ConfigDict.
-    data: the shards folder. changes: new config values by dotted key.
+    data: the shards folder. changes: new config values by dotted key. extend: "stretch" or "constant" to add steps to a
+    run, like the flag --extend.
 
     >>> summary = bert_fast.pretrain(
     ...     "token_drop:size=tiny,objective=mlm,debug", "run", data="shards", changes={"learning_rate.peak": 1e-3}
@@ -61,7 +67,9 @@ def pretrain(
         raise BadInput("data is missing: give the folder that bert_fast.prepare made")
     cache.keep_programs()
     vocab = shards.read_manifest(made["data"]["dir"])["vocab"]
-    return loop.pretrain(settings.make(made, vocab, tuple(methods.known())), made, pathlib.Path(workdir))
+    resume.settle_activation(pathlib.Path(workdir), made)
+    chosen = dataclasses.replace(settings.make(made, vocab, tuple(methods.known())), extend=extend)
+    return loop.pretrain(chosen, made, pathlib.Path(workdir))
 
 
 def load(checkpoint: Path) -> Model:
@@ -79,7 +87,7 @@ def load(checkpoint: Path) -> Model:
 
 
 def evaluate(checkpoint: Model | Path, data: Path = "", unigram: bool = False, **changes) -> dict[str, Any]:
-    """Held-out losses of a checkpoint, in nats, on the run's own shards or on the shards in `data`.
+    """Held-out losses of a checkpoint, in nats, on the run's shards or on the shards in `data`.
 
     unigram: also report the loss of a model that only knows word frequencies.
     changes: new values of `examples`, `seq_len`, `batch_size` or `seed`.
@@ -120,7 +128,7 @@ def finetune(
     data: Path = "",
     changes: Mapping[str, Any] | None = None,
 ) -> dict:
-    """Fine-tunes a checkpoint or a Hugging Face model on GLUE, SQuAD or files of one's own. Returns results.json.
+    """Fine-tunes a checkpoint or a Hugging Face model on GLUE, SQuAD or your own files. Returns results.json.
 
     config: such as "glue:task=mrpc". hf: a Hugging Face folder, or the name of a model on the Hub. data: the folder
     with the task's files. Finished runs in `workdir` are not repeated.
@@ -138,8 +146,8 @@ def report(paths: Path | Sequence[Path], out: Path = "") -> list[pathlib.Path]:
     """Writes a page about runs, a comparison and fine-tuning; returns the files written.
 
     paths: run folders and finetune folders, or the folder of a comparison. out: a folder for report.html, report.md and
-    (if matplotlib is installed) report.png, or one file with such an ending. "": the folder of the comparison or of the
-    only run, else the current folder.
+    (if matplotlib is installed) report.png, or one file that ends in .html, .md or .png. "": the folder of the
+    comparison or of the only run, else the current folder.
 
     >>> [path.name for path in bert_fast.report(["run", "mrpc"], out="report.html")]
     ['report.html']

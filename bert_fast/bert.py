@@ -1,8 +1,8 @@
 """BERT: the trunk that every method shares. A plan (plan.py) says which layers run and which tokens they update.
 
 Axes: B examples, S tokens of an example, Q queries (tokens that are updated), X tokens that are not updated,
-K keys (tokens that are attended to), P prediction slots, L layers, R layers that run in this step, D width,
-V rows of the embedding table.
+K keys (tokens that are attended to), N tokens that are either, P prediction slots, L layers, R layers that run in
+this step, D width, V rows of the embedding table.
 """
 
 import functools
@@ -12,10 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bert_fast.layers import Block, Config, Embed, MlmHead, NextHead, apply, keys_of, layer_norm, residual
+from bert_fast.cross_entropy import cross_entropy
+from bert_fast.dropout import Draws
+from bert_fast.layers import Block, Config, Embed, MlmHead, NextHead, apply, layer_norm, residual
 from bert_fast.plan import Plan, Route, frozen_depth
 
 Params = Mapping[str, Any]
+
+# Numbers of the parts outside the layers that draw dropout masks. A layer's number is its index.
+EMBED, TASK_HEAD = 10_000, 10_001
 
 
 def init(config: Config, key) -> Params:
@@ -26,10 +31,10 @@ def init(config: Config, key) -> Params:
     row = {name: jnp.zeros((1, 1), jnp.int32) for name in ("ids", "positions", "types")}
     x_BSD = jnp.zeros((1, 1, config.width), config.dtype)
     embed_key, layers_key, mlm_key, next_key = jax.random.split(key, 4)
-    block = Block(config, max(config.heads_L), max(config.mlp_dim_L))
+    block = Block(config, max(config.heads_L), max(config.mlp_dim_L), keys=1)
 
     def layer(index):
-        return block.init(jax.random.fold_in(layers_key, index), x_BSD, x_BSD, jnp.ones((1, 1, 1), bool), None, None)
+        return block.init(jax.random.fold_in(layers_key, index), x_BSD, x_BSD, row["ids"], None, None)
 
     embed = Embed(config).init(embed_key, row, None)["params"]
     params = {
@@ -52,10 +57,11 @@ def narrow(layer: Params, heads: int, mlp_dim: int) -> Params:
     def first(name, kernel, bias):
         return {"kernel": layer[name]["kernel"][kernel], "bias": layer[name]["bias"][bias]}
 
-    everything, heads_, mlp_dim_ = slice(None), slice(heads), slice(mlp_dim)
+    head_size = layer["attention_output"]["kernel"].shape[1]
+    everything, heads_, mlp_dim_, columns = (slice(count) for count in (None, heads, mlp_dim, 3 * heads * head_size))
     return {
         **layer,
-        **{name: first(name, (everything, heads_), heads_) for name in ("query", "key", "value")},
+        "qkv": first("qkv", (everything, columns), columns),
         "attention_output": first("attention_output", heads_, everything),
         "mlp_hidden": first("mlp_hidden", (everything, mlp_dim_), mlp_dim_),
         "mlp_output": first("mlp_output", mlp_dim_, everything),
@@ -79,7 +85,9 @@ def _taken_forward(depth, leaf_L, indices_R):
 
 
 def _taken_backward(depth, indices_R, gradients_R):
-    """Writes each gradient to its place once. Plain slicing would pad each one to the whole stack and add them up."""
+    """Writes each gradient to its place once. Plain slicing would pad each to the size of the whole stack and add them
+    up.
+    """
     gradient_L = jnp.zeros((depth, *gradients_R[0].shape), gradients_R[0].dtype)
     for gradient, index in zip(gradients_R, indices_R, strict=True):
         gradient_L = jax.lax.dynamic_update_index_in_dim(gradient_L, gradient, index, 0)
@@ -124,22 +132,20 @@ def side_by_side(x, count: int):
     return x.reshape(len(x) // count, count * x.shape[1], *x.shape[2:])
 
 
-def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, route: Route, key):
+def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, route: Route, draws: Draws | None):
     """Hidden states of the last layer: [B, S, D].
 
-    `params` are trained, `frozen` are not. `frozen["layers"]` are the lowest layers and `params["layers"]` the
-    layers above; every other leaf is in one of the two trees. Dropout is off if `key` is None.
+    `params` are trained, `frozen` are not. `frozen["layers"]` has the lowest layers and `params["layers"]` the layers
+    above. Every other leaf is in one of the two trees. Dropout is off without `draws`.
     Tokens attend to each other if their `segments` are equal. Padding (0) attends to padding, so the
     softmax always has at least one key.
     """
-    embed_key, layers_key = keys_of(key, 2)
-    if not plan[0].dropout:
-        embed_key = None
+    of_embed = draws.of(EMBED) if draws is not None and plan[0].dropout else None
     outside = merge(
         {name: leaf for name, leaf in params.items() if name != "layers"},
         {name: leaf for name, leaf in frozen.items() if name != "layers"},
     )
-    x_BSD = apply(Embed(config), outside["embed"], batch, embed_key)
+    x_BSD = apply(Embed(config), outside["embed"], batch, of_embed)
     if frozen_depth(plan):  # no gradient passes below a frozen layer; a tied table can still learn through the head
         x_BSD = jax.lax.stop_gradient(x_BSD)
     segments_BS = batch["segments"]
@@ -148,16 +154,16 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
         if len(layers) < len(shapes) and len(set(shapes)) > 1:
             raise ValueError(f"layers of {span} differ in width, so a traced index cannot choose among them: use cond")
         x_BQD, idle_BXD = (x_BSD, None) if span.queries is None else jnp.split(x_BSD, [span.queries], axis=1)
-        segments_BQ, segments_BK = segments_BS[:, : span.queries], segments_BS[:, : span.keys]
+        queries, keys = (segments_BS.shape[1] if count is None else count for count in (span.queries, span.keys))
+        segments_BN = segments_BS[:, : max(queries, keys)]
         if span.examples_per_row > 1:
-            if span.queries != span.keys:
+            if queries != keys:
                 raise ValueError(f"{span} joins several examples, which requires queries == keys")
             # Joined examples must not attend to each other: make their segments distinct.
-            places_B1 = jnp.arange(len(segments_BQ))[:, None] % span.examples_per_row
+            places_B1 = jnp.arange(len(segments_BN))[:, None] % span.examples_per_row
             x_BQD = side_by_side(x_BQD, span.examples_per_row)
-            segments_BQ = segments_BK = side_by_side(
-                segments_BQ * span.examples_per_row + places_B1, span.examples_per_row
-            )
+            segments_BN = side_by_side(segments_BN * span.examples_per_row + places_B1, span.examples_per_row)
+            keys *= span.examples_per_row
 
         for (layer, index, scale), (heads, mlp_dim) in zip(layers, shapes, strict=False):
 
@@ -165,30 +171,26 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
                 x_BQD,
                 layer,
                 scale,
-                layer_key,
+                of_layer,
                 shape=(heads, mlp_dim),
-                span=span,
+                keys=keys,
                 idle_BXD=idle_BXD,
-                segments_BQ=segments_BQ,
-                segments_BK=segments_BK,
+                segments_BN=segments_BN,
             ):
-                y_BKD = x_BQD = residual(x_BQD) if config.norm == "pre" else x_BQD
-                if span.queries != span.keys:
-                    y_BKD = x_BQD if idle_BXD is None else jnp.concatenate([x_BQD, idle_BXD], axis=1)
-                    y_BKD = y_BKD[:, : span.keys]
-                allowed_BQK = segments_BQ[:, :, None] == segments_BK[:, None, :]
+                z_BND = x_BQD = residual(x_BQD) if config.norm == "pre" else x_BQD
+                if idle_BXD is not None and x_BQD.shape[1] < keys:
+                    z_BND = jnp.concatenate([x_BQD, idle_BXD], axis=1)[:, :keys]
                 layer = narrow(layer, *shape)
-                return apply(Block(config, *shape), layer, x_BQD, y_BKD, allowed_BQK, scale, layer_key)
+                return apply(Block(config, *shape, keys=keys), layer, x_BQD, z_BND, segments_BN, scale, of_layer)
 
-            layer_key = None
-            if layers_key is not None and span.dropout:
-                layer_key = jax.random.fold_in(layers_key, index)
+            of_layer = draws.of(index) if draws is not None and span.dropout else None
             if span.cond and scale is not None:
                 # Without jax.checkpoint, reverse mode carries every residual of the branch through the conditional.
                 stay = lambda x_BQD, *_: x_BQD  # noqa: E731
-                x_BQD = jax.lax.cond(scale != 0, jax.checkpoint(update), stay, x_BQD, layer, scale, layer_key)
+                x_BQD = jax.lax.cond(scale != 0, jax.checkpoint(update), stay, x_BQD, layer, scale, of_layer)
             else:
-                x_BQD = update(x_BQD, layer, scale, layer_key)
+                run = jax.checkpoint(update) if config.recompute == "block" else update
+                x_BQD = run(x_BQD, layer, scale, of_layer)
         x_BQD = x_BQD.reshape(len(x_BSD), -1, config.width)
         x_BSD = x_BQD if idle_BXD is None else jnp.concatenate([x_BQD, idle_BXD], axis=1)
     if config.norm == "pre":
@@ -203,29 +205,37 @@ class Losses(NamedTuple):
     correct_BP: Any  # whether the label had the largest logit
     next_B: Any
     next_correct_B: Any
+    capped_BP: Any = None  # whether a logit was too large for the fused loss; None for the exact one
+
+
+def head_inputs(config: Config, params: Params, frozen: Params, x_BSD, slots_BP):
+    """The inputs of the MLM head: its parameters, the hidden states at the given positions, and the word table."""
+    x_BPD = jnp.take_along_axis(x_BSD, slots_BP[..., None], axis=1)
+    head = merge(params.get("mlm", {}), frozen.get("mlm", {}))
+    return head, x_BPD, (merge(params.get("embed", {}), frozen.get("embed", {})) if config.tied else head)["word"]
 
 
 def predict(config: Config, params: Params, frozen: Params, x_BSD, slots_BP):
     """MLM logits at the given positions: [B, P, V], minus infinity for padded ids."""
-    x_BPD = jnp.take_along_axis(x_BSD, slots_BP[..., None], axis=1)
-    head = merge(params.get("mlm", {}), frozen.get("mlm", {}))
-    word_VD = (merge(params.get("embed", {}), frozen.get("embed", {})) if config.tied else head)["word"]
-    return apply(MlmHead(config), head, x_BPD, word_VD)
+    head, *inputs = head_inputs(config, params, frozen, x_BSD, slots_BP)
+    return apply(MlmHead(config), head, *inputs)
 
 
-def losses(config: Config, params: Params, frozen: Params, x_BSD, batch) -> Losses:
-    """The loss of each prediction in the batch, neither weighted nor averaged."""
-    logits_BPV = predict(config, params, frozen, x_BSD, batch["slots"])
-    mlm_BP, correct_BP = cross_entropy(logits_BPV, batch["labels"])
+def losses(config: Config, params: Params, frozen: Params, x_BSD, batch, fused: bool = False) -> Losses:
+    """The loss of each prediction in the batch, without weights and without averaging.
+
+    fused: computes the loss together with the matrix product that makes the logits. This is faster, and caps large
+    logits: see `cross_entropy.fused`.
+    """
+    capped_BP = None
+    if fused:
+        head, *inputs = head_inputs(config, params, frozen, x_BSD, batch["slots"])
+        mlm_BP, correct_BP, capped_BP = apply(MlmHead(config), head, *inputs, batch["labels"])
+    else:
+        mlm_BP, correct_BP = cross_entropy(predict(config, params, frozen, x_BSD, batch["slots"]), batch["labels"])
     if "next" not in batch:
-        return Losses(mlm_BP, correct_BP, None, None)
+        return Losses(mlm_BP, correct_BP, None, None, capped_BP)
     head = merge(params.get("next", {}), frozen.get("next", {}))
     cls_BD = jnp.take_along_axis(x_BSD, batch["cls"][:, None, None], axis=1)[:, 0]
     logits_B2 = apply(NextHead(config), head, cls_BD)
-    return Losses(mlm_BP, correct_BP, *cross_entropy(logits_B2, batch["next"]))
-
-
-def cross_entropy(logits, labels):
-    """-log softmax(logits)[labels] over the last axis, in nats, and whether no other logit is larger."""
-    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen, chosen >= logits.max(axis=-1)
+    return Losses(mlm_BP, correct_BP, *cross_entropy(logits_B2, batch["next"]), capped_BP)

@@ -57,20 +57,23 @@ class Encoder:
 def load(path: str | pathlib.Path) -> Encoder:
     """The encoder of a checkpoint, or of the newest undamaged checkpoint in a run folder.
 
-    Raises BadInput if there is none.
+    If a run in progress deletes it in the meantime, loads the run's next one. Raises BadInput if there is none.
     """
-    folder = checkpoint.find(path, say)
+    return checkpoint.read(path, _encoder, say)
+
+
+def _encoder(folder: pathlib.Path) -> Encoder:
     about = checkpoint.about(folder)
     params, _ = methods.make(about.methods).weights(checkpoint.restore_params(folder))
     return Encoder(folder, jax.tree.map(np.asarray, params), about)
 
 
 def untrained_heads(about: Description) -> tuple[str, ...]:
-    """Names of the pre-training heads (`HEADS`) that were initialised at random and that nothing has trained since.
+    """Names of the pre-training heads (`HEADS`) that were initialised at random and have not been trained since.
 
-    `import` initialises the heads that a Hugging Face folder lacks. Pre-training trains the MLM head, and the other two
-    only with the next-sentence objective. Without it, they come unchanged from the run that this run started from
-    (`init`). If that run is not there any more, they count as untrained.
+    `import` initialises the heads that a Hugging Face folder lacks. Pre-training always trains the MLM head. It trains
+    the other two only with the next-sentence objective; otherwise they are copied from the run that this run started
+    from (`init`). If that run no longer exists, they count as untrained.
     """
     if about.imported:
         return tuple(about.imported["initialised"])

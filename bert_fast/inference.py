@@ -25,10 +25,10 @@ WIDTH = 32  # texts are padded to a multiple of this many tokens
 
 
 def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **changes) -> dict:
-    """Held-out losses of a checkpoint as one flat dict, by default on the run's own shards and settings.
+    """Held-out losses of a checkpoint as one flat dict, by default with the run's shards and settings.
 
     `changes` are fields of `settings.Evaluation` (examples, seq_len, seed, ...). Two losses are comparable only if
-    they have the same `fingerprint`. `untrained_heads` names the heads with random weights; a warning is given, too.
+    they have the same `fingerprint`. `untrained_heads` names the heads with random weights; if there are any, warns.
     Raises BadInput if the shards have another vocabulary.
     """
     trained = encoder.load(path)
@@ -36,9 +36,7 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
         raise BadInput(f"{path} was fine-tuned, so it has no MLM head: give the run that it started from")
     data = dataclasses.replace(trained.about.data, **({"dir": data_dir} if data_dir else {}))
     if not data.dir:
-        raise BadInput(
-            f"{path} was not trained on shards of its own: give --data=DIR, a folder prepared with its vocabulary"
-        )
+        raise BadInput(f"{path} was not trained on any shards: give --data=DIR, a folder prepared with its vocabulary")
     settings = dataclasses.replace(trained.about.eval, **changes)
     longest = trained.program.model.max_len
     if settings.seq_len > longest:
@@ -65,12 +63,12 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
 
 
 def warn_if_untrained(trained: Encoder, *heads: str) -> list[str]:
-    """Those of the heads that have random weights. Warns that results made with them mean nothing."""
+    """Which of the heads have random weights. If there are any, warns that their results mean nothing."""
     found = [head for head in heads if head in trained.untrained]
     if found:
         warnings.warn(
-            f"{trained.folder} has random weights in its {' and '.join(found)}, which no training has changed: what "
-            "follows says nothing about the model. Pre-train it further first (pretrain --config.init=DIR)",
+            f"{trained.folder} has random weights in its {' and '.join(found)}, which were never trained: "
+            "the results say nothing about the model. Pre-train it further first (pretrain --config.init=DIR)",
             stacklevel=3,
         )
     return found
@@ -136,7 +134,9 @@ def embed(trained: Encoder, texts: Sequence[str], pooling: str = "mean", batch_s
     for start in range(0, len(by_length), batch_size):
         which = by_length[start : start + batch_size]
         rows = [ids_N[n] for n in which]
-        seq_len = min(longest, -(-len(rows[-1]) // WIDTH) * WIDTH)  # few lengths, so that few programs are compiled
+        seq_len = min(
+            longest, -(-len(rows[-1]) // WIDTH) * WIDTH
+        )  # only a few lengths, so that few programs are compiled
         rows += [rows[-1]] * (batch_size - len(rows))
         batch = batch_of(rows, seq_len, trained.vocab.pad)
         x_BSD = np.asarray(hidden_states(trained.model, trained.params, batch), np.float32)[: len(which)]

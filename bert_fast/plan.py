@@ -45,7 +45,7 @@ def whole(depth: int) -> Plan:
 
 
 def edit(plan: Plan, start: int, stop: int, **changes) -> Plan:
-    """The plan with `changes` applied to layers [start, stop); spans that cross a boundary are split."""
+    """The plan with `changes` applied to layers [start, stop). Spans that cross `start` or `stop` are split."""
     spans = []
     for span in plan:
         cuts = [span.start, *(at for at in (start, stop) if span.start < at < span.stop), span.stop]
@@ -64,7 +64,7 @@ def frozen_depth(plan: Plan) -> int:
 
 
 def drops_tokens(plan: Plan) -> bool:
-    """Whether any layer of the plan leaves out tokens."""
+    """Whether any layer of the plan skips tokens."""
     return any(span.queries is not None or span.keys is not None for span in plan)
 
 
@@ -80,7 +80,7 @@ def at_length(plan: Plan, seq_len: int, other: int) -> Plan:
 
 
 def pack(plan: Plan, scale_ML: np.ndarray | None, widths_L: Sequence = ()) -> tuple[Plan, Route]:
-    """The plan with a static number of layers that run in each span, and the route that says which ones run.
+    """The plan with a static number of layers that run in each span, and the route that tells which ones run.
 
     `scale_ML`: 0 skips a layer in a micro-batch, any other value multiplies its residual branches. None: all
     layers run. `widths_L` are the layers' (heads, neurons), or () if all are equal. A span whose layers differ in

@@ -10,11 +10,12 @@ from typing import Any
 from bert_fast import BadInput, Interrupted, command, encoder, inference, reporting
 from bert_fast.compare import compare
 from bert_fast.compare.study import Run
+from bert_fast.data.files import atomic_json
 from bert_fast.train.log import clock
 
 STUDY = "quickstart"  # configs/studies/quickstart.py
-TOP = 3  # shown words
-# Each sentence with words that fit, listed before any model was trained.
+TOP = 3  # number of words shown
+# Each sentence with the words that fit, listed before any model was trained.
 SENTENCES = {
     "The function returns a [MASK] of the input array.": (
         "array column copy dict element function index instance item list length matrix number object part "
@@ -80,10 +81,12 @@ def main() -> int:
 
     heading("2 of 3: compare")
     [(text, budget)] = results["budgets"].items()
-    best = budget["ranking"]["loss"][0]
+    best = min(budget["arms"], key=lambda arm: budget["arms"][arm]["mlm_loss"])
     run = out / Run(best, text, results["seeds"][0]).folder
     trained = encoder.load(run)
     unigram = inference.evaluate(str(run), with_unigram=True)["unigram_loss"]
+    shown = {key: value for key, value in results.items() if key != "failed"}
+    atomic_json(out / "results.json", shown | {"unigram_loss": unigram})  # for the report
     print("\n".join(table(results)))
     print(f"A model that only knows word frequencies: {unigram:.3f} nats.")
     print("One seed is too few to say which is better: see `bert-fast compare`.")
@@ -103,7 +106,7 @@ def main() -> int:
     heading(f"done in {clock(time.monotonic() - began)}")
     print(
         f"  {page}: the report, for a browser; {out}/results.md: the comparison\n"
-        f"  {run}: the better model\n\n"
+        f"  {run}: the model with the lower loss\n\n"
         "Try next:\n"
         f'  {command()} fill-mask --checkpoint={run} "Raise an [MASK] if the value is negative."\n'
         f'  {command()} prepare --source="files:YOUR_TEXT/*.txt" --out=runs/shards\n'

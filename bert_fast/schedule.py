@@ -13,6 +13,8 @@ DECAYS = ("linear", "polynomial", "exponential", "constant")
 class Schedule:
     """Learning rate at a step: linear warm-up from `start` to `peak`, then decay towards `end` at `steps`.
 
+    `warmup_steps` below 1 is a share of `steps`, so that the warm-up is shorter in a shorter run.
+
     `linear` and `polynomial` decay from `peak`, starting at step 0 (`decay_from="start"`) or at the end of the
     warm-up ("warmup"). With "start", the rate drops slightly below the peak just after the warm-up, as in
     `optimization.py` of google-research/bert. The warm-up climbs to the peak in both cases. (In Model Garden it climbs
@@ -23,7 +25,7 @@ class Schedule:
 
     peak: float
     steps: int
-    warmup_steps: int = 0
+    warmup_steps: float = 0
     decay: str = "linear"
     decay_from: str = "start"
     start: float = 0.0
@@ -32,15 +34,20 @@ class Schedule:
     rate: float = 0.99
     interval: int = 1000
 
+    @property
+    def warmup(self) -> int:
+        """Steps of the warm-up."""
+        return round(self.warmup_steps * self.steps if self.warmup_steps < 1 else self.warmup_steps)
+
     def __call__(self, step: int) -> float:
         """The rate at `step`, counted from 0."""
-        if step < self.warmup_steps:
-            return self.start + (self.peak - self.start) * step / self.warmup_steps
+        if step < self.warmup:
+            return self.start + (self.peak - self.start) * step / self.warmup
         if self.decay == "constant":
             return self.peak
         if self.decay == "exponential":
-            return self.peak * self.rate ** ((step - self.warmup_steps) / self.interval)
-        begin = self.warmup_steps if self.decay_from == "warmup" else 0
+            return self.peak * self.rate ** ((step - self.warmup) / self.interval)
+        begin = self.warmup if self.decay_from == "warmup" else 0
         left = 1 - min(step - begin, self.steps - begin) / max(self.steps - begin, 1)
         power = self.power if self.decay == "polynomial" else 1.0
         return self.end + (self.peak - self.end) * math.pow(left, power)

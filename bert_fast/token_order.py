@@ -1,4 +1,4 @@
-"""Sorts the tokens of each example, so that those that a plan keeps are a prefix.
+"""Sorts the tokens of each example, so that the tokens that a plan keeps come first.
 
 Axes: B examples, S tokens of an example.
 """
@@ -10,7 +10,7 @@ MOVED = ("ids", "types", "positions", "segments")
 
 
 def kept_first(score_BS, batch):
-    """The batch with each example's tokens sorted by descending score, padding last; ties stay in order.
+    """The batch with each example's tokens sorted by descending score. Padding comes last, and ties stay in order.
 
     One sort moves the arrays, and a second one inverts its permutation. The only gather is for the few
     positions that point into the example.

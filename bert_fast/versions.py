@@ -9,4 +9,4 @@ def libtpu_of_jax() -> str:
     for requirement in importlib.metadata.requires("jax") or ():
         if found := re.match(r"libtpu\s*==\s*([0-9.]*[0-9])(\.\*)?\s*;", requirement):
             return found[1]
-    raise LookupError("the installed jax does not say which libtpu it needs")
+    raise LookupError("the installed jax does not state which libtpu it needs")

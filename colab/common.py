@@ -9,8 +9,8 @@ WORK = pathlib.Path(NAME)  # shards and runs, on the runtime's own disk
 
 # %% tags=["keep"]
 # @title Where to keep your work { display-mode: "form" }
-# @markdown `drive`: a folder in your Google Drive. `hub:USER/NAME`: a private repository of the Hugging Face Hub
-# @markdown (add a secret `HF_TOKEN` that may write: the key on the left). Empty: nowhere, for a first look.
+# @markdown `drive`: a folder in your Google Drive. `hub:USER/NAME`: a private repository on the Hugging Face Hub
+# @markdown (add a secret `HF_TOKEN` with write access: the key on the left). Empty: nowhere, for a first look.
 KEEP = ""  # @param ["", "drive", "hub:USER/NAME"] {allow-input: true}
 
 PLACE = KEEP
@@ -35,7 +35,7 @@ import subprocess
 import sys
 
 OLDEST_JAX = "0.10.2"
-# What fits this runtime's TPU or GPU, and must stay as it is.
+# Packages that fit this runtime's TPU or GPU. Their versions must not change.
 OF_JAX = re.compile(r"jax|jaxlib|libtpu|jax[-_]cuda\d+[-_]\w+|nvidia[-_].*")
 
 
@@ -48,7 +48,7 @@ def installed():
 
 
 def requirement_of_jax(packages):
-    """The JAX to upgrade to: for the accelerator that the present one is for."""
+    """pip's requirement of a newer JAX, for the same accelerator as the installed JAX."""
     plugin = next((re.search(r"cuda\d+", name)[0] for name in packages if re.match(r"jax[-_]cuda", name)), "")
     extra = plugin or ("tpu" if "libtpu" in packages else "")
     return f"jax[{extra}]>={OLDEST_JAX}" if extra else f"jax>={OLDEST_JAX}"

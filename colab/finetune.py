@@ -16,8 +16,8 @@ WORK = pathlib.Path(NAME)  # shards and runs, on the runtime's own disk
 
 # %% tags=["keep"]
 # @title Where to keep your work { display-mode: "form" }
-# @markdown `drive`: a folder in your Google Drive. `hub:USER/NAME`: a private repository of the Hugging Face Hub
-# @markdown (add a secret `HF_TOKEN` that may write: the key on the left). Empty: nowhere, for a first look.
+# @markdown `drive`: a folder in your Google Drive. `hub:USER/NAME`: a private repository on the Hugging Face Hub
+# @markdown (add a secret `HF_TOKEN` with write access: the key on the left). Empty: nowhere, for a first look.
 KEEP = ""  # @param ["", "drive", "hub:USER/NAME"] {allow-input: true}
 
 PLACE = KEEP
@@ -42,7 +42,7 @@ import subprocess
 import sys
 
 OLDEST_JAX = "0.10.2"
-# What fits this runtime's TPU or GPU, and must stay as it is.
+# Packages that fit this runtime's TPU or GPU. Their versions must not change.
 OF_JAX = re.compile(r"jax|jaxlib|libtpu|jax[-_]cuda\d+[-_]\w+|nvidia[-_].*")
 
 
@@ -55,7 +55,7 @@ def installed():
 
 
 def requirement_of_jax(packages):
-    """The JAX to upgrade to: for the accelerator that the present one is for."""
+    """pip's requirement of a newer JAX, for the same accelerator as the installed JAX."""
     plugin = next((re.search(r"cuda\d+", name)[0] for name in packages if re.match(r"jax[-_]cuda", name)), "")
     extra = plugin or ("tpu" if "libtpu" in packages else "")
     return f"jax[{extra}]>={OLDEST_JAX}" if extra else f"jax>={OLDEST_JAX}"
@@ -122,7 +122,7 @@ keep.resume(WORK, PLACE)
 # %% [markdown]
 # ## 1. The model
 #
-# - `CHECKPOINT`: a run of your own, such as `my_bert/run` from notebook `pretrain_your_language`, or its copy on
+# - `CHECKPOINT`: your own run, such as `my_bert/run` from notebook `pretrain_your_language`, or its copy on
 #   Drive: `/content/drive/MyDrive/bert_fast/my_bert/run`.
 # - `HF`: the name of a BERT on the Hub, such as `google-bert/bert-base-uncased`, or a folder in Hugging Face's
 #   format.
@@ -230,7 +230,7 @@ display(Markdown(f"Learning rate {about['chosen']}:\n\n" + "\n".join(lines)))
 # %% [markdown]
 # ## 4. Predict
 #
-# With the first seed's model at the best learning rate.
+# This uses the first seed's model at the best learning rate.
 
 # %%
 NEW = "Return the eigenvalues of a real symmetric matrix, sorted in ascending order."  # @param {type: "string"}
@@ -250,10 +250,10 @@ else:
 print(predict_file(str(MODEL), str(new), "", (), 32))
 
 # %% [markdown]
-# ## 5. And back
+# ## 5. Export
 #
-# The exported folder is loaded by Hugging Face transformers, with tokenizer, names of the labels, and a model card that
-# states the task and the score.
+# Hugging Face transformers loads the exported folder. It holds the tokenizer, the names of the labels, and a model card
+# that states the task and the score.
 
 # %%
 exported = WORK / "exported"

@@ -1,4 +1,4 @@
-"""Writes the notebooks: copies the cells of common.py into the notebooks' text, and makes the .ipynb beside each.
+"""Writes the notebooks: copies the cells of common.py into the notebooks' text, and makes the .ipynb next to each.
 
 python colab/make.py            # after a change of common.py or of a notebook's .py
 python colab/make.py --check    # changes nothing; exits with 1 if something is out of date

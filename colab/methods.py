@@ -2,10 +2,10 @@
 # # What each method does
 #
 # Pre-training BERT is expensive because every layer, token, head and neuron works in every step. Each of the four
-# methods leaves some of this out. Here you see what, and what it saves, and you turn the numbers yourself.
+# methods leaves some of this out. Here you see what it leaves out and what that saves, and you can change the numbers.
 #
-# Nothing here needs an accelerator. Everything but one search of a small model is arithmetic on a run's *plan*: which
-# layers run in a step, which tokens they update, which layers learn.
+# Nothing here needs an accelerator. Apart from one search of a small model, all of it is arithmetic on a run's *plan*:
+# which layers run in a step, which tokens they update, which layers learn.
 
 # %%
 NAME = "methods"  # @param {type: "string"}
@@ -32,7 +32,7 @@ import subprocess
 import sys
 
 OLDEST_JAX = "0.10.2"
-# What fits this runtime's TPU or GPU, and must stay as it is.
+# Packages that fit this runtime's TPU or GPU. Their versions must not change.
 OF_JAX = re.compile(r"jax|jaxlib|libtpu|jax[-_]cuda\d+[-_]\w+|nvidia[-_].*")
 
 
@@ -45,7 +45,7 @@ def installed():
 
 
 def requirement_of_jax(packages):
-    """The JAX to upgrade to: for the accelerator that the present one is for."""
+    """pip's requirement of a newer JAX, for the same accelerator as the installed JAX."""
     plugin = next((re.search(r"cuda\d+", name)[0] for name in packages if re.match(r"jax[-_]cuda", name)), "")
     extra = plugin or ("tpu" if "libtpu" in packages else "")
     return f"jax[{extra}]>={OLDEST_JAX}" if extra else f"jax>={OLDEST_JAX}"
@@ -131,8 +131,8 @@ pictures.plans(
 # ## Progressive layer dropping
 #
 # Zhang and He, 2020 ([arXiv 2010.13369](https://arxiv.org/abs/2010.13369)). In each step, random layers are skipped.
-# At first all layers run. Soon the topmost layer runs with probability $\theta$ only, and layers below it more often,
-# up to the lowest. If a layer runs, its output is scaled up, so that the sum stays right on average.
+# At first all layers run. Soon the topmost layer runs only with probability $\theta$, and lower layers more often, the
+# lowest most often. If a layer runs, its output is scaled up, so that the expected sum does not change.
 #
 # $\theta(t) = (1 - \bar\theta)\, e^{-\gamma t} + \bar\theta$ falls within about $5/\gamma$ steps. With `GAMMA = 0`,
 # $\gamma$ is the paper's 100 divided by the number of steps.
@@ -147,7 +147,7 @@ from matplotlib import pyplot
 
 from bert_fast.methods import layer_drop
 
-depth = pictures.course(CONFIG, COMMON, columns=2).state_LT.shape[0]
+depth = pictures.settings_of(CONFIG, COMMON).model.depth
 shown = min(STEPS, round(8 / GAMMA)) if GAMMA else round(0.08 * STEPS)
 at_T = np.linspace(0, shown, 200)
 theta_T = [layer_drop.theta_at(step, STEPS, THETA, GAMMA, "paper") for step in at_T]
@@ -182,8 +182,8 @@ pictures.plans(
 # ## Token dropping
 #
 # Hou et al., 2022 ([arXiv 2203.13240](https://arxiv.org/abs/2203.13240)). Unimportant tokens skip the middle layers
-# and return in the last one. A token's importance is the running loss of its word piece: what the model predicts well
-# needs less work.
+# and return in the last one. A token's importance is the running loss of its word piece: pieces that the model predicts
+# well need less work.
 #
 # - `KEEP`: the share of the tokens that the middle layers update.
 # - `BOUNDARY`: the first layer (counted from 0) that drops tokens. -1: half of the layers minus 1, as released.
@@ -243,8 +243,8 @@ summary = bert_fast.pretrain(
 )
 
 # %% [markdown]
-# Heads and neurons by their coefficient, each layer in a line. Turn the ratios above, run that cell and this one
-# again: the search stays, the ticket changes.
+# Heads and neurons by their coefficient, each layer in a line. Change the ratios above, and run that cell and this
+# one again: the search stays the same, but the ticket changes.
 
 # %%
 from bert_fast.methods import early_bert
@@ -277,7 +277,7 @@ pyplot.show()
 
 # %% [markdown]
 # Masks are taken during the search. Their *distance* is the share of units in which two of them differ. When it stays
-# small, the ticket is settled, and the search may end (`--config.early_bert.stop=early_bird`).
+# small, the ticket has stabilised, and the search may end (`--config.early_bert.stop=early_bird`).
 
 # %%
 from bert_fast.train.log import read_rows
@@ -353,7 +353,7 @@ pictures.plan(CONFIG, COMMON | SYSTEMATIC | {"methods": METHODS}, "together")
 
 # %%
 try:
-    pictures.course(CONFIG, COMMON | {"methods": "token_drop,stacking"})
+    pictures.course(pictures.settings_of(CONFIG, COMMON | {"methods": "token_drop,stacking"}))
 except bert_fast.BadInput as reason:
     print(reason)
 

@@ -5,7 +5,7 @@
 # needs an accelerator: FLOPs are counted, and a TPU's own compiler, which runs on any Linux machine, compiles the
 # run's programs.
 #
-# These are estimates, and the outputs say what they leave out. What a TPU really does, only a TPU shows.
+# These are estimates, and the outputs say what they leave out. Only a TPU shows what a TPU really does.
 
 # %%
 NAME = "plan"  # @param {type: "string"}
@@ -32,7 +32,7 @@ import subprocess
 import sys
 
 OLDEST_JAX = "0.10.2"
-# What fits this runtime's TPU or GPU, and must stay as it is.
+# Packages that fit this runtime's TPU or GPU. Their versions must not change.
 OF_JAX = re.compile(r"jax|jaxlib|libtpu|jax[-_]cuda\d+[-_]\w+|nvidia[-_].*")
 
 
@@ -45,7 +45,7 @@ def installed():
 
 
 def requirement_of_jax(packages):
-    """The JAX to upgrade to: for the accelerator that the present one is for."""
+    """pip's requirement of a newer JAX, for the same accelerator as the installed JAX."""
     plugin = next((re.search(r"cuda\d+", name)[0] for name in packages if re.match(r"jax[-_]cuda", name)), "")
     extra = plugin or ("tpu" if "libtpu" in packages else "")
     return f"jax[{extra}]>={OLDEST_JAX}" if extra else f"jax>={OLDEST_JAX}"
@@ -145,8 +145,8 @@ pictures.plans({"dense": (CONFIG, CHANGES), METHODS: (CONFIG, CHANGES | {"method
 # %% [markdown]
 # ## 3. Hours and dollars by chip
 #
-# If a share `UTILISATION` of the peak is reached. Prices are on-demand list prices in the United States, with the
-# date in `bert_fast/cost/accelerators.py`: look up your own. Spot chips cost less.
+# These hold if a share `UTILISATION` of the peak is reached. Prices are on-demand list prices in the United States,
+# with the date in `bert_fast/cost/accelerators.py`: look up your own. Spot chips cost less.
 
 # %%
 UTILISATION = 0.4  # @param {type: "slider", min: 0.1, max: 0.8, step: 0.05}
@@ -188,21 +188,21 @@ else:
     print(f"No TPU compiler here. Run this in a new cell, then this cell again:\n\n%pip install libtpu=={needed}.*")
 
 # %% [markdown]
-# ## 5. The largest batch that fits
+# ## 5. The settings that cost least
 #
-# On one chip with 16 GB, as in Colab's v5e-1. This compiles several programs.
+# This searches for one chip with 16 GB, as in Colab's v5e-1. It compiles many programs.
 
 # %%
-LARGEST_BATCH = False  # @param {type: "boolean"}
+SEARCH = False  # @param {type: "boolean"}
 
-if LARGEST_BATCH and has_compiler:
-    print(runtime.command("plan", *ACCELERATED, "--topology=v5e:1x1", "--largest_batch"))
+if SEARCH and has_compiler:
+    print(runtime.command("plan", *ACCELERATED, "--topology=v5e:1x1", "--search"))
 
 # %% [markdown]
 # ## 6. Run it
 #
-# The page *Cloud TPU* of the documentation leads from an empty project to a finished run. On the TPU VM, the run is
-# the same command without the planner's flags:
+# The documentation's page *Cloud TPU* goes from an empty project to a finished run. On the TPU VM, the run is the same
+# command without the planner's flags:
 
 # %%
 print("bert-fast pretrain", *ACCELERATED, "--workdir=runs/base --config.data.dir=shards", sep=" \\\n    ")

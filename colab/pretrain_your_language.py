@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Pre-train a BERT on your language
 #
-# From text to a model with a vocabulary of its own: prepare, choose a budget that fits this runtime, train, look,
-# export. A run survives the end of the runtime: it continues from the last copy in your Drive or on the Hub.
+# From text to a model with its own vocabulary: prepare, choose a budget that fits this runtime, train, look at the
+# result, export. A run survives the end of the runtime: it continues from the last copy in your Drive or on the Hub.
 #
-# - Free runtimes end: a TPU v5e-1 (16 GB) after about 90 minutes, others when you leave them alone or use them for
-#   long.
+# - Free runtimes end: a TPU v5e-1 (16 GB) after about 90 minutes, others when they are idle or have been used for a
+#   long time.
 # - **Runtime > Change runtime type** offers them. Set `KEEP` below before you train for long.
 
 # %%
@@ -20,8 +20,8 @@ WORK = pathlib.Path(NAME)  # shards and runs, on the runtime's own disk
 
 # %% tags=["keep"]
 # @title Where to keep your work { display-mode: "form" }
-# @markdown `drive`: a folder in your Google Drive. `hub:USER/NAME`: a private repository of the Hugging Face Hub
-# @markdown (add a secret `HF_TOKEN` that may write: the key on the left). Empty: nowhere, for a first look.
+# @markdown `drive`: a folder in your Google Drive. `hub:USER/NAME`: a private repository on the Hugging Face Hub
+# @markdown (add a secret `HF_TOKEN` with write access: the key on the left). Empty: nowhere, for a first look.
 KEEP = ""  # @param ["", "drive", "hub:USER/NAME"] {allow-input: true}
 
 PLACE = KEEP
@@ -46,7 +46,7 @@ import subprocess
 import sys
 
 OLDEST_JAX = "0.10.2"
-# What fits this runtime's TPU or GPU, and must stay as it is.
+# Packages that fit this runtime's TPU or GPU. Their versions must not change.
 OF_JAX = re.compile(r"jax|jaxlib|libtpu|jax[-_]cuda\d+[-_]\w+|nvidia[-_].*")
 
 
@@ -59,7 +59,7 @@ def installed():
 
 
 def requirement_of_jax(packages):
-    """The JAX to upgrade to: for the accelerator that the present one is for."""
+    """pip's requirement of a newer JAX, for the same accelerator as the installed JAX."""
     plugin = next((re.search(r"cuda\d+", name)[0] for name in packages if re.match(r"jax[-_]cuda", name)), "")
     extra = plugin or ("tpu" if "libtpu" in packages else "")
     return f"jax[{extra}]>={OLDEST_JAX}" if extra else f"jax>={OLDEST_JAX}"
@@ -144,7 +144,7 @@ VOCAB_SIZE = 8000  # @param {type: "integer"}
 #
 # A vocabulary may lower all letters and remove accents. That suits English. In other scripts it destroys words:
 # German *für* becomes *fur*, Korean syllables fall apart into single letters, Japanese *が* loses its voicing mark.
-# Write sentences of your language, and compare what is left of them.
+# Write some sentences in your language, and compare what is left of them.
 
 # %%
 CASED = True  # @param {type: "boolean"}
@@ -180,8 +180,8 @@ tokens = manifest["splits"]["train"]["tokens"]
 print(f"{tokens:,} training tokens, {manifest['vocab']['size']:,} word pieces")
 
 # %% [markdown]
-# Long words in many pieces are a sign that the vocabulary is too small, or that its text is of another language. An
-# `[UNK]` is a letter that the text does not have.
+# If long words are split into many pieces, the vocabulary is too small, or its text is in another language. `[UNK]`
+# stands for a word with a letter that the vocabulary does not have.
 
 # %%
 from IPython.display import HTML, display
@@ -199,8 +199,8 @@ for text in SAMPLES:
 #
 # - `SIZE`: a starting point is `mini` on a CPU, `small` on a GPU, and `medium` or `base` on a TPU.
 # - `SESSION`: how long this runtime lasts, in minutes. Free TPUs: about 90.
-# - `SESSIONS`: in how many of them the run is to end. Learning rate, stages and schedules end with the budget, so
-#   decide it now: a later session continues the same run.
+# - `SESSIONS`: the number of sessions for the run. Learning rate, stages and schedules end with the budget, so decide
+#   now: a later session continues the same run.
 # - `METHODS`: see notebook `methods`. Empty: dense.
 
 # %%
@@ -232,8 +232,8 @@ if DEBUG:
     CHANGES |= {"eval.every": 200, "log_every": 100, "checkpoint.every": 200}
 
 # %% [markdown]
-# What a step costs is measured here once. The budget becomes a number of steps, and the picture shows the run that it
-# pays for.
+# The cost of a step is measured here once. The budget then becomes a number of steps, and the picture shows the
+# resulting run.
 
 # %%
 from bert_fast.notebook import budget
@@ -246,8 +246,8 @@ pictures.plan(CONFIG, {**changes, "data.dir": str(SHARDS)}, METHODS or "dense")
 # %% [markdown]
 # ## 5. Train
 #
-# **Stop** (the square) saves. Running the cell again continues, also in a later session. While it trains, the work is
-# copied to where it is kept every five minutes.
+# **Stop** (the square) saves. Running the cell again continues the run, also in a later session. During training, your
+# work is copied every five minutes to the place that you set as `KEEP`.
 
 # %%
 with keep.kept(WORK, PLACE):
@@ -257,7 +257,7 @@ with keep.kept(WORK, PLACE):
 pictures.curves({METHODS or "dense": RUN}, against=("tokens_padded", "seconds"))
 
 # %% [markdown]
-# The report says more: what the method did, throughput, and where the time went.
+# The report shows more: what the method did, throughput, and where the time went.
 
 # %%
 bert_fast.report(RUN, out=RUN)
@@ -266,7 +266,7 @@ HTML(pictures.page(RUN / "report.html"))
 # %% [markdown]
 # ## 6. Look at it
 #
-# A model that knows only how frequent words are is the least to beat. With `[MASK]` in place of a word, the model
+# Any useful model must be better than one that only knows word frequencies. With `[MASK]` in place of a word, the model
 # suggests what fits.
 
 # %%

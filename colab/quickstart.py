@@ -22,8 +22,8 @@ WORK = pathlib.Path(NAME)  # shards and runs, on the runtime's own disk
 
 # %% tags=["keep"]
 # @title Where to keep your work { display-mode: "form" }
-# @markdown `drive`: a folder in your Google Drive. `hub:USER/NAME`: a private repository of the Hugging Face Hub
-# @markdown (add a secret `HF_TOKEN` that may write: the key on the left). Empty: nowhere, for a first look.
+# @markdown `drive`: a folder in your Google Drive. `hub:USER/NAME`: a private repository on the Hugging Face Hub
+# @markdown (add a secret `HF_TOKEN` with write access: the key on the left). Empty: nowhere, for a first look.
 KEEP = ""  # @param ["", "drive", "hub:USER/NAME"] {allow-input: true}
 
 PLACE = KEEP
@@ -48,7 +48,7 @@ import subprocess
 import sys
 
 OLDEST_JAX = "0.10.2"
-# What fits this runtime's TPU or GPU, and must stay as it is.
+# Packages that fit this runtime's TPU or GPU. Their versions must not change.
 OF_JAX = re.compile(r"jax|jaxlib|libtpu|jax[-_]cuda\d+[-_]\w+|nvidia[-_].*")
 
 
@@ -61,7 +61,7 @@ def installed():
 
 
 def requirement_of_jax(packages):
-    """The JAX to upgrade to: for the accelerator that the present one is for."""
+    """pip's requirement of a newer JAX, for the same accelerator as the installed JAX."""
     plugin = next((re.search(r"cuda\d+", name)[0] for name in packages if re.match(r"jax[-_]cuda", name)), "")
     extra = plugin or ("tpu" if "libtpu" in packages else "")
     return f"jax[{extra}]>={OLDEST_JAX}" if extra else f"jax>={OLDEST_JAX}"
@@ -133,8 +133,8 @@ keep.resume(WORK, PLACE)
 # machine is busy with something else.
 #
 # - `METHODS`: what accelerates the second model. Notebook `methods` shows what each of them does.
-# - `SIZE`: `tiny` suits two CPU cores. On a TPU or GPU, the steps of a tiny model end before the next batch is there,
-#   and nothing can be saved: choose `small`.
+# - `SIZE`: `tiny` suits two CPU cores. On a TPU or GPU, a tiny model waits for its next batch, so faster steps save
+#   no time: choose `small`.
 # - `PEAK`: the peak of the learning rate. The recipe was tuned for `tiny` (0.006); larger models need less.
 
 # %%

@@ -8,11 +8,11 @@ the tokens skip the middle layers. Higher layers are dropped more often than low
 Arguments: size=tiny|mini|small|medium|base|large, seq=LENGTH (one phase at this length instead of two),
 objective=mlm|mlm_packed|mlm+nsp, debug (shrinks everything to seconds). norm is fixed: dropping layers needs pre-LN.
 No paper trains this way. With 12 layers of width 128 and 4 M tokens, it took 0.34 of dense training's time. Its
-held-out loss was 0.030 nats higher; seeds differ by 0.019. No other run that came near dense training's loss took less
-time (experiments/small_truth.md). That was one seed, at a size far below the one that this config is for. A more
-careful choice is --config.methods=stacking,token_drop. There it reached dense training's loss in 0.61 of the time. At
-BERT-base widths it takes 0.65 of the time (experiments/speed.md). The recipe is BERT's, pre-LN, with stacking's
-learning rate: one linear fall per stage.
+held-out loss was 0.030 nats higher; seeds of dense training differ by 0.019. Of the runs that came near dense
+training's loss, it took the least time (experiments/small_truth.md). That was one seed, at a size far below the one
+that this config is for. A more careful choice is --config.methods=stacking,token_drop. At the same small size, it
+reached dense training's loss in 0.61 of the time. At BERT-base widths it takes 0.65 of the time (experiments/speed.md).
+The recipe is BERT's, pre-LN, with stacking's learning rate: one linear fall per stage.
 """
 
 from bert_fast.configs import common

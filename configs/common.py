@@ -1,6 +1,8 @@
-"""What pre-training configs start from: BERT's recipe, its sizes, and the arguments of `--config=NAME:ARGUMENTS`."""
+"""The base of all pre-training configs: BERT's recipe, its sizes, and the arguments of `--config=NAME:ARGUMENTS`."""
 
 import difflib
+import functools
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +28,8 @@ ARGUMENTS = {"size": "base", "seq": 0, "objective": "mlm+nsp", "norm": "post", "
 
 
 def parse(text: str | None, fixed: Mapping[str, str] = types.MappingProxyType({}), /, **defaults) -> dict:
-    """A config's arguments, parsed from text such as "size=mini,seq=128,debug"; the others have their defaults.
+    """A config's arguments, parsed from text such as "size=mini,seq=128,debug". Arguments not given have their
+    defaults.
 
     fixed: the arguments that the config does not accept, each with the reason. Raises BadInput for a fixed or unknown
     argument, and for a value of the wrong type.
@@ -48,7 +51,7 @@ def parse(text: str | None, fixed: Mapping[str, str] = types.MappingProxyType({}
             try:
                 arguments[name] = kind(value)
             except ValueError:
-                raise BadInput(f"config argument {name}={value!r}: expected a {kind.__name__}") from None
+                raise BadInput(f"config argument {name}={value!r}: expected a value of type {kind.__name__}") from None
     return arguments
 
 
@@ -90,8 +93,7 @@ def base(size_name: str) -> ConfigDict:
     config.init = ""  # a run folder or checkpoint with the initial weights
     config.methods = ""
     config.log_every = 100
-    config.profile = 0  # number of steps to trace, for TensorBoard's profiler or Perfetto
-    config.sinks = "tensorboard"  # besides metrics.jsonl: any of tensorboard, wandb, trackio, or none
+    config.sinks = "tensorboard"  # in addition to metrics.jsonl: any of tensorboard, wandb, trackio, or none
     config.measure_peak = False  # if the device's peak is unknown (as for CPUs), time a matrix product to measure it
 
     config.model = ConfigDict(size(size_name))
@@ -100,20 +102,22 @@ def base(size_name: str) -> ConfigDict:
     config.model.type_count = 2
     config.model.norm = "post"
     config.model.embed_norm = True
-    config.model.activation = "gelu"
+    config.model.activation = "auto"  # gelu in float32, gelu_tanh in bfloat16; also gelu, gelu_tanh
     config.model.pooler = True
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.1
     config.model.init_std = 0.02
     config.model.residual_init_std = 0.02
     config.model.norm_eps = 1e-12
+    config.model.attention = "auto"  # the fastest backend for the device; also plain, pallas, cudnn
+    config.model.recompute = "none"  # what the backward pass recomputes to save memory; also attention, block
     config.model.dtype = "float32"
 
     config.optimizer = optimizer()
 
     config.learning_rate = ConfigDict()
     config.learning_rate.peak = 1e-4
-    config.learning_rate.warmup_steps = 10_000
+    config.learning_rate.warmup_steps = 0.01  # steps, or below 1 a share of the steps; BERT: 10,000 of a million
     config.learning_rate.decay = "linear"
     config.learning_rate.decay_from = "start"
     config.learning_rate.start = 0.0
@@ -128,7 +132,7 @@ def base(size_name: str) -> ConfigDict:
     config.data.masked_share = 0.15
     config.data.whole_word = False
     config.data.short_seq_prob = 0.1  # share of segment pairs made shorter than the sequence length
-    config.data.workers = 0  # loader processes besides the main one
+    config.data.workers = 0  # loader processes in addition to the main one
     config.data.random_positions = False  # examples shorter than the longest phase begin at a random position
 
     config.eval = ConfigDict()
@@ -137,13 +141,31 @@ def base(size_name: str) -> ConfigDict:
     config.eval.seq_len = 128
     config.eval.batch_size = 32
     config.eval.seed = 0
-    config.eval.masked_share = 0.15  # three keys apart from config.data, so that runs with other masks stay comparable
+    config.eval.masked_share = 0.15  # separate from config.data, so that runs with other masks remain comparable
     config.eval.whole_word = False
     config.eval.short_seq_prob = 0.1
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10_000
+    config.checkpoint.minutes = 0.0  # also save this long after the last save; 0: only at these steps and at the end
     config.checkpoint.keep = 2
+
+    config.replay_every = 0  # every N steps, the gradient is computed twice and compared; 0: never
+
+    config.guard = ConfigDict()
+    config.guard.factor = 100.0  # skip a step if its norm is above this multiple of the median; 0: only if not finite
+    config.guard.recent = 100  # number of recent gradient norms in that median
+    config.guard.in_a_row = 5  # after this many skipped steps in a row, the run goes back to a checkpoint
+    config.guard.rollbacks = 2  # how often the run may go back before it stops
+    config.guard.most = 1000  # how many steps the run may skip in total before it stops
+
+    config.watchdog = ConfigDict()  # the longest waits in seconds, after which the process ends; 0: no limit
+    config.watchdog.step = 1800.0
+    config.watchdog.input = 600.0
+    config.watchdog.save = 1800.0
+    config.watchdog.evaluate = 3600.0
+    config.watchdog.collective = 600.0
+    config.watchdog.compile = 0.0
 
     config.mesh = ConfigDict()
     config.mesh.data = -1
@@ -170,8 +192,10 @@ def from_arguments(args: Mapping[str, Any]) -> ConfigDict:
 def debug(config: ConfigDict):
     """Shrinks a config, in place, so that its run takes seconds once its programs are compiled.
 
-    Compiling takes most of the time of a first run. Few layers and one length make the programs small and few.
+    Compiling takes most of the time of a first run. Few layers and one length make the programs small and few. A line
+    on standard error states the size that replaces the requested one.
     """
+    asked = f"{config.model.depth} of width {config.model.width}"
     config.steps = 20
     config.batch_size = 8
     config.micro_batches = 1  # micro-batches of fewer than 8 examples would not divide over 8 devices
@@ -183,3 +207,13 @@ def debug(config: ConfigDict):
     config.checkpoint.every = 10
     config.token_drop.update(boundary=-1, keep=max(config.token_drop.keep, 0.5))  # for few layers and tokens
     config.early_bert.search = 0.5  # 10 steps: after only one or two, all coefficients are still equal
+    say_once(
+        f"debug: {config.model.depth} layers of width {config.model.width} in place of {asked}, and {config.steps} "
+        "steps of 8 x 32 tokens; flags can change them"
+    )
+
+
+@functools.cache
+def say_once(line: str):
+    """Prints a line on standard error, the first time that it is given."""
+    print(line, file=sys.stderr, flush=True)

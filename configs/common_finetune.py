@@ -22,11 +22,11 @@ def finetune(task: str) -> ConfigDict:
     config = ConfigDict()
     config.task = task
     config.seeds = "0,1,2"
-    config.learning_rates = RATES  # a plain rate is for all tasks, TASK:RATE for one task
+    config.learning_rates = RATES  # a plain rate applies to all tasks, TASK:RATE to one task
     config.epochs = 3.0
     config.batch_size = 32
     config.micro_batches = 1
-    config.keep = "last"  # which weights of a run to keep: the "last", those of the "best" evaluation, or "none"
+    config.keep = "last"  # which weights of a run to keep: "last", "best" (from its best evaluation), or "none"
     config.widths = 5  # maximum number of batch widths: see bert_fast/tasks/batches.py
     config.random_weights = False  # True is the control: the same model with fresh weights
     config.predict_test = True  # write predictions for the test files, if present
@@ -49,7 +49,7 @@ def finetune(task: str) -> ConfigDict:
     config.answers.max_tokens = 30
     config.answers.null_threshold = 0.0
 
-    # Files of one's own, for the task "own" only: see configs/own.py.
+    # Your own files, for the task "own" only: see configs/own.py.
     config.own = ConfigDict()
     config.own.kind = "classes"
     config.own.train = ""
@@ -58,7 +58,7 @@ def finetune(task: str) -> ConfigDict:
     config.own.text = "text"
     config.own.pair = ""
     config.own.label = "label"
-    config.own.valid_share = 0.1  # of the training file, held out if there is no valid file
+    config.own.valid_share = 0.1  # share of the training file to hold out if there is no valid file
 
     config.learning_rate = ConfigDict()
     config.learning_rate.warmup = 0.1  # `warmup_proportion` of run_classifier.py

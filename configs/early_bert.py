@@ -12,7 +12,7 @@ for pre-training, so its machine, hours and settings are unknown, and recipe=ber
 
 recipe=lamb: NVIDIA's large-batch recipe from DeepLearningExamples, PyTorch/LanguageModeling/BERT. The paper is said to
 follow it, with a search of about 400 steps (both unverified; here 5 % are 391 steps). There are two differences. Here
-one schedule covers both phases; NVIDIA's second phase has a schedule of its own (peak 4e-3, warm-up over 12.8 % of its
+one schedule covers both phases; NVIDIA's second phase has its own schedule (peak 4e-3, warm-up over 12.8 % of its
 steps). And here the second phase also has batches of 65,536, so NVIDIA's 1,563 batches of 32,768 become 782.
 """
 

@@ -5,7 +5,7 @@
 Arguments: size=tiny|mini|small|medium|base|large, seq=LENGTH (one phase at this length instead of two),
 objective=mlm|mlm_packed|mlm+nsp, norm=post|pre, debug (shrinks everything to seconds), embedding=A|B|C.
 embedding says how the tied embedding table is treated while layers are frozen. A: it learns through the head. B: it is
-frozen. C: it is frozen, and the head trains a copy of its own.
+frozen. C: it is frozen, and the head trains a separate copy.
 
 Only the paper's abstract was available. It says that layers are added on top, that only the added layers train, and
 that training is more than 110 % faster. All other choices are unverified defaults of the method: four stages and a

@@ -1,4 +1,4 @@
-"""Fine-tuning on a labelled file of one's own: classes, a number, or a tag for each token.
+"""Fine-tuning on your own labelled file: classes, a number, or a tag for each token.
 
     bert-fast finetune --config=own:train=reviews.csv,text=review,label=stars --checkpoint=runs/base --workdir=runs/own
     bert-fast finetune --config=own:kind=tags,train=train.conll --checkpoint=runs/base --workdir=runs/names

@@ -16,8 +16,8 @@ def get_config(text=None):
     config.steps = 2_000
     config.batch_size = 32
     if not args["seq"]:
-        # Short rows first: they teach most of what longer rows need, and leave the plateau sooner. So do Muon, a high
-        # rate and large initial weights (experiments/plateau.md).
+        # Short rows first: they teach most of what longer rows need, and leave the plateau sooner. Muon, a high rate
+        # and large initial weights also leave it sooner (experiments/plateau.md).
         config.phases = "8@256:0.4,64@32:0.6"
         config.eval.seq_len = 64
     config.log_every = 50

@@ -34,7 +34,7 @@ def get_config(text=None):
     config.model.norm_eps = 1e-5  # the default of torch.nn.LayerNorm, used in fairseq/models/transformer.py
     config.optimizer.update(bias_correction=True, eps_before_correction=True)  # fairseq/optim/adam.py
     config.optimizer.clip_norm = 0.0
-    config.learning_rate.update(peak=8e-4, warmup_steps=10_000, start=1e-7, decay_from="warmup")
+    config.learning_rate.update(peak=8e-4, warmup_steps=0.025, start=1e-7, decay_from="warmup")
     if args["debug"]:
         common.debug(config)
     return config

@@ -51,7 +51,8 @@ def measure(program: Program, mesh) -> tuple[int, int]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, BATCH)), make_batch(program)
     )
     programs = compile.Programs(make_step(Method(), optimizer, PRETRAINING), mesh)
-    text = programs.lower(program, state, batch, Route(), np.float32(0), np.uint32(0)).compile().as_text()
+    numbers = (np.float32(0), np.uint32(0), np.float32(1))
+    text = programs.lower(program, state, batch, Route(), *numbers).compile().as_text()
     found = hlo.collectives(hlo.parse(text))
     return found["all-reduce"], sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes.params))
 

@@ -1,4 +1,4 @@
-"""How soon does a small BERT leave the plateau on which every BERT sits first?
+"""How soon does a small BERT leave the plateau that every BERT reaches first?
 
     bert-fast compare plateau --out=runs/plateau
     python -m experiments.plateau --folder=runs/plateau    reads the folder, and keeps its figures in plateau.json
@@ -9,21 +9,18 @@ Writes experiments/plateau.md and experiments/plateau.png.
 
 import json
 import pathlib
+import re
 import statistics
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
 
 from bert_fast.compare import costs, results, study
 from bert_fast.compare.study import Run
 from bert_fast.data import shards
-from bert_fast.data.masking import read_vocab
-from bert_fast.data.unigram import unigram_loss
 from bert_fast.train import step_costs
-from bert_fast.train.evaluate import eval_batches
 from bert_fast.train.log import read_rows
 from experiments import common
 
@@ -32,14 +29,11 @@ RAW = common.HERE / "plateau.json"
 
 
 def collect(folder: pathlib.Path) -> dict:
-    """The figures of the finished runs: losses behind [MASK] by tokens, and the final figures."""
+    """The figures of the finished runs: the loss on words hidden by [MASK] over tokens, and the final figures."""
     made, data = study.load("plateau"), folder / "shards"
     table = step_costs.read(folder / costs.NAME)
     (budget,) = made.budgets
     settings = study.settings_of(made, Run(next(iter(made.arms)), budget, 0), data, None)
-    held_out = eval_batches(settings.data, settings.eval)
-    split, mask = shards.Split(data, "train"), read_vocab(data).mask
-    hidden = [{**b, "weights": b["weights"] * (np.take_along_axis(b["ids"], b["slots"], 1) == mask)} for b in held_out]
     arms: dict[str, list] = {arm: [] for arm in made.arms}
     for run in study.runs_of(made):
         about = results.figures(made, run, folder, data, table)
@@ -52,11 +46,16 @@ def collect(folder: pathlib.Path) -> dict:
         "seeds": list(made.seeds),
         "changes": dict(made.changes),
         "budget": budget,
-        "unigram": unigram_loss(split, settings.model.vocab_size, hidden),
+        "unigram": results.unigram(settings)["unigram_mask_loss"],
         "vocab_size": settings.model.vocab_size,
         "corpus_tokens": shards.read_manifest(data)["splits"]["train"]["tokens"],
         "machine": table.machine,
     }
+
+
+def label(arm: str) -> str:
+    """An arm's name on the page: "rows of 8" become "sequences of 8 tokens"."""
+    return re.sub(r"rows of (\d+)", r"sequences of \1 tokens", arm)
 
 
 def crossing(curve: list, loss: float) -> int | None:
@@ -69,7 +68,7 @@ def row(arm: str, finished: list[dict], goal: float) -> str:
     reached = [tokens for about in finished if (tokens := crossing(about["curve"], goal)) is not None]
     each = statistics.fmean(about["seconds"] / about["tokens"] for about in finished)
     cells = [
-        arm,
+        label(arm),
         f"{len(reached)} of {len(finished)}",
         common.with_deviation([value / 1e6 for value in reached], ".2f") if reached else "-",
         common.with_deviation([value * each for value in reached], ".0f") if reached else "-",
@@ -89,11 +88,15 @@ def page(found: dict):
     for number, (arm, finished) in enumerate(arms.items()):
         for index, about in enumerate(finished):
             millions, losses = [tokens / 1e6 for tokens, _ in about["curve"]], [loss for _, loss in about["curve"]]
-            axis.plot(millions, losses, color=f"C{number}", label=None if index else arm, linewidth=1)
-    for loss, label in ((unigram, "unigram"), (goal, f"{BELOW:.0f} nat below")):
+            axis.plot(millions, losses, color=f"C{number}", label=None if index else label(arm), linewidth=1)
+    for loss, words in ((unigram, "unigram"), (goal, f"{BELOW:.0f} nat below")):
         axis.axhline(loss, color="gray", linestyle="--", linewidth=0.8)
-        axis.annotate(label, (0, loss), fontsize=8, color="gray", va="bottom")
-    axis.set(xlabel="tokens (millions of positions)", ylabel="held-out loss behind [MASK] (nats)", ylim=(None, 7.2))
+        axis.annotate(words, (1.01, loss), xycoords=("axes fraction", "data"), fontsize=8, color="gray", va="center")
+    axis.set(
+        xlabel="tokens (millions of positions)",
+        ylabel="held-out loss on words hidden by [MASK] (nats)",
+        ylim=(None, 7.2),
+    )
     axis.legend(fontsize=8, loc="lower left")
     figure.savefig(common.HERE / "plateau.png", dpi=110)
 
@@ -105,17 +108,19 @@ def page(found: dict):
     )
     text = f"""# Off the plateau
 
-A BERT first learns word frequencies, and then stays near the loss of a unigram model for long. Methods that are compared
-on this plateau are compared before the model has learned anything from context. How soon does a small one leave it?
+A BERT first learns word frequencies, and then stays near the loss of a unigram model for a long time. Methods that are
+compared on this plateau are compared before the model has learned anything from context. How soon does a small one
+leave it?
 
 `bert-fast compare plateau --out=runs/plateau`, then `python -m experiments.plateau --folder=runs/plateau`. Two layers of width 128,
-the documentation on the machine ({found["corpus_tokens"] / 1e6:.1f} M tokens, a vocabulary of {found["vocab_size"]:,}), 2,048 tokens a step, {float(found["budget"].split(":")[1]) / 1e6:.2f} M tokens, and a
+the documentation of Python and of the installed packages ({found["corpus_tokens"] / 1e6:.1f} M tokens, a vocabulary of {found["vocab_size"]:,}), 2,048 tokens a step, {float(found["budget"].split(":")[1]) / 1e6:.2f} M tokens, and a
 learning rate that falls to 0 at the end. Common to all, unless a recipe changes it: {", ".join(f"`{key}={value}`" for key, value in found["changes"].items())}.
 
 A unigram model has {unigram:.2f} nats on the same masked words. *Off the plateau* is {BELOW:.0f} nat below it: {goal:.2f}. Means over seeds,
-± their standard deviation. Seconds are reference time of one core ({found["machine"]}). Each "and" adds to the recipe above it.
+± their standard deviation. Seconds are reference time of one core ({found["machine"]}). A recipe that begins with
+"and" is the recipe above it plus one change.
 {note if missing else ""}
-| recipe | off the plateau | after M tokens | after seconds | final loss behind [MASK] | final loss, all predicted words | accuracy (%) | seconds of the whole run |
+| recipe | off the plateau | after tokens (millions) | after seconds | final loss on words hidden by [MASK] | final loss, all predicted words | accuracy (%) | seconds of the whole run |
 |---|---|---|---|---|---|---|---|
 {chr(10).join(row(arm, finished, goal) for arm, finished in arms.items())}
 
@@ -123,7 +128,7 @@ Muon's steps take {muon / adam:.2f} times as long as AdamW's here, where a step 
 
 The changes of each recipe are in [configs/studies/plateau.py](../configs/studies/plateau.py).
 
-![held-out loss behind [MASK] against tokens](plateau.png)
+![held-out loss on words hidden by [MASK], against tokens](plateau.png)
 """
     common.write_page("plateau", text)
 

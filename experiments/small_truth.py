@@ -224,7 +224,7 @@ def page(root: pathlib.Path, data: pathlib.Path, arms: list[str], clock: dict):
 Does each method train, and how does its held-out loss compare with dense training's? The model has 12 layers of width 128, and
 each arm trains on {dense["tokens_real"] / 1e6:.1f} M tokens (EarlyBERT: plus its search). This is far too little for a ranking, and none is claimed.
 For scale: a unigram model reaches {unigram:.3f} nats on the same masks. It reaches {unigram_hidden:.3f} if only words hidden by [MASK] count, as in the
-column "loss behind [MASK]". Half of the other predicted words are still visible in the text.
+column "loss on words hidden by [MASK]". Half of the other predicted words are still visible in the text.
 
 `python -m experiments.small_truth --folder=runs/truth`, then with `--clock`; {platform.machine()}, 2 cores. The text is Wikipedia
 of 2015 and public-domain books, with a vocabulary of 1,024 word pieces trained on it. Every arm runs this command with the flags of its method:
@@ -236,7 +236,7 @@ All arms but one are pre-LN. All but two share a seed, and therefore data, masks
 `{dense["fingerprint"]}`). The arms were trained at different times, alongside other work. So *seconds* are the sum of step times that were
 measured later, stage by stage, in turns with a dense step ({clock["rounds"]} rounds; a dense step takes {clock["dense_seconds"]:.2f} s).
 
-| arm | loss | minus dense | minus dense at equal FLOPs | loss behind [MASK] | examples | FLOPs / dense | seconds / dense | realised | reaches dense training's final loss at this share of dense training's examples / FLOPs / seconds | saving in the paper |
+| arm | loss | minus dense | minus dense at equal FLOPs | loss on words hidden by [MASK] | examples | FLOPs / dense | seconds / dense | realised | reaches dense training's final loss at this share of dense training's examples / FLOPs / seconds | saving in the paper |
 |---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 

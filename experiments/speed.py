@@ -4,7 +4,7 @@
 
 All programs take turns in one process, together with a dense step (same norm layout, batch, dropout and dtype) and one
 large matrix product. Realised fraction = (1 - t / t_dense) / (1 - F / F_dense), one value per round. On a GPU the
-default is bfloat16 with a larger batch. Writes experiments/speed.md, on a GPU experiments/speed_gpu.md.
+default is bfloat16 with a larger batch. Writes experiments/speed.md (on a GPU: speed_gpu.md).
 """
 
 import gc
@@ -128,8 +128,9 @@ def line(row: dict) -> str:
 def whole_runs(rows: list[dict], dense: Stage) -> list[str]:
     """FLOPs and time of whole runs relative to dense training, one line per method.
 
-    The stages are weighted by their shares of the steps. A stage that was not measured takes its time from a row with
-    the same FLOPs, which is the same program, or else counts its FLOPs as its time (the dense stages).
+    The stages are weighted by their shares of the steps. If a stage was not measured, its time is taken from a row with
+    the same FLOPs, which has the same program. If there is no such row (dense stages), its relative FLOPs stand in for its
+    relative time.
     """
     lines, full = [], step_flops(dense.program).executed
     rows = [row for row in rows if row["seq"] == dense.program.seq_len]
@@ -162,8 +163,8 @@ def main(_):
         "# Speed: promised and realised savings",
         "",
         f"`python -m experiments.speed --rounds={ROUNDS.value}` on {device} ({platform.machine()}), jax {jax.__version__}. "
-        f"{DEPTH.value} layers at BERT-base widths, pre-LN, {model.model.dtype}, batches of {model.batch_size} x 128 or as many "
-        "tokens in longer examples, dropout 0.1, whole steps with AdamW. Every program takes turns with a dense step and with "
+        f"{DEPTH.value} layers at BERT-base widths, pre-LN, {model.model.dtype}, batches of {model.batch_size} x 128 tokens, or equally "
+        "many tokens in longer examples, dropout 0.1, whole steps with AdamW. Every program takes turns with a dense step and with "
         "one large matrix product. Values are medians over the rounds; in brackets, the 10th to 90th percentile.",
         "",
         "| | tokens | FLOPs / dense | time / dense | **realised fraction** | utilisation | utilisation of dense | saving in the paper |",
@@ -172,8 +173,8 @@ def main(_):
         "",
         "- Realised fraction: share of time saved / share of FLOPs saved (matrix products, forward and backward).",
         "- Utilisation: FLOPs per second of the step / FLOPs per second of the matrix product in the same round.",
-        "- Layer dropping is measured in its steady state, at theta 0.5. The time is the mean over its most frequent packed "
-        "plans, weighted by how often each is drawn.",
+        "- Layer dropping is measured in its steady state, at theta 0.5. The time is the mean over its most frequent "
+        "programs, which run different numbers of layers, weighted by how often each is drawn.",
         "- EarlyBERT is measured in its slim stage: 8 of 12 heads and 60 % of the neurons, pruned globally.",
         "- MSLT is measured in its growing stages. Its joint stage is the same as a dense step.",
         "",

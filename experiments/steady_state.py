@@ -2,8 +2,8 @@
 
     python -m experiments.steady_state [--steps=2000]
 
-Trains configs/quickstart.py with smaller batches through the ordinary loop, on the documentation installed with Python.
-Writes experiments/steady_state.md.
+Trains configs/quickstart.py with smaller batches through the ordinary loop, on the documentation that is installed with
+Python and the required packages. Writes experiments/steady_state.md.
 """
 
 import pathlib

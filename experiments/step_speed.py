@@ -98,7 +98,7 @@ def main(_):
         "",
         "Utilisation is {:.3f} (median; {:.3f} to {:.3f}): the matrix-product FLOPs per second of our step, divided by the "
         "FLOPs per second of one 3072 x 3072 float32 product in JAX. "
-        "The two took turns, without PyTorch.".format(*utilisation),
+        "In these rounds, only our step and this product took turns.".format(*utilisation),
         "",
         f"Median seconds per step: ours {statistics.median(seconds['ours']):.2f}, transformers "
         f"{statistics.median(seconds['hf']):.2f}, transformers with the head on predicted positions only "

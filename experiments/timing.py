@@ -1,4 +1,4 @@
-"""What the scripts that time train steps share, beside bert_fast/planner/timing.py."""
+"""Code shared by the scripts that time train steps, in addition to bert_fast/planner/timing.py."""
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,8 @@
 """Settings for every test, and shards folders that several tests share."""
 
+import contextlib
 import os
+import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # One thread and one instruction set, so that losses are reproducible: see test_golden.py.
@@ -13,6 +15,7 @@ import pytest
 from bert_fast.data import shards
 from bert_fast.data.masking import read_vocab
 from bert_fast.train import cache
+from helpers import started_runs
 from helpers.made_shards import make_folder, make_small_folder
 
 # Compilation takes most of the tests' time, and models this small gain nothing from optimised code.
@@ -39,6 +42,23 @@ def compile_once(tmp_path_factory, worker_id):
 def small_shards(tmp_path_factory):
     """Shards for tests that train."""
     return make_small_folder(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def start_run():
+    """Starts runs in separate processes: see `started_runs.start`. Kills them after the test."""
+    processes = []
+
+    def start(*arguments, **variables):
+        processes.append(started_runs.start(*arguments, **variables))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,11 @@
 """Batches: an example depends only on (seed, epoch, number). Also evaluation batches and bad input."""
 
 import contextlib
+import getpass
 import itertools
+import os
+import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -243,3 +247,38 @@ def test_a_changed_or_missing_or_incomplete_vocabulary_is_refused(vocab, tmp_pat
     write_folder(tmp_path, {"train": [[[5]]]}, words=[word for word in WORDS if word != "[SEP]"])
     with pytest.raises(BadInput, match=r"no \[SEP\]"):
         read_vocab(tmp_path)
+
+
+COUNTING = """
+import sys
+from bert_fast.data import batches, masking, shards
+from helpers.made_shards import bert
+folder = sys.argv[1]
+rows = batches.training_examples(shards.Split(folder, "train"), masking.read_vocab(folder), bert(seq_len=64), 0)
+for number, _ in enumerate(batches.batches(rows, 64, 0, workers=2)):
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/shm").is_dir(), reason="shared memory is elsewhere")
+def test_processes_that_are_killed_together_leave_no_shared_memory(folder):
+    def there():
+        """Blocks of shared memory. `multiprocessing` leaves its named semaphores, which have one page each."""
+        blocks = [path for path in pathlib.Path("/dev/shm").iterdir() if not path.name.startswith("sem.")]
+        return {path.name for path in blocks if path.owner() == me}
+
+    me, before = getpass.getuser(), there()
+    process = subprocess.Popen(
+        [sys.executable, "-c", COUNTING, str(folder)],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    for _ in range(4):
+        assert process.stdout.readline()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    left = there() - before
+    for name in left:
+        pathlib.Path("/dev/shm", name).unlink()
+    assert not left

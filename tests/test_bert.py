@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from bert_fast import bert, layers
+from bert_fast import bert
+from bert_fast.dropout import Draws, draws
 from bert_fast.plan import Route, Span, edit, whole
 from bert_fast.train.step import partition
 from helpers import reference
@@ -128,17 +129,17 @@ def products(config, params, frozen, plan):
     return str(jax.make_jaxpr(jax.grad(loss_of))(params)).count("dot_general[")
 
 
-@pytest.mark.parametrize(("config", "of_first"), [(POST, 3), (PRE, 0)], ids=["post", "pre"])
+@pytest.mark.parametrize(("config", "of_first"), [(POST, 1), (PRE, 0)], ids=["post", "pre"])
 def test_frozen_layers_have_no_backward_pass(config, of_first):
     params = reference.random_params(config)
     dense = products(config, params, {}, DENSE)
     for depth in (1, 2):
         plan = edit(DENSE, 0, depth, frozen=True)
-        # A layer has 8 products, each with a gradient for both operands. In the lowest trainable layer, the query, key
-        # and value products need no gradient for their input, unless a trainable LayerNorm comes before them.
-        assert dense - products(config, *partition(params, program_of(config, plan)), plan) == 16 * depth + of_first
+        # A layer has 6 products, each with a gradient for both operands. In the lowest trainable layer, the product for
+        # query, key and value needs no gradient for its input, unless a trainable LayerNorm comes before it.
+        assert dense - products(config, *partition(params, program_of(config, plan)), plan) == 12 * depth + of_first
     plan = edit(DENSE, 0, 3, frozen=True)
-    assert dense - products(config, *partition(params, program_of(config, plan)), plan) >= 16 * 3
+    assert dense - products(config, *partition(params, program_of(config, plan)), plan) >= 12 * 3
 
 
 @both_norms
@@ -241,8 +242,8 @@ def test_bfloat16_activations_keep_statistics_in_float32(config, seed):
     config = dataclasses.replace(config, dtype="bfloat16", **DROPOUTS)
     params = jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
-    key = None if seed is None else jax.random.key(seed)
-    forward = lambda params: losses_sum(config, params, {}, BATCH, DENSE, Route(), key)  # noqa: E731
+    found = None if seed is None else draws(jax.random.key(seed), 3)
+    forward = lambda params: losses_sum(config, params, {}, BATCH, DENSE, Route(), found)  # noqa: E731
     jaxpr = jax.make_jaxpr(forward)(params)
     assert [aval.dtype for aval in jaxpr.out_avals] == [np.dtype("float32"), jnp.bfloat16]
     seen, in_float32 = set(), 0
@@ -257,7 +258,7 @@ def test_bfloat16_activations_keep_statistics_in_float32(config, seed):
     assert in_float32 == config.depth + 1  # the attention logits of each layer, and the MLM logits
 
 
-def test_dropout_is_off_without_a_key():
+def test_dropout_is_off_without_draws():
     params = reference.random_params(POST)
     config = dataclasses.replace(POST, **DROPOUTS)
     equal(run(config, params), run(POST, params))
@@ -268,12 +269,37 @@ def test_dropout_is_off_without_a_key():
 
 
 def test_each_dropout_draws_its_own_mask(monkeypatch):
-    keys, config = [], dataclasses.replace(POST, **DROPOUTS)
-    params = reference.random_params(config)
-    monkeypatch.setattr(layers, "drawn", lambda shape, rate, key: keys.append(jax.random.key_data(key)))
-    bert.encode(config, params, {}, BATCH, DENSE, Route(), jax.random.key(0))
-    assert len(keys) == 1 + 3 * config.depth
-    assert len({tuple(map(int, key)) for key in keys}) == len(keys)
+    seen, config, salts = [], dataclasses.replace(POST, **DROPOUTS), Draws.salts
+
+    def spy(self, seq_len):
+        seen.append((seq_len, *map(int, self.words)))
+        return salts(self, seq_len)
+
+    monkeypatch.setattr(Draws, "salts", spy)
+    bert.encode(config, reference.random_params(config), {}, BATCH, DENSE, Route(), draws(jax.random.key(0), 3))
+    assert len(seen) == len(set(seen)) == 1 + 3 * config.depth
+    assert {seq_len for seq_len, *_ in seen} == {12}
+
+
+def test_draws_are_the_same_in_every_micro_batch_and_for_joined_examples():
+    """A step's masks therefore do not depend on how its batch is divided."""
+    config = dataclasses.replace(PRE, **DROPOUTS)
+    params, batch = reference.random_params(config), reference.random_batch(config, rows=4, length=12, slots=4)
+    found = draws(jax.random.key(0), 4)
+    whole_BSD = bert.encode(config, params, {}, batch, DENSE, Route(), found)
+    part = np.array([1, 3])
+    part_BSD = bert.encode(
+        config,
+        params,
+        {},
+        {name: x[part] for name, x in batch.items()},
+        DENSE,
+        Route(),
+        found._replace(examples_B=found.examples_B[part]),
+    )
+    close(part_BSD, whole_BSD[part])
+    joined = tuple(dataclasses.replace(span, examples_per_row=2) for span in DENSE)
+    close(bert.encode(config, params, {}, batch, joined, Route(), found), whole_BSD)
 
 
 def test_init_has_the_right_standard_deviations_and_lower_layers_do_not_depend_on_the_depth():
@@ -282,8 +308,8 @@ def test_init_has_the_right_standard_deviations_and_lower_layers_do_not_depend_o
     deep, shallow = (init(dataclasses.replace(config, depth=depth), jax.random.key(0)) for depth in (3, 2))
     equal(layers_of(deep, 0, 1), shallow)
     stack = deep["layers"]
-    assert np.any(stack["query"]["kernel"][0] != stack["query"]["kernel"][1])
-    for name, std in {"query": 0.02, "mlp_hidden": 0.02, "attention_output": 0.01, "mlp_output": 0.01}.items():
+    assert np.any(stack["qkv"]["kernel"][0] != stack["qkv"]["kernel"][1])
+    for name, std in {"qkv": 0.02, "mlp_hidden": 0.02, "attention_output": 0.01, "mlp_output": 0.01}.items():
         # A normal distribution truncated at 2 sigma has a standard deviation of 0.88 sigma. BERT does not rescale it.
         np.testing.assert_allclose(np.std(stack[name]["kernel"]), 0.8796 * std, rtol=0.05)
         assert np.abs(stack[name]["kernel"]).max() <= 2 * std * (1 + 1e-6)

@@ -56,7 +56,7 @@ COSTS = StepCosts("measured", "here", {"a": (Point(100, 1.0), Point(200, 3.0)), 
 def test_costs_are_linear_between_programs_and_proportional_just_beyond_them():
     assert COSTS.seconds("a", 150) == pytest.approx(2.0)
     assert COSTS.seconds("a", 220) == pytest.approx(3.3)
-    assert COSTS.seconds("b", 900) == pytest.approx(9.0)  # a mean
+    assert COSTS.seconds("b", 900) == pytest.approx(9.0)  # one point: the stage's mean, proportional everywhere
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_costs_that_are_not_in_the_table_are_refused(key, flops, message):
         COSTS.seconds(key, flops)
 
 
-def test_table_survives_its_file_and_damage_is_refused(tmp_path):
+def test_table_is_read_back_as_written_and_damage_is_refused(tmp_path):
     path = tmp_path / "made/costs.json"
     step_costs.write(COSTS, path)
     assert step_costs.read(path) == COSTS
@@ -121,6 +121,7 @@ def test_the_last_step_of_a_plan_is_the_last_that_the_budget_allows(small_shards
     assert meter.of_all(timeline.stages(longer, method)) > settings.budget.amount
 
 
+@pytest.mark.slow
 def test_a_budget_of_flops_is_what_the_run_counts(small_shards, tmp_path):
     config = small_config(small_shards, budget="flops:3e8", methods="layer_drop", phases="16:1", model__norm="pre")
     summary = run(config, tmp_path)
@@ -131,7 +132,7 @@ def test_a_budget_of_flops_is_what_the_run_counts(small_shards, tmp_path):
 
 
 def costs_of(config: dict) -> StepCosts:
-    """A table in which a step of this run takes a nanosecond per FLOP, and a millisecond on top."""
+    """A table in which a step of this run takes a nanosecond per FLOP, plus a millisecond."""
     settings = make_settings(config)
     method = methods.make(settings.methods)
     keys = [key_of(stage, settings.methods, settings.optimizer.name) for stage in timeline.stages(settings, method)]
@@ -141,17 +142,17 @@ def costs_of(config: dict) -> StepCosts:
 
 @pytest.fixture
 def early(small_shards, tmp_path):
-    """An EarlyBERT run whose search decides other widths than were guessed, with a budget in seconds."""
+    """An EarlyBERT run with a budget in seconds, whose search finds different widths from those guessed."""
     config = small_config(small_shards, **EARLY, early_bert__neuron_ratio=0.75)
     step_costs.write(costs_of(config), tmp_path / "costs.json")
     return {**config, "budget": "seconds:0.3", "costs": str(tmp_path / "costs.json")}
 
 
 @pytest.mark.slow
-def test_what_the_search_decides_is_planned_again_and_resumes_exactly(early, tmp_path, monkeypatch):
+def test_run_is_planned_again_after_its_search_and_resumes_exactly(early, tmp_path, monkeypatch):
     settings, method, _ = planned(early)
     search, *rest = timeline.stages(settings, method)
-    # A step that is cheaper than was guessed leaves room for more steps.
+    # If steps are cheaper than guessed, there are more of them.
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     monkeypatch.setattr(budget.Meter, "of_step", cheaper_than_guessed(budget.Meter.of_step))
     summary = run(early, whole)
@@ -188,7 +189,7 @@ def test_run_planned_with_other_costs_is_not_continued(early, tmp_path, monkeypa
     ("changes", "message"),
     [
         ({"budget": "seconds:1"}, "needs the costs of steps"),
-        ({"budget": "tokens:1"}, "does not allow a single step, which costs"),
+        ({"budget": "tokens:1"}, "does not allow even one step, which costs"),
         ({"budget": "examples:40", **EARLY}, "allows . steps, and .*the learning rate is 0"),
     ],
 )
@@ -211,7 +212,20 @@ def test_chip_hours_and_dollars_are_reference_time_on_that_chip():
         budget.factor(parse("usd:1@v5e"), COSTS)
 
 
-def test_draws_are_those_of_the_run(small_shards):
+def test_error_about_missing_step_costs_has_the_command_that_makes_them():
+    argv = "--config=bert:size=mini,seq=128 --workdir=runs/a --config.data.dir=my shards --config.model.depth=2"
+    argv = [*argv.replace("my shards", "my_shards").split(), "--config.budget=seconds:60", "--config.steps=9"]
+    made = budget.costs_command([arg.replace("my_", "my ") for arg in argv], parse("seconds:60"))
+    assert made.endswith(
+        "costs --config=bert:size=mini,seq=128 '--config.data.dir=my shards' --config.model.depth=2 --out=costs.json"
+    )
+    made = budget.costs_command([], parse("usd:1@v5e"))
+    assert made.endswith("costs --config=CONFIG --config.data.dir=SHARDS --topology=v5e:1x1 --out=costs.json")
+    with pytest.raises(BadInput, match=r"give it as --config.costs=costs.json:\n  .* costs --config="):
+        budget.factor(parse("seconds:1"), None)
+
+
+def test_draws_equal_the_runs_draws(small_shards):
     config = small_config(small_shards, budget="flops:3e8", methods="layer_drop", phases="16:1", model__norm="pre")
     settings, method, meter = planned(config)
     (stage,) = timeline.stages(settings, method)
@@ -221,9 +235,9 @@ def test_draws_are_those_of_the_run(small_shards):
         program, _, on_L = timeline.drawn(method, stage, clock, timeline.rng_of(settings.seed, step))
         by_hand += meter.of_step(stage, program, on_L.tolist())
     assert meter.of_all((stage,)) == pytest.approx(by_hand, rel=1e-12)
-    few = budget.DRAWS
+    usual = budget.DRAWS
     try:
         budget.DRAWS = 20
         assert meter.of_all((stage,)) == pytest.approx(by_hand, rel=0.1)
     finally:
-        budget.DRAWS = few
+        budget.DRAWS = usual

@@ -25,12 +25,13 @@ def said_with(**environment) -> list[str]:
     return [*done.stdout.split(), done.stderr]
 
 
+@pytest.mark.slow
 def test_cache_folder_is_bounded_and_an_environment_variable_moves_it_or_turns_it_off(tmp_path):
     home, other = {"HOME": str(tmp_path)}, str(tmp_path / "other")
     assert said_with(**home)[:2] == [str(tmp_path / ".cache/bert_fast/compiled"), str(4 * 2**30)]
     assert said_with(BERT_FAST_CACHE=other)[0] == other
     assert said_with(BERT_FAST_CACHE="off")[0] == "None"
-    assert said_with(JAX_COMPILATION_CACHE_DIR=other)[:2] == [other, "-1"]  # the user's own setting stays
+    assert said_with(JAX_COMPILATION_CACHE_DIR=other)[:2] == [other, "-1"]  # the user's own setting is kept
     (tmp_path / "file").write_text("")
     folder, _, said = said_with(BERT_FAST_CACHE=str(tmp_path / "file"))
     assert folder == "None"

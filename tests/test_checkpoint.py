@@ -4,33 +4,15 @@ import errno
 import pathlib
 import shutil
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_fast import BadInput
-from bert_fast.bert import Config
-from bert_fast.data import files, vocab
-from bert_fast.method import Program, Stage
-from bert_fast.plan import whole
-from bert_fast.schedule import Schedule
+from bert_fast.data import files
 from bert_fast.train import checkpoint
-from bert_fast.train.description import Description
-from bert_fast.train.step import TrainState
-
-WORDS = vocab.parse("\n".join(vocab.SPECIAL).encode(), "vocab.txt", False, None)
-STAGE = Stage("s", Program(Config(100, depth=3), whole(3), 8, 2, 16, 3, "mlm"), 10, Schedule(1e-3, 10))
-
-
-def state_of(step: int) -> TrainState:
-    params = {"layers": {"kernel": jnp.arange(12.0).reshape(3, 4) + step}, "embed": {"word": jnp.ones((4, 2))}}
-    return TrainState(jnp.int32(step), params, {}, {"count": jnp.int32(step), "mu": params}, ())
-
-
-def described(step: int) -> Description:
-    return Description(step=step, stage=STAGE, vocab=WORDS)
+from helpers.made_checkpoints import described, state_of
 
 
 def save(root: pathlib.Path, step: int, keep=frozenset()):
@@ -175,6 +157,21 @@ def test_save_that_fails_on_a_bad_array_does_not_blame_the_disk(tmp_path, monkey
         save(tmp_path, 3, set())
 
 
+def test_a_step_that_is_saved_again_is_there_until_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 1)
+    assert checkpoint.damage(tmp_path / "1") is None
+    save(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
 def test_leftovers_of_a_killed_save_are_removed_by_the_next_save(tmp_path):
     (tmp_path / "2.part").mkdir()
     save(tmp_path, 3, set())
@@ -196,3 +193,62 @@ def test_full_disk_during_a_save_is_reported_and_older_checkpoints_stay(two, tmp
     assert not list(root.glob("*.part"))
     save(root, 3, {1, 2})
     assert checkpoint.newest(root).name == "3"
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A run folder with checkpoints 1 and 2, and a function that saves the next one and keeps no older one."""
+    root = tmp_path / "run/checkpoints"
+    save(root, 1)
+    save(root, 2, keep={1})
+    return root.parent, lambda: save(root, max(checkpoint.steps(root)) + 1)
+
+
+def read_while(running, monkeypatch, path, times=1):
+    """The step that a command reads at `path` while a run saves and prunes `times` times, and the warnings."""
+    _, go_on = running
+    original, done, said = checkpoint.restore_params, [], []
+
+    def restore(folder):
+        if len(done) < times:
+            done.append(go_on())
+        return original(folder)
+
+    monkeypatch.setattr(checkpoint, "restore_params", restore)
+    use = lambda folder: (checkpoint.restore_params(folder), checkpoint.about(folder).step)  # noqa: E731
+    return checkpoint.read(path, use, said.append)[1], said
+
+
+def test_a_checkpoint_that_a_run_deletes_during_reading_is_replaced_by_a_newer_one(running, monkeypatch):
+    step, said = read_while(running, monkeypatch, running[0], times=2)
+    assert step == 4
+    assert [line.split(" was ")[0].rpartition("/")[2] for line in said] == ["2", "3"]
+
+
+def test_a_step_that_is_deleted_during_reading_is_an_error_that_names_the_remedy(running, monkeypatch):
+    with pytest.raises(BadInput, match=r"checkpoints/2 was deleted while it was read.*run folder.*checkpoint\.keep"):
+        read_while(running, monkeypatch, running[0] / "checkpoints/2")
+
+
+def test_another_error_of_a_reader_is_not_hidden(running):
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.read(running[0], lambda folder: 1 / 0)
+
+
+@pytest.mark.parametrize("name", ["checkpoints/2", ""])
+def test_a_checkpoint_that_is_deleted_while_its_files_are_compared_is_not_damaged(running, monkeypatch, name):
+    folder, go_on = running
+    sha256, said = checkpoint.sha256, []
+
+    def then_go_on(path):
+        monkeypatch.setattr(checkpoint, "sha256", sha256)
+        go_on()
+        return sha256(path)
+
+    monkeypatch.setattr(checkpoint, "sha256", then_go_on)
+    if name:
+        with pytest.raises(BadInput, match="was deleted while it was read"):
+            checkpoint.find(folder / name, said.append)
+    else:
+        assert checkpoint.find(folder, said.append).name == "3"
+    assert not said

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import warnings
 import pytest
 
 from bert_fast import __version__, commands
+from bert_fast.__main__ import main as commands_main
 from bert_fast.train.log import read_rows
 from helpers.command_line import ROOT, bert_fast
 from helpers.small_runs import rows_without_clock
+from helpers.tiers import tiers
 
 CONFIG = "--config=configs/bert.py:size=tiny,objective=mlm,debug"
 
@@ -81,9 +84,11 @@ def test_fill_mask_gives_words_for_every_mask(trained):
     assert "[" not in lines[1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_stopped_run_continues_and_writes_the_same_rows_as_an_unstopped_one(prepared, tmp_path, signum, code):
+@pytest.mark.parametrize(
+    "ending", tiers([(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], slow=[(signal.SIGTERM, 143)])
+)
+def test_stopped_run_continues_and_writes_the_same_rows_as_an_unstopped_one(prepared, tmp_path, ending):
+    signum, code = ending
     args = [*pretrain(prepared, tmp_path / "run"), "--config.data.workers=1"]
     process = subprocess.Popen(command(*args), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not read_rows(tmp_path / "run/metrics.jsonl") and process.poll() is None:
@@ -213,3 +218,12 @@ def test_fill_mask_shows_no_more_words_than_the_vocabulary_has(trained):
     assert done.returncode == 0, done.stderr
     assert "None" not in done.stdout
     assert "[" not in done.stdout.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["evaluate", f"--checkpoint={'a' * 300}"], ["report", "a" * 300], ["embed", f"--checkpoint={'a' * 300}", "x"]],
+)
+def test_a_path_that_the_system_refuses_is_an_error(argv, capsys):
+    assert commands_main(argv) == 2
+    assert re.search(r"error: a+.*: File name too long: give a shorter path", capsys.readouterr().err)

@@ -1,4 +1,4 @@
-"""Preparation on a cluster: byte for byte what `prepare` makes, from parts that workers handle in any order."""
+"""Preparation on a cluster makes the same bytes as `prepare`, for any order in which workers handle the parts."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "experiments/beam"
 OPTIONS = {"valid_fraction": 0.1, "skip_bad": True}
 FLAGS = ["--valid_fraction=0.1", "--skip_bad"]
-# Runs the command with bucket:// as a place for files.
+# Runs the command, with files at bucket:// addresses.
 COMMAND = (
     "import helpers.stand_in_bucket, sys; from experiments.beam.__main__ import main; sys.exit(main(sys.argv[1:]))"
 )
@@ -30,7 +30,8 @@ COMMAND = (
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Files of several kinds, with documents that cannot be read, and empty files. vocab.txt has nearly all words."""
+    """Files of several kinds. Some are empty, some contain unreadable documents. vocab.txt has nearly all of the
+    words."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     write_corpus(folder)
@@ -44,7 +45,7 @@ def corpus(tmp_path):
 
 
 def gathered(corpus: pathlib.Path, out: pathlib.Path, unit: int) -> pathlib.Path:
-    """A folder with the units of a corpus, made as the pipeline makes them, in a random order."""
+    """A folder with the units of a corpus, made in a random order by the pipeline's functions."""
     rng = random.Random(0)
     mixture = open_mixture(f"files:{corpus}/[0-9a-e].*", False)
     content = (corpus / "vocab.txt").read_bytes()
@@ -52,7 +53,7 @@ def gathered(corpus: pathlib.Path, out: pathlib.Path, unit: int) -> pathlib.Path
     chosen = letters.Letters(False, True, "")
     options = ("text", OPTIONS["valid_fraction"], OPTIONS["skip_bad"], unit)
     settings = preparation.settings_of(mixture, chosen, words.fingerprint, *options)
-    with staging.claimed(out, settings) as folder:
+    with staging.claimed(out, settings, mixture.stamps_K()) as folder:
         parts = enumerate(mixture.sources[0].parts)
         blocks = [block for number, part in parts for block in documents.blocks(number, part.name, "text", True)]
         rng.shuffle(blocks)
@@ -82,7 +83,7 @@ def test_units_gathered_in_any_order_become_the_same_shards(corpus, tmp_path, mo
 
 
 @pytest.mark.parametrize("unit", [700, 10**6])
-def test_units_are_those_of_prepare(corpus, tmp_path, monkeypatch, unit):
+def test_units_equal_those_that_prepare_makes(corpus, tmp_path, monkeypatch, unit):
     monkeypatch.setattr(documents, "_BLOCK", 1000)
     monkeypatch.setattr(preparation, "_finish", lambda *_: pytest.fail("stopped here", pytrace=False))
     source, options = f"files:{corpus}/[0-9a-e].*", {"vocab": corpus / "vocab.txt", "processes": 1, "unit": unit}

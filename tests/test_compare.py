@@ -13,9 +13,9 @@ import pytest
 from bert_fast import BadInput, methods
 from bert_fast.compare import costs, page, results, runs, study
 from bert_fast.compare.study import Run, Study
-from bert_fast.data import shards
+from bert_fast.data import sealed, shards
 from bert_fast.planner import step_costs as made_costs
-from bert_fast.train import budget, step_costs, timeline
+from bert_fast.train import budget, resume, step_costs, timeline
 from bert_fast.train.step_costs import Point, StepCosts
 from helpers.command_line import ROOT
 
@@ -35,7 +35,7 @@ def table_of(made: Study, data) -> StepCosts:
     return StepCosts("measured", "a test", dict.fromkeys(keys, curve))
 
 
-def test_runs_are_seed_by_seed():
+def test_runs_are_ordered_seed_by_seed():
     found = study.runs_of(small_study())
     assert [(one.seed, one.budget, one.arm) for one in found[:3]] == [
         (0, "tokens:1500", "dense"),
@@ -111,7 +111,7 @@ def test_every_arm_of_a_shipped_study_is_comparable_and_can_be_planned(name, sma
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        ({"eval.seq_len": 16}, r"other examples than arm 'dense' \(eval.seq_len: 16, not 32\)"),
+        ({"eval.seq_len": 16}, r"different examples from arm 'dense' \(eval.seq_len: 16, not 32\)"),
         ({"eval.masked_share": 0.3}, "eval.masked_share: 0.3, not 0.15"),
         ({"data.objective": "mlm_packed"}, "data.objective: 'mlm_packed', not 'mlm'"),
         ({"model.depht": 2}, "arm 'other': unknown config key 'model.depht'"),
@@ -128,29 +128,39 @@ def test_other_masks_in_training_are_comparable(small_shards):
     study.refuse_incomparable(small_study(arms={"dense": {}, "other": arm}), small_shards)
 
 
-def test_t_is_that_of_a_paired_test():
+def test_t_equals_a_paired_test():
     scipy_stats = pytest.importorskip("scipy.stats")
     dense, arm = {0: 5.0, 1: 5.2, 2: 5.1}, {0: 4.9, 1: 5.0, 2: 5.05, 7: 1.0}
     found = results.paired(arm, dense)
     assert found["difference"] == pytest.approx(np.mean([-0.1, -0.2, -0.05]))
-    assert found["t"] == pytest.approx(scipy_stats.ttest_rel([4.9, 5.0, 5.05], [5.0, 5.2, 5.1]).statistic)
+    theirs = scipy_stats.ttest_rel([4.9, 5.0, 5.05], [5.0, 5.2, 5.1])
+    assert found["t"] == pytest.approx(theirs.statistic)
+    ends = found["difference"] - found["half_width"], found["difference"] + found["half_width"]
+    assert ends == pytest.approx(tuple(theirs.confidence_interval(results.CONFIDENCE)))
     assert not found["resolved"]  # 2.6 is above 2.5, but below the critical value of 4.3
     assert results.paired({0: 4.9, 1: 5.11, 2: 5.005}, dense)["resolved"]
-    assert results.paired({0: 1.0}, {0: 2.0}) == {"difference": -1.0, "t": None, "resolved": False}
-    assert results.paired({0: 1.0, 1: 2.0}, {0: 2.0, 1: 3.0}) == {"difference": -1.0, "t": None, "resolved": False}
+    unknown = {"difference": -1.0, "t": None, "half_width": None, "resolved": False}
+    assert results.paired({0: 1.0}, {0: 2.0}) == unknown
+    assert results.paired({0: 1.0, 1: 2.0}, {0: 2.0, 1: 3.0}) == unknown
     assert results.paired({3: 1.0}, {0: 2.0})["difference"] is None
 
 
-def test_a_loss_is_worth_what_the_reference_needs_for_it():
+def test_a_mean_difference_of_zero_has_an_interval():
+    found = results.paired({0: 5.5, 1: 4.5}, {0: 5.0, 1: 5.0})
+    assert (found["difference"], found["t"]) == (0.0, 0.0)
+    assert page.difference({**found, "runs": [0, 1]}, is_first=False) == "+0.000 [-6.353, +6.353] (unresolved)"
+
+
+def test_a_loss_is_worth_what_the_reference_needs_to_reach_it():
     curve = [(100.0, 6.0), (400.0, 5.0)]
     assert results.equivalent(5.5, curve) == pytest.approx(200.0)
     assert results.equivalent(5.0, curve) == pytest.approx(400.0)
     assert results.equivalent(4.9, curve) is None
     assert results.equivalent(5.5, curve[:1]) is None
-    assert results.equivalent(6.92, [(10.0, 6.9), (20.0, 6.95)]) is None  # more of it made it worse
+    assert results.equivalent(6.92, [(10.0, 6.9), (20.0, 6.95)]) is None  # the larger budget made it worse
 
 
-def test_critical_values_are_those_of_the_t_distribution():
+def test_critical_values_come_from_the_t_distribution():
     assert [round(results.critical(seeds), 2) for seeds in (2, 3, 5, 100)] == [12.71, 4.30, 2.78, 2.5]
 
 
@@ -200,9 +210,29 @@ def test_summary_has_differences_realised_savings_and_speedups():
 def test_page_shows_each_budget_and_the_changes_of_each_arm():
     text = page.markdown(made_results(), "mine")
     assert "## Budget tokens:1500" in text
-    assert "| shallow | 2 | 5.910 ± 0.014 | -0.095 (t -19.0) |" in text
+    assert "| arm | seeds | loss | minus dense | tokens | FLOPs | seconds | glue:task=mrpc |" in text
+    # Differences of -0.1 and -0.09: the interval at 95 % is 12.7 standard errors to each side.
+    assert "| shallow | 2 | 5.910 ± 0.014 | -0.095 [-0.159, -0.031] | 1,500 | 1.5e+03 | 4500.0 | 80.0 |" in text
+    assert "| shallow | 0.50 | 0.75 | 50% |" in text  # savings
+    assert "| shallow | 5.910 | 20.0% | -19.0 |" in text  # other figures
+    assert "Ranking by final loss: shallow, dense." in text
+    assert max(line.count("|") for line in text.splitlines()) <= 9
     assert "- shallow: `model.depth=1`" in text
-    assert " 80.0 |" in text
+
+
+def test_one_seed_ranks_nothing():
+    made = small_study(seeds=(0,))
+    found = {
+        Run(arm, text, 0): figure(0, loss, 1500, 3000, 6000)
+        for arm, loss in (("dense", 6.0), ("shallow", 5.9))
+        for text in made.budgets
+    }
+    summary = results.summarize(made, found)
+    assert summary["tokens:1500"]["ranking"] == {"loss": [], "tokens": [], "flops": [], "seconds": []}
+    text = page.markdown({**made_results(), "seeds": [0], "budgets": summary}, "mine")
+    assert "Ranking" not in text
+    assert "One seed cannot rank the arms" in text
+    assert text.index("| dense | 1 |") < text.index("| shallow | 1 | 5.900 | -0.100 (one seed) |")
 
 
 def test_costs_of_arms_added_later_are_scaled_to_the_first_measurement():
@@ -212,7 +242,7 @@ def test_costs_of_arms_added_later_are_scaled_to_the_first_measurement():
     assert found.curves == {"dense": (Point(10, 1.0),), "other": (Point(5, 0.5), Point(9, 0.8))}
 
 
-def test_arms_with_other_arguments_of_a_method_have_curves_of_their_own(small_shards):
+def test_arms_with_different_arguments_of_a_method_have_separate_curves(small_shards):
     arms = {"a": {"methods": "layer_drop"}, "b": {"methods": "layer_drop", "layer_drop.theta": 0.8}}
     first, second = map(costs.keys_of, costs.settings_of(small_study(arms=arms), small_shards))
     assert not set(first) & set(second)
@@ -228,6 +258,7 @@ def test_finished_runs_of_another_config_are_refused(small_shards, tmp_path):
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text("{}")
     config = study.config_of(made, one, small_shards, tmp_path / "costs.json").to_dict()
+    resume.settle_activation(folder, config)  # as the run does
     (folder / "config.json").write_text(json.dumps(config))
     runs.refuse_other(made, one, tmp_path, small_shards)
     other = small_study(changes=CHANGES | {"learning_rate.peak": 0.5})
@@ -241,7 +272,7 @@ def test_tasks_need_data(tmp_path):
     study.check(small_study(tasks=("glue:task=mrpc",), task_data=str(tmp_path)))
 
 
-def test_runs_of_different_examples_are_not_put_into_one_table(small_shards, tmp_path, monkeypatch):
+def test_runs_evaluated_on_different_examples_are_not_put_into_one_table(small_shards, tmp_path, monkeypatch):
     prints = iter("ab" * 4)
     monkeypatch.setattr(results, "figures", lambda *_: {**figure(0, 5.0, 1, 1, 1), "fingerprint": next(prints)})
     with pytest.raises(BadInput, match="were evaluated on different examples"):
@@ -258,6 +289,28 @@ def test_plan_says_what_runs_and_for_how_long(small_shards, tmp_path):
     assert "shallow: tokens:1500: 5 steps" in text
     with pytest.raises(BadInput, match=r"arm 'dense': --config\.budget=tokens:9 does not allow"):
         runs.plan(small_study(budgets=("tokens:9",)), tmp_path, small_shards, planned[0].settings.costs)
+
+
+def test_making_step_costs_shows_progress_and_mentions_dry_runs(small_shards, tmp_path, monkeypatch, capsys):
+    made = small_study()
+    step_costs.write(table_of(made, small_shards), tmp_path / "ready.json")
+    code = "import shutil, sys; print('[1/2] compiling', flush=True); shutil.copy(*sys.argv[1:]); print('timing')"
+    files = [str(tmp_path / "ready.json"), str(tmp_path / "costs.json")]
+    start = runs.start
+    monkeypatch.setattr(runs, "start", lambda _, log, core: start([sys.executable, "-c", code, *files], log, core))
+    found = runs.make_costs("mine", made, tmp_path, small_shards, one_core=False)
+    assert found.curves
+    said = capsys.readouterr().err
+    assert "step costs of 2 arms: measuring on this machine, some minutes" in said
+    assert "a dry run makes them too" in said
+    assert said.endswith("  [1/2] compiling\n  timing\n")
+    runs.make_costs("mine", made, tmp_path, small_shards, one_core=False)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "costs.json").unlink()
+    code = "import sys; sys.exit('error: no device')"
+    with pytest.raises(BadInput, match="the step costs cannot be made: error: no device"):
+        runs.make_costs("mine", made, tmp_path, small_shards, one_core=False)
+    assert "no device" not in capsys.readouterr().err
 
 
 def compare(folder, data, name, *flags) -> subprocess.Popen:
@@ -294,6 +347,7 @@ def test_comparison_is_interrupted_continued_and_extended(small_shards, tmp_path
     done, said = child.communicate()
     assert child.returncode == 0, said
     assert "| tokens |" in done
+    assert f"report {out}\n" in said
     found = json.loads((out / "results.json").read_text())
     assert not found["missing"]
     first = {name: about["mlm_loss"] for name, about in found["budgets"]["tokens:5000"]["arms"].items()}
@@ -312,15 +366,14 @@ def test_comparison_is_interrupted_continued_and_extended(small_shards, tmp_path
     assert "shallow" in again
 
 
-def test_a_study_goes_on_with_its_shards_after_its_source_has_changed(small_shards, tmp_path, monkeypatch):
+def test_a_study_continues_with_its_shards_after_its_source_has_changed(small_shards, tmp_path, monkeypatch):
     manifest = shards.read_manifest(small_shards)
     made = small_study(source="docs", vocab_size=300)
     (tmp_path / "shards").mkdir()
 
     def write(**settings):
         known = {"source": "docs", "source_identity": "as it was", "vocab": "trained, 300"}
-        text = json.dumps({**manifest, "settings": known | settings})
-        (tmp_path / "shards" / "manifest.json").write_text(text)
+        sealed.write(tmp_path / "shards" / "manifest.json", {**manifest, "settings": known | settings})
 
     write()
     monkeypatch.setattr(runs, "prepare", lambda *_, **__: pytest.fail("prepares again"))

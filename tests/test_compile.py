@@ -14,7 +14,7 @@ def test_cancel_drops_the_waiting_programs_and_keeps_the_one_being_compiled():
             started.set()
             release.wait()
 
-    programs = Programs(lambda *_: None, mesh=None)
+    programs = Programs(lambda *_: None, mesh=None, options={})
     programs.lower = lambda program, *_: lowered.append(program) or Lowered()
     programs.key_of = lambda program, *_: program
     programs.placed = lambda *_: ()

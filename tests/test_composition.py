@@ -9,35 +9,36 @@ from bert_fast.train.compile import Programs
 from bert_fast.train.log import read_rows
 from helpers.interruption import interrupted
 from helpers.small_runs import rows_without_clock, run, small_config
+from helpers.tiers import tiers
 
-MSLT = {"stacking.variant": "mslt"}
-# methods: (their arguments, the most programs that a run of 40 steps may compile). A stage has two programs for each
-# span that layers are dropped from, because systematic sampling varies the number of layers by at most one. The ramp of
-# theta passes through other numbers of layers and adds their programs.
+# methods: the most programs that a run of 40 steps may compile. A stage has two programs for each span that layers are
+# dropped from, because systematic sampling varies the number of layers by at most one. Theta falls at once here. While
+# it falls, other numbers of layers occur, which adds programs.
 RUNS = {
-    "stacking,early_bert": ({}, 4),
-    "stacking,token_drop": ({}, 3),
-    "stacking,layer_drop": ({}, 12),
-    "early_bert,token_drop": ({}, 2),
-    "early_bert,layer_drop": ({}, 10),
-    "token_drop,layer_drop": ({}, 16),
-    "mslt,token_drop": (MSLT, 5),
-    "stacking,early_bert,token_drop,layer_drop": ({}, 30),
-    "mslt,early_bert,token_drop,layer_drop": (MSLT, 40),
+    "stacking,early_bert": 4,
+    "stacking,token_drop": 3,
+    "stacking,layer_drop": 8,
+    "early_bert,token_drop": 2,
+    "early_bert,layer_drop": 4,
+    "token_drop,layer_drop": 6,
+    "mslt,token_drop": 5,
+    "stacking,early_bert,token_drop,layer_drop": 20,
+    "mslt,early_bert,token_drop,layer_drop": 30,
 }
 
 
-# The quick tests: all four methods, and MSLT's frozen layers with dropped tokens. Other combinations are slow tests.
-QUICK = ("stacking,early_bert,token_drop,layer_drop", "mslt,token_drop")
-COMBINATIONS = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in RUNS]
+ALL_FOUR = "stacking,early_bert,token_drop,layer_drop"
+QUICK = "stacking,token_drop"  # compiles the fewest programs of those that grow
+COMBINATIONS = tiers(RUNS, slow=[ALL_FOUR], quick=[QUICK])
 
 
 def config_of(data_dir, name: str, **changes) -> dict:
-    arguments = {key.replace(".", "__"): value for key, value in RUNS.get(name, ({}, 0))[0].items()}
     return small_config(
         data_dir,
         "size=tiny,debug,norm=pre,objective=mlm",
         methods=name.replace("mslt", "stacking"),
+        stacking__variant="mslt" if "mslt" in name else "stacking",
+        layer_drop__gamma=5.0,
         steps=40,
         phases="16:1",
         model__depth=4,
@@ -45,7 +46,6 @@ def config_of(data_dir, name: str, **changes) -> dict:
         eval__every=0,
         checkpoint__every=0,
         early_bert__search=0.05,
-        **arguments,
         **changes,
     )
 
@@ -94,16 +94,16 @@ def test_combination_learns_grows_to_full_depth_and_costs_less_than_dense(finish
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_combination_compiles_a_bounded_number_of_programs(finished, name):
-    assert finished(name)[2] <= RUNS[name][1]
+    assert finished(name)[2] <= RUNS[name]
 
 
-@pytest.mark.parametrize("at_step", [5, 14, 33])
+@pytest.mark.parametrize("at_step", tiers([5, 14, 33], slow=[14]))
 def test_all_four_methods_together_resume_exactly(finished, small_shards, tmp_path, monkeypatch, at_step):
-    name = "stacking,early_bert,token_drop,layer_drop"
-    interrupted(config_of(small_shards, name), tmp_path, at_step, monkeypatch)
-    run(config_of(small_shards, name), tmp_path)
-    assert rows_without_clock(tmp_path) == rows_without_clock(finished(name)[0])
-    stages = [json.loads((folder / "stages.json").read_text()) for folder in (tmp_path, finished(name)[0])]
+    interrupted(config_of(small_shards, ALL_FOUR), tmp_path, at_step, monkeypatch)
+    run(config_of(small_shards, ALL_FOUR), tmp_path)
+    whole = finished(ALL_FOUR)[0]
+    assert rows_without_clock(tmp_path) == rows_without_clock(whole)
+    stages = [json.loads((folder / "stages.json").read_text()) for folder in (tmp_path, whole)]
     assert stages[0] == stages[1]
 
 

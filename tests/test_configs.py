@@ -1,4 +1,4 @@
-"""Every config resolves, at every size, and shrinks to a run of seconds."""
+"""Every config makes valid settings at every size, and `debug` shrinks it to a run that takes seconds."""
 
 import pytest
 
@@ -28,10 +28,19 @@ def test_debug_shrinks_a_config(path):
     assert timeline.stages(made, methods.make(made.methods))  # raises if a method refuses the timeline
 
 
+def test_debug_says_once_what_became_of_the_size(capsys):
+    common.say_once.cache_clear()
+    for _ in range(2):
+        get_config(next(path for path in CONFIGS if path.stem == "bert"))("size=mini,debug")
+    said = capsys.readouterr().err
+    became = "2 layers of width 32 in place of 4 of width 256, and 20 steps of 8 x 32 tokens"
+    assert said == f"debug: {became}; flags can change them\n"
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_debug_run_has_few_and_small_programs(path):
-    # Compiling takes nearly all of a first debug run. The combined config has a program for each way in which its spans
-    # drop layers.
+    # Compiling takes nearly all of a first debug run. The combined config has a program for each combination of numbers
+    # of layers that its spans run.
     made = settings.make(get_config(path)("size=large,debug").to_dict(), VOCAB, tuple(methods.known()))
     method = methods.make(made.methods)
     stages, found = timeline.stages(made, method), set()
@@ -47,7 +56,7 @@ def test_debug_run_has_few_and_small_programs(path):
 def test_baseline_is_the_published_recipe_of_bert():
     config = get_config(next(path for path in CONFIGS if path.stem == "bert"))()
     assert (config.steps, config.batch_size, config.phases) == (1_000_000, 256, "128:0.9,512:0.1")
-    assert (config.learning_rate.peak, config.learning_rate.warmup_steps) == (1e-4, 10_000)
+    assert (config.learning_rate.peak, config.learning_rate.warmup_steps) == (1e-4, 0.01)
     assert config.data.objective == "mlm+nsp"
     assert not config.optimizer.bias_correction
 
@@ -57,7 +66,7 @@ def test_baseline_is_the_published_recipe_of_bert():
     [
         ("size=bas", "did you mean base"),
         ("sise=base", "did you mean size"),
-        ("seq=long", "expected a int"),
+        ("seq=long", "expected a value of type int"),
         ("debug=yes", "debug=true"),
     ],
 )

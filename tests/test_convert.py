@@ -1,4 +1,4 @@
-"""Configs of DeepSpeed and TensorFlow Model Garden become configs of this package, and no key of theirs is lost."""
+"""Configs of DeepSpeed and TensorFlow Model Garden become configs of this package, and none of their keys is lost."""
 
 import json
 
@@ -84,7 +84,7 @@ def converted(tmp_path, *arguments):
     return made(tmp_path / "mine.py")[0]
 
 
-def test_progressive_layer_dropping_is_that_of_deepspeed(tmp_path):
+def test_progressive_layer_dropping_equals_deepspeeds(tmp_path):
     found = converted(tmp_path, *CASES["pld"])
     ((name, arguments),) = found.methods
     assert name == "layer_drop"
@@ -95,7 +95,7 @@ def test_progressive_layer_dropping_is_that_of_deepspeed(tmp_path):
     assert (found.model.norm, found.model.residual_init_std) == ("pre", pytest.approx(0.02 / np.sqrt(24)))
     optimizer = found.optimizer
     assert (optimizer.eps, optimizer.bias_correction, optimizer.clip_norm) == (1e-8, False, 1.0)
-    # bing_bert's schedule "LE": see docs of configs/layer_drop.py.
+    # bing_bert's schedule "LE": see configs/layer_drop.py.
     assert [found.schedule(step) for step in (2_000, 4_000, 104_000)] == pytest.approx([5e-4, 1e-3, 1e-3 * 0.99**100])
 
 
@@ -150,7 +150,7 @@ def test_number_of_kept_tokens_becomes_a_share_of_the_length(tmp_path):
     (tmp_path / "td.yaml").write_text(yaml.safe_dump(content))
     done = command(tmp_path / "mine.py", str(tmp_path / "td.yaml"))
     assert dict(made(tmp_path / "mine.py")[0].methods)["token_drop"]["keep"] == 0.5
-    assert "1996]: here, exactly the special tokens are kept first" in done.stdout
+    assert "1996]: here, only special tokens are always kept first" in done.stdout
 
 
 def test_schedules_of_deepspeed(tmp_path):
@@ -210,7 +210,7 @@ def test_decoders_other_projects_and_existing_files_are_refused(tmp_path):
     (tmp_path / "gpt.json").write_text(json.dumps(content))
     with pytest.raises(BadInput, match="model_type=decoder: only encoders"):
         convert.convert([tmp_path / "gpt.json"])
-    with pytest.raises(BadInput, match="of different projects"):
+    with pytest.raises(BadInput, match="belong to different projects"):
         convert.convert([FOLDER / "pld.json", FOLDER / "token_drop_packed.yaml"])
     done = command(tmp_path / "gpt.json", "pld.json")
     assert done.returncode == 2

@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import random
 
 import numpy as np
 import pyarrow as pa
@@ -91,6 +92,9 @@ def test_identity_of_a_corpus_changes_with_its_files(tmp_path):
         ("a.jsonl", b'{"text": "ok"}\n{"body": "x"}\n', r"line 2: no key 'text', found \['body'\].*--text_key"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": " "}\n', r"line 2: an empty document"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": 3}\n', r"line 2: 'text' is int"),
+        ("a.jsonl", b'{"text": "ok"}\n{"text": "\\ud83d"}\n', r"line 2: 'text' has half of a surrogate pair"),
+        ("a.jsonl", b'{"text": "ok"}\n{"text": "x", "n": ' + b"9" * 5000 + b"}\n", r"line 2: not JSON \(.*digits"),
+        ("a.jsonl", b'{"text": "ok"}\n{"text": ' + b"[" * 100_000 + b"\n", r"line 2: not JSON \(.*recursion"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": "\xff"}\n', r"line 2: not UTF-8: byte 0xff at offset 25"),
     ],
 )
@@ -134,6 +138,25 @@ def test_error_about_bad_parquet_names_the_file(tmp_path):
         read(f"files:{tmp_path}/a.parquet", text_key="body")
     with pytest.raises(BadInput, match=r"b\.parquet: not a readable Parquet file"):
         read(write(tmp_path / "b.parquet", table[:-50]))
+    assert read(f"files:{tmp_path}/b.parquet", skip=True) == ([], 1)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_damaged_parquet_is_an_error_or_skipped_and_counted(tmp_path, suffix):
+    whole = as_parquet(tmp_path, [f"document {i} of many" for i in range(50)])
+    rng, said = random.Random(0), []
+    for _ in range(200):
+        content, at = bytearray(whole), rng.randrange(8 * len(whole))
+        content[at // 8] ^= 1 << at % 8
+        spec = write(tmp_path / f"a.parquet{suffix}", bytes(content))
+        try:
+            read(spec)
+        except BadInput as error:
+            said.append(str(error))
+            _, skipped = read(spec, skip=True)
+            assert skipped
+    assert len(said) > 20
+    assert all("a.parquet" in error and "--skip_bad" in error for error in said)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +206,7 @@ def test_error_says_when_a_tfds_data_set_needs_tensorflow(tmp_path):
 
 
 def test_data_sets_of_tensorflow_datasets_can_be_prepared_without_tensorflow(tmp_path):
-    """Up to the download: this needs importlib_resources, which tensorflow-datasets imports but does not require."""
+    """Stops before the download. Needs importlib_resources, which tensorflow-datasets imports but does not require."""
     import tensorflow_datasets as tfds
 
     assert tfds.builder("lm1b", data_dir=tmp_path, file_format="array_record").url_infos

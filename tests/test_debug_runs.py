@@ -1,4 +1,7 @@
-"""Every config, with its default arguments and `debug`, trains to the end."""
+"""Every config, with its default arguments and `debug`, trains to the end.
+
+These are long tests, because test_docs.py runs the command in every config's docstring.
+"""
 
 import pytest
 
@@ -8,7 +11,7 @@ from helpers.made_tasks import write_checkpoint, write_glue, write_own, write_sq
 from helpers.small_runs import run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_debug_run_of_pre_training_finishes(path, small_shards, tmp_path):
     config = get_config(path)("debug")
@@ -18,7 +21,7 @@ def test_debug_run_of_pre_training_finishes(path, small_shards, tmp_path):
     assert summary["valid"]["step"] == summary["steps"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", ["bert", "early_bert"])
 @pytest.mark.parametrize("name", FINETUNE)
 def test_debug_run_of_fine_tuning_finishes(name, recipe, tmp_path):

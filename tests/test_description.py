@@ -31,7 +31,14 @@ FULL = Description(
     vocab=WORDS,
     earlier_stages=(FIRST, FIRST),
     counters=Counters(
-        [4, 9], [0.25, 1 / 3], True, 4, {"mlm/16": 40}, {"examples": 3}, {"seconds": 0.1}, {"loss": 1e-7}
+        ends=[4, 9],
+        end_seconds=[0.25, 1 / 3],
+        over=True,
+        training_began=4,
+        data={"mlm/16": 40},
+        counts=Counters().counts | {"examples": 3},
+        times=Counters().times | {"seconds": 0.1},
+        since={"loss": 1e-7},
     ),
     methods=(("stacking", {"variant": "mslt", "warm_again": 0.1}),),
     data=Data("shards", "mlm", 0.2, True, 0.1, 2, random_positions=True),
@@ -41,6 +48,9 @@ FULL = Description(
     imported={"folder": "theirs", "tensors": {"a": "float32"}, "initialised": ["pooler"], "unused_positions": ""},
     task=TaskHead("mrpc", "classes", 2, ("0", "1"), ("#1 String", "#2 String"), 48, {"stride": 128}),
     scored=({"step": 5, "score": 81.25, "train_loss": None},),
+    mesh={"data": 8},
+    planned=60,
+    rows=7,
     version="0.0.1",
 )
 
@@ -66,7 +76,7 @@ def test_description_survives_json(whole, tmp_path):
     assert found.vocab.content == WORDS.content
     assert (found.vocab.cased, found.vocab.strip_accents) == (True, False)
     assert found.to_json() == whole.to_json()
-    assert found.format == description.FORMAT == 4
+    assert found.format == description.FORMAT == 6
 
 
 def test_new_description_has_the_current_version(tmp_path):
@@ -84,8 +94,8 @@ def test_program_of_a_guessed_stage_is_not_written():
 
 
 def test_newer_format_is_refused_and_the_error_names_its_version(tmp_path):
-    folder = written(tmp_path, FULL.to_json() | {"format": 5, "version": "9.9.9"})
-    with pytest.raises(BadInput, match=r"has format 5, written by bert_fast 9\.9\.9; .* install a newer bert_fast"):
+    folder = written(tmp_path, FULL.to_json() | {"format": description.FORMAT + 1, "version": "9.9.9"})
+    with pytest.raises(BadInput, match=r"has format 7, written by bert_fast 9\.9\.9; .* install a newer bert_fast"):
         description.read(folder)
 
 
@@ -100,7 +110,7 @@ def test_newer_format_is_refused_and_the_error_names_its_version(tmp_path):
         (("data",), "'surprise'"),
         (("eval",), "'surprise'"),
         (("task",), "'surprise'"),
-        (("counters",), r"kept other counts \(surprise\)"),
+        (("counters",), r"kept different counts \(surprise\)"),
     ],
 )
 def test_unknown_field_is_refused_and_named(place, message, tmp_path):
@@ -133,8 +143,13 @@ AS_TRAINED = Evaluation(5, 8, 16, 4, seed=1, masked_share=0.2, whole_word=True, 
 BEFORE = dataclasses.replace(FULL.data, random_positions=False)  # type: ignore[type-var]
 
 
+LATER = {"mesh": {}, "planned": None, "rows": None}  # fields that format 4 did not have
+
+
 def without_masks(tree: dict):
     """Removes the fields that formats before 4 did not have."""
+    for newer in LATER:
+        del tree[newer]
     for newer in ("masked_share", "whole_word", "short_seq_prob"):
         del tree["eval"][newer]
     del tree["data"]["random_positions"]
@@ -151,7 +166,7 @@ def test_format_1_is_converted(tmp_path):
         del stage["guess"]
     without_masks(tree)
     found = description.read(written(tmp_path, tree))
-    absent = {"imported": None, "task": None, "scored": (), "init": ""}
+    absent = {"imported": None, "task": None, "scored": (), "init": ""} | LATER
     counters = dataclasses.replace(FULL.counters, over=False, end_seconds=[0.0, 0.0])
     expected = dataclasses.replace(FULL, counters=counters, methods=(("layer_drop", {"theta": 0.5}),), **absent)
     assert found == dataclasses.replace(expected, eval=AS_TRAINED, data=BEFORE)
@@ -160,4 +175,27 @@ def test_format_1_is_converted(tmp_path):
 def test_runs_of_format_3_are_evaluated_with_the_masks_of_their_training(tmp_path):
     tree = FULL.to_json() | {"format": 3}
     without_masks(tree)
-    assert description.read(written(tmp_path, tree)) == dataclasses.replace(FULL, eval=AS_TRAINED, data=BEFORE)
+    assert description.read(written(tmp_path, tree)) == dataclasses.replace(FULL, eval=AS_TRAINED, data=BEFORE, **LATER)
+
+
+def test_format_4_is_converted(tmp_path):
+    tree = {key: value for key, value in FULL.to_json().items() if key not in LATER} | {"format": 4}
+    assert description.read(written(tmp_path, tree)) == dataclasses.replace(FULL, **LATER)
+
+
+def test_counters_that_format_4_did_not_have_start_at_their_defaults(tmp_path):
+    tree = FULL.to_json() | {"format": 4}
+    for newer in ("norms", "limits", "streak", "avoided", "saved_at", "waited"):
+        del tree["counters"][newer]
+    for newer in ("skipped_steps", "rollbacks", "wasted_steps"):
+        tree["counters"]["counts"].pop(newer, None)
+    found = description.read(written(tmp_path, tree)).counters
+    assert found.counts == Counters().counts | tree["counters"]["counts"]
+    assert found.times == Counters().times | tree["counters"]["times"]
+    assert dataclasses.replace(found, counts={}, times={}) == dataclasses.replace(FULL.counters, counts={}, times={})
+
+
+def test_runs_of_format_5_waited_for_each_of_their_checkpoints(tmp_path):
+    tree = FULL.to_json() | {"format": 5}
+    del tree["counters"]["waited"]
+    assert description.read(written(tmp_path, tree)) == FULL

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from bert_fast.commands import config_flag
 from bert_fast.train.log import read_rows
 from helpers import doc_pages
 from helpers.config_files import FILES, FOLDER
@@ -17,6 +18,7 @@ from helpers.doc_command import write_commands
 from helpers.doc_pages import ROOT
 from helpers.made_tasks import write_glue, write_own, write_squad
 from helpers.small_runs import run, small_config
+from helpers.tiers import tiers
 
 RUN_LANGUAGES = ("bash", "python")
 OTHER_LANGUAGES = ("console", "text", "toml", "json", "yaml", "{literalinclude}", "{toctree}")
@@ -61,7 +63,9 @@ def work(tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def environment(tmp_path) -> dict[str, str]:
-    """Variables of a shell in which `bert-fast`, `python`, `make` and `pip` are those of helpers/doc_command.py."""
+    """Environment variables of a shell whose `bert-fast`, `python`, `make` and `pip` come from
+    helpers/doc_command.py.
+    """
     write_commands(tmp_path / "bin")
     path = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
     source = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -123,13 +127,32 @@ def test_links_lead_to_files_and_headings_that_exist(path):
 
 
 @pytest.mark.parametrize("path", doc_pages.RUN, ids=name_of)
-def test_fences_name_a_language_that_is_run_or_known_not_to_be(path):
+def test_fences_name_a_known_language(path):
     for fence in doc_pages.fences(path):
         language = fence.language.split(" ")[0]
         assert language in RUN_LANGUAGES + OTHER_LANGUAGES, f"{path}:{fence.line}: language {fence.language!r}"
 
 
-def test_anchors_are_those_of_github(tmp_path):
+def lasts_long(command: str) -> bool:
+    """Whether a command starts a run whose length nobody chose."""
+    if "pretrain" not in command.split()[:2] or re.search(r"--(help|config\.(steps|budget)=)", command):
+        return False
+    spec = re.search(r"--config=(\S+)", command)
+    assert spec, command
+    return spec[1].partition(":")[0].endswith(".py") or config_flag.load(spec[1], {}).steps > 10_000
+
+
+@pytest.mark.parametrize("path", doc_pages.RUN, ids=name_of)
+def test_a_pretrain_command_says_how_long_it_trains(path):
+    for fence in doc_pages.fences(path):
+        if fence.language in ("bash", "console"):
+            for command in fence.text.replace("\\\n", " ").splitlines():
+                if command.lstrip("$ ").startswith("bert-fast"):
+                    message = f"{path}:{fence.line}: {command}: give it --config.steps or --config.budget"
+                    assert not lasts_long(command.lstrip("$ ")), message
+
+
+def test_anchors_equal_githubs(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# A *short* `title_1`, v2.0\n\n## Again\n\n## Again\n")
     assert doc_pages.anchors(page) == {"a-short-title_1-v20", "again", "again-1"}
@@ -143,8 +166,10 @@ def test_site_builds_without_a_warning(tmp_path):
     assert "docs/index.html" in (tmp_path / "site/index.html").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", doc_pages.RUN, ids=name_of)
+# The commands of compare.md train whole studies.
+@pytest.mark.parametrize(
+    "path", tiers(doc_pages.RUN, slow=[path for path in doc_pages.RUN if path.name != "compare.md"]), ids=name_of
+)
 def test_every_fence_runs(path, work, environment):
     pieces = None
     try:

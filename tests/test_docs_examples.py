@@ -1,4 +1,4 @@
-"""What the documentation shows besides commands: a method in a package of its own, and pictures drawn by scripts."""
+"""Examples in the documentation other than commands: a method in a separate package, and pictures drawn by scripts."""
 
 import json
 import os

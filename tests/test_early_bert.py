@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_fast import bert
-from bert_fast.layers import Block, apply, dropout
+from bert_fast import bert, qkv
+from bert_fast.attention.plain import dropped
+from bert_fast.dropout import draws
+from bert_fast.layers import Block, apply
 from bert_fast.methods.early_bert import make
 from bert_fast.plan import whole
 from bert_fast.train import optim
@@ -42,11 +44,9 @@ def coefficient_layer(config, params, x_SD, c_H, c_F, mask_HQK):
     attention_probs = dropout(softmax(scores)) * c, intermediate = gelu(dense(x)) * c (`slimming_coef` in
     modeling_bert.py).
     """
-    out_SD = np.zeros_like(x_SD)
+    out_SD, params = np.zeros_like(x_SD), qkv.separate(params)
     for h in range(config.heads):
-        q_SE, k_SE, v_SE = (
-            x_SD @ params[name]["kernel"][:, h] + params[name]["bias"][h] for name in ("query", "key", "value")
-        )
+        q_SE, k_SE, v_SE = (x_SD @ params[name]["kernel"][:, h] + params[name]["bias"][h] for name in qkv.NAMES)
         probs_QK = reference.softmax(q_SE @ k_SE.T / np.sqrt(config.head_size)) * mask_HQK[h]
         out_SD += (probs_QK * c_H[h]) @ v_SE @ params["attention_output"]["kernel"][h]
     out_SD += params["attention_output"]["bias"]
@@ -64,27 +64,28 @@ def test_scaling_the_output_kernels_equals_scaling_after_dropout_and_after_gelu(
     c_LH, c_LF = random_coefficients(config)
     seen = jax.tree.map(lambda leaf: leaf[0], method.weights(scaled(params, c_LH, c_LF))[0]["layers"])
     x_BSD = np.random.default_rng(1).standard_normal((1, 6, config.width)).astype(np.float32)
-    key = jax.random.key(2)
-    got = jax.jit(lambda x: apply(Block(config, 4, 20), seen, x, x, np.ones((1, 6, 6), bool), None, key))(x_BSD)
-    mask_HQK = np.asarray(dropout(jnp.ones((1, 4, 6, 6)), rate, jax.random.split(key, 3)[0]))[0]
+    found = draws(jax.random.key(2), 1)
+    got = jax.jit(lambda x: apply(Block(config, 4, 20, 6), seen, x, x, np.ones((1, 6), int), None, found))(x_BSD)
+    mask_HQK = np.asarray(dropped(jnp.ones((1, 4, 6, 6)), found.of(0).salts(6) if rate else None, rate, 1))[0]
     assert (mask_HQK == 0).any() == (rate > 0)
     plain = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), params["layers"])
     expected = coefficient_layer(config, plain, x_BSD[0].astype(float), c_LH[0], c_LF[0], mask_HQK)
     np.testing.assert_allclose(got[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def without(params, layers_drop):
-    """The parameters without head `layers_drop[i]` of layer i, by np.delete."""
+def without(params, head_L):
+    """The parameters without head `head_L[i]` of layer i, by np.delete."""
     axes = {("query", "kernel"): 1, ("key", "kernel"): 1, ("value", "kernel"): 1, ("attention_output", "kernel"): 0}
-    axes |= {(name, "bias"): 0 for name in ("query", "key", "value")}
+    axes |= {(name, "bias"): 0 for name in qkv.NAMES}
 
     def drop(path, leaf):
         names = tuple(key.key for key in path)
         if names[0] != "layers" or names[1:] not in axes:
             return leaf
-        return np.stack([np.delete(of, j, axes[names[1:]]) for of, j in zip(leaf, layers_drop, strict=True)])
+        return np.stack([np.delete(of, j, axes[names[1:]]) for of, j in zip(leaf, head_L, strict=True)])
 
-    return jax.tree_util.tree_map_with_path(drop, params)
+    apart = qkv.in_layers(qkv.separate, params)
+    return qkv.in_layers(qkv.join, jax.tree_util.tree_map_with_path(drop, apart))
 
 
 @pytest.mark.parametrize("config", NORMS, ids=of_norm)

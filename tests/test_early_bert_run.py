@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from bert_fast import BadInput, encoder, inference, methods
+from bert_fast import BadInput, encoder, inference, methods, qkv
 from bert_fast.cost.flops import dense_equivalent, step_flops
 from bert_fast.train import checkpoint, description, optim
 from bert_fast.train.log import read_rows
@@ -144,10 +144,11 @@ def test_slim_model_starts_with_the_initial_weights_and_a_fresh_optimizer(small_
     heads_LH = c_LH > np.quantile(c_LH.astype(float), 0.333333, axis=1, keepdims=True)
     neurons_LF = c_LF > np.quantile(c_LF.astype(float), 0.4)
     for layer in range(2):
-        of, got = (jax.tree.map(lambda leaf: leaf[layer], tree["layers"]) for tree in (initial, slim))  # noqa: B023
+        trees = [jax.tree.map(lambda leaf: leaf[layer], tree["layers"]) for tree in (initial, slim)]  # noqa: B023
+        of, got = map(qkv.separate, trees)
         heads, neurons = heads_LH[layer], neurons_LF[layer]
         count = neurons.sum()
-        for name in ("query", "key", "value"):
+        for name in qkv.NAMES:
             np.testing.assert_array_equal(got[name]["kernel"], of[name]["kernel"][:, heads])
         np.testing.assert_array_equal(got["attention_output"]["kernel"], of["attention_output"]["kernel"][heads])
         np.testing.assert_array_equal(got["mlp_hidden"]["kernel"][:, :count], of["mlp_hidden"]["kernel"][:, neurons])
@@ -171,7 +172,7 @@ def test_guessed_widths_of_later_stages_are_never_written(stopped):
         assert [stage["name"] for stage in stages] == ["search", "16-tokens", "32-tokens"]
         assert [stage["program"] is None for stage in stages] == [False] * settled + [True] * (3 - settled)
         assert [stage["guess"] for stage in stages] == [False] * settled + [True] * (3 - settled)
-    # A checkpoint knows only the stages up to its own.
+    # A checkpoint records only the stages up to its own.
     for folder, names in (
         (at_10 / "checkpoints/0", ["search"]),
         (at_10 / "checkpoints/10", ["search"]),
@@ -215,6 +216,7 @@ def test_run_stopped_in_the_search_ends_like_an_uninterrupted_one(finished, smal
     assert same_arrays(tmp_path, finished[0], 30)
 
 
+@pytest.mark.slow
 def test_search_that_ends_early_resumes_exactly(small_shards, tmp_path, monkeypatch):
     config = config_of(small_shards, EARLY, phases="16:1")
     summary = run(config, tmp_path / "whole")
@@ -237,7 +239,7 @@ def test_slim_checkpoint_can_be_used_without_its_config(finished, tmp_path):
     model = trained.program.model
     assert len(set(model.mlp_dim_L)) == 2
     assert trained.params["layers"]["mlp_hidden"]["kernel"].shape == (2, 32, max(model.mlp_dim_L))
-    assert trained.params["layers"]["query"]["kernel"].shape == (2, 32, 1, 16)
+    assert trained.params["layers"]["qkv"]["kernel"].shape == (2, 32, 3 * 16)
     result = inference.evaluate(str(tmp_path / "alone"))
     assert result["mlm_loss"] == pytest.approx(summary["valid"]["mlm_loss"], abs=1e-6)
     (((_, probability), *_),) = inference.fill_mask(trained, ["w1 w2 [MASK] w3"])[0]

@@ -210,7 +210,7 @@ def test_method_asks_to_keep_the_initial_weights():
         ({"neuron_penalty": float("nan")}, "neuron_penalty=nan"),
         (
             {"draw_before_update": True, "stop": "early_bird"},
-            "stop=early_bird draws at the newest mask: set it to False",
+            "stop=early_bird the search may end at any mask: set draw_before_update=False",
         ),
     ],
 )
@@ -234,8 +234,12 @@ FROZEN = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, plan=ed
             "learning rate is 0 in all 0 steps before",
         ),
         ({"search": 1.0}, (FIRST,), "search=1.0: the learning rate is 0 in all 1 steps before.*beyond the warm-up"),
-        ({"search": 20.0, "stop": "early_bird", "mask_every": 5}, (FIRST,), "5 masks, 5 steps apart.*search of 20"),
-        ({"search": 20.0, "stop": "early_bird", "min_steps": 30}, (FIRST,), "at least 30 steps.*lower"),
+        (
+            {"search": 20.0, "stop": "early_bird", "mask_every": 5},
+            (FIRST,),
+            "search of 20 steps is too short: 5 masks, 5 steps apart, take 25",
+        ),
+        ({"search": 20.0, "stop": "early_bird", "min_steps": 30}, (FIRST,), "min_steps is 30.*lower"),
     ],
 )
 def test_timelines_that_cannot_hold_the_search_are_refused(arguments, timeline, message):

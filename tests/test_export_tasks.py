@@ -250,7 +250,7 @@ def test_card_describes_span_and_score_tasks(tmp_path):
     assert "one number, the raw logit" in (tmp_path / "score/README.md").read_text()
 
 
-def test_card_of_ones_own_task_names_its_file_and_the_baseline(tmp_path):
+def test_card_of_the_users_own_task_names_its_file_and_the_baseline(tmp_path):
     run, row = tmp_path / "own/lr=3e-05,seed=1", {**ROW, "f1": 80.0, "score": 80.0}
     made(run, BASE, TASKS["tags"], scored=(row,))
     baseline = {"prediction": "always O", "accuracy": 70.0, "f1": 0.0, "score": 0.0}

@@ -14,9 +14,9 @@ from bert_fast.data import files
 from bert_fast.tasks import data, finetune, sweep
 from bert_fast.tasks.trainer import Trainer
 from bert_fast.train import checkpoint, engine
+from bert_fast.train.counters import CLOCKS
 from bert_fast.train.signals import StopSignal
 from helpers.made_tasks import make_encoder, make_settings, write_checkpoint, write_glue
-from helpers.small_runs import CLOCKS
 
 RATE = 3e-3
 PER_EPOCH = 8  # 60 examples in batches of 8; half of the last batch is padding
@@ -326,3 +326,19 @@ def test_kept_weights_are_in_the_folder_of_the_finished_run(glue_folder, tmp_pat
     assert kept.about.step == json.loads((run / "result.json").read_text())["steps"] == 4
     assert kept.about.task.labels == ("0", "1")
     assert dataclasses.replace(kept.model, dropout=0.1, attention_dropout=0.1, pooler=True) == encoder.load(start).model
+
+
+def test_runs_that_another_call_has_just_finished_are_not_repeated(glue_folder, tmp_path, monkeypatch):
+    """The second call finds the lock free, because the first call ended just after the second had read the folder."""
+    start = write_checkpoint(tmp_path, pooler=True)
+    made, config = make_settings(glue_folder, batch_size=8, epochs=0.25)
+    hold = sweep.hold
+
+    def after_the_first(path, busy):
+        monkeypatch.setattr(sweep, "hold", hold)
+        sweep.finetune(made, config, path.parent, str(start))
+        monkeypatch.setattr(sweep, "train_and_score", lambda *_: pytest.fail("trains again"))
+        return hold(path, busy)
+
+    monkeypatch.setattr(sweep, "hold", after_the_first)
+    assert sweep.finetune(made, config, tmp_path / "out", str(start))["tasks"]

@@ -201,7 +201,7 @@ def test_gate_scales_the_count_of_its_layer():
     conditional = program_of(POST, edit(DENSE, 0, 4, cond=True))
     run, _ = lowered_step(program_of(POST), np.array([[1, 1, 0, 1.0]]))
     assert step_flops(conditional, [1, 1, 0, 1]).executed == step_flops(run).executed
-    upper = program_of(POST, edit(DENSE, 2, 4, cond=True))  # the gates of the lower layers are not read
+    upper = program_of(POST, edit(DENSE, 2, 4, cond=True))  # scales of the lower layers are not read
     assert step_flops(upper, [1, 0, 0, 1]).executed == step_flops(run).executed
     half, on, off = (step_flops(conditional, [1, 1, share, 1]) for share in (0.5, 1, 0))
     assert 2 * half.executed == on.executed + off.executed
@@ -227,6 +227,7 @@ def test_count_equals_a_value_computed_by_hand():
     assert step_flops(program).executed == by_hand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_compiler_counts_nearly_the_same_flops_at_base_width(norm):
     model = bert.Config(vocab_size=1000, depth=2, norm=norm, max_len=128, dropout=0.0, attention_dropout=0.0)

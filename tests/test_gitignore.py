@@ -1,4 +1,4 @@
-"""What the commands in README.md make in a clone is ignored by git; what the repository holds is not."""
+"""Git ignores what the commands in README.md make in a clone, and nothing that belongs to the repository."""
 
 import re
 import shutil

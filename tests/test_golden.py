@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from helpers.golden_cases import CASES, STEPS, losses_of, machine
+from helpers.tiers import tiers
 
 KEPT = pathlib.Path(__file__).parent / "golden" / "losses.json"
 FIRST, LATER = 1e-6, 1e-3  # relative, and in nats
@@ -34,17 +35,14 @@ def difference(found: list[float], kept: list[float], exactly: bool) -> str:
     return ""
 
 
-# The combined run covers every method, and a run with dropout covers all code of a run without it. The other cases are
-# slow tests.
-QUICK = [("dense", 0.1), ("combined", 0.1), ("finetune", 0.1)]
-MARKED = [
-    pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow], id="-".join(map(str, case)))
-    for case in CASES
-]
+# A run with dropout covers all code of a run without it.
+QUICK = [("dense", 0.1), ("finetune", 0.1)]
+MARKED = tiers(CASES, slow=[case for case in CASES if case[1]], quick=QUICK)
 
 
-@pytest.mark.parametrize(("name", "dropout"), MARKED)
-def test_losses_of_every_step_match_the_golden_ones(name, dropout, small_shards, tmp_path, request):
+@pytest.mark.parametrize("case", MARKED, ids=lambda case: "-".join(map(str, case)))
+def test_losses_of_every_step_match_the_golden_ones(case, small_shards, tmp_path, request):
+    name, dropout = case
     found = losses_of(name, dropout, small_shards, tmp_path)
     assert len(found) >= STEPS  # EarlyBERT's search adds its steps
     assert all(float(np.float32(loss)) == loss for loss in found)

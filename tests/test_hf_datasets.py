@@ -1,4 +1,4 @@
-"""hf: sources, read from a stand-in for the Hugging Face Hub: errors name the remedy, short outages are waited for."""
+"""Sources `hf:...`, read from a stand-in for the Hugging Face Hub. Errors name the remedy; short outages only delay."""
 
 import io
 import json
@@ -111,7 +111,7 @@ def test_outage_while_reading_ends_with_what_to_do(hub):
 
 def test_reading_continues_at_the_row_where_it_failed():
     class Part:
-        """Rows that fail twice, at other places."""
+        """Rows that fail twice, at different places."""
 
         fails = [7, 12]  # noqa: RUF012
 

@@ -185,5 +185,5 @@ def test_unsupported_models_are_refused():
 
 def test_untied_output_table_is_refused():
     config = bert.Config(60, depth=1, width=8, heads=1, head_size=8, mlp_dim=8, max_len=8, tied=False)
-    with pytest.raises(BadInput, match="output table of its own"):
+    with pytest.raises(BadInput, match="separate output table"):
         layouts.check(config)

@@ -78,3 +78,32 @@ def test_special_tokens_may_have_any_ids(tmp_path):
     found = tokenizer.read(tmp_path)
     assert found == vocab.load(tmp_path / "vocab.txt")
     assert found.content == (tmp_path / "vocab.txt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer_config.json", {"strip_accents": 1.5}, r"strip_accents is 1\.5 .*expected true, false or null"),
+        ("tokenizer_config.json", {"do_lower_case": []}, r"do_lower_case is \[\]"),
+        ("added_tokens.json", {"x": [None]}, "not in the vocabulary"),
+        ("tokenizer_config.json", {"tokenizer_class": []}, "tokenizer is a"),
+        ("tokenizer_config.json", {"tokenizer_class": {}, "do_lower_case": True}, "tokenizer is a"),
+    ],
+)
+def test_values_of_another_type_are_errors(tmp_path, name, content, said):
+    (tmp_path / "vocab.txt").write_text("\n".join(vocab.SPECIAL) + "\n")
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=said):
+        tokenizer.read(tmp_path)
+
+
+def test_a_tokenizer_json_that_lacks_its_parts_is_an_error(tmp_path):
+    words = vocab.parse(("\n".join(vocab.SPECIAL) + "\nword\n").encode(), "vocab.txt", False, None)
+    tokenizer.write(tmp_path, words, 16)
+    whole = json.loads((tmp_path / "tokenizer.json").read_text())
+    for key in ("added_tokens", "model"):
+        for value in (7, [1], None, {}):
+            (tmp_path / "tokenizer.json").write_text(json.dumps(whole | {key: value}))
+            if (key, value) != ("added_tokens", {}):
+                with pytest.raises(BadInput):
+                    tokenizer.read(tmp_path)

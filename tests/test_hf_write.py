@@ -6,13 +6,14 @@ import json
 import os
 import pathlib
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from bert_fast import BadInput, bert, encoder
+from bert_fast import BadInput, bert, encoder, qkv
 from bert_fast.data import vocab
 from bert_fast.hf import card, read, tensors, tokenizer, verify, weights, write
 from bert_fast.method import Stage
@@ -24,6 +25,7 @@ from helpers.made_folders import save_checkpoint
 from helpers.made_shards import WORDS
 from helpers.reference import random_params
 from helpers.small_runs import run, small_config
+from helpers.tiers import tiers
 
 transformers = pytest.importorskip("transformers")
 
@@ -119,7 +121,7 @@ def test_added_heads_and_neurons_of_a_widened_model_are_zero():
         shapes = jax.eval_shape(lambda config=config: bert.init(config, jax.random.key(0)))
         jax.tree.map(lambda leaf, like: np.testing.assert_equal(leaf.shape, like.shape), wide, shapes)
         for layer, (heads, hidden) in enumerate(zip(model.heads_L, model.mlp_dim_L, strict=True)):
-            assert not wide["layers"]["query"]["kernel"][layer, :, heads:].any()
+            assert not qkv.separate(wide["layers"])["query"]["kernel"][layer, :, heads:].any()
             assert not wide["layers"]["attention_output"]["kernel"][layer, heads:].any()
             assert not wide["layers"]["mlp_output"]["kernel"][layer, hidden:].any()
 
@@ -128,7 +130,7 @@ def test_added_heads_and_neurons_of_a_widened_model_are_zero():
     ("changes", "message"),
     [
         ({"embed_norm": False}, "no Hugging Face layout"),
-        ({"tied": False}, "output table of its own"),
+        ({"tied": False}, "separate output table"),
         ({"heads": 4}, "4 heads of size 8 at a width of 24"),
         ({"head_size": 7, "heads": 1}, "1 heads of size 7 at a width of 24"),
     ],
@@ -257,14 +259,30 @@ def test_model_card_describes_the_run(tmp_path, capsys):
         "12,345 tokens", "6e+12 (forward", "8e+12 for the same examples; this run took 75%", "2 min 05 s",
         "| search | 3 |", "| made | 4 |", "Training started from the weights of `runs/bert-base`",
         "5.4321 | 5.5000", "- | 6.2500",
-        "| mrpc | 81.25 | 0.50 | 81.50 | 3 | 7 |",
+        "| mrpc | 81.25 | 0.50 | 81.50 | 3 | 7 |", "# pip install torch transformers",
+        'AutoTokenizer.from_pretrained("out")',
     ):  # fmt: skip
         assert fact in card, fact
     assert card.count("mrpc") == 1
+    assert "FOLDER" not in card
     assert "left out of the model card: 3 results.json of other models" in capsys.readouterr().err
     with pytest.raises(BadInput, match="is not a folder"):
         write.export(tmp_path / "run", tmp_path / "other", results=tmp_path / "typo")
     assert "1.0000" not in card
+
+
+def test_card_says_how_many_positions_were_trained():
+    model = dataclasses.replace(BASE, max_len=512)
+    assert ", 512 positions, " in card.shape_of(model)
+    assert ", 512 positions, " in card.shape_of(model, 512)
+    assert "512 positions (trained on examples of up to 128 tokens, so do not use longer ones)" in card.shape_of(
+        model, 128
+    )
+    early, late = (types.SimpleNamespace(program=types.SimpleNamespace(seq_len=seq_len)) for seq_len in (128, 64))
+    about = types.SimpleNamespace(imported=None, earlier_stages=(early,), stage=late)
+    assert card.longest(about) == 128
+    about.imported = {"folder": "hf"}
+    assert card.longest(about) == 0
 
 
 def read_data(folder):
@@ -313,8 +331,7 @@ TRAINED = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", tiers(TRAINED, slow=["all"]))
 def test_checkpoints_of_every_method_are_exported_and_verified(name, small_shards, tmp_path):
     changes, steps = TRAINED[name]
     sizes = {"model__depth": 4, "phases": "16:1", "steps": 20, "eval__every": 0}

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub: what is downloaded, what is cached, and what is said if that fails.
+"""Models of the Hugging Face Hub: what is downloaded, what is cached, and the messages if that fails.
 
 The Hub is a stand-in on the loopback interface.
 """
@@ -29,7 +29,7 @@ def theirs(tmp_path_factory):
 
 @pytest.fixture
 def hub(theirs, tmp_path, monkeypatch):
-    """The Hub with a model that also has files that nobody needs here."""
+    """The Hub with a model that also has files that are not needed."""
     monkeypatch.setattr(requests, "WAITS", (0, 0, 0))
     with Hub() as server:
         server.use(monkeypatch, tmp_path / "home")
@@ -158,7 +158,7 @@ def test_private_model_needs_a_token_which_is_never_printed(hub, theirs, tmp_pat
     assert done.returncode == 0, done.stderr
     monkeypatch.setenv("HF_TOKEN", wrong := "hf_wrongToken")
     failed = bert_fast("pull", "org/secret", f"--out={tmp_path}/again")
-    assert (failed.returncode, "does not know the token" in failed.stderr) == (2, True), failed.stderr
+    assert (failed.returncode, "rejected the token" in failed.stderr) == (2, True), failed.stderr
     printed = "".join([*done[1:], *failed[1:], *capfd.readouterr()])
     assert TOKEN not in printed
     assert wrong not in printed

@@ -43,6 +43,23 @@ def test_damaged_line_is_named_and_no_row_is_dropped(tmp_path, bad, number):
     assert path.read_bytes() == content
 
 
+def test_every_flipped_bit_of_a_written_row_is_found(tmp_path):
+    rows = [{**row, "loss": 1e-5 / (row["step"] + 2), "list": [1, None], "name": "é"} for row in ROWS]
+    writer = MetricWriter(tmp_path, after_step=0)
+    for row in rows:
+        writer.write(row)
+    writer.close()
+    path = tmp_path / "metrics.jsonl"
+    content = path.read_bytes()
+    assert read_rows(path) == rows
+    for at in range(8 * len(content)):
+        broken = bytearray(content)
+        broken[at // 8] ^= 1 << at % 8
+        path.write_bytes(broken)
+        with pytest.raises(BadInput, match=r"line \d: expected .* Restore the file"):
+            read_rows(path)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

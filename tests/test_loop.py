@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from bert_fast import BadInput, encoder, inference
-from bert_fast.data import files
+from bert_fast.cost import accelerators
+from bert_fast.data import files, sealed, shards
 from bert_fast.train import checkpoint, compile, loop
 from bert_fast.train.log import read_rows
+from helpers import made_shards
 from helpers.interruption import interrupted
 from helpers.small_runs import make_settings, rows_without_clock, run, small_config
 
@@ -41,11 +43,11 @@ def test_a_run_learns_and_writes_all_its_files(finished):
     assert summary["tokens_padded"] == 30 * 8 * 16 + 30 * 8 * 32
     assert 0 < summary["tokens_real"] <= summary["tokens_padded"]
     assert summary["flops"] == summary["flops_dense"] > 0
-    assert json.loads((workdir / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert sealed.read(workdir / "summary.json", "") == json.loads(json.dumps(summary))
 
 
 def test_rows_and_summary_report_the_utilisation_of_the_peak(small_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "measured_peak", lambda device: 1e12)
+    monkeypatch.setattr(accelerators, "measured_peak", lambda device: 1e12)
     config = small_config(small_shards, steps=4, phases="16:1", log_every=2, eval__every=0, measure_peak=True)
     summary = run(config, tmp_path)
     one, two = (row for row in read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train")
@@ -128,8 +130,9 @@ def test_finished_run_is_not_run_again(finished, small_shards):
     before = (finished[0] / "metrics.jsonl").read_text()
     summary = run(small_config(small_shards), finished[0])
     assert (finished[0] / "metrics.jsonl").read_text() == before
-    # The last checkpoint does not hold the time of its own save.
-    assert summary | {"save_seconds": 0} == finished[1] | {"save_seconds": 0}
+    # The last checkpoint does not hold the times of its own save and of the end.
+    unknown = dict.fromkeys(("save_seconds", "idle_seconds", "wall_seconds", "goodput"))
+    assert summary | unknown == finished[1] | unknown
 
 
 def test_warm_start_starts_where_the_other_run_ended(finished, small_shards, tmp_path):
@@ -180,16 +183,14 @@ LAST_STEP_OVERFLOWS = {
 }
 
 
-@pytest.mark.parametrize("every", [0, 1])
+@pytest.mark.parametrize("every", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_weights_that_are_not_finite_after_the_last_step_end_the_run(small_shards, tmp_path, every):
     # The last step's loss is computed before its update. No later loss shows the effect of that update.
     config = small_config(small_shards, eval__every=every, checkpoint__every=every, **LAST_STEP_OVERFLOWS)
-    with pytest.raises(BadInput, match=r"params/.* is not finite .*so this step is not saved\. Try a lower"):
+    with pytest.raises(BadInput, match=r"parameters is not finite \(inf\) after step 1.*so this step is not saved"):
         run(config, tmp_path)
     assert checkpoint.steps(tmp_path / "checkpoints") == []
-    rows = read_rows(tmp_path / "metrics.jsonl")
-    assert [row["split"] for row in rows] == ["train"]
-    assert np.isfinite(rows[0]["loss"])
+    assert read_rows(tmp_path / "metrics.jsonl") == []
     assert not (tmp_path / "summary.json").exists()
 
 
@@ -200,7 +201,9 @@ def test_checkpoint_with_a_weight_that_is_not_finite_is_refused_everywhere(small
 
     def poisoned(root, state, about, keep, warn):
         """Saves the weights with a NaN in one leaf, and skips the check that would refuse it."""
-        params = {**state.params, "mlm": {**state.params["mlm"], "bias": state.params["mlm"]["bias"].at[3].set(np.nan)}}
+        bias = state.params["mlm"]["bias"].copy()
+        bias[3] = np.nan
+        params = {**state.params, "mlm": {**state.params["mlm"], "bias": bias}}
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, "refuse_not_finite", lambda tree, consequence: None)
             return save(root, state._replace(params=params), about, keep)
@@ -233,7 +236,7 @@ def test_moment_or_method_state_that_is_not_finite_is_refused_by_name(
 
     def poisoned(root, state, about, keep, warn):
         broken = jax.tree.map(
-            lambda leaf: leaf.at[(0,) * leaf.ndim].set(np.inf) if leaf.dtype == np.float32 else leaf,
+            lambda leaf: np.full_like(leaf, np.inf) if leaf.dtype == np.float32 else leaf,
             getattr(state, branch),
         )
         return save(root, state._replace(**{branch: broken}), about, keep)
@@ -264,8 +267,9 @@ def test_run_is_not_continued_on_other_shards(small_shards, tmp_path, monkeypatc
     data = shutil.copytree(small_shards, tmp_path / "shards")
     config = small_config(data, phases="16:1")
     interrupted(config, tmp_path / "run", 5, monkeypatch)
-    manifest = json.loads((data / "manifest.json").read_text()) | {"fingerprint": "another"}
-    (data / "manifest.json").write_text(json.dumps(manifest))
+    manifest = shards.read_manifest(data)
+    manifest["splits"] = dict(zip(shards.SPLITS, reversed(manifest["splits"].values()), strict=True))
+    made_shards.seal(data, manifest)
     with pytest.raises(BadInput, match="no longer holds the shards of this run"):
         run(config, tmp_path / "run")
 

@@ -1,4 +1,4 @@
-"""3ML: [MASK] tokens skip the lower layers. Compared with NumPy; its plan and order; its runs."""
+"""3ML: [MASK] tokens skip the lower layers. Its plan, its token order, its runs, and a comparison with NumPy."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def masked_batch():
     return {**BATCH, "ids": ids_BS}
 
 
-def test_masks_come_last_and_framing_first():
+def test_mask_tokens_come_last_and_cls_and_sep_first():
     batch = masked_batch()
     found = ordered(batch)
     assert np.asarray(found["ids"])[0, -2:].tolist() == [MASK, MASK]
@@ -52,7 +52,7 @@ def test_masks_come_last_and_framing_first():
         np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("norm", [pytest.param("post", marks=pytest.mark.slow), "pre"])
 def test_hidden_states_equal_numpy(norm):
     model = dataclasses.replace(POST, norm=norm)
     params = bert.init(model, jax.random.key(0))
@@ -75,7 +75,7 @@ def test_hidden_states_equal_numpy(norm):
         np.testing.assert_allclose(x_BSD[b], x_SD, atol=2e-5)
 
 
-def test_lower_layers_do_not_depend_on_what_a_mask_looks_like():
+def test_lower_layers_do_not_depend_on_the_embedding_of_the_mask_token():
     """The first example has two [MASK] tokens and both are left out."""
     params = bert.init(POST, jax.random.key(0))
     other = {**params, "embed": {**params["embed"], "word": params["embed"]["word"].at[MASK].add(1.0)}}
@@ -101,8 +101,8 @@ def test_lower_layers_do_not_depend_on_what_a_mask_looks_like():
     [
         ({"layers": 0.0}, "mask_later.layers=0.0: expected a share"),
         ({"left_out": 1.5}, "mask_later.left_out=1.5: expected a share"),
-        ({"layers": 1.0}, "leaves 2 positions out of 4 of 4 layers"),
-        ({"left_out": 0.1}, "leaves 0 positions out of 2 of 4 layers"),
+        ({"layers": 1.0}, "leaves out 2 positions in 4 of 4 layers"),
+        ({"left_out": 0.1}, "leaves out 0 positions in 2 of 4 layers"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments, message):

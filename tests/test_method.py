@@ -131,6 +131,7 @@ def dummy_config(small_shards, **changes):
     )
 
 
+@pytest.mark.slow
 def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, small_shards, tmp_path, monkeypatch):
     config = dummy_config(small_shards, eval__every=0)
     summary = run(config, tmp_path / "whole")
@@ -163,7 +164,9 @@ def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, sm
 
 
 # Uninterrupted; stopped between the two calls of `observe`; stopped at both calls.
-@pytest.mark.parametrize("stops", [(), (7,), (5, 10)])
+@pytest.mark.parametrize(
+    "stops", [pytest.param((), marks=pytest.mark.slow), pytest.param((7,), marks=pytest.mark.slow), (5, 10)]
+)
 def test_observe_is_called_exactly_once_at_each_requested_step(dummy, small_shards, tmp_path, monkeypatch, stops):
     asked, known = [], methods.known
 
@@ -204,7 +207,7 @@ def test_rewinding_restores_the_weights_of_step_0(dummy, small_shards, tmp_path,
     interrupted(config, tmp_path, 11, monkeypatch)
     learned = checkpoint.restore_params(tmp_path / "checkpoints/11")["layers"]
     first = checkpoint.restore_params(tmp_path / "checkpoints/0")["layers"]
-    np.testing.assert_array_equal(learned["query"]["kernel"][0], first["query"]["kernel"][0])
+    np.testing.assert_array_equal(learned["qkv"]["kernel"][0], first["qkv"]["kernel"][0])
 
 
 def test_chain_composes_in_order():

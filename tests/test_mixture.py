@@ -62,7 +62,7 @@ def test_mixture_ends_with_the_source_that_runs_out_and_repeats_nothing(folder):
     assert [position.passes for position in positions] == [0, 1]
 
 
-def test_repeat_reads_short_sources_again_until_each_was_read(folder):
+def test_repeat_reads_short_sources_again_until_every_source_was_read_once(folder):
     documents, positions = read(folder, "0.5*a", "0.5*c", repeat=True)
     assert of("a", documents) == read(folder, "a")[0]
     whole = read(folder, "c")[0]
@@ -89,7 +89,7 @@ def test_stream_continues_from_any_position(folder, sources, repeat):
 
 
 @pytest.mark.parametrize(("weights", "repeat"), [(("", ""), False), (("2*", "1*"), False), (("1*", "4*"), True)])
-def test_bad_documents_are_counted_once_a_reading_despite_an_interruption(tmp_path, weights, repeat):
+def test_bad_documents_are_counted_once_per_pass_despite_an_interruption(tmp_path, weights, repeat):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_bytes(b"".join(b"good %d\n\nna\xefve\n\n" % i for i in range(20)))
     specs = [f"{weight}files:{tmp_path}/{name}.txt" for weight, name in zip(weights, "ab", strict=True)]

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_fast import bert
+from bert_fast import bert, qkv
 from bert_fast.train import optim
 from bert_fast.train.log import read_rows
 from helpers.interruption import interrupted
 from helpers.small_runs import rows_without_clock, run, small_config
+from helpers.tiers import tiers
 
 MUON = optim.Optimizer("muon", 0.9, 0.999, 1e-6, 0.0, True, 0.0, momentum=0.8, matrix_rms=0.4)
 CONFIG = bert.Config(50, depth=3, width=16, heads=2, head_size=8, mlp_dim=24, max_len=8)
@@ -53,7 +54,7 @@ def newton_schulz(matrix):
 
 def matrix_of(tree, name, layer):
     """The kernel of one layer as a matrix: inputs by outputs."""
-    kernel = np.asarray(tree["layers"][name]["kernel"][layer], np.float64)
+    kernel = np.asarray(qkv.separate(tree["layers"])[name]["kernel"][layer], np.float64)
     rows = int(np.prod([kernel.shape[axis - 1] for axis in optim.MATRICES[name][0]]))
     return kernel.reshape(rows, -1)
 
@@ -77,17 +78,18 @@ def test_update_of_stacked_matrices_equals_a_layer_by_layer_update(trees, name):
 def test_orthogonalising_a_stack_equals_orthogonalising_each_layer_alone(trees):
     _, [grad, *_] = trees
     for name, axes in optim.MATRICES.items():
-        kernel_L = grad["layers"][name]["kernel"]
+        kernel_L = qkv.separate(grad["layers"])[name]["kernel"]
         alone_L = [optim.orthogonal(kernel_L[layer : layer + 1], *axes, 0.4)[0] for layer in range(CONFIG.depth)]
         np.testing.assert_allclose(optim.orthogonal(kernel_L, *axes, 0.4), jnp.stack(alone_L), rtol=1e-6, atol=1e-6)
 
 
 def test_every_kernel_of_the_layers_has_input_and_output_axes(trees):
     params, _ = trees
-    kernels = {name for name, leaves in params["layers"].items() if "kernel" in leaves}
+    layers = qkv.separate(params["layers"])
+    kernels = {name for name, leaves in layers.items() if "kernel" in leaves}
     assert kernels == optim.MATRICES.keys()
     for name, (inputs, outputs) in optim.MATRICES.items():
-        assert sorted((*inputs, *outputs)) == list(range(1, params["layers"][name]["kernel"].ndim))
+        assert sorted((*inputs, *outputs)) == list(range(1, layers[name]["kernel"].ndim))
 
 
 def test_singular_values_are_near_one_and_the_rms_is_as_set(trees):
@@ -111,9 +113,9 @@ def test_everything_else_is_updated_by_adam(trees):
 
     for one, other in zip(muon, adam, strict=True):
         jax.tree_util.tree_map_with_path(check, one, other)
-    nu = state[0].nu["layers"]["query"]
+    nu = state[0].nu["layers"]["qkv"]
     assert not np.any(nu["kernel"])
-    assert np.array_equal(nu["bias"], adams[0].nu["layers"]["query"]["bias"])
+    assert np.array_equal(nu["bias"], adams[0].nu["layers"]["qkv"]["bias"])
 
 
 def test_padding_of_narrow_layers_stays_zero_and_changes_only_the_scale(trees):
@@ -151,9 +153,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "dense" else pytest.mark.slow) for name in RUNS]
-)
+@pytest.mark.parametrize("name", tiers(RUNS, slow=["dense"]))
 def test_runs_with_muon_learn_and_resume_exactly(small_shards, tmp_path, monkeypatch, name):
     arguments = "size=tiny,debug,norm=pre,objective=mlm"
     config = small_config(small_shards, arguments, optimizer__name="muon", log_every=1, **RUNS[name])

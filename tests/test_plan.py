@@ -17,7 +17,7 @@ edges = st.tuples(st.integers(0, DEPTH), st.integers(0, DEPTH)).map(sorted)
 
 @st.composite
 def edits(draw, fields=tuple(FIELDS)):
-    """An edit of a plan: (start, stop, {field: value})."""
+    """Edits of a plan: (start, stop, {field: value})."""
     start, stop = draw(edges)
     field = draw(st.sampled_from(fields))
     return start, stop, {field: draw(FIELDS[field])}

@@ -273,7 +273,7 @@ def test_mistakes_are_reported_before_the_weights_are_loaded(root, tmp_path, mon
         predict.find(str(tmp_path / "none"))
 
 
-def test_predictions_are_written_whole_or_not_at_all(root, tmp_path, monkeypatch):
+def test_predictions_are_written_atomically(root, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

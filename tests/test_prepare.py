@@ -1,12 +1,16 @@
-"""From text to shards: no sentence is lost, and settings that cannot be right are refused."""
+"""From text to shards: no sentence is lost, and impossible settings are refused."""
 
+import itertools
+import os
 import random
+import re
 
 import numpy as np
 import pytest
 
 from bert_fast import BadInput
-from bert_fast.data import document_tokenizer, shards, vocab
+from bert_fast.data import corpora, document_tokenizer, shards, vocab
+from bert_fast.data import prepare_report as report
 from bert_fast.data.prepare import prepare
 from helpers.made_corpus import contents, run, write_corpus
 
@@ -96,19 +100,44 @@ def test_long_document_is_split_into_records_that_begin_at_sentences(corpus, fin
     assert all(record.starts_N.tolist() == [0, 4, 8, 12, 16] for record in found[:6])
 
 
-def test_table_of_words_gives_the_same_ids_as_the_tokenizer(tmp_path):
-    characters = [chr(code) for code in range(32, 127)] + list("  aaeeost##") + ["[MASK]", "é", "\t", "中", "\x00"]
+HARD = [  # accents, combining marks, Hangul, CJK, emoji, white space and control characters
+    *"éÅçñßıİſΣςǅﬁ", *"\u0301\u0338\u0327\u20dd", *"한국가힣ᄀ", "\u1112\u1161\u11ab", *"中文日本。！？、「」", *"😀🏽",
+    "👩\u200d🚀", "\ufe0f", *"\t\r\x00\x1c\x7f\x85\xa0\xad\u200b\u2028\u3000\ufeff\ufffd", *"“”’—…≠", "Å",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"cased": True}, {"strip_accents": False}], ids=str)
+def test_ids_of_pieces_equal_the_tokenizers(tmp_path, options):
+    ascii_ = [chr(code) for code in range(32, 127)] + list("   aaeeost##") + ["[MASK]", "[SEP]", "  "]
     rng = random.Random(0)
-    sentences = ["".join(rng.choices(characters, k=rng.randint(1, 60))) for _ in range(3000)] + ["x" * 200]
-    (tmp_path / "vocab.txt").write_bytes(vocab.train([chr(code) * 2 for code in range(33, 127)] + sentences, 400))
-    for options in ({}, {"cased": True}, {"strip_accents": False}):
-        words = vocab.load(tmp_path / "vocab.txt", **options)
-        encoder = document_tokenizer.DocumentTokenizer(words)
-        expected = [encoding.ids for encoding in words.tokenizer.encode_batch(sentences, add_special_tokens=False)]
-        for sentence, ids in zip(sentences, expected, strict=True):
-            if document_tokenizer._is_plain(sentence):
-                assert encoder._plain(sentence) == ids, sentence
-        assert sum(map(document_tokenizer._is_plain, sentences)) > 200
+    sentences = ["".join(rng.choices(ascii_ + 2 * HARD, k=rng.randint(1, 60))) for _ in range(3000)]
+    sentences += ["".join(rng.choices(ascii_, k=rng.randint(1, 60))) for _ in range(1000)]
+    sentences += ["", " ", "x" * 100, "x" * 200, "é" * 200, "中" * 200]
+    (tmp_path / "vocab.txt").write_bytes(vocab.train([a * 2 for a in ascii_ + HARD] + sentences, 2000))
+    words = vocab.load(tmp_path / "vocab.txt", **options)
+    tokens_T, bounds_N = document_tokenizer.DocumentTokenizer(words).ids(sentences)
+    expected = words.for_text().encode_batch(sentences, add_special_tokens=False)
+    for i, sentence in enumerate(sentences):
+        assert tokens_T[bounds_N[i] : bounds_N[i + 1]].tolist() == expected[i].ids, sentence
+    assert np.mean(tokens_T == words.unk) < 0.25  # most compared words are in the vocabulary
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("BERT_FAST_DATA" not in os.environ, reason="needs a corpus")
+def test_ids_of_a_whole_corpus_equal_the_tokenizers(monkeypatch):
+    monkeypatch.setattr(document_tokenizer, "_KNOWN", 50_000)  # so that many pieces are not kept
+    data = os.environ["BERT_FAST_DATA"]
+    words = vocab.load(f"{data}/vocab/bert-base-uncased.txt")
+    encoder, tokenizer = document_tokenizer.DocumentTokenizer(words), words.for_text()
+    corpus = corpora.open_corpus(f"files:{data}/corpus/*/*.txt.gz")
+    lines = (
+        line for part in corpus.parts for text in corpus.documents(part, corpora.Bad()) for line in text.split("\n")
+    )
+    while some := list(itertools.islice(lines, 10_000)):
+        tokens_T, bounds_N = encoder.ids(some)
+        expected = [encoding.ids for encoding in tokenizer.encode_batch_fast(some, add_special_tokens=False)]
+        assert bounds_N.tolist() == [0, *itertools.accumulate(map(len, expected))]
+        assert np.array_equal(tokens_T, np.fromiter(itertools.chain.from_iterable(expected), np.int64))
 
 
 def test_sentences_end_where_they_should():
@@ -139,3 +168,27 @@ def test_nonsensical_settings_are_refused(corpus, tmp_path):
         with pytest.raises(BadInput, match=complaint):
             run(corpus, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trained_vocabulary_that_is_large_for_its_text_is_warned_about_but_not_a_given_one(corpus, tmp_path, capsys):
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefgh", k=6)) for _ in range(600)]
+    (tmp_path / "text.txt").write_text("\n\n".join(" ".join(words[i : i + 20]) for i in range(0, 600, 20)))
+    prepare(f"files:{tmp_path}/text.txt", tmp_path / "trained", vocab_size=200, processes=1)
+    said = capsys.readouterr().out
+    assert re.search(r"WARNING: the vocabulary is large for this text: \d+ pieces for [\d,]+ tokens", said)
+    run(corpus, tmp_path / "given")  # a given vocabulary usually belongs to an existing model
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_advice_on_the_size_of_a_vocabulary_follows_zipfs_law():
+    assert report.too_large(30_522, 3_200_000) == ""
+    advice = report.too_large(30_522, 250_000)
+    assert "rarest pieces occur 0.79 times" in advice
+    assert "--vocab_size=3100 would suit this text" in advice
+    assert "30,522 pieces need 3,151," in advice
+    fits = report.fitting(250_000)
+    assert report.too_large(fits, 250_000) == ""
+    assert report.too_large(fits + 200, 250_000)
+    assert "Take more text" in report.too_large(400, 300)
+    assert "--vocab_size" not in report.too_large(400, 300)

@@ -14,6 +14,7 @@ import pytest
 from bert_fast import BadInput
 from bert_fast.data import files, staging, vocab, workers
 from bert_fast.data.prepare import prepare
+from experiments.fault_types.processes import workers_of
 from helpers.made_corpus import UNIT, contents, run, write_corpus
 
 
@@ -33,7 +34,7 @@ class Killed(BaseException):
 
 
 def test_bytes_do_not_depend_on_where_a_run_was_cut_off(corpus, finished, tmp_path, monkeypatch):
-    """Every file that matters appears by a rename, so the run is cut off before and after each rename."""
+    """Every important file appears by a rename, so the run is cut off before and after each rename."""
     rename = pathlib.Path.replace
     for when in ("before", "after"):
         for survived in range(200):
@@ -97,12 +98,6 @@ def test_killed_run_leaves_no_process_and_continues_to_the_same_bytes(corpus, fi
     assert contents(out) == contents(finished[0])
 
 
-def workers_of(process):
-    """Ids of a process's spawned workers."""
-    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
 def written_by(pid):
     """Bytes that a process has written so far."""
     return int(re.search(r"wchar: (\d+)", pathlib.Path(f"/proc/{pid}/io").read_text())[1])
@@ -123,7 +118,7 @@ def large_corpus(corpus, tmp_path_factory):
     return folder
 
 
-# Processes that a shell starts in the background ignore SIGINT. These tests may be such a process.
+# Processes that a shell starts in the background ignore SIGINT. These tests may run in such a process.
 WITH_INTERRUPT = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -139,8 +134,8 @@ def start_large(corpus, large_corpus, out):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    wait_until(lambda: len(workers_of(process)) == 2)
-    pids = workers_of(process)
+    wait_until(lambda: len(workers_of(process.pid)) == 2)
+    pids = workers_of(process.pid)
     wait_until(lambda: min(map(written_by, pids)) > 50_000)
     return process, pids
 
@@ -196,7 +191,7 @@ def test_unfinished_folder_refuses_other_settings_and_a_second_writer(corpus, tm
     with pytest.raises(BadInput, match="cased: False there, True now"):
         run(corpus, tmp_path / "out", cased=True)
     settings = {"cased": False, "strip_accents": False}
-    with staging.claimed(tmp_path / "new", settings), pytest.raises(BadInput, match="another prepare is writing"):
+    with staging.claimed(tmp_path / "new", settings, []), pytest.raises(BadInput, match="another prepare is writing"):
         run(corpus, tmp_path / "new")
     run(corpus, tmp_path / "out")
 

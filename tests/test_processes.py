@@ -1,4 +1,4 @@
-"""Two processes with two devices each write the same rows as one process with four devices."""
+"""Several processes write the same rows as one process with as many devices, with every method."""
 
 import os
 import pathlib
@@ -12,6 +12,15 @@ from helpers.processes import with_port
 from helpers.small_runs import rows_without_clock, small_config
 
 ROOT = pathlib.Path(__file__).parents[1]
+# All four methods together, and MSLT, whose frozen layers send no gradients.
+METHODS = {
+    "all four": (
+        "methods=stacking,early_bert,token_drop,layer_drop",
+        "model.norm=pre",
+        "early_bert.search=0.3",
+    ),
+    "MSLT": ("methods=stacking", "stacking.variant=mslt"),
+}
 
 
 def start(small_shards, workdir, devices, *more):
@@ -50,15 +59,26 @@ def test_two_processes_with_one_device_each_save_the_initial_state(small_shards,
 
 @pytest.mark.slow
 def test_two_processes_write_the_same_rows_as_one(small_shards, tmp_path):
-    finish(start(small_shards, tmp_path / "one", 4))
-    flags = with_port()
-    finish(*(start(small_shards, tmp_path / "two", 2, *flags, f"--process_index={i}") for i in range(2)))
-    one, two = rows_without_clock(tmp_path / "one"), rows_without_clock(tmp_path / "two")
-    assert len(one) == len(two) == 6
-    for a, b in zip(one, two, strict=True):
+    compare(small_shards, tmp_path, 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", METHODS)
+def test_four_processes_write_the_same_rows_as_one(small_shards, tmp_path, name):
+    compare(small_shards, tmp_path, 4, *(f"--config.{flag}" for flag in METHODS[name]))
+
+
+def compare(small_shards, tmp_path, count, *more):
+    """Compares a run of `count` processes with one of a single process. Both have four devices."""
+    finish(start(small_shards, tmp_path / "one", 4, *more))
+    flags = [*with_port(count), *more]
+    finish(*(start(small_shards, tmp_path / "many", 4 // count, *flags, f"--process_index={i}") for i in range(count)))
+    one, many = rows_without_clock(tmp_path / "one"), rows_without_clock(tmp_path / "many")
+    assert len(one) == len(many) >= 6
+    for a, b in zip(one, many, strict=True):
         assert a.keys() == b.keys()
         for key, value in a.items():
             assert b[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), key
-    assert checkpoint.steps(tmp_path / "one/checkpoints") == checkpoint.steps(tmp_path / "two/checkpoints")
-    # One process can read a checkpoint that two processes wrote.
-    checkpoint.restore_params(checkpoint.find(tmp_path / "two"))
+    assert checkpoint.steps(tmp_path / "one/checkpoints") == checkpoint.steps(tmp_path / "many/checkpoints")
+    # One process can read a checkpoint that several processes wrote.
+    checkpoint.restore_params(checkpoint.find(tmp_path / "many"))

@@ -1,4 +1,4 @@
-"""Reports: what they read, what they say, and what they refuse."""
+"""Reports: what they read, what they show, and what they refuse."""
 
 import html
 import importlib.util
@@ -12,13 +12,14 @@ from html.parser import HTMLParser
 import pytest
 
 from bert_fast import BadInput, methods
+from bert_fast.compare.page import half_width
 from bert_fast.method import Clock
 from bert_fast.methods import layer_drop
 from bert_fast.reporting import axes, chart, page, panels, plans, png, read, scales, speed, write
 from bert_fast.reporting.blocks import Table
-from bert_fast.reporting.chart import Line
+from bert_fast.reporting.chart import ChartLine
 from bert_fast.reporting.markup import tag
-from bert_fast.reporting.scales import Scale, Unit
+from bert_fast.reporting.scales import AxisUnit, Scale
 from bert_fast.train import step_costs
 from bert_fast.train.log import read_rows
 from helpers import command_line
@@ -51,7 +52,7 @@ def markdown_of(*paths) -> str:
 
 
 class Checker(HTMLParser):
-    """Collects what refers to something outside the page, and checks that elements are closed."""
+    """Collects references to anything outside the page, and checks that elements are closed."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -106,8 +107,12 @@ def test_study_table_has_differences_with_their_significance_and_scores(study):
     best = budget["all four"]
     assert best["resolved"]
     assert not budget["layer dropping"]["resolved"]
-    assert f"| {best['difference']:+.3f} (t {best['t']:+.1f}) |" in text
-    assert f"{budget['layer dropping']['difference']:+.3f} (t {budget['layer dropping']['t']:+.1f}, unresolved)" in text
+    half = half_width(best)
+    middle = best["difference"]
+    assert f"| {middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}] |" in text
+    middle, half = budget["layer dropping"]["difference"], half_width(budget["layer dropping"])
+    assert f"| {middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}] (unresolved) |" in text
+    assert f"| {best['t']:+.1f} |" in text
     assert "all four ends lowest" in text
     assert "| 83.00 ± 1.50 |" in text  # a score after fine-tuning
     assert "| 80.5 |" in text  # its mean over the study's seeds
@@ -136,7 +141,7 @@ def test_packed_rows_suffice_for_the_losses_of_a_study(study, tmp_path):
         read.read([tmp_path / "packed"])
 
 
-def test_reference_seconds_are_those_of_the_table_of_step_costs(runs):
+def test_reference_seconds_come_from_the_table_of_step_costs(runs):
     run = read.read([runs / "dropping"]).runs[0]
     costs = step_costs.read(runs / "dropping/costs.json")
     (curve,) = costs.curves.values()
@@ -187,7 +192,9 @@ def test_losses_that_are_not_finite_are_left_out_of_charts_and_named(runs, tmp_p
 
 
 def test_a_line_has_a_gap_where_it_is_not_finite():
-    svg = chart.chart([Line("a", 0, [(0, 1.0), (1, math.nan), (2, 1.0), (3, 2.0)])], Unit("steps"), "y", "about")
+    svg = chart.chart(
+        [ChartLine("a", 0, [(0, 1.0), (1, math.nan), (2, 1.0), (3, 2.0)])], AxisUnit("steps"), "y", "about"
+    )
     line = svg.split('class="line"')[0].rsplit('d="', 1)[1]
     assert line.count("M") == 2
     assert line.count("L") == 1
@@ -217,8 +224,8 @@ def test_plan_has_frozen_layers_dropped_tokens_and_the_share_of_steps_that_run_e
     assert found[0] > found[3]
 
 
-def test_shares_are_those_of_the_steps_that_the_run_drew(runs):
-    """Against the log: the mean number of layers that ran."""
+def test_plan_of_layer_dropping_is_divided_into_slices_of_at_least_six_steps(runs):
+    """In each slice, the mean number of layers that run is above 0 and at most the depth, 4."""
     run = read.read([runs / "dropping"]).runs[0]
     (stage,) = plans.plan_of(run).stages
     assert Clock(0, 40).steps == run.planned_steps
@@ -242,7 +249,7 @@ def test_every_method_gets_a_panel_from_its_keys(study):
     assert "| 1 | the | the |" in text
 
 
-def test_panel_of_an_unknown_method_is_drawn_too(runs, tmp_path):
+def test_panel_of_an_unknown_method_is_also_drawn(runs, tmp_path):
     shutil.copytree(runs / "dense", tmp_path / "run")
     rows = [
         {**row, "mine/<heat>": row["step"] / 7, "mine/sizes": [1, 2]}

@@ -1,6 +1,7 @@
 """The report's page in headless Chromium: it draws, switches, fits a phone, and is accessible. Needs Chromium."""
 
 import functools
+import itertools
 import pathlib
 import shutil
 
@@ -74,6 +75,30 @@ EMPTY = """() => [...document.querySelectorAll("figure svg, figure .line")]
         return empty || box.width + box.height < 1;
     })
     .map((one) => one.outerHTML.slice(0, 200))"""
+
+
+@every()
+def test_no_table_is_cut_on_a_laptop(name, opened):
+    page = opened(name, 1280)
+    cut = """() => [...document.querySelectorAll(".scroll:has(table)")].filter((one) => one.checkVisibility())
+        .filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.ariaLabel)"""
+    assert page.evaluate(cut) == []
+
+
+@every()
+@pytest.mark.parametrize("width", [WIDE, PHONE])
+def test_names_of_stages_do_not_overlap_and_are_not_cut(name, width, opened):
+    page = opened(name, width)
+    pictures = page.locator(".stages").all()
+    assert pictures
+    for picture in pictures:
+        spans = picture.locator("span").all()
+        assert all(span.evaluate("one => one.scrollWidth <= one.clientWidth + 1") for span in spans)
+        boxes = [span.bounding_box() for span in spans]
+        for one, other in itertools.combinations(boxes, 2):
+            beside = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
+            assert beside or abs(one["y"] - other["y"]) >= 14
+        assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
 
 
 @every()

@@ -1,4 +1,4 @@
-"""Every arm of the study of rivals trains, ends where its budget does, resumes exactly, and is planned in advance."""
+"""Every arm of the study of rivals trains within its budget, resumes exactly, and has as many steps as planned."""
 
 import dataclasses
 
@@ -10,13 +10,14 @@ from bert_fast.compare.study import Run
 from bert_fast.train import budget, timeline
 from helpers.interruption import interrupted
 from helpers.small_runs import rows_without_clock, run
+from helpers.tiers import tiers
 
 DEBUG = "bert:size=tiny,objective=mlm,norm=pre,debug"
 RIVALS = study.load("rivals")
+OWN = ("growing rows", "3ML")  # what the tests of the four methods do not cover
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arm", RIVALS.arms)
+@pytest.mark.parametrize("arm", tiers(RIVALS.arms, slow=OWN))
 def test_every_rival_trains_within_its_budget_and_resumes_exactly(arm, small_shards, tmp_path, monkeypatch):
     small = {"eval.every": 0, "phases": "16:1", "model.depth": 4, "learning_rate.warmup_steps": 2, "log_every": 4}
     made = dataclasses.replace(RIVALS, config=DEBUG, changes=small | {"checkpoint.every": 4})

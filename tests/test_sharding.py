@@ -25,13 +25,17 @@ def meshes():
     return json.loads(done.stdout)
 
 
-CASES = ["1x1x1 in 4", "8x1x1", "2x4x1", "2x2x2", "2x2x2 in 2", "2x2x2 with dropout"]
+CASES = ["1x1x1 in 4", "8x1x1", "2x4x1", "2x2x2", "2x2x2 in 2", "2x2x2 with dropout", "2x2x2 in 2 with dropout"]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_steps_on_a_mesh_or_in_micro_batches_equal_steps_on_one_device(meshes, case):
     assert meshes[case]["relative"] < 1e-5
     assert meshes[case]["absolute"] < 1e-5
+
+
+def test_kernels_of_several_devices_draw_the_masks_of_one(meshes):
+    assert max(meshes["kernel"]) < 1e-4
 
 
 def test_fsdp_and_tensor_axes_divide_the_parameters(meshes):
@@ -68,13 +72,13 @@ def test_every_rule_is_needed():
 
 def test_axis_that_the_mesh_does_not_divide_is_named():
     mesh = type("Mesh", (), {"shape": {"data": 1, "fsdp": 1, "tensor": 3}})()
-    with pytest.raises(BadInput, match=r"layers/query/kernel has an axis of 4.*tensor=3"):
-        sharding.spec_of("layers/query/kernel", (2, 32, 4, 8), mesh)
+    with pytest.raises(BadInput, match=r"layers/attention_output/kernel has an axis of 4.*tensor=3"):
+        sharding.spec_of("layers/attention_output/kernel", (2, 4, 8, 32), mesh)
 
 
 def test_matrices_get_the_specs_of_the_table():
     mesh = one_device_mesh()
-    assert sharding.spec_of("layers/query/kernel", (2, 32, 4, 8), mesh) == P(None, "fsdp", "tensor", None)
+    assert sharding.spec_of("layers/qkv/kernel", (2, 32, 96), mesh) == P(None, "fsdp", "tensor")
     assert sharding.spec_of("0/mu/layers/mlp_output/kernel", (2, 64, 32), mesh) == P(None, "tensor", "fsdp")
 
 

@@ -41,7 +41,7 @@ def test_a_sink_gets_the_numbers_of_every_row_and_is_closed(tmp_path, monkeypatc
     assert got == [(1, {"train/loss": 1.0}), (2, {"train/loss": 0.5}), (3, {"train/loss": 1 / 3}), "closed"]
 
 
-def test_a_sink_that_fails_warns_once_and_the_others_go_on(tmp_path, monkeypatch):
+def test_a_sink_that_fails_warns_once_and_the_others_continue(tmp_path, monkeypatch):
     got, said = [], []
 
     def send(numbers, step):
@@ -55,14 +55,14 @@ def test_a_sink_that_fails_warns_once_and_the_others_go_on(tmp_path, monkeypatch
     assert read_rows(tmp_path / "metrics.jsonl") == ROWS
 
 
-def test_a_sink_that_hangs_delays_neither_rows_nor_for_long_the_end(tmp_path, monkeypatch):
+def test_a_sink_that_hangs_does_not_delay_rows_and_delays_the_end_only_briefly(tmp_path, monkeypatch):
     said, released = [], threading.Event()
     monkeypatch.setattr(sinks, "PATIENCE", 0.1)
     monkeypatch.setitem(sinks.SINKS, "wandb", lambda run: (lambda numbers, step: released.wait(20), lambda: None))
     began = time.monotonic()
     written(tmp_path, made(tmp_path, ["wandb"], said))
     assert time.monotonic() - began < 5
-    assert said == ["warning: wandb did not take all rows within 0 s: see metrics.jsonl"]
+    assert said == ["warning: wandb did not accept all rows within 0 s: see metrics.jsonl"]
     released.set()
 
 
@@ -106,7 +106,7 @@ writer.close()
 
 
 def in_a_process(workdir, after, rows, *names):
-    """What a run does, in a process of its own: wandb and trackio read their settings when they are imported."""
+    """Runs SCRIPT in a separate process, because wandb and trackio read their settings when they are imported."""
     environment = os.environ | {"WANDB_MODE": "offline", "TRACKIO_DIR": str(workdir / "trackio"), "PYTHONPATH": "."}
     command = [sys.executable, "-W", "error", "-c", SCRIPT, str(workdir), str(after), json.dumps(rows), *names]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bert_fast import bert
+from bert_fast.dropout import draws
 from bert_fast.method import Clock, Method
 from bert_fast.methods import stacking
 from bert_fast.plan import Route, Span, whole
@@ -102,7 +103,7 @@ def test_random_layers_equal_the_fresh_layers_of_the_deeper_model():
     assert same(layers_of(grown, 0), params["layers"])
     assert grown["layers"].pop("gain").tolist() == [7, 7, 7]
     assert same(layers_of(grown, 1, 2), layers_of(fresh, 1, 2))
-    kernels = grown["layers"]["query"]["kernel"]
+    kernels = grown["layers"]["qkv"]["kernel"]
     assert (kernels[1] != kernels[2]).any()
     assert (kernels[1] != kernels[0]).any()
 
@@ -121,7 +122,7 @@ def test_identity_layers_change_nothing_in_a_pre_ln_model(variant, depths):
     )
     np.testing.assert_array_equal(x_BSD, y_BSD)
     # Only the output matrices are zero. The other weights are copies, so the new layers can learn.
-    assert same(layers_of(grown, high - 1)["query"], layers_of(params, low - 1)["query"])
+    assert same(layers_of(grown, high - 1)["qkv"], layers_of(params, low - 1)["qkv"])
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -233,11 +234,11 @@ def test_frozen_leaves_are_byte_identical_and_have_no_backward_pass_when_compile
     assert ("mlm/word" in learning) == (embedding == "C") == (not program.model.tied)
     # Neither gradients nor weight decay nor moments move the lowest layer.
     assert same(layers_of(before, 0), layers_of(after, 0))
-    assert not same(layers_of(before, 1)["query"], layers_of(after, 1)["query"])
-    assert not same(layers_of(before, 2)["query"], layers_of(after, 2)["query"])
-    # Each of the 3 layers has 8 products. The backward pass of the 2 trainable layers has two for each product.
+    assert not same(layers_of(before, 1)["qkv"], layers_of(after, 1)["qkv"])
+    assert not same(layers_of(before, 2)["qkv"], layers_of(after, 2)["qkv"])
+    # Each of the 3 layers has 6 products. The backward pass of the 2 trainable layers has two for each product.
     # The heads have four products, with two each in the backward pass, except that a frozen table gets no gradient.
-    assert compiled_dots(compiled) == 3 * 8 + 2 * 16 + 3 * 4 - (embedding == "B")
+    assert compiled_dots(compiled) == 3 * 6 + 2 * 12 + 3 * 4 - (embedding == "B")
 
 
 def compiled_dots(compiled) -> int:
@@ -259,19 +260,19 @@ def test_frozen_parameters_have_no_gradient_and_no_moments(embedding):
     assert "f32[3,16,32]" not in text
 
 
-def test_a_frozen_layer_saves_16_matrix_products():
+def test_a_frozen_layer_saves_12_matrix_products():
     def written(depths, index, norm="pre"):
         step, state, _ = of_stage(model=of_depth(4, norm=norm), depths=depths, index=index)
         return dots(jax.make_jaxpr(step)(state, random_batch(TINY, 4, 16, 2)).jaxpr)
 
-    # A layer has 8 products (query, key, value, scores, values, output, two of the feed-forward network), each with
+    # A layer has 6 products (qkv, scores, values, output, two of the feed-forward network), each with
     # two in its backward pass. In a pre-LN model the lowest trainable layer needs all of them: its LayerNorm learns.
-    # In a post-LN model it does not need the three for the gradient of its input. The heads have four products, and
+    # In a post-LN model it does not need the one for the gradient of its input. The heads have four products, and
     # the frozen table gets no gradient.
     counts = [written(f"{frozen},4", 1) for frozen in (3, 2, 1)]
-    assert counts == [32 + 16 + 11, 32 + 32 + 11, 32 + 48 + 11]
-    assert written("2,4", 2) == 32 + 64 + 12
-    assert written("2,4", 1, "post") == 32 + 32 + 11 - 3
+    assert counts == [24 + 12 + 11, 24 + 24 + 11, 24 + 36 + 11]
+    assert written("2,4", 2) == 24 + 48 + 12
+    assert written("2,4", 1, "post") == 24 + 24 + 11 - 1
 
 
 @pytest.mark.parametrize("frozen_dropout", [True, False])
@@ -284,8 +285,8 @@ def test_frozen_layers_and_embeddings_have_dropout_only_if_asked(frozen_dropout)
 
     # The new layer adds nothing, so this is the output of the frozen layers.
     def trunk(seed):
-        key = jax.random.key(seed)
-        return np.asarray(bert.encode(model, learns, frozen, batch, new.program.plan, Route(), key))
+        found = draws(jax.random.key(seed), 3)
+        return np.asarray(bert.encode(model, learns, frozen, batch, new.program.plan, Route(), found))
 
     assert (trunk(0) == trunk(1)).all() != frozen_dropout
     assert new.program.plan == (Span(0, 2, frozen=True, dropout=frozen_dropout), Span(2, 3))
@@ -310,7 +311,7 @@ def test_untied_table_starts_from_the_embeddings_and_is_discarded_in_the_joint_s
         np.testing.assert_array_equal(state.params["mlm"]["word"], word_VD)
         mu = next(node.mu for node in state.opt_state if hasattr(node, "mu"))
         assert mu["mlm"]["word"].max() == mu["mlm"]["dense"]["kernel"].max() == float(carry == "carry")
-        assert mu["layers"]["query"]["kernel"].max() == 0
+        assert mu["layers"]["qkv"]["kernel"].max() == 0
         learned = {**state.params, "mlm": {**state.params["mlm"], "word": state.params["mlm"]["word"] + 1}}
         state, _ = states.next_state(state._replace(params=learned), method, grown, joint, None, optimizer, 0, mesh)
         assert "word" not in state.params["mlm"]

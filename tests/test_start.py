@@ -14,7 +14,7 @@ from bert_fast.data.vocab import SPECIAL, parse
 from bert_fast.method import Clock, Method, Program, Stage, chain, cut
 from bert_fast.plan import edit, whole
 from bert_fast.schedule import Schedule
-from bert_fast.train import checkpoint, initial_params, optim, resume, sharding, timeline
+from bert_fast.train import checkpoint, initial_params, optim, report, resume, sharding, timeline
 from bert_fast.train.counters import Counters
 from bert_fast.train.description import Description
 from bert_fast.train.sharding import AXES, make_mesh
@@ -182,6 +182,7 @@ def test_unknown_argument_of_a_method_is_refused():
 class Device:
     id: int
     process_index: int = 0
+    platform: str = "cpu"
 
 
 def test_stage_that_the_mesh_does_not_divide_is_refused_before_it_begins(small_shards):
@@ -189,11 +190,22 @@ def test_stage_that_the_mesh_does_not_divide_is_refused_before_it_begins(small_s
     method = methods.make(settings.methods)
     mesh = jax.sharding.Mesh(np.array([Device(0), Device(1)]).reshape(1, 1, 2), AXES)
     with pytest.raises(BadInput, match=r"stage 16-tokens: layers/attention_output/kernel has an axis of 3.*tensor=2"):
-        sharding.check_divides(settings.eval.batch_size, timeline.stages(settings, method), mesh)
+        sharding.check_stages(settings.eval.batch_size, timeline.stages(settings, method), mesh)
 
 
 def test_counts_of_another_version_are_refused():
     old = {**Counters().to_json(), "stage": 1}
-    with pytest.raises(BadInput, match=r"another version of bert_fast, which kept other counts \(stage\)"):
+    with pytest.raises(BadInput, match=r"another version of bert_fast, which kept different counts \(stage\)"):
         Counters.from_json(old)
     assert Counters.from_json(Counters(ends=[5, 9]).to_json()).stage_began == 9
+
+
+def test_a_long_warm_up_and_many_passes_over_the_corpus_are_warned_about(small_shards, tmp_path, capfd, monkeypatch):
+    changes = {"steps": 4, "eval__every": 0, "checkpoint__every": 0}
+    run(small_config(small_shards, **changes, learning_rate__warmup_steps=3), tmp_path / "slow")
+    assert "the learning rate rises for 3 of 4 steps" in capfd.readouterr().err
+    run(small_config(small_shards, **changes, learning_rate__warmup_steps=0.5), tmp_path / "fine")
+    assert "WARNING" not in capfd.readouterr().err
+    monkeypatch.setattr(report, "MANY_PASSES", 0)
+    run(small_config(small_shards, **changes, learning_rate__warmup_steps=0.5), tmp_path / "many")
+    assert "the run reads the corpus" in capfd.readouterr().err

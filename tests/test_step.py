@@ -28,11 +28,11 @@ def test_frozen_layers_have_no_backward_pass(params):
         step, state = step_and_state(program, params)
         return dots(jax.make_jaxpr(step)(state, batch_of(), Route(), 0.1, SEED).jaxpr)
 
-    # A layer has 8 products (query, key, value, scores, values, output, two of the feed-forward
+    # A layer has 6 products (qkv, scores, values, output, two of the feed-forward
     # network), each with two in its backward pass. The lowest layer that learns above a frozen one
-    # needs no gradient of its input, which saves three products.
-    assert count(0) - count(1) == 16 + 3
-    assert count(1) - count(2) == 16
+    # needs no gradient of its input, which saves one product.
+    assert count(0) - count(1) == 12 + 1
+    assert count(1) - count(2) == 12
 
 
 def test_frozen_parameters_are_byte_identical_after_steps(params):
@@ -46,7 +46,7 @@ def test_frozen_parameters_are_byte_identical_after_steps(params):
     same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), params, after)
     assert jax.tree.all(same["embed"])
     assert jax.tree.all(same["mlm"]["norm"])
-    kernels = params["layers"]["query"]["kernel"], after["layers"]["query"]["kernel"]
+    kernels = params["layers"]["qkv"]["kernel"], after["layers"]["qkv"]["kernel"]
     np.testing.assert_array_equal(kernels[0][:2], kernels[1][:2])
     assert (kernels[0][2] != kernels[1][2]).any()
     moments = jax.tree.leaves(state.opt_state)
@@ -90,7 +90,7 @@ def test_dropped_layers_get_a_gradient_of_zero_and_still_decay(params):
     plan, route = pack(whole(3), np.array([[1, 0, 1]], np.float32))
     step, state = step_and_state(dataclasses.replace(PROGRAM, plan=plan), params)
     state, _ = jax.jit(step)(state, batch_of(), route, 0.1, SEED)
-    kernel, before = state.params["layers"]["query"]["kernel"], params["layers"]["query"]["kernel"]
+    kernel, before = state.params["layers"]["qkv"]["kernel"], params["layers"]["qkv"]["kernel"]
     np.testing.assert_allclose(kernel[1], before[1] * (1 - 0.1 * 0.01), rtol=1e-6)
     assert np.abs(kernel[0] - before[0]).max() > 0.01
 

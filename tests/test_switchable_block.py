@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from bert_fast import qkv
 from bert_fast.method import Method
 from bert_fast.methods.layer_drop import make
 from bert_fast.plan import Span, edit, pack, whole
@@ -36,10 +37,7 @@ def switchable_encoder(config, params, batch, gate_L, keep_L):
     allowed_BQK = batch["segments"][:, :, None] == batch["segments"][:, None, :]
 
     def self_attention(layer, z_BSD):
-        q, k, v = (
-            np.einsum("BSD,DHE->BSHE", z_BSD, layer[name]["kernel"]) + layer[name]["bias"]
-            for name in ("query", "key", "value")
-        )
+        q, k, v = (np.einsum("BSD,DHE->BSHE", z_BSD, layer[name]["kernel"]) + layer[name]["bias"] for name in qkv.NAMES)
         logits_BHQK = np.einsum("BQHE,BKHE->BHQK", q, k) / math.sqrt(config.head_size)
         weights_BHQK = reference.softmax(np.where(allowed_BQK[:, None], logits_BHQK, -1e30))
         output = layer["attention_output"]
@@ -50,7 +48,7 @@ def switchable_encoder(config, params, batch, gate_L, keep_L):
         return h_BSF @ layer["mlp_output"]["kernel"] + layer["mlp_output"]["bias"]
 
     for i, (gate, keep) in enumerate(zip(gate_L, keep_L, strict=True)):
-        layer = jax.tree.map(lambda leaf: leaf[i], params["layers"])  # noqa: B023
+        layer = qkv.separate(jax.tree.map(lambda leaf: leaf[i], params["layers"]))  # noqa: B023
         h_BSD = x_BSD + gate / keep * self_attention(layer, reference.norm(x_BSD, layer["attention_norm"], eps))
         x_BSD = h_BSD + gate / keep * feed_forward(layer, reference.norm(h_BSD, layer["mlp_norm"], eps))
     return reference.norm(x_BSD, params["final_norm"], eps)
@@ -82,6 +80,7 @@ def test_theta_of_one_is_plain_pre_ln_bit_for_bit():
     equal(run(config, params, scale_L=drawn(make(), stage, 0)[0], seed=0), plain)  # theta starts at 1
 
 
+@pytest.mark.slow
 def test_a_span_may_run_no_layer():
     params = reference.random_params(PRE)
     plan = (Span(0, 1), Span(1, 3, queries=8, keys=8))
@@ -159,7 +158,7 @@ def test_moments_and_weights_of_dropped_layers_decay_without_a_gradient():
     def of_dropped_layer(state):
         (moments,) = filter(is_moments, jax.tree.leaves(state.opt_state, is_leaf=is_moments))
         stacks = (state.params["layers"], moments.mu["layers"], moments.nu["layers"])
-        return [np.asarray(stack["query"]["kernel"][1], np.float64) for stack in stacks]
+        return [np.asarray(stack["qkv"]["kernel"][1], np.float64) for stack in stacks]
 
     (w, m, v), (w_after, m_after, v_after) = of_dropped_layer(before), of_dropped_layer(after)
     np.testing.assert_allclose(m_after, 0.9 * m, rtol=1e-6)

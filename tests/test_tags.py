@@ -1,4 +1,4 @@
-"""A tag for each token: files, IOB2, windows that lose no token, and scores equal to those of seqeval."""
+"""A tag for each token: files, IOB2, windows that lose no token, and scores equal to seqeval's."""
 
 import json
 
@@ -130,7 +130,7 @@ def test_scores_equal_those_that_seqeval_1_2_2_gave(wanted, raw, precision, reca
     )
 
 
-def test_scores_equal_those_of_seqeval():
+def test_scores_equal_seqevals():
     metrics = pytest.importorskip("seqeval.metrics")
     rng = np.random.default_rng(0)
     for share in (0.0, 0.2, 0.9):

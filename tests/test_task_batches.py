@@ -1,4 +1,4 @@
-"""Batches of examples of similar length: every example once, the same programs in every epoch, little padding."""
+"""Batches of examples of similar length: each epoch has every example once, the same programs, and little padding."""
 
 import os
 import pathlib

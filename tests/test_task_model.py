@@ -142,7 +142,9 @@ def test_only_a_trained_pooler_is_taken_over(tmp_path, objective, about, learned
 
 
 def save_encoder(root, objective, shape=(), **about):
-    """Writes a run folder with a model that was trained for this objective; with a pooler, if `shape` does not say."""
+    """Writes a run folder with a model that was trained for this objective. It has a pooler unless `shape` says
+    otherwise.
+    """
     root.mkdir()
     made = make_encoder(root, **{"pooler": True, **dict(shape)})
     stage = dataclasses.replace(made.about.stage, program=dataclasses.replace(made.program, objective=objective))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from bert_fast import BadInput, bert
+from bert_fast import BadInput, bert, qkv
 from bert_fast.cost.flops import layer_products, step_flops
 from bert_fast.method import Program
 from bert_fast.methods import early_bert
@@ -137,8 +137,7 @@ def test_slim_weights_are_the_kept_rows_of_the_initial_weights_in_order():
     assert set(slim["layers"]) == set(plain["layers"])
     jax.tree.map(np.testing.assert_array_equal, slim["embed"], plain["embed"])
     for layer in range(3):
-        of = jax.tree.map(lambda leaf: leaf[layer], plain["layers"])  # noqa: B023
-        got = jax.tree.map(lambda leaf: leaf[layer], slim["layers"])  # noqa: B023
+        of, got = (qkv.separate(jax.tree.map(lambda leaf: leaf[layer], tree["layers"])) for tree in (plain, slim))  # noqa: B023
         heads, neurons = (np.flatnonzero(quantile_rule(c, r, False)[layer]) for c, r in ((c_LH, 0.333333), (c_LF, 0.4)))
         np.testing.assert_array_equal(got["query"]["kernel"], of["query"]["kernel"][:, heads])
         np.testing.assert_array_equal(got["key"]["bias"], of["key"]["bias"][heads])

@@ -237,23 +237,23 @@ def gathered_loss(params, config, order_BS):
     depth, selected, unselected = config.depth, order_BS[:, :KEPT], order_BS[:, KEPT:]
     take = lambda x, at: jnp.take_along_axis(x, at if x.ndim == 2 else at[..., None], axis=1)  # noqa: E731
 
-    def layer(i, x_BQD, y_BKD, of_q, of_k):
-        allowed_BQK = of_q[:, :, None] == of_k[:, None, :]
+    def layer(i, x_BQD, y_BKD, segments_BK):
         of_layer = jax.tree.map(lambda leaf: leaf[i], params["layers"])
-        return apply(Block(config, config.heads, config.mlp_dim), of_layer, x_BQD, y_BKD, allowed_BQK, None, None)
+        block = Block(config, config.heads, config.mlp_dim, keys=y_BKD.shape[1])
+        return apply(block, of_layer, x_BQD, y_BKD, segments_BK, None, None)
 
     segments_BS = BATCH["segments"]
     x_BSD = apply(Embed(config), params["embed"], BATCH, None)
     for i in range(depth // 2 - 1):
-        x_BSD = layer(i, x_BSD, x_BSD, segments_BS, segments_BS)
+        x_BSD = layer(i, x_BSD, x_BSD, segments_BS)
     x_selected, x_unselected = take(x_BSD, selected), take(x_BSD, unselected)
     y_BSD = jnp.concatenate([x_selected, x_unselected], axis=1)
     of_selected = take(segments_BS, selected)
-    x_selected = layer(depth // 2 - 1, x_selected, y_BSD, of_selected, take(segments_BS, order_BS))
+    x_selected = layer(depth // 2 - 1, x_selected, y_BSD, take(segments_BS, order_BS))
     for i in range(depth // 2, depth - 1):
-        x_selected = layer(i, x_selected, x_selected, of_selected, of_selected)
+        x_selected = layer(i, x_selected, x_selected, of_selected)
     x_BSD = restored(jnp.concatenate([x_selected, x_unselected], axis=1), order_BS)
-    x_BSD = layer(depth - 1, x_BSD, x_BSD, segments_BS, segments_BS)
+    x_BSD = layer(depth - 1, x_BSD, x_BSD, segments_BS)
     if config.norm == "pre":
         x_BSD = apply(layer_norm(config), params["final_norm"], x_BSD)
     return losses_sum(config, params, BATCH, x_BSD)

@@ -92,7 +92,9 @@ def test_one_program_with_dropping_and_one_without_are_compiled(finished):
 
 
 # Inside the stage with dropping, exactly at its end, and in the tail.
-@pytest.mark.parametrize("at_step", [7, TAIL, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "at_step", [pytest.param(7, marks=pytest.mark.slow), TAIL, pytest.param(15, marks=pytest.mark.slow)]
+)
 def test_interrupted_run_ends_like_an_uninterrupted_one(finished, small_shards, tmp_path, monkeypatch, at_step):
     config = dropping_config(small_shards)
     interrupted(config, tmp_path, at_step, monkeypatch)

@@ -274,7 +274,7 @@ def test_config_is_the_released_recipe():
         "examples_per_row": 1, "boundary": -1, "shortest": 0,
     }  # fmt: skip
     rate = config.learning_rate
-    assert (rate.peak, rate.warmup_steps, rate.decay, rate.end) == (1e-4, 10_000, "linear", 0.0)
+    assert (rate.peak, rate.warmup_steps, rate.decay, rate.end) == (1e-4, 0.01, "linear", 0.0)
     optimizer = config.optimizer
     assert (optimizer.name, optimizer.b1, optimizer.b2, optimizer.eps) == ("adamw", 0.9, 0.999, 1e-7)
     assert (optimizer.weight_decay, optimizer.bias_correction, optimizer.clip_norm) == (0.01, True, 1.0)

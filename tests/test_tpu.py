@@ -70,14 +70,15 @@ class Lowered:
 
 def test_a_program_is_compiled_once_for_each_topology_and_set_of_flags(tmp_path, monkeypatch):
     monkeypatch.setattr(Lowered, "compiled", [])
-    first = tpu.compile(Lowered("one"), "v5e:1x1", tmp_path)
+    first = tpu.compile(Lowered("one"), "v5e:1x1", tmp_path, {})
     assert (first.arguments, first.temporaries, first.peak, first.text) == (100, 10, 115, "one")
-    assert tpu.compile(Lowered("one"), "v5e:1x1", tmp_path) == first
-    tpu.compile(Lowered("other"), "v5e:1x1", tmp_path)
-    tpu.compile(Lowered("one"), "v5e:2x4", tmp_path)
+    assert tpu.compile(Lowered("one"), "v5e:1x1", tmp_path, {}) == first
+    tpu.compile(Lowered("other"), "v5e:1x1", tmp_path, {})
+    tpu.compile(Lowered("one"), "v5e:2x4", tmp_path, {})
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=1024")
-    tpu.compile(Lowered("one"), "v5e:1x1", tmp_path)
-    assert Lowered.compiled == ["one", "other", "one", "one"]
+    tpu.compile(Lowered("one"), "v5e:1x1", tmp_path, {})
+    tpu.compile(Lowered("one"), "v5e:1x1", tmp_path, {"xla_tpu_scoped_vmem_limit_kib": 1024})
+    assert Lowered.compiled == ["one", "other", "one", "one", "one"]
 
 
 @pytest.mark.parametrize("topology", ["v9:1x1", "v5e", "tpu"])
@@ -91,7 +92,7 @@ def test_missing_or_wrong_libtpu_is_reported_with_the_command_to_install_it(monk
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(BadInput, match=r"needs libtpu, .*pip install -r requirements-tpu\.txt"):
+    with pytest.raises(BadInput, match=r'needs libtpu, .*pip install "\.\[tpu\]" in a clone, .*requirements-tpu\.txt'):
         estimate.on("v5e:1x1")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.99")
     with pytest.raises(BadInput, match=r"libtpu 0\.0\.99 does not match jaxlib .*, which needs 0\.0\."):

@@ -69,14 +69,14 @@ class Cloud:
         self.write("plan.json", json.dumps(entries))
 
     def start(self, command: str, *flags: str) -> subprocess.Popen:
-        """Starts a command in a process of its own."""
+        """Starts a command in a separate process."""
         argv = [sys.executable, "-m", "experiments.tpu_vm", command, str(self.path), "--poll=0.1", *flags]
         process = subprocess.Popen(argv, cwd=ROOT, text=True, stderr=subprocess.PIPE, start_new_session=True)
         self.processes.append(process)
         return process
 
     def __call__(self, command: str, *flags: str, code: int = 0) -> tuple[str, str]:
-        """Runs a command, which has to end with this code. Returns its stdout and stderr."""
+        """Runs a command, which must end with this code. Returns its stdout and stderr."""
         self.capfd.readouterr()
         polls = ["--poll=0.1"] if command in ("run", "resume") else []
         found = main([command, str(self.path), *polls, *flags])
@@ -149,7 +149,7 @@ def test_a_dry_run_prints_what_is_run(cloud, task, tmp_path):
         _, shown = mini(command, *flags)
         ran = [line.removeprefix("$ ") for line in shown.splitlines() if line.startswith("$ ")]
         polls = [line for line in ran if "describe" in line or "vm.sh status" in line]
-        if command in ("run", "resume"):  # the real run takes a while, so there are more looks at it
+        if command in ("run", "resume"):  # the real run takes a while, so it is checked more often
             assert [line for line in printed.splitlines() if line not in polls] == [x for x in ran if x not in polls]
             assert set(polls) == {line for line in printed.splitlines() if line in polls}
         else:
@@ -163,6 +163,42 @@ def test_a_dry_run_runs_nothing(cloud, command, monkeypatch):
     mini = cloud()
     monkeypatch.setenv("PATH", "/nowhere")
     assert "gcloud " in mini(command, "--dry_run")[0]
+
+
+@pytest.mark.parametrize("command", ["create", "run", "resume", "delete"])
+def test_a_dry_run_does_not_speak_as_if_it_had_done_something(cloud, command):
+    said = cloud()(command, "--dry_run")[1]
+    assert said.startswith("dry run: nothing is run. If th")
+    assert said.endswith("dry run: nothing was run, made or deleted\n")
+    assert not re.search("READY|finished|: ready|: deleted", said)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--config=bert:size=huge"], "unknown size 'huge'"),
+        (["--config=bert", "--config.stps=7"], "stps"),
+        (["--config=bert", "--config.steps=many"], "--config.steps=many: expected a whole number"),
+        (["--config=bert", "--config.phases=1024:1"], "above the model's 512 positions"),
+        (["--config=bert", "--config.methods=layer_drp"], "did you mean layer_drop"),
+        (["--config=bert", "--config.budget=tokens:1"], "does not allow even one step"),
+        (["--config=bert", "--stps=7"], "stps"),
+    ],
+)
+def test_flags_that_pretrain_would_refuse_are_refused_before_any_call(cloud, args, said):
+    mini = cloud(args=args)
+    for command, *flags in (["create"], ["setup", "--dry_run"], ["run"], ["resume", "--dry_run"]):
+        printed, error = mini(command, *flags, code=2)
+        assert not printed
+        assert re.search(rf"^error: .*task.toml: args: .*{said}", error), error
+    assert not mini.calls()
+
+
+def test_without_the_package_the_flags_are_not_checked_and_a_note_says_so(cloud, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bert_fast.planner.estimate", None)
+    printed, said = cloud(args=["--config=bert:size=huge"])("create", "--dry_run")
+    assert "gcloud " in printed
+    assert "note: args are not checked here, because " in said
 
 
 def test_a_missing_gcloud_is_an_error_that_says_where_to_get_it(cloud, monkeypatch):
@@ -248,7 +284,7 @@ def test_a_watcher_waits_for_capacity_and_survives_a_failing_network(cloud):
     )
     shown = mini("resume")[1]
     assert "no capacity in us-west4-a now, trying again" in shown
-    assert "cannot be asked" in shown
+    assert "state unknown" in shown
     assert "finished" in shown
 
 
@@ -340,9 +376,9 @@ def test_the_bucket_holds_a_checkpoints_checksums_last_and_nothing_unfinished(cl
 
 
 def on_worker(mini, tmp_path, failing: str, said: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Calls a function of vm.sh on worker 0 as its loop does, where `set -e` is off: `keep ... || ...`.
+    """Calls a function of vm.sh on worker 0 as the loop in vm.sh does: `keep ... || ...`, which turns `set -e` off.
 
-    gcloud fails if its command line has `failing`, and says `said`.
+    gcloud fails with the message `said` if its command line contains `failing`.
     """
     (tmp_path / "failing").mkdir()
     program = tmp_path / "failing/gcloud"
@@ -413,7 +449,7 @@ def test_a_local_package_is_copied_as_a_wheel(cloud, tmp_path):
     ("changes", "said"),
     [
         ({"project": None}, "project is missing"),
-        ({"project": "YOUR-PROJECT"}, "put your own in place"),
+        ({"project": "YOUR-PROJECT"}, "replace the part that begins"),
         ({"nme": "x"}, "unknown key 'nme'"),
         ({"name": "Mini_1"}, "name = 'Mini_1': expected"),
         ({"type": "v5e-8"}, "type = 'v5e-8': expected v2, .*v5litepod"),

@@ -66,7 +66,7 @@ def test_mask_in_a_corpus_is_ordinary_text(tmp_path):
     words = trained(tmp_path, [*ENGLISH, "[MASK] mask"])
     (document,) = document_tokenizer.DocumentTokenizer(words)(["the [MASK] dog"])
     assert words.mask.to_bytes(2, "little") not in [document.records[0][i : i + 2] for i in range(8, 24, 2)]
-    assert document.lengths == [len(words.tokenizer.encode("the [MASK] dog").ids)]
+    assert document.lengths == [len(words.for_text().encode("the [MASK] dog").ids)]
 
 
 def test_rare_symbols_do_not_fill_a_small_vocabulary(tmp_path):
@@ -98,3 +98,15 @@ def test_unusable_vocabularies_are_named(tmp_path):
         vocab.load(tmp_path / "none.txt")
     with pytest.raises(BadInput, match="no word"):
         vocab.train([" ", "\n"], 200)
+
+
+def test_training_on_a_word_of_megabytes_ends_and_learns_nothing_from_it():
+    """WordPiece does not split words of more than 100 characters, so the vocabulary learns nothing from them."""
+    texts = ["the dog runs over the river bank, as dogs do. "] * 50
+    long = "abcdefghij" * 400_000
+    ids = vocab.train([*texts, f"dogs {long} do", long], 90).decode().split()
+    assert {"dog", "river"} <= set(ids)
+    assert not any("j" in token for token in ids)
+    joined = "(river)" * 60  # no white space, but short words
+    assert "river" in vocab.train([joined, "dog"], 90).decode().split()
+    assert vocab.train([texts[0].replace(" ", "\n")], 40).count(b"\n") == vocab.train(texts[:1], 40).count(b"\n")

@@ -3,6 +3,7 @@
 A command imports what it needs only when it runs, so that --help is fast.
 """
 
+import contextlib
 import importlib
 import types
 
@@ -10,9 +11,10 @@ from absl import flags
 
 from bert_fast import BadInput
 
-REQUIRED = "required"
+REQUIRED = "(required)"
 # In the order of use: first the commands that make a model, then the commands that use it.
 NAMES = (
+    "doctor",
     "prepare",
     "convert",
     "plan",
@@ -66,15 +68,35 @@ def process_flags(args: flags.FlagValues):
     )
 
 
+@contextlib.contextmanager
+def processes(args, config: dict):
+    """Runs the block together with the other processes, if any. All must have the same config and code.
+
+    Raises BadInput if only some of --coordinator, --process_count and --process_index are given, or if not all
+    processes join.
+    """
+    from bert_fast.train import agreement
+
+    join_processes(args)
+    with agreement.together():
+        agreement.agree("settings and code", lambda: agreement.settings_of(config) | agreement.code())
+        yield
+
+
 def join_processes(args):
-    """Connects to the other processes, if any. Raises BadInput if only some of the three flags are given."""
     import jax
 
     given = [args[name].value is not None for name in ("coordinator", "process_count", "process_index")]
     if any(given) and not all(given):
         raise BadInput("--coordinator, --process_count and --process_index go together: give all three, or none")
     if args.distributed or args.coordinator:
-        jax.distributed.initialize(args.coordinator, args.process_count, args.process_index)
+        try:
+            jax.distributed.initialize(args.coordinator, args.process_count, args.process_index)
+        except jax.errors.JaxRuntimeError as error:
+            raise BadInput(
+                "not all processes joined within 300 s: start --process_count processes, each with its "
+                f"own --process_index, that reach --coordinator={args.coordinator} ({str(error).splitlines()[0]})"
+            ) from error
 
 
 def keep_programs():

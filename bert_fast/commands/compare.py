@@ -1,6 +1,7 @@
 """The command `compare`."""
 
 import pathlib
+import shlex
 
 from absl import flags
 
@@ -18,16 +19,27 @@ def define(args, argv: list[str]):
         "processes", 0, "Runs to train at once; 0: one per core for narrow models on a CPU, else one.", 0,
         flag_values=args,
     )  # fmt: skip
-    flags.DEFINE_string("task_data", "", "The folder with the data of the tasks, such as glue/.", flag_values=args)
-    flags.DEFINE_bool("dry_run", False, "Only print the plan: runs, time, disk and price.", flag_values=args)
+    flags.DEFINE_string("task_data", "", "The folder with the task data, such as glue/.", flag_values=args)
+    flags.DEFINE_string(
+        "records", "", "A folder that keeps each finished run as a small file. Runs that it holds are not repeated.",
+        flag_values=args,
+    )  # fmt: skip
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Train nothing: prepare the text and the step costs if they are missing, and print the plan (runs, time, disk "
+        "and price).",
+        flag_values=args,
+    )
     flags.DEFINE_string(
         "preset", "", "A study that ships with the package: smoke, small, medium or paper.", flag_values=args
     )
 
 
 def run(args, texts: list[str]) -> int:
-    from bert_fast import BadInput
+    from bert_fast import BadInput, command
     from bert_fast.compare import compare
+    from bert_fast.train.report import say
 
     needs(args, "out")
     names = [*texts, *([args.preset] if args.preset else [])]
@@ -37,7 +49,8 @@ def run(args, texts: list[str]) -> int:
             "compare smoke --out=runs/smoke"
         )
     changes = {"task_data": str(pathlib.Path(args.task_data).resolve())} if args.task_data else {}
-    results = compare(names[0], args.out, args.data, args.processes, args.dry_run, changes)
+    results = compare(names[0], args.out, args.data, args.processes, args.dry_run, changes, args.records)
     if "budgets" in results:
         print(pathlib.Path(args.out, "results.md").read_text())
+        say(f"try: {command()} report {shlex.quote(args.out)}")
     return 1 if results["failed"] else 0

@@ -1,8 +1,8 @@
 """The flag `--config`: a shipped config by name or a config file, its arguments, and changes to single values.
 
 --config=bert:size=mini,seq=128        a config that ships with the package
---config=path/to/mine.py:size=mini     a file of your own
---config.steps=1000                    a change of one value
+--config=path/to/mine.py:size=mini     your own file
+--config.steps=1000                    changes one value
 """
 
 import ast
@@ -78,7 +78,7 @@ def define(
     args, argv: list[str], name: str = "config", what: str = "", required: bool = True, example: str = "bert:size=mini"
 ):
     """Adds the flag. The names of the values to change are read from `argv`, the command line."""
-    how = f"by name or as a file, with arguments: {example},seq=128. --{name}.KEY=VALUE changes a value."
+    how = f"by name or as a file, with arguments: {example},seq=128. --{name}.KEY=VALUE changes one value."
     what = f"{what}, {how} {REQUIRED if required else ''}".strip()
     config_flags.DEFINE_config_file(name, None, what, sys_argv=argv, flag_values=args)
 

@@ -7,7 +7,7 @@ from absl import flags
 from bert_fast import BadInput, command
 from bert_fast.commands import needs
 
-WHAT = "turn a config of DeepSpeed or TensorFlow Model Garden into one of this package"
+WHAT = "turn a config of DeepSpeed or TensorFlow Model Garden into a config of this package"
 EXAMPLE = "--out=mine.py deepspeed_config.json bert_base.json"
 
 
@@ -16,8 +16,10 @@ def define(args, argv: list[str]):
     flags.DEFINE_string(
         "base", None, "The shipped config to start from, such as bert:size=large,norm=pre.", flag_values=args
     )
-    flags.DEFINE_integer("steps", 0, "Steps of the run, if the files do not have them.", 0, flag_values=args)
-    flags.DEFINE_integer("devices", 0, "Number of GPUs of the run, which DeepSpeed's file does not have.", 0,
+    flags.DEFINE_integer(
+        "steps", 0, "Number of steps of the run, if it is not in the files; 0: unknown.", 0, flag_values=args
+    )
+    flags.DEFINE_integer("devices", 0, "Number of GPUs of the run, which is not in DeepSpeed's file; 0: unknown.", 0,
                          flag_values=args)  # fmt: skip
 
 

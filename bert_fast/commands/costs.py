@@ -20,11 +20,14 @@ def define(args, argv: list[str]):
     config_flag.define(args, argv, "compare", "A second config, to time alternately with --config", required=False)
     flags.DEFINE_string("out", None, "The file to write. " + REQUIRED, flag_values=args)
     flags.DEFINE_string(
-        "topology", "", "A TPU such as v5e:1x1: estimate the costs with its compiler instead.", flag_values=args
+        "topology",
+        "",
+        "A TPU such as v5e:1x1. Its compiler estimates the costs; nothing is measured.",
+        flag_values=args,
     )
     flags.DEFINE_integer("rounds", 7, "How many times each program is timed.", lower_bound=3, flag_values=args)
     flags.DEFINE_string(
-        "cache", "~/.cache/bert_fast/plan", "The folder in which results of the compiler are kept.", flag_values=args
+        "cache", "~/.cache/bert_fast/plan", "The folder in which the compiler's results are kept.", flag_values=args
     )
 
 

@@ -22,7 +22,7 @@ def define(args, argv: list[str]):
         flag_values=args,
     )
     flags.DEFINE_string("out", None, "A .npy file to write [JSON Lines on standard output].", flag_values=args)
-    flags.DEFINE_string("pooling", "mean", "mean: over all tokens. cls: the state of [CLS].", flag_values=args)
+    flags.DEFINE_string("pooling", "mean", "mean: averaged over tokens. cls: the state of [CLS].", flag_values=args)
     flags.DEFINE_integer("batch_size", 32, "Number of texts in a batch.", lower_bound=1, flag_values=args)
 
 

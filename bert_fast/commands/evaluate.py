@@ -13,10 +13,13 @@ EXAMPLE = "--checkpoint=runs/mini"
 def define(args, argv: list[str]):
     checkpoint_flag(args)
     flags.DEFINE_string("data", None, "A shards folder other than the run's own.", flag_values=args)
-    flags.DEFINE_integer("examples", None, "Number of held-out examples [the run's --config.eval].", flag_values=args)
-    flags.DEFINE_integer("seq_len", None, "Tokens in an example [the run's --config.eval].", flag_values=args)
+    flags.DEFINE_integer("examples", None, "Number of held-out examples [as in the run].", flag_values=args)
+    flags.DEFINE_integer("seq_len", None, "Tokens in an example [as in the run].", flag_values=args)
     flags.DEFINE_bool(
-        "unigram", False, "Also the loss of a unigram model (add-one counts), on the same masks.", flag_values=args
+        "unigram",
+        False,
+        "Also print the loss of a unigram model (add-one counts), on the same masks.",
+        flag_values=args,
     )
 
 

@@ -16,7 +16,7 @@ def define(args, argv: list[str]):
 
 
 def define_common(args):
-    """Adds the flags that `push` has, too."""
+    """Adds the flags that `push` also has."""
     checkpoint_flag(args)
     flags.DEFINE_bool(
         "verify",
@@ -25,7 +25,7 @@ def define_common(args):
         flag_values=args,
     )
     flags.DEFINE_bool(
-        "initialised_heads", False, "Also write the heads that an imported model lacked.", flag_values=args
+        "initialised_heads", False, "Also write heads that the imported model did not have.", flag_values=args
     )
     flags.DEFINE_string("results", None, "A finetune folder with results.json, for the model card.", flag_values=args)
     flags.DEFINE_string("license", None, "For the model card: an identifier such as apache-2.0.", flag_values=args)

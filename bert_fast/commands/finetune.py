@@ -4,9 +4,9 @@ import pathlib
 
 from absl import flags
 
-from bert_fast.commands import REQUIRED, join_processes, keep_programs, needs, nothing, process_flags
+from bert_fast.commands import REQUIRED, keep_programs, needs, nothing, process_flags, processes
 
-WHAT = "fine-tune a checkpoint on GLUE, SQuAD or your own file and score it; the same command continues it"
+WHAT = "fine-tune a checkpoint on GLUE, SQuAD or your own file, and score it; the same command continues"
 EXAMPLE = "--config=glue:task=mrpc --checkpoint=runs/mini --workdir=runs/mrpc --config.data.dir=GLUE"
 
 
@@ -37,8 +37,8 @@ def run(args, texts: list[str]) -> int:
     keep_programs()
     needs(args, "config", "workdir")
     config = args.config.to_dict()
-    join_processes(args)
-    made = settings.make(config)
-    if results := sweep.finetune(made, config, pathlib.Path(args.workdir), args.checkpoint or "", args.hf or ""):
-        print(sweep.table(results))
+    with processes(args, config):
+        made = settings.make(config)
+        if results := sweep.finetune(made, config, pathlib.Path(args.workdir), args.checkpoint or "", args.hf or ""):
+            print(sweep.table(results))
     return 0

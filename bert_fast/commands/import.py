@@ -28,5 +28,5 @@ def run(args, texts: list[str]) -> int:
     folder = read.save(imported, args.out)
     came = imported.about.imported or {}
     print(f"{folder}: {len(came['tensors'])} tensors from {came['folder']}")
-    print(read.to_go_on(imported, args.out))
+    print(read.next_commands(imported, args.out))
     return 0

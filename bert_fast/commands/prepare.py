@@ -12,25 +12,25 @@ def define(args, argv: list[str]):
     flags.DEFINE_multi_string(
         "source",
         None,
-        "Text: docs, files:GLOB, hf:ORG/NAME[/CONFIG]:SPLIT[:COLUMN] or tfds:NAME[/CONFIG]:SPLIT. Several --source are "
-        "read one after another; with weights, as in --source='0.7*files:a/*.txt', they are mixed in these shares of "
-        "the text. " + REQUIRED,
+        "Text: docs, files:GLOB, hf:ORG/NAME[/CONFIG]:SPLIT[:COLUMN] or tfds:NAME[/CONFIG]:SPLIT. Several "
+        "--source are read one after another. With weights, such as --source='0.7*files:a/*.txt', they are mixed: "
+        "a weight is a source's share of the text. " + REQUIRED,
         flag_values=args,
     )
     flags.DEFINE_bool(
         "repeat",
         False,
-        "In a mixture, read short sources again until each was read once, instead of ending with the shortest.",
+        "In a mixture, repeat sources that run out until all have been read, instead of ending once one runs out.",
         flag_values=args,
     )
     flags.DEFINE_string("out", None, "The shards folder to create. " + REQUIRED, flag_values=args)
     flags.DEFINE_string("vocab", None, "An existing vocab.txt. Without it, a vocabulary is trained.", flag_values=args)
     flags.DEFINE_integer("vocab_size", 30_522, "Size of a trained vocabulary, in word pieces.", flag_values=args)
-    flags.DEFINE_bool("cased", None, "Keep upper case [as the --vocab given, else False].", flag_values=args)
+    flags.DEFINE_bool("cased", None, "Keep upper case [as in --vocab, else False].", flag_values=args)
     flags.DEFINE_bool(
         "strip_accents",
         None,
-        "Strip accents (für becomes fur, が becomes か) [as the --vocab given, else False].",
+        "Strip accents (für becomes fur, が becomes か) [as in --vocab, else False].",
         flag_values=args,
     )
     flags.DEFINE_float("valid_fraction", 0.01, "Share of documents to hold out, chosen by a hash.", flag_values=args)

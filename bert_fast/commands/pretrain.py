@@ -1,11 +1,12 @@
 """The command `pretrain`."""
 
+import dataclasses
 import pathlib
 
 from absl import flags
 
-from bert_fast import BadInput, command
-from bert_fast.commands import REQUIRED, join_processes, keep_programs, needs, nothing, process_flags
+from bert_fast import STARTED, BadInput, command
+from bert_fast.commands import REQUIRED, keep_programs, needs, nothing, process_flags, processes
 
 WHAT = "train a model on shards; the same command continues an interrupted run"
 EXAMPLE = "--config=bert:size=mini --workdir=runs/mini --config.data.dir=shards"
@@ -18,13 +19,29 @@ def define(args, argv: list[str]):
     flags.DEFINE_string(
         "workdir", None, "The run folder. An unfinished run in it is continued. " + REQUIRED, flag_values=args
     )
+    flags.DEFINE_integer(
+        "profile",
+        None,
+        "Trace three steps, beginning with this one, into profile/ in the run folder. "
+        "Choose a step after the first few, which wait for compilation.",
+        lower_bound=0,
+        flag_values=args,
+    )
+    flags.DEFINE_enum(
+        "extend",
+        None,
+        ["stretch", "constant"],
+        "Allow a larger --config.steps than the run in --workdir began with. From here on, the learning "
+        "rate is as in a run with the new number of steps (stretch), or stays as in the last step (constant).",
+        flag_values=args,
+    )
     process_flags(args)
 
 
 def run(args, texts: list[str]) -> int:
     from bert_fast import methods
     from bert_fast.data import shards
-    from bert_fast.train import settings
+    from bert_fast.train import resume, settings
     from bert_fast.train.loop import pretrain
 
     nothing(texts)
@@ -33,8 +50,10 @@ def run(args, texts: list[str]) -> int:
     config = args.config.to_dict()
     if not config["data"]["dir"]:
         raise BadInput(f"--config.data.dir is missing: give the folder that `{command()} prepare --out=DIR` made")
-    manifest = shards.read_manifest(config["data"]["dir"])
-    join_processes(args)
-    made = settings.make(config, manifest["vocab"], tuple(methods.known()))
-    pretrain(made, config, pathlib.Path(args.workdir))
+    with processes(args, config):
+        manifest = shards.read_manifest(config["data"]["dir"])
+        resume.settle_activation(pathlib.Path(args.workdir), config)
+        made = settings.make(config, manifest["vocab"], tuple(methods.known()))
+        made = dataclasses.replace(made, profile=args.profile, extend=args.extend or "")
+        pretrain(made, config, pathlib.Path(args.workdir), STARTED)
     return 0

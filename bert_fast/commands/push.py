@@ -11,10 +11,13 @@ EXAMPLE = "--checkpoint=runs/mini --repo=ORG/NAME --license=apache-2.0 --languag
 def define(args, argv: list[str]):
     export.define_common(args)
     flags.DEFINE_string(
-        "repo", None, "The model on the Hub, ORG/NAME. It is created if it is new. " + REQUIRED, flag_values=args
+        "repo",
+        None,
+        "The model on the Hub, ORG/NAME. It is created if it does not exist. " + REQUIRED,
+        flag_values=args,
     )
-    flags.DEFINE_bool("private", False, "Create it so that only its owners see it.", flag_values=args)
-    flags.DEFINE_string("revision", "main", "The branch. It is created if it is new.", flag_values=args)
+    flags.DEFINE_bool("private", False, "If the model does not exist, create it as private.", flag_values=args)
+    flags.DEFINE_string("revision", "main", "The branch. It is created if it does not exist.", flag_values=args)
 
 
 def run(args, texts: list[str]) -> int:

@@ -11,8 +11,8 @@ def define(args, argv: list[str]):
     flags.DEFINE_string(
         "out",
         "",
-        "A folder, for report.html, report.md and report.png; or one file with such an ending. [the folder of the "
-        "comparison or of the only run, else this folder]",
+        "A folder for report.html, report.md and report.png, or one file that ends in .html, .md or .png. "
+        "[the folder of the comparison or of the only run, else this folder]",
         flag_values=args,
     )
 

@@ -1,4 +1,5 @@
-"""The step costs of a study, made once and kept in its folder. A process of its own, so that no device stays in use.
+"""The step costs of a study, measured or estimated once and kept in its folder. Runs as a separate process, so that
+no device stays in use.
 
     python -m bert_fast.compare.costs STUDY FOLDER SHARDS
 
@@ -32,15 +33,15 @@ def keys_of(settings: PretrainSettings) -> list[str]:
 
 
 def missing(runs: list[PretrainSettings], known: StepCosts | None) -> list[PretrainSettings]:
-    """The runs with a stage that a table does not have."""
+    """The runs that have a stage without costs in the table."""
     curves = known.curves if known else {}
     return [settings for settings in runs if any(key not in curves for key in keys_of(settings))]
 
 
 def joined(known: StepCosts, new: StepCosts, reference: list[str]) -> StepCosts:
-    """A table with the curves of a later measurement, which also timed the stages in `reference` again.
+    """The known table, with curves added from a later measurement that also timed the stages in `reference` again.
 
-    The new seconds are scaled by how much those stages' seconds have changed, so that all curves are of one machine.
+    The new seconds are scaled by how much those stages' seconds have changed, as if all had been timed together.
     """
     ratios = []
     for key in reference:
@@ -56,7 +57,7 @@ def joined(known: StepCosts, new: StepCosts, reference: list[str]) -> StepCosts:
 
 
 def make(study: Study, out: pathlib.Path, data: pathlib.Path):
-    """Writes the table, or adds what it lacks."""
+    """Writes the table, or adds the stages that it lacks."""
     path = out / NAME
     known = step_costs.read(path) if path.exists() else None
     runs = settings_of(study, data)

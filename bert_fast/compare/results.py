@@ -6,6 +6,7 @@ import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,26 +18,31 @@ from bert_fast.compare import study as studies
 from bert_fast.compare.study import Run, Study
 from bert_fast.cost import budget as budgets
 from bert_fast.cost.accelerators import TPUS
+from bert_fast.data import sealed, shards
+from bert_fast.data.masking import read_vocab
+from bert_fast.data.unigram import unigram_loss
 from bert_fast.train import checkpoint
+from bert_fast.train.evaluate import eval_batches
 from bert_fast.train.report import say
+from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.step_costs import StepCosts
 
-RESOLVED = 2.5  # smallest |t| of a difference that counts as more than the noise of seeds; see `critical`
+RESOLVED = 2.5  # smallest |t| at which a difference counts as larger than the noise between seeds; see `critical`
 CONFIDENCE = 0.95
 LOSSES = ("mlm_loss", "mask_loss", "mlm_accuracy")
-UNITS = ("tokens", "flops", "seconds")  # of the speed-ups
+UNITS = ("tokens", "flops", "seconds")  # the units in which speed-ups are given
 LEAST_SAVING = 0.02  # a smaller saving of FLOPs has no meaningful realised fraction
 
 
 def figures(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path, costs: StepCosts) -> dict[str, Any] | None:
-    """The figures of a finished run; None if it has not finished.
+    """The figures of a finished run; None if it has not finished, or has no checkpoint or no finite loss.
 
-    seconds: reference time of its steps. overhead: what else its own clock counted: compiling, growing and saving.
+    seconds: reference time of its steps. overhead: compiling, growing and saving, by the run's own clock.
     """
     folder = out / run.folder
     if not (folder / "summary.json").exists():
         return None
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = sealed.read(folder / "summary.json", f"delete {folder} to train it again", (None,))
     newest = checkpoint.newest(folder / "checkpoints", say)
     if newest is None or not all(math.isfinite(summary["valid"][key]) for key in LOSSES):
         say(f"{folder} has {'no checkpoint' if newest is None else 'a loss that is not finite'}: it is left out")
@@ -70,33 +76,45 @@ def figures(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path, costs
 
 
 def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> dict[str, Any]:
-    """Mean difference to the reference over the seeds that both have, and its paired t; None if the seeds do
-    not differ, or with fewer than 2.
+    """Mean difference from the reference over the seeds that both have; None if there are none.
 
-    resolved: whether |t| is at least `critical`.
+    t: the t statistic of the paired differences; None if there are fewer than 2, or if all are equal. half_width: half
+    of the mean's interval at CONFIDENCE, or None likewise. resolved: whether |t| is at least `critical`.
     """
     differences = [values[seed] - reference[seed] for seed in values if seed in reference]
+    unknown = {"t": None, "half_width": None, "resolved": False}
     if not differences:
-        return {"difference": None, "t": None, "resolved": False}
+        return {"difference": None, **unknown}
     mean = statistics.fmean(differences)
     error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
     if not error:
-        return {"difference": mean, "t": None, "resolved": False}
-    t = mean / error
-    return {"difference": mean, "t": t, "resolved": abs(t) >= critical(len(differences))}
+        return {"difference": mean, **unknown}
+    t, seeds = mean / error, len(differences)
+    return {
+        "difference": mean,
+        "t": t,
+        "half_width": error * quantile(seeds),
+        "resolved": abs(t) >= critical(seeds),
+    }
+
+
+def quantile(seeds: int) -> float:
+    """The two-sided critical value of |t| at CONFIDENCE, for a difference over this many seeds."""
+    return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1))
 
 
 def critical(seeds: int) -> float:
-    """The |t| from which a difference over this many seeds is resolved: at least RESOLVED, and the two-sided critical
-    value at CONFIDENCE. With 3 seeds that is 4.3, with 2 it is 12.7.
+    """The smallest |t| at which a difference over this many seeds is resolved: RESOLVED or the two-sided critical value
+    at CONFIDENCE, whichever is larger. With 3 seeds it is 4.3, with 2 it is 12.7.
     """
-    return max(RESOLVED, float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)))
+    return max(RESOLVED, quantile(seeds))
 
 
 def equivalent(loss: float, curve: Sequence[tuple[float, float]]) -> float | None:
-    """The amount at which the reference's final losses reach `loss`: linear in the logarithm between two budgets.
+    """The amount at which the reference's final losses reach `loss`. It is interpolated between budgets, linearly in
+    the logarithm of the amount.
 
-    curve: (amount, final loss) for each budget. None outside its losses, where nothing was measured, and if the loss
+    curve: (amount, final loss) for each budget. None if `loss` is outside the curve's losses, or if the curve's loss
     does not fall with every larger budget.
     """
     amounts, losses = zip(*sorted(curve), strict=True) if curve else ((), ())
@@ -137,7 +155,8 @@ def summarize(study: Study, found: Mapping[Run, Mapping[str, Any]]) -> dict[str,
             about["speedup"] = speedups(study, text, first, about, rows_of)
             about["scores"] = scores(rows)
             arms[arm] = about
-        complete = [arm for arm in arms if len(arms[arm]["runs"]) == len(study.seeds)]
+        # One seed is not enough to rank arms.
+        complete = [arm for arm in arms if len(arms[arm]["runs"]) == len(study.seeds) > 1]
         ranking = {"loss": sorted(complete, key=lambda arm: arms[arm]["mlm_loss"])}
         for unit in UNITS:
             known = [arm for arm in complete if arms[arm]["speedup"][unit] is not None]
@@ -147,15 +166,15 @@ def summarize(study: Study, found: Mapping[Run, Mapping[str, Any]]) -> dict[str,
 
 
 def relative(about: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float | None]:
-    """FLOPs and seconds per token relative to the first arm, and how much of the saving of FLOPs is one of time."""
+    """FLOPs and seconds per token relative to the first arm, and the realised fraction: time saved over FLOPs saved."""
     flops, seconds = (about[key] / about["tokens"] * dense["tokens"] / dense[key] for key in ("flops", "seconds"))
     realised = (1 - seconds) / (1 - flops) if 1 - flops > LEAST_SAVING else None
     return {"flops_per_token": flops, "seconds_per_token": seconds, "realised": realised}
 
 
 def speedups(study: Study, text: str, first: str, about: Mapping[str, float], rows_of) -> dict[str, float | None]:
-    """By unit: how much more of it the first arm needs for an arm's final loss. From final losses of whole schedules
-    only, never from a point inside a schedule.
+    """For each unit: the amount that the first arm needs to reach this arm's final loss, divided by the amount that
+    this arm used. Uses only final losses of whole schedules, never a point inside a schedule.
     """
     unit = text.partition(":")[0]
     result: dict[str, float | None] = {}
@@ -178,15 +197,36 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def collect(study: Study, out: pathlib.Path, data: pathlib.Path, costs: StepCosts) -> dict[str, Any]:
-    """All results of a study's folder."""
+def unigram(settings: PretrainSettings) -> dict[str, float]:
+    """The losses of a unigram model on a run's held-out examples: on all predicted words, and on those at [MASK]."""
+    data, held_out = settings.data, eval_batches(settings.data, settings.eval)
+    train, mask = shards.Split(data.dir, "train"), read_vocab(data.dir).mask
+    hidden = [{**b, "weights": b["weights"] * (np.take_along_axis(b["ids"], b["slots"], 1) == mask)} for b in held_out]
+    size = settings.model.vocab_size
+    return {
+        "unigram_loss": unigram_loss(train, size, held_out),
+        "unigram_mask_loss": unigram_loss(train, size, hidden),
+    }
+
+
+def collect(
+    study: Study,
+    out: pathlib.Path,
+    data: pathlib.Path,
+    costs: StepCosts,
+    kept: Mapping[Run, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """All results of a study's folder. kept: records of runs. The folders of these runs are not read."""
     found = {}
     for run in studies.runs_of(study):
-        if (figure := figures(study, run, out, data, costs)) is not None:
+        figure = kept[run].figures if run in kept else figures(study, run, out, data, costs)
+        if figure is not None:
             found[run] = figure
     if len({figure["fingerprint"] for figure in found.values()}) > 1:
         raise BadInput(f"runs in {out} were evaluated on different examples: choose another --out for other data")
+    unigram = next((figure["unigram_loss"] for figure in found.values() if "unigram_loss" in figure), None)
     return {
+        **({} if unigram is None else {"unigram_loss": unigram}),
         "arms": {arm: dict(changes) for arm, changes in study.arms.items()},
         "config": study.config,
         "changes": dict(study.changes),

@@ -1,4 +1,4 @@
-"""Trains the runs of a study that are missing, several at once, and fine-tunes them on its tasks."""
+"""Trains the unfinished runs of a study, several at once, and fine-tunes them on its tasks."""
 
 import dataclasses
 import json
@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from bert_fast import BadInput, Interrupted, bert, methods
 from bert_fast.compare import costs as study_costs
@@ -38,13 +39,28 @@ FINISHED = "finished"  # this file marks a task whose runs have all finished
 
 
 class Planned(NamedTuple):
-    """A run with what is known of it in advance. seconds: reference seconds, on the machine of the step costs."""
+    """A run, and its cost in advance.
+
+    course: (step, reference seconds up to it) at the ends of stages, on the machine of the step costs.
+    """
 
     run: Run
     settings: PretrainSettings
-    steps: int
-    seconds: float
+    course: list[tuple[int, float]]
     bytes: int
+
+    @property
+    def steps(self) -> int:
+        return self.course[-1][0]
+
+    @property
+    def seconds(self) -> float:
+        return self.course[-1][1]
+
+    def seconds_at(self, step: int) -> float:
+        """Reference seconds until a step."""
+        steps, seconds = zip(*self.course, strict=True)
+        return float(np.interp(step, steps, seconds))
 
 
 def shards_of(study: Study, out: pathlib.Path, data: str) -> pathlib.Path:
@@ -68,7 +84,7 @@ def shards_of(study: Study, out: pathlib.Path, data: str) -> pathlib.Path:
 
 
 def backend() -> str:
-    """JAX's backend here. Asked in a process of its own, so that this one does not hold the device."""
+    """JAX's backend here. A separate process looks it up, so that this one does not hold the device."""
     code = "import jax; print(jax.default_backend())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "cpu"
@@ -101,25 +117,45 @@ def start(command: Sequence[str], log, core: int | None) -> subprocess.Popen:
 
 
 def make_costs(name: str, study: Study, out: pathlib.Path, data: pathlib.Path, one_core: bool) -> StepCosts:
-    """The step costs of a study, made if they are missing. Raises BadInput, with the log, if they cannot be made."""
+    """The step costs of a study, made if they are missing, with the lines of their log. Raises BadInput, with the end
+    of the log, if they cannot be made.
+    """
     path = out / study_costs.NAME
     known = step_costs.read(path) if path.exists() else None
-    if known is None or study_costs.missing(study_costs.settings_of(study, data), known):
+    if lacking := study_costs.missing(study_costs.settings_of(study, data), known):
         how = f"asking the compiler for {study.topology}" if study.topology else "measuring on this machine"
-        say(f"step costs: {how}, so that the costs of every run come from the same table ({path})")
+        say(
+            f"step costs of {counted(len(lacking), 'arm')}: {how}, some minutes. The plan needs them, so a dry run "
+            f"makes them too. All runs take them from one table, {path}, which is made once"
+        )
         command = [sys.executable, "-m", "bert_fast.compare.costs", name, str(out), str(data)]
         log = out / "costs.log"
+        shown = 0
         with log.open("w") as file, StopSignal("stopping") as stop:
             child = start(command, file, cores()[0] if one_core else None)
-            while child.poll() is None:
-                time.sleep(0.2)
-                if stop.received:
+            try:
+                while child.poll() is None:
+                    time.sleep(0.2)
+                    shown = relay(log, shown)
+                    if stop.received:
+                        raise Interrupted(stop.received, "the step costs are not finished")
+            finally:  # also after a second signal, which ends this process at once
+                if child.poll() is None:
                     child.kill()
                     child.wait()
-                    raise Interrupted(stop.received, "the step costs are not finished")
+        relay(log, shown)
         if child.returncode:
             raise BadInput(f"the step costs cannot be made: {last_lines(log)}")
     return step_costs.read(path)
+
+
+def relay(log: pathlib.Path, shown: int) -> int:
+    """Prints the whole lines of a log after the first `shown`, and returns how many there are. Leaves out errors."""
+    lines = log.read_text(errors="replace").split("\n")[:-1]
+    for line in lines[shown:]:
+        if not line.startswith("error: "):
+            say(f"  {line}")
+    return len(lines)
 
 
 def last_lines(log: pathlib.Path, count: int = 3) -> str:
@@ -138,10 +174,9 @@ def plan(study: Study, out: pathlib.Path, data: pathlib.Path, costs: StepCosts) 
             settings = budget.resolved(settings, method)
         except BadInput as error:
             raise BadInput(f"arm {run.arm!r}: {error}") from None
-        stages = timeline.stages(settings, method)
-        seconds = reference(settings, costs).of_all(stages)
+        course = reference(settings, costs).course(timeline.stages(settings, method))
         size = 4 * 3 * parameters(settings) * (1 + method.needs_initial)
-        found.append(Planned(run, settings, sum(stage.steps for stage in stages), seconds, size))
+        found.append(Planned(run, settings, course, size))
     return found
 
 
@@ -157,9 +192,14 @@ def parameters(settings: PretrainSettings) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def describe(planned: Sequence[Planned], study: Study, costs: StepCosts, at_once: int) -> str:
-    """The plan in words: what runs, for how long, on how much disk and, for a TPU, at which price."""
-    total = sum(one.seconds for one in planned)
+def describe(
+    planned: Sequence[Planned], study: Study, costs: StepCosts, at_once: int, kept: Collection[Run] = ()
+) -> str:
+    """The plan as text: the runs, their time and disk space and, for a TPU, their price. kept: runs that have records,
+    and are not repeated.
+    """
+    left = [one for one in planned if one.run not in kept]
+    total = sum(one.seconds for one in left)
     arms, seeds, budgets = (counted(len(x), what) for x, what in (
         (study.arms, "arm"), (study.seeds, "seed"), (study.budgets, "budget"),
     ))  # fmt: skip
@@ -168,6 +208,8 @@ def describe(planned: Sequence[Planned], study: Study, costs: StepCosts, at_once
         parts = [one for one in planned if one.run.arm == arm and one.run.seed == study.seeds[0]]
         each = ", ".join(f"{one.run.budget}: {one.steps:,} steps, {clock(one.seconds)}" for one in parts)
         lines.append(f"  {arm}: {each}")
+    if kept:
+        lines.append(f"{counted(len(planned) - len(left), 'run')} finished before: the records have their results")
     where = f"on {costs.machine}" if costs.instrument == "measured" else f"on {costs.machine}, at least"
     lines.append(
         f"{clock(total)} of training {where}; {counted(at_once, 'run')} at a time: about {clock(total / at_once)}, "
@@ -175,7 +217,7 @@ def describe(planned: Sequence[Planned], study: Study, costs: StepCosts, at_once
     )
     if costs.chip and (dollars := TPUS[costs.chip].dollars):
         lines.append(f"at least {total / 3600 * costs.chips * dollars:,.2f} USD at {dollars:.2f} per chip-hour")
-    lines.append(f"disk: {sum(one.bytes for one in planned) / 2**20:,.0f} MiB of checkpoints")
+    lines.append(f"disk: {sum(one.bytes for one in left) / 2**20:,.0f} MiB of checkpoints")
     return "\n".join(lines)
 
 
@@ -208,6 +250,7 @@ def refuse_other(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path):
     """Raises BadInput if the run's folder holds a finished run of another config."""
     if (out / run.folder / "summary.json").exists():
         config = studies.config_of(study, run, data, out / study_costs.NAME).to_dict()
+        resume.settle_activation(out / run.folder, config)
         resume.refuse_other(out / run.folder, config, {"budget": ""})
 
 
@@ -231,21 +274,33 @@ def steps_done(folder: pathlib.Path) -> int:
 
 
 def train(
-    study: Study, planned: Sequence[Planned], out: pathlib.Path, data: pathlib.Path, at_once: int
+    study: Study,
+    planned: Sequence[Planned],
+    out: pathlib.Path,
+    data: pathlib.Path,
+    at_once: int,
+    kept: Collection[Run] = (),
+    keep: Callable[[Run], None] | None = None,
 ) -> Mapping[Run, str]:
-    """Runs everything that is missing. Returns what went wrong, by run.
+    """Trains every unfinished run. Returns the error of each run that failed. kept: runs that have records. keep:
+    called with each run that has finished, to record it.
 
     Raises Interrupted after a signal, once the runs in progress have saved their work.
     """
-    waiting = [(one.run, commands_of(study, one.run, out, data)) for one in planned]
+    waiting = [(one.run, commands_of(study, one.run, out, data)) for one in planned if one.run not in kept]
+    for run, commands in waiting:
+        if keep and not commands:
+            keep(run)  # it had finished before anything was recorded
     waiting = [(run, commands) for run, commands in waiting if commands]
-    steps = {one.run: one.steps for one in planned}
+    plans = {one.run: one for one in planned}
     left = {run for run, _ in waiting}
-    done = {run: 0 if run in left else count for run, count in steps.items()}
+    done = {run: 0.0 if run in left else one.seconds for run, one in plans.items()}
     failed: dict[Run, str] = {}
     free: list[int | None] = [*(cores()[:at_once] if at_once > 1 else [None])]
     busy: dict[Run, tuple[subprocess.Popen, list[list[str]], int | None]] = {}  # child, its command and the next ones
-    progress = Progress(sum(steps.values()), sum(done.values()))
+    # Counted in reference seconds, because steps of different arms and stages take different times.
+    total = round(sum(one.seconds for one in planned))
+    progress = Progress(total, round(sum(done.values())), noun="reference second")
 
     def launch(run: Run, commands: list[list[str]], core: int | None):
         folder = out / run.folder
@@ -260,7 +315,7 @@ def train(
                 launch(*waiting.pop(0), free.pop(0))
             time.sleep(0.5)
             for run, (child, (command, *rest), core) in list(busy.items()):
-                done[run] = min(steps_done(out / run.folder), steps[run])
+                done[run] = plans[run].seconds_at(steps_done(out / run.folder))
                 if child.poll() is None:
                     continue
                 del busy[run]
@@ -271,11 +326,13 @@ def train(
                     launch(run, rest, core)
                     continue
                 free.append(core)
+                if child.returncode == 0 and not rest and keep:
+                    keep(run)
                 if child.returncode and not stop.received:
                     failed[run] = last_lines(out / run.folder / "log.txt")
                     progress.say(f"failed: {run.arm}, {run.budget}, seed {run.seed}: {failed[run]}")
-                done[run] = steps[run]
-            progress.update(sum(done.values()), {"runs left": len(waiting) + len(busy)})
+                done[run] = plans[run].seconds
+            progress.update(round(sum(done.values())), {"runs left": len(waiting) + len(busy)})
             if stop.received:
                 for child, _, _ in busy.values():
                     child.send_signal(signal.SIGTERM)

@@ -17,7 +17,7 @@ from bert_fast.train import settings
 from bert_fast.train.evaluate import fingerprint
 
 SHIPPED = config_flag.SHIPPED / "studies"
-FOLDER = "runs"  # of all runs, in the study's folder
+FOLDER = "runs"  # holds all runs, inside the study's folder
 Arm = Mapping[str, Any]
 
 
@@ -26,15 +26,15 @@ class Study:
     """What is compared.
 
     config: the config that the arms start from, as `--config` takes it, and `changes` to it by dotted key.
-    arms: each arm's changes, by name. An arm may have a key "config" for another config. All others are compared with
-        the first.
+    arms: each arm's changes, by name. An arm may have a key "config" for another config. All other arms are compared
+        with the first.
     seeds: each arm runs with every seed. Runs with equal seeds share data and masks where their lengths are equal, and
-        initial weights where their shapes are.
+        initial weights where the shapes are equal.
     budgets: each arm runs with every budget, as `--config.budget` takes it; with two or more, a speed-up is computed.
     tasks: fine-tuning configs, such as "glue:task=mrpc", run on every trained model. task_data: the folder with their
         data.
     source, vocab_size: the corpus, as `prepare` takes it.
-    topology: the TPU whose compiler says what steps cost, such as "v5e:1x1". "": they are measured on this machine.
+    topology: the TPU whose compiler estimates the step costs, such as "v5e:1x1". "": they are measured on this machine.
     """
 
     arms: Mapping[str, Arm]
@@ -123,7 +123,7 @@ def check(study: Study):
 
 
 def runs_of(study: Study) -> list[Run]:
-    """All runs, seed by seed and cheap budgets first, so that a study that is stopped early has complete seeds."""
+    """All runs, seed by seed, and for each seed budget by budget. A study that is stopped early has complete seeds."""
     return [Run(arm, text, seed) for seed in study.seeds for text in study.budgets for arm in study.arms]
 
 
@@ -155,12 +155,12 @@ def settings_of(study: Study, run: Run, data: pathlib.Path, costs: pathlib.Path 
 
 
 def refuse_incomparable(study: Study, data: pathlib.Path):
-    """Raises BadInput if two arms would be evaluated on other examples or masks."""
+    """Raises BadInput if two arms would be evaluated on different examples or masks."""
     manifest = shards.read_manifest(data)
     first, *others = study.arms
 
     def held_out(arm: str) -> tuple[str, dict]:
-        # Without its budget: a budget may need step costs, which are made later.
+        # The budget is left out, because it may need step costs, which are made later.
         run = Run(arm, "", study.seeds[0])
         made = settings_of(study, run, data, None)
         about = {"data.objective": made.data.objective}
@@ -174,6 +174,6 @@ def refuse_incomparable(study: Study, data: pathlib.Path):
             keys = [key for key in about if about[key] != other[key] and key not in ("eval.every", "eval.batch_size")]
             differences = "; ".join(f"{key}: {other[key]!r}, not {about[key]!r}" for key in keys)
             raise BadInput(
-                f"arm {arm!r} would be evaluated on other examples than arm {first!r} ({differences}), so their losses "
-                "cannot be compared: give both the same values"
+                f"arm {arm!r} would be evaluated on different examples from arm {first!r} ({differences}), so "
+                "their losses cannot be compared: give both the same values"
             )

@@ -4,7 +4,7 @@
     bing_bert.py       the second file of DeepSpeedExamples' bing_bert: model, steps, learning rate
     model_garden.py    experiments of TensorFlow Model Garden, with token dropping
 
-A file is read once. Each of its keys is converted, or listed with the reason why it cannot be, or listed as unknown.
+Each key of a file is converted, or listed with the reason why it cannot be converted, or listed as unknown.
 """
 
 import json
@@ -17,21 +17,21 @@ import yaml
 from bert_fast import BadInput
 from bert_fast.convert import bing_bert, deepspeed, model_garden
 from bert_fast.convert.conversion import Conversion
-from bert_fast.convert.section import Section
+from bert_fast.convert.section import ConfigSection
 
 
 class Loader(yaml.SafeLoader):
-    """Reads Model Garden's files, which mark tuples with a tag of Python's."""
+    """Reads Model Garden's files, which mark tuples with a Python tag."""
 
 
 Loader.add_constructor("tag:yaml.org,2002:python/tuple", Loader.construct_sequence)
 
 
 def convert(paths: Sequence[pathlib.Path], steps: int = 0, devices: int = 0) -> Conversion:
-    """The conversion of files that describe one run together. A later file overrides an earlier one of its kind.
+    """The conversion of files that together describe one run. A later file overrides an earlier one of the same kind.
 
-    steps, devices: of the run, if they are not in the files; 0: unknown. Raises BadInput for files that cannot be read,
-    are of no known kind, or are of different projects.
+    steps, devices: the run's numbers of steps and devices, if they are not in the files; 0: unknown. Raises BadInput
+    for files that cannot be read, are of no known kind, or belong to different projects.
     """
     kinds: dict[str, dict] = {}
     for path in paths:
@@ -39,28 +39,33 @@ def convert(paths: Sequence[pathlib.Path], steps: int = 0, devices: int = 0) -> 
         kind = kind_of(path, values)
         kinds[kind] = merged(kinds.get(kind, {}), values)
     if len(kinds) > 1 and "model_garden" in kinds:
-        raise BadInput(f"{', '.join(map(str, paths))} are of different projects: convert each project's files apart")
+        raise BadInput(
+            f"{', '.join(map(str, paths))} belong to different projects: convert each project's files separately"
+        )
     result = Conversion([str(path) for path in paths])
     if steps:
         result.set("steps", steps, "--steps")
     if "model_garden" in kinds:
-        model_garden.convert(Section(kinds["model_garden"], result), result)
+        model_garden.convert(ConfigSection(kinds["model_garden"], result), result)
         return result
-    engine = Section(kinds.get("deepspeed", {}), result)
+    engine = ConfigSection(kinds.get("deepspeed", {}), result)
     if "bing_bert" in kinds:
-        bing_bert.convert(Section(kinds["bing_bert"], result), result)
+        bing_bert.convert(ConfigSection(kinds["bing_bert"], result), result)
     if "deepspeed" in kinds:
         deepspeed.convert(engine, result, devices)
     return result
 
 
 def finished(found: Conversion, base: Mapping[str, Any]) -> Conversion:
-    """The conversion with the settings that also depend on values of the base config."""
+    """Adds the settings that also depend on values of the base config. Returns the conversion."""
     if found.growth:
         keep, tail = deepspeed.kept(found.growth, int(found.get("steps", base)))
         found.set("token_drop.keep", keep, "mean of random_ltd_schedule over the steps that drop tokens")
         found.set("token_drop.full_tail", tail, "random_ltd_schedule: steps after require_steps")
-        reason = f"kept tokens do not grow here: {keep:.0%} are kept, so that the layers update as many tokens in all"
+        reason = (
+            f"here, the number of kept tokens does not grow: {keep:.0%} are kept, so that over the whole run, the "
+            "layers update as many tokens as with this schedule"
+        )
         found.leave("random_ltd_schedule", found.growth, reason)
     return found
 
@@ -83,7 +88,7 @@ def read(path: pathlib.Path) -> dict:
 
 
 def kind_of(path: pathlib.Path, values: dict) -> str:
-    """Which project's file this is. Raises BadInput if it is of none of them."""
+    """Which project's file this is. Raises BadInput if it belongs to none of them."""
     for kind, marks in (
         ("bing_bert", ("bert_model_config", "mixed_seq_training")),
         ("model_garden", ("task", "trainer", "runtime")),
@@ -98,6 +103,6 @@ def kind_of(path: pathlib.Path, values: dict) -> str:
 
 
 def merged(below: dict, above: dict) -> dict:
-    """`below`, with the values of `above` in place of its own."""
+    """`below`, with values replaced by those in `above`."""
     both = {key: merged(below[key], above[key]) for key in below.keys() & above.keys() if isinstance(below[key], dict)}
     return {**below, **above, **{key: value for key, value in both.items() if isinstance(above[key], dict)}}

@@ -1,12 +1,12 @@
 """The model file of DeepSpeedExamples' bing_bert: the model, the steps and the learning rate.
 
-bing_bert reads it besides DeepSpeed's config (`deepspeed_train.py`). Its schedule is `warmup_linear_decay_exp` of
-pytorch_pretrained_bert/optimization.py.
+bing_bert reads it in addition to DeepSpeed's config (`deepspeed_train.py`). Its schedule is `warmup_linear_decay_exp`
+of pytorch_pretrained_bert/optimization.py.
 """
 
 from bert_fast import BadInput
 from bert_fast.convert.conversion import Conversion
-from bert_fast.convert.section import Section
+from bert_fast.convert.section import ConfigSection
 
 FILES = "where bing_bert finds its data; here, `bert-fast prepare` and --config.data.dir"
 TRAINING = {
@@ -16,8 +16,10 @@ TRAINING = {
 }
 
 
-def convert(file: Section, result: Conversion):
-    """Reads the whole file into the result. Of several lengths, which are runs of their own, the first is converted."""
+def convert(file: ConfigSection, result: Conversion):
+    """Reads the whole file into the result. If it has several lengths, each is a separate run, and only the first is
+    converted.
+    """
     model(file.part("bert_model_config"), result)
     length, training = "", file.part("training")
     if "mixed_seq_training" in file:
@@ -26,9 +28,7 @@ def convert(file: Section, result: Conversion):
             raise BadInput("mixed_seq_training is empty: expected a group of settings for each length")
         length = next(iter(runs.values))
         training = runs.part(length)
-        runs.leave(
-            dict.fromkeys(tuple(runs.values), "a run of its own: start it with --config.init=RUN and this length")
-        )
+        runs.leave(dict.fromkeys(tuple(runs.values), "a separate run: start it with --config.init=RUN and this length"))
     if length:
         result.set("phases", f"{int(length)}:1", "mixed_seq_training")
         result.set("eval.seq_len", min(128, int(length)), "mixed_seq_training")
@@ -48,14 +48,18 @@ def convert(file: Section, result: Conversion):
     for key in ("data", "validation"):
         section = file.part(key)
         section.leave(dict.fromkeys(tuple(section.values), FILES))
-    file.leave(dict.fromkeys(("bert_token_file", "bert_model_file"), "the vocabulary is the shards': prepare --vocab"))
+    file.leave(
+        dict.fromkeys(("bert_token_file", "bert_model_file"), "the vocabulary comes from the shards: prepare --vocab")
+    )
     file.leave({"name": "the run folder's name, --workdir"})
     file.end()
 
 
-def model(section: Section, result: Conversion):
+def model(section: ConfigSection, result: Conversion):
     width, heads = section.number("hidden_size"), section.number("num_attention_heads")
-    section.leave({"vocab_size_or_config_json_file": "deepspeed_train.py replaces it; the vocabulary is the shards'"})
+    section.leave(
+        {"vocab_size_or_config_json_file": "deepspeed_train.py replaces it; the vocabulary comes from the shards"}
+    )
     section.set("num_hidden_layers", "model.depth")
     section.set("intermediate_size", "model.mlp_dim")
     section.set("hidden_dropout_prob", "model.dropout")
@@ -68,7 +72,7 @@ def model(section: Section, result: Conversion):
     section.end()
 
 
-def widths(width, heads, section: Section, result: Conversion):
+def widths(width, heads, section: ConfigSection, result: Conversion):
     if width:
         result.set("model.width", width, section.name("hidden_size"))
     if heads:
@@ -77,10 +81,10 @@ def widths(width, heads, section: Section, result: Conversion):
         result.set("model.head_size", int(width) // int(heads), f"{section.path}: hidden_size / num_attention_heads")
 
 
-def activation(section: Section, key: str, gelu: str, result: Conversion):
-    """gelu: which of the two formulas the source project means by it."""
+def activation(section: ConfigSection, key: str, gelu: str, result: Conversion):
+    """gelu: which of the two formulas `gelu` stands for in the source project."""
     value = section.take(key)
     if value == "gelu":
         result.set("model.activation", gelu, section.name(key))
     elif value:
-        result.leave(section.name(key), value, "here are gelu and gelu_tanh (--config.model.activation)")
+        result.leave(section.name(key), value, "not supported: use gelu or gelu_tanh (--config.model.activation)")

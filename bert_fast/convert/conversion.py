@@ -1,4 +1,4 @@
-"""What a conversion found, and the config file and the report that it becomes."""
+"""The result of a conversion, and its config file and report."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# Settings that a run depends on. If the files do not have them, the report lists the values that remain.
+# The settings that matter most. For those that are not in the source files, the report lists the base config's values.
 MATTER = (
     *("steps", "batch_size", "phases", "data.objective", "model.norm", "model.depth", "model.width"),
     *("learning_rate.peak", "learning_rate.warmup_steps", "learning_rate.decay", "optimizer.name", "model.dtype"),
@@ -20,12 +20,12 @@ class Change(NamedTuple):
 
 @dataclasses.dataclass
 class Conversion:
-    """What the source files mean here.
+    """The settings that the source files become.
 
-    base: the shipped config to start from. changes: new values by our key. left: source keys without an equivalent,
-    with value and reason. unknown: source keys that the converter does not know. read: source keys whose value was
-    used, or means the same here. growth: random-LTD's first and last number of kept tokens, steps between them, and
-    tokens per increase.
+    base: the shipped config to start from. changes: new values, by the key in our configs. left: source keys without an
+    equivalent, with value and reason. unknown: source keys that the converter does not know. read: source keys whose
+    values were used, or change nothing here. growth: random-LTD's first and last number of kept tokens, steps between
+    them, and tokens per increase.
     """
 
     files: list[str]
@@ -50,7 +50,7 @@ class Conversion:
 
 
 def typed(found: Conversion, base: Mapping[str, Any]) -> Conversion:
-    """The conversion with whole numbers and fractions as the base config has them."""
+    """The conversion, with each number as an int or a float, whichever the base config has."""
     changes = {key: change._replace(value=like(change.value, base[key])) for key, change in found.changes.items()}
     return dataclasses.replace(found, changes=changes)
 
@@ -123,14 +123,14 @@ def shown(value: Any) -> str:
 
 
 def report(found: Conversion, base: Mapping[str, Any], base_spec: str) -> list[str]:
-    """Lines for people: what was converted, what was not and why, and what the files do not say."""
+    """The report's lines: what was converted, what was not and why, and which settings the files do not have."""
     used = " ".join([*(change.source for change in found.changes.values()), *found.left])
     same = [f"{key}={shown(value)}" for key, value in found.read.items() if key not in used]
     parts = {
         "converted:": [f"{source} -> {key}={value}" for key, (value, source) in found.changes.items()],
         "not converted:": not_converted(found),
-        "means nothing different here:": [", ".join(same)] if same else [],
-        f"not in the files, so as in {base_spec}:": [
+        "no effect here:": [", ".join(same)] if same else [],
+        f"not in the files, so taken from {base_spec}:": [
             f"{key}={base[key]}" for key in MATTER if key not in found.changes
         ],
     }

@@ -1,6 +1,6 @@
 """DeepSpeed's config: batches, optimizer, schedule, precision, progressive layer dropping and random-LTD.
 
-Defaults are those of microsoft/DeepSpeed 0.9: deepspeed/runtime/constants.py, config.py and lr_schedules.py, and the
+Defaults come from microsoft/DeepSpeed 0.9: deepspeed/runtime/constants.py, config.py and lr_schedules.py, and the
 arguments of `FusedAdam` and `FusedLamb`.
 """
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from bert_fast import BadInput
 from bert_fast.convert.conversion import Conversion
-from bert_fast.convert.section import Section
+from bert_fast.convert.section import ConfigSection
 
 MARKS = ("train_batch_size", "train_micro_batch_size_per_gpu", "optimizer", "zero_optimization", "data_efficiency")
 
@@ -16,7 +16,7 @@ SUMS = "how gradients are summed over GPUs; here, XLA does that"
 MEASURES = "what is measured or printed; here, every row of metrics.jsonl has times, tokens and FLOPs"
 MEMORY = "saves memory on GPUs; here, --config.mesh.fsdp=N divides parameters and moments over N devices"
 LOSS_SCALE = "loss scaling is for float16; bfloat16 has the range of float32"
-NOT_HERE = "there is nothing like it here"
+NOT_HERE = "has no equivalent here"
 REASONS = {
     **dict.fromkeys(("prescale_gradients", "gradient_predivide_factor", "fp32_allreduce", "sparse_gradients"), SUMS),
     **dict.fromkeys(("communication_data_type", "disable_allgather"), SUMS),
@@ -26,30 +26,30 @@ REASONS = {
         ("sparse_attention", "compression_training", "elasticity", "autotuning", "amp", "nebula"), NOT_HERE
     ),
     **dict.fromkeys(("aio", "pipeline", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"), MEMORY),
-    "activation_checkpointing": "recomputes activations to save memory; here, use more --config.micro_batches",
+    "activation_checkpointing": "recomputes activations to save memory; here, --config.model.recompute does that",
     "curriculum_learning": "here, lengths that grow are written as --config.phases, such as 64:0.5,128:0.5",
-    "vocabulary_size": "the vocabulary is the shards'",
-    "dataloader_drop_last": "here, batches run on over the end of the corpus",
+    "vocabulary_size": "the vocabulary comes from the shards",
+    "dataloader_drop_last": "here, a batch at the end of an epoch continues with the next epoch",
     "checkpoint": "how files are written; here, --config.checkpoint",
 }
 ADAMS = ("adam", "adamw", "fusedadam", "cpuadam", "onebitadam", "zerooneadam")
 LAMBS = ("lamb", "fusedlamb", "onebitlamb")
-TRUST = "here, the trust ratio has no bounds, and biases and LayerNorms have none"
+TRUST = "here, the trust ratio is unbounded, and is not applied to biases and LayerNorms"
 OPTIMIZER_REASONS = {
     "adam_w_mode": "here, weight decay is always decoupled (AdamW)",
-    "torch_adam": "which of two implementations computes the same",
-    "amsgrad": "AMSGrad is not here",
+    "torch_adam": "chooses between two equivalent implementations",
+    "amsgrad": "AMSGrad is not supported",
     "max_coeff": TRUST,
     "min_coeff": TRUST,
-    "max_grad_norm": "older than gradient_clipping, which is --config.optimizer.clip_norm",
+    "max_grad_norm": "superseded by gradient_clipping, which is --config.optimizer.clip_norm",
     **dict.fromkeys(("freeze_step", "cuda_aware", "comm_backend_name", "var_freeze_step", "var_update_scaler"), SUMS),
     **dict.fromkeys(("local_step_scaler", "local_step_clipper", "coeff_beta", "factor_max", "factor_min"), SUMS),
     "factor_threshold": SUMS,
 }
 
 
-def convert(file: Section, result: Conversion, devices: int):
-    """Reads the whole file into the result. devices: number of GPUs, which the file does not have; 0: unknown."""
+def convert(file: ConfigSection, result: Conversion, devices: int):
+    """Reads the whole file into the result. devices: number of GPUs, which is not in the file; 0: unknown."""
     batches(file, result, devices)
     optimizer(file.part("optimizer"), result)
     file.set("gradient_clipping", "optimizer.clip_norm", default=0.0)
@@ -68,7 +68,7 @@ def convert(file: Section, result: Conversion, devices: int):
     file.end()
 
 
-def batches(file: Section, result: Conversion, devices: int):
+def batches(file: ConfigSection, result: Conversion, devices: int):
     """DeepSpeed's batch is its micro-batch x accumulation steps x GPUs."""
     total, micro = file.take("train_batch_size"), file.take("train_micro_batch_size_per_gpu")
     accumulated = file.take("gradient_accumulation_steps")
@@ -90,34 +90,34 @@ def batches(file: Section, result: Conversion, devices: int):
         )
 
 
-def optimizer(section: Section, result: Conversion):
+def optimizer(section: ConfigSection, result: Conversion):
     if not section.values:
         return
     name, params = str(section.take("type", "")), section.part("params")
     if name.lower() in ADAMS or name.lower() in LAMBS:
         result.set("optimizer.name", "lamb" if name.lower() in LAMBS else "adamw", section.name("type"))
         if name.lower().startswith(("onebit", "zeroone")):
-            result.leave(section.name("type"), name, "its compressed communication is not here, only its update")
+            result.leave(section.name("type"), name, "its update is supported, but not its compressed communication")
     else:
-        result.leave(section.name("type"), name, "here are adamw, lamb and muon (--config.optimizer.name)")
+        result.leave(section.name("type"), name, "not supported: use adamw, lamb or muon (--config.optimizer.name)")
     betas = params.take("betas", (0.9, 0.999))
     if not isinstance(betas, list | tuple) or len(betas) != 2:
         raise BadInput(f"{params.name('betas')}={betas}: expected two numbers")
     for key, value in zip(("b1", "b2"), betas, strict=True):
         result.set(f"optimizer.{key}", value, params.name("betas"))
     params.set("lr", "learning_rate.peak") if "learning_rate.peak" not in result.changes else params.leave(
-        {"lr": "bing_bert sets the rate of its own file in every step"}
+        {"lr": "bing_bert sets the rate from its own file in every step"}
     )
     params.set("eps", "optimizer.eps", default=1e-8)
     params.set("weight_decay", "optimizer.weight_decay", default=0.0)
     params.set("bias_correction", "optimizer.bias_correction", default=True)
     params.leave(OPTIMIZER_REASONS)
-    section.leave({"legacy_fusion": "which of two implementations computes the same"})
+    section.leave({"legacy_fusion": "chooses between two equivalent implementations"})
     params.end()
     section.end()
 
 
-def scheduler(section: Section, result: Conversion):
+def scheduler(section: ConfigSection, result: Conversion):
     name, params = section.take("type", ""), section.part("params")
     if name in ("WarmupLR", "WarmupDecayLR"):
         params.set("warmup_min_lr", "learning_rate.start", default=0.0)
@@ -140,20 +140,20 @@ def scheduler(section: Section, result: Conversion):
     section.end()
 
 
-def precision(file: Section, result: Conversion):
+def precision(file: ConfigSection, result: Conversion):
     for key, reason in (("fp16", LOSS_SCALE), ("bf16", NOT_HERE), ("bfloat16", NOT_HERE)):
         section = file.part(key)
         if section.take("enabled", False):
             result.set("model.dtype", "bfloat16", section.name("enabled"))
             if key == "fp16":
-                result.leave(section.name("enabled"), True, "float16 is not here; bfloat16 takes its place")
+                result.leave(section.name("enabled"), True, "float16 is not supported; bfloat16 takes its place")
         section.leave(dict.fromkeys(tuple(section.values), reason))
     data_types = file.part("data_types")
     data_types.leave({"grad_accum_dtype": "gradients are summed in float32"})
     data_types.end()
 
 
-def sinks(file: Section, result: Conversion):
+def sinks(file: ConfigSection, result: Conversion):
     """DeepSpeed's monitors. metrics.jsonl is always written."""
     chosen = []
     for name in ("tensorboard", "wandb"):
@@ -167,25 +167,27 @@ def sinks(file: Section, result: Conversion):
         result.set("sinks", ",".join(chosen), f"{' and '.join(chosen)}.enabled")
 
 
-def layer_drop(file: Section, result: Conversion):
-    """Progressive layer dropping, as released: with its shift by one layer and by one step."""
+def layer_drop(file: ConfigSection, result: Conversion):
+    """Progressive layer dropping as in DeepSpeed's released code. Its probabilities are shifted by one layer and by one
+    step, compared with the paper (see `keep_and_scale` and `theta_at` in methods/layer_drop.py).
+    """
     section = file.part("progressive_layer_drop")
     if section.take("enabled", False):
         result.base = "layer_drop"
         result.set("layer_drop.variant", "deepspeed", section.name("enabled"))
         section.set("theta", "layer_drop.theta", default=1.0)
         section.set("gamma", "layer_drop.gamma", default=0.001)
-        if depth := result.changes.get("model.depth"):  # as configs/layer_drop.py has it for its own depth
+        if depth := result.changes.get("model.depth"):  # as in configs/layer_drop.py, but for this depth
             std = 0.02 / (2 * depth.value) ** 0.5
             result.set("model.residual_init_std", std, "init_bert_weights of modelingpreln_layerdrop.py")
     section.leave(dict.fromkeys(tuple(section.values), "layer dropping is not enabled in the file"))
 
 
-def token_drop(file: Section, result: Conversion):
+def token_drop(file: ConfigSection, result: Conversion):
     """Random-LTD: the section data_efficiency.data_routing, or dynamic_train in older files."""
     outer = file.part("data_efficiency")
     enabled = outer.take("enabled", "dynamic_train" in file)
-    outer.leave({"seed": "of data_sampling, which is not converted"})
+    outer.leave({"seed": "the seed of data_sampling, which is not converted"})
     sampling = outer.part("data_sampling")
     sampling.leave(dict.fromkeys(tuple(sampling.values), "here, examples come in one random order; for lengths that "
         "grow, write --config.phases, such as 64:0.5,128:0.5"))  # fmt: skip
@@ -202,8 +204,9 @@ def token_drop(file: Section, result: Conversion):
 INPUTS = "how the wrapped PyTorch layer takes its inputs"
 
 
-def random_ltd(section: Section, result: Conversion):
-    """Random-LTD is close to token dropping with random scores. `kept` finishes it, once the run's steps are known."""
+def random_ltd(section: ConfigSection, result: Conversion):
+    """Converts random-LTD to token dropping with random scores, which is close to it. The share of kept tokens depends
+    on the run's steps, so `kept` computes it later."""
     if (kind := section.take("model_type", "encoder")) != "encoder":
         raise BadInput(f"{section.name('model_type')}={kind}: only encoders can be converted; this project trains BERT")
     total = section.take("total_layer_num")
@@ -232,11 +235,11 @@ def random_ltd(section: Section, result: Conversion):
     schedule(section.part(key), result)
     section.leave(dict.fromkeys(("model_mask_name", "hidden_state_order", "micro_batch_size"), INPUTS))
     rates = section.part("layer_token_lr_schedule")
-    rates.leave(dict.fromkeys(tuple(rates.values), "DeepSpeed has not implemented it either"))
+    rates.leave(dict.fromkeys(tuple(rates.values), "not implemented in DeepSpeed either"))
     section.end()
 
 
-def schedule(section: Section, result: Conversion):
+def schedule(section: ConfigSection, result: Conversion):
     """Records the growth of the kept tokens, for `kept`."""
     config, least, most = section.part("schedule_config"), section.number("min_value"), section.number("max_value")
     growing, by = config.number("require_steps"), config.number("seq_per_step", 1)
@@ -252,10 +255,11 @@ def schedule(section: Section, result: Conversion):
 
 
 def kept(growth: tuple[int, int, int, int], steps: int) -> tuple[float, float]:
-    """(share of tokens kept while any are dropped, share of the steps after that), for a run of this many steps.
+    """For a run of this many steps: (share of the tokens that are kept while tokens are dropped, share of the steps at
+    the end in which none are dropped).
 
-    `RandomLTDScheduler.get_value` grows the kept tokens linearly in steps of `by` tokens. Here their number is fixed:
-    their mean, with which the layers update as many tokens in all.
+    `RandomLTDScheduler.get_value` increases the number of kept tokens linearly, by `by` tokens at a time. Here the
+    number is fixed at its mean, so that over the whole run, the layers update as many tokens as with the schedule.
     """
     least, most, growing, by = growth
     dropping = min(steps, growing)

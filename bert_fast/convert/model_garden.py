@@ -1,11 +1,12 @@
 """Experiments of TensorFlow Model Garden, with token dropping: official/projects/token_dropping.
 
-Defaults are those of `token_drop_bert_pretraining` in its experiment_configs.py, which configs/token_drop.py has too.
+Defaults are from `token_drop_bert_pretraining` in its experiment_configs.py. configs/token_drop.py has the same
+defaults.
 """
 
 from bert_fast.convert.bing_bert import activation, widths
 from bert_fast.convert.conversion import Conversion
-from bert_fast.convert.section import Section
+from bert_fast.convert.section import ConfigSection
 from bert_fast.data.masking import prediction_slots
 
 RECORDS = "how TFRecords are read; here, `bert-fast prepare` makes shards"
@@ -18,18 +19,21 @@ LOOP = "how Orbit's loop runs"
 TRAINER = {
     **dict.fromkeys(("steps_per_loop", "train_tf_while_loop", "train_tf_function", "eval_tf_function"), LOOP),
     **dict.fromkeys(("allow_tpu_summary", "eval_tf_while_loop", "continuous_eval_timeout"), LOOP),
-    **dict.fromkeys(("loss_upper_bound", "recovery_begin_steps", "recovery_max_trials"), "a run ends at a NaN, saved"),
+    **dict.fromkeys(
+        ("loss_upper_bound", "recovery_begin_steps", "recovery_max_trials"),
+        "here, the guard skips bad steps and goes back to a checkpoint (--config.guard)",
+    ),
     **dict.fromkeys(
         ("best_checkpoint_export_subdir", "best_checkpoint_eval_metric", "best_checkpoint_metric_comp"),
         "here, the newest checkpoints are kept, not the best",
     ),
-    "preemption_on_demand_checkpoint": "always so: SIGTERM saves the step",
+    "preemption_on_demand_checkpoint": "always on: SIGTERM saves the step",
     "validation_summary_subdir": LOOP,
 }
 ALLOWED, DENIED = [100, 101, 102, 103], [0]
 
 
-def convert(file: Section, result: Conversion):
+def convert(file: ConfigSection, result: Conversion):
     """Reads the whole file into the result."""
     result.base = "token_drop"
     task = file.part("task")
@@ -57,7 +61,7 @@ def convert(file: Section, result: Conversion):
         section.end()
 
 
-def train_data(section: Section, result: Conversion) -> int:
+def train_data(section: ConfigSection, result: Conversion) -> int:
     """Returns the sequence length."""
     seq_len = int(section.number("seq_length", 512))
     result.set("phases", f"{seq_len}:1", section.name("seq_length"))
@@ -67,22 +71,22 @@ def train_data(section: Section, result: Conversion) -> int:
         share = round(predictions / seq_len, 4)
         result.set("data.masked_share", share, section.name("max_predictions_per_seq"))
     elif predictions is not None:
-        reason = f"15 % of {seq_len} tokens are {prediction_slots(seq_len)} here (--config.data.masked_share)"
+        reason = f"here, {prediction_slots(seq_len)} are predicted: 15 % of {seq_len} (--config.data.masked_share)"
         result.leave(section.name("max_predictions_per_seq"), predictions, reason)
     inputs(section, result)
     return seq_len
 
 
-def inputs(section: Section, result: Conversion):
+def inputs(section: ConfigSection, result: Conversion):
     """The rest of a data section."""
     if section.take("use_position_id", False):
-        result.leave(section.name("use_position_id"), True, "here, examples of mlm_packed have positions of their own")
+        result.leave(section.name("use_position_id"), True, "here, each example of mlm_packed has its own positions")
     section.leave({"use_next_sentence_label": "follows from task.model.cls_heads (--config.data.objective)"})
     section.leave(dict.fromkeys(READING, RECORDS))
     section.end()
 
 
-def validation_data(section: Section, steps: int | None, result: Conversion):
+def validation_data(section: ConfigSection, steps: int | None, result: Conversion):
     size = section.number("global_batch_size")
     if size:
         result.set("eval.batch_size", size, section.name("global_batch_size"))
@@ -93,8 +97,8 @@ def validation_data(section: Section, steps: int | None, result: Conversion):
     inputs(section, result)
 
 
-def trainer(section: Section, result: Conversion) -> int | None:
-    """Returns the number of batches of an evaluation."""
+def trainer(section: ConfigSection, result: Conversion) -> int | None:
+    """Returns the number of batches in an evaluation."""
     if "steps" not in result.changes:
         section.set("train_steps", "steps")
     section.set("checkpoint_interval", "checkpoint.every")
@@ -113,35 +117,35 @@ def trainer(section: Section, result: Conversion) -> int | None:
     if climb.number("power", 1) != 1:
         result.leave(climb.name("power"), "not 1", "here, the rate climbs linearly")
     if ema := optimization.take("ema"):
-        result.leave(optimization.name("ema"), ema, "there is no average of the weights here")
+        result.leave(optimization.name("ema"), ema, "averaging weights is not supported")
     section.leave(TRAINER)
     for part in (climb, warmup, optimization, section):
         part.end()
     return steps
 
 
-def optimizer(section: Section, result: Conversion):
+def optimizer(section: ConfigSection, result: Conversion):
     kind = section.take("type")
     names = {"adamw": "adamw", "adamw_experimental": "adamw", "lamb": "lamb"}
     if kind in names:
         result.set("optimizer.name", names[kind], section.name("type"))
     elif kind:
-        result.leave(section.name("type"), kind, "here are adamw, lamb and muon (--config.optimizer.name)")
-    params = section.part(kind) if kind else Section({}, result)
+        result.leave(section.name("type"), kind, "not supported: use adamw, lamb or muon (--config.optimizer.name)")
+    params = section.part(kind) if kind else ConfigSection({}, result)
     for theirs, ours in (("beta_1", "b1"), ("beta_2", "b2"), ("epsilon", "eps"), ("weight_decay_rate", "weight_decay")):
         params.set(theirs, f"optimizer.{ours}")
     params.set("gradient_clip_norm", "optimizer.clip_norm")
     params.set("global_clipnorm", "optimizer.clip_norm")
-    excluded = "here, biases and LayerNorms have no weight decay and no trust ratio"
+    excluded = "here, weight decay and the trust ratio are not applied to biases and LayerNorms"
     params.leave(dict.fromkeys(("exclude_from_weight_decay", "include_in_weight_decay"), excluded))
-    params.leave({"exclude_from_layer_adaptation": excluded, "amsgrad": "AMSGrad is not here", "name": "a label"})
+    params.leave({"exclude_from_layer_adaptation": excluded, "amsgrad": "AMSGrad is not supported", "name": "a label"})
     section.leave(dict.fromkeys(tuple(section.values), f"the optimizer is {kind}"))
     params.end()
 
 
-def learning_rate(section: Section, result: Conversion):
+def learning_rate(section: ConfigSection, result: Conversion):
     kind = section.take("type")
-    params = section.part(kind) if kind else Section({}, result)
+    params = section.part(kind) if kind else ConfigSection({}, result)
     if kind == "polynomial":
         params.set("initial_learning_rate", "learning_rate.peak")
         params.set("end_learning_rate", "learning_rate.end")
@@ -154,8 +158,8 @@ def learning_rate(section: Section, result: Conversion):
                 params.name("decay_steps"), over, f"here, the rate falls over all {steps.value} steps of a run"
             )
         if params.take("cycle", False):
-            result.leave(params.name("cycle"), True, "the rate falls once here")
-        params.leave({"offset": "the rate falls from step 0 here", "name": "a label"})
+            result.leave(params.name("cycle"), True, "here, the rate falls only once")
+        params.leave({"offset": "here, the rate falls from step 0", "name": "a label"})
         params.end()
     elif kind:
         result.leave(section.name("type"), kind, "no such schedule here: see --config.learning_rate.decay")
@@ -163,7 +167,7 @@ def learning_rate(section: Section, result: Conversion):
     section.leave(dict.fromkeys(tuple(section.values), f"the schedule is {kind}"))
 
 
-def encoder(section: Section, seq_len: int, result: Conversion):
+def encoder(section: ConfigSection, seq_len: int, result: Conversion):
     kind = section.take("type", "any")
     params = section.part(kind)
     for theirs, ours in (
@@ -186,7 +190,7 @@ def encoder(section: Section, seq_len: int, result: Conversion):
         result.set("methods", "", section.name("type"))
     params.leave(
         {
-            "vocab_size": "the vocabulary is the shards': prepare --vocab",
+            "vocab_size": "the vocabulary comes from the shards: prepare --vocab",
             "embedding_size": "embeddings are as wide as the model here",
             **dict.fromkeys(
                 ("output_range", "return_all_encoder_outputs", "return_attention_scores"), "for fine-tuning"
@@ -197,18 +201,21 @@ def encoder(section: Section, seq_len: int, result: Conversion):
     section.leave(dict.fromkeys(tuple(section.values), f"the encoder is {kind}"))
 
 
-def scores(params: Section, seq_len: int, result: Conversion):
+def scores(params: ConfigSection, seq_len: int, result: Conversion):
     """Token dropping itself: which tokens are kept, and how many."""
-    kept = params.number("token_keep_k", 256)  # an absolute number there, a share here
+    kept = params.number("token_keep_k", 256)  # a number of tokens there, a share here
     result.set("token_drop.keep", round(kept / seq_len, 6), f"{params.name('token_keep_k')} / seq_length")
     params.set("token_loss_init_value", "token_drop.start")
     params.set("token_loss_beta", "token_drop.beta")
     for key, usual in (("token_allow_list", ALLOWED), ("token_deny_list", DENIED)):
         ids = list(params.take(key, usual))
         if sorted(ids) == usual:
-            reason = "the same tokens here, found in the vocabulary: special tokens are kept first, [PAD] last"
+            reason = "the same tokens are chosen here, by the vocabulary: special tokens are kept first, [PAD] last"
         else:
-            reason = "here, exactly the special tokens are kept first and [PAD] last; other ids have no fixed place"
+            reason = "here, only special tokens are always kept first, and only [PAD] last: other ids cannot be listed"
         result.leave(params.name(key), ids, reason)
-    reason = "one of an id's losses in a batch counts there, their mean here; --config.token_drop.repeats=last_write"
+    reason = (
+        "if an id occurs repeatedly in a batch, Model Garden uses one of its losses; here, the mean of its losses is "
+        "used, unless --config.token_drop.repeats=last_write is set"
+    )
     result.leave("update_token_importance of routing.py", "last write", reason)

@@ -1,4 +1,4 @@
-"""A part of a config file that knows which of its keys were read, so that none is lost."""
+"""A part of a config file that records which of its keys were read, so that none is overlooked."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from bert_fast import BadInput
 from bert_fast.convert.conversion import Conversion
 
 
-class Section:
+class ConfigSection:
     """The values below one key of a file."""
 
     def __init__(self, values: Mapping[str, Any], result: Conversion, path: str = ""):
@@ -23,7 +23,9 @@ class Section:
         return key in self.values
 
     def take(self, key: str, default: Any = None) -> Any:
-        """The value of a key, which counts as read. "auto", which Hugging Face's trainer fills in, is no value."""
+        """The value of a key, which then counts as read. "auto" counts as no value: Hugging Face's trainer fills it
+        in.
+        """
         if key in self:
             self.result.read[self.name(key)] = self.values[key]
         value = self.values.pop(key, default)
@@ -40,9 +42,9 @@ class Section:
         except ValueError:
             raise BadInput(f"{self.name(key)}={value!r}: expected a number") from None
 
-    def part(self, key: str) -> "Section":
-        """The section below a key, which is empty if there is none. The caller reads all of it."""
-        return Section(self.values.pop(key, None) or {}, self.result, self.name(key))
+    def part(self, key: str) -> "ConfigSection":
+        """The section below a key, or an empty one. The caller must read all of it."""
+        return ConfigSection(self.values.pop(key, None) or {}, self.result, self.name(key))
 
     def set(self, key: str, ours: str, **default):
         """Converts a key to `ours`, with `default=...` if the source project has one."""
@@ -52,13 +54,13 @@ class Section:
             self.result.set(ours, value, name if given else f"default of {name}")
 
     def leave(self, reasons: Mapping[str, str]):
-        """Lists those of these keys that are there, with the reasons why they are not converted."""
+        """Lists which of these keys the section has, each with the reason why it is not converted."""
         for key, reason in reasons.items():
             if key in self:
                 self.result.leave(self.name(key), self.values.pop(key), reason)
 
     def end(self):
-        """Lists the keys that were not read as unknown."""
+        """Lists the remaining keys as unknown."""
         for key, value in self.values.items():
             self.result.unknown[self.name(key)] = value
         self.values = {}

@@ -8,6 +8,9 @@ import time
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from bert_fast import BadInput
 
 GB, GIB = 10**9, 2**30
 
@@ -17,9 +20,11 @@ class Accelerator:
     """One chip.
 
     kinds: JAX's names for it (`device_kind`), in lower case; "*" at the end matches any ending.
-    peak: bf16 FLOP/s. clock: cycles/s of its matrix units, 0 if unknown or not needed. memory: bytes.
-    bandwidth: bytes/s of the memory. devices: JAX devices per chip. dollars: price per hour, None if no list price was
-    found. sources: the source of the figures, and the source of the price with its date.
+    peak: bf16 FLOP/s. clock: cycles/s of its matrix units; 0 if unknown or not needed. memory: bytes.
+    bandwidth: bytes/s of the memory. devices: JAX devices per chip. dollars: price per hour; None if there is none.
+    link: bytes/s that a chip sends over one of its links to other chips. ring: a dimension of a slice is a ring if its
+    size is a multiple of this number, else a line. sources: the source of the figures, and the source of the price with
+    its date.
     """
 
     name: str
@@ -30,6 +35,8 @@ class Accelerator:
     clock: float = 0.0
     devices: int = 1
     dollars: float | None = None
+    link: float = 0.0
+    ring: int = 1
     sources: tuple[str, str] = ("", "")
 
 
@@ -39,21 +46,72 @@ def tpu(name, kind, tflops, memory, bandwidth, flop_a_cycle, devices, dollars, p
     """
     source, peak = f"docs.cloud.google.com/tpu/docs/{name}", tflops * 1e12
     clock = peak / flop_a_cycle if flop_a_cycle else 0.0
-    return Accelerator(name, (kind,), peak, memory, bandwidth, clock, devices, dollars, (source, priced))
+    link, ring = NETWORK[name]
+    return Accelerator(name, (kind,), peak, memory, bandwidth, clock, devices, dollars, link, ring, (source, priced))
 
 
+# link: bytes/s of a link in one direction: the documentation's bidirectional bandwidth of a chip, divided by twice the
+# number of its links (v4: Jouppi et al. 2023, arXiv:2304.01433, 2.1). ring: on v5e and v6e, only a whole pod has rings
+# (jax-ml.github.io/scaling-book/tpus); the others need cubes of 4 x 4 x 4.
+NETWORK = {
+    "v4": (50 * GB, 4),
+    "v5e": (400 * GB / 8, 16),
+    "v5p": (1200 * GB / 12, 4),
+    "v6e": (800 * GB / 8, 16),
+    "tpu7x": (1200 * GB / 12, 4),
+}
 GOOGLE = "cloud.google.com/tpu/pricing"
 # Keyed by the first part of a topology: v5e of v5e:4x4.
 TPUS = {
     accelerator.name: accelerator
     for accelerator in (
-        tpu("v4", "tpu v4", 275, 32 * GIB, 1228 * GB, 8 * 128 * 128 * 2, 1, 3.22, f"{GOOGLE}, August 2022"),
-        tpu("v5e", "tpu v5 lite", 197, 16 * GIB, 819 * GB, 4 * 128 * 128 * 2, 1, 1.20, f"{GOOGLE}, November 2024"),
+        tpu(
+            "v4",
+            "tpu v4",
+            275,
+            32 * GIB,
+            1228 * GB,
+            8 * 128 * 128 * 2,
+            1,
+            3.22,
+            f"{GOOGLE}, August 2022",
+        ),
+        tpu(
+            "v5e",
+            "tpu v5 lite",
+            197,
+            16 * GIB,
+            819 * GB,
+            4 * 128 * 128 * 2,
+            1,
+            1.20,
+            f"{GOOGLE}, November 2024",
+        ),
         # v5p's price is unverified: it was recalled, not looked up on that page.
-        tpu("v5p", "tpu v5", 459, 95 * GIB, 2765 * GB, 8 * 128 * 128 * 2, 1, 4.20, f"{GOOGLE}, 2024, unverified"),
+        tpu(
+            "v5p",
+            "tpu v5",
+            459,
+            95 * GIB,
+            2765 * GB,
+            8 * 128 * 128 * 2,
+            1,
+            4.20,
+            f"{GOOGLE}, 2024, unverified",
+        ),
         # v6e's documentation names two matrix units, which would need 3.5 GHz to reach the peak. The compiler (libtpu
         # 0.0.42) expects up to 456,000 FLOPs per cycle in a large product, which takes four units.
-        tpu("v6e", "tpu v6 lite", 918, 32 * GIB, 1638 * GB, 4 * 256 * 256 * 2, 1, 2.70, f"{GOOGLE}, November 2024"),
+        tpu(
+            "v6e",
+            "tpu v6 lite",
+            918,
+            32 * GIB,
+            1638 * GB,
+            4 * 256 * 256 * 2,
+            1,
+            2.70,
+            f"{GOOGLE}, November 2024",
+        ),
         tpu("tpu7x", "tpu7x", 2307, 192 * GIB, 7380 * GB, 0, 2, None, ""),
     )
 }
@@ -85,6 +143,23 @@ def peak_of(device) -> float | None:
     """bf16 FLOP/s of a JAX device; None if it is not in the table, like every CPU."""
     accelerator = find(device.device_kind)
     return None if accelerator is None else accelerator.peak / accelerator.devices
+
+
+def peak_of_all(mesh: Mesh, measure: bool) -> float | None:
+    """Peak FLOP/s of all devices of a mesh together. None if the table lacks the device, unless `measure` is True.
+
+    With `measure`, the peak of such a device is measured. Raises BadInput if the device is not a CPU.
+    """
+    device = mesh.local_devices[0]
+    known = peak_of(device)
+    if known is not None:
+        return known * mesh.size
+    if not measure:
+        return None
+    if device.platform != "cpu":
+        raise BadInput(f"measure_peak is only for CPUs: add {device.device_kind!r} to bert_fast/cost/accelerators.py")
+    # One matrix product uses all cores of a host, even if JAX presents them as several devices.
+    return measured_peak(device) * jax.process_count()
 
 
 def measured_peak(device, size: int = 3072, rounds: int = 5) -> float:

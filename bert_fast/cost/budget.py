@@ -1,4 +1,4 @@
-"""What a run may use up: tokens, examples, FLOPs, time or money."""
+"""How much a run may use: tokens, examples, FLOPs, time or money."""
 
 import difflib
 from typing import NamedTuple
@@ -12,7 +12,7 @@ TIMED = ("seconds", "chip_hours", "usd")
 
 
 class Budget(NamedTuple):
-    """An amount of a unit. chip: the chip that chip_hours and usd are spent on, such as "v5e"; "" for other units.
+    """An amount and its unit. chip: the chip that chip_hours and usd are spent on, such as "v5e"; "" for other units.
 
     Tokens include padding: they are positions, batch size times sequence length.
     """
@@ -23,7 +23,7 @@ class Budget(NamedTuple):
 
     @property
     def timed(self) -> bool:
-        """Whether the budget is reference time, or money for it."""
+        """Whether the budget is an amount of reference time, or of money that buys reference time."""
         return self.unit in TIMED
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ class Budget(NamedTuple):
 def parse(text: str) -> Budget | None:
     """Parses `tokens:2e6`, `examples:1e6`, `flops:1e15`, `seconds:3600`, `chip_hours:2@v5e` or `usd:20@v5e`.
 
-    "" is None. Raises BadInput.
+    Returns None for "". Raises BadInput.
     """
     if not text:
         return None

@@ -25,14 +25,16 @@ class Flops(NamedTuple):
 class Product(NamedTuple):
     """A matrix product of the forward pass.
 
-    gradients: number of products of the same size in the backward pass: one per operand that carries a tangent,
-        that is, depends on trained parameters.
-    recomputed: whether the backward pass repeats it.
+    gradients: number of products of the same size in the backward pass: one for each operand that carries a tangent,
+        which means that it depends on trained parameters.
+    recomputed: whether the backward pass repeats it if it recomputes the whole block.
+    attention: whether it is a product of queries with keys, or of probabilities with values.
     """
 
     flops: float
     gradients: int
     recomputed: bool = False
+    attention: bool = False
 
 
 def step_flops(program: Program, on_L: Sequence[float] | None = None) -> Flops:
@@ -53,7 +55,9 @@ def forward_flops(program: Program) -> int:
 
 
 def dense_equivalent(program: Program, final: Config) -> int:
-    """FLOPs of a step on the same examples and prediction slots in the `final` model, nothing dropped or frozen."""
+    """FLOPs of a step on the same examples and prediction slots in the `final` model, with nothing dropped or
+    frozen.
+    """
     plan = whole(final.depth)
     return step_flops(dataclasses.replace(program, model=final, plan=plan, frozen_paths=())).executed
 
@@ -82,7 +86,8 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
             keys = program.seq_len if span.keys is None else span.keys
             seen = keys * span.examples_per_row
             for product in layer_products(config, queries, program.batch_size * keys, seen, heads, mlp_dim, tangent):
-                again = product.recomputed and span.cond and not span.frozen
+                block = product.recomputed and (span.cond or config.recompute == "block")
+                again = not span.frozen and (block or (product.attention and config.recompute == "attention"))
                 yield Product(product.flops * share, 0 if span.frozen else product.gradients, again)
             tangent = tangent or not span.frozen
 
@@ -111,16 +116,16 @@ def layer_products(
     """The products of one layer that learns, with `jax.checkpoint` around it.
 
     queries, keys: tokens in the whole batch. seen: keys that each query is multiplied with, masked or not.
-    tangent: whether the layer's input carries one. If not, the query, key and value products need gradients
-    for their kernels only, except in a pre-LN layer, where their input comes from a trained LayerNorm.
+    tangent: whether the layer's input carries one. If not, the product for queries, keys and values needs a gradient
+    for its kernel only, except in a pre-LN layer, where its input comes from a trained LayerNorm.
     """
     D, A, pre = config.width, heads * config.head_size, config.norm == "pre"
     into = 1 + (tangent or pre)
-    yield Product(2 * queries * D * A, into, True)  # query
-    yield Product(2 * keys * D * A, into, True)  # key
-    yield Product(2 * keys * D * A, into, True)  # value
-    yield Product(2 * queries * seen * A, 2, True)  # queries with keys
-    yield Product(2 * queries * seen * A, 2, True)  # probabilities with values
+    yield Product(2 * min(queries, keys) * D * 3 * A, into, True)  # query, key and value
+    if queries != keys:  # query alone, or key and value
+        yield Product(2 * abs(queries - keys) * D * A * (1 if queries > keys else 2), into, True)
+    yield Product(2 * queries * seen * A, 2, True, True)  # queries with keys
+    yield Product(2 * queries * seen * A, 2, True, True)  # probabilities with values
     yield Product(2 * queries * A * D, 2, True)  # attention_output
     yield Product(2 * queries * D * mlp_dim, 2, True)  # mlp_hidden
     # Recomputed only if a LayerNorm follows, since that needs the product's output.

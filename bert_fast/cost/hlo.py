@@ -1,6 +1,5 @@
-"""Reads the text of a compiled program: what it sends between devices, and how many cycles its compiler expects.
-
-Only the TPU compiler writes estimates of cycles.
+"""Reads the text of a compiled program: its instructions, how often each runs, and what the program sends between
+devices.
 """
 
 import re
@@ -12,16 +11,6 @@ import numpy as np
 COLLECTIVES: tuple[str, ...] = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 BYTES |= {"s8": 1, "u8": 1, "pred": 1, "token": 0}
-
-# Operations without an estimate, largest first. A fusion that contains several counts as the first of them.
-NOT_COUNTED = ("scatter", "gather", "sort", "custom-call", "rng-bit-generator", "while")
-# Custom calls that only annotate their operand, reserve memory, or mark the ends of a collective.
-FREE = (
-    *("ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked"),
-    *("AllocateBuffer", "AsyncCollectiveStart", "AsyncCollectiveDone"),
-)
-# Copies that overlap other work. They are listed, but left out of the lower bound: other work may hide their time.
-ASYNCHRONOUS = ("copy-start", "slice-start", "dynamic-slice-start")
 
 
 class Instruction(NamedTuple):
@@ -35,30 +24,19 @@ class Instruction(NamedTuple):
 
 
 class Module(NamedTuple):
-    """Instructions by computation, the entry's name, and the source line of each stack frame."""
+    """Instructions by computation, the name of the entry computation, and the source line of each stack frame."""
 
     computations: dict[str, list[Instruction]]
     entry: str
     sources: dict[int, str]
 
 
-class Work(NamedTuple):
-    """One instruction of a step, and how often it runs. cycles: None if there is no estimate."""
-
-    times: float
-    operation: str
-    cycles: int | None
-    bytes: int
-    source: str
-    name: str
-
-
 def size_of(result: str) -> int:
     """Bytes of a type such as `f32[8,128]{1,0}`, or of a tuple of types."""
-    return sum(_sizes_of(result))
+    return sum(sizes_of(result))
 
 
-def _sizes_of(result: str) -> list[int]:
+def sizes_of(result: str) -> list[int]:
     """Bytes of each array in a type. Raises KeyError for an element type that is not in BYTES."""
     return [
         BYTES[kind] * int(np.prod([int(size) for size in sizes.split(",") if size]))
@@ -97,7 +75,7 @@ def _sources(text: str) -> dict[int, str]:
     frames = table("StackFrames", r"\{file_location_id=(\d+)(?: parent_frame_id=(\d+))?")
 
     def source(frame: int) -> str:
-        """The innermost line of this package on the stack, else the innermost line of all."""
+        """The innermost line on the stack that belongs to this package. If none does, the innermost line."""
         innermost, seen = "", set()
         while frame in frames and frame not in seen:
             seen.add(frame)
@@ -133,13 +111,13 @@ def run_by(module: Module, branch_share: Callable[[int], float]) -> Iterator[tup
                 trips = _trips(module, instruction)
                 if trips is None:
                     yield times, computation, instruction
-                yield from of(_called(instruction, "body"), times * (trips or 1))
+                yield from of(called(instruction, "body"), times * (trips or 1))
             elif instruction.operation == "conditional":
                 for number, branch in enumerate(_branches(instruction)):
                     if share := branch_share(number):
                         yield from of(branch, times * share)
             elif instruction.operation == "call":
-                yield from of(_called(instruction, "to_apply"), times)
+                yield from of(called(instruction, "to_apply"), times)
             else:
                 yield times, computation, instruction
 
@@ -154,23 +132,22 @@ def _trips(module: Module, loop: Instruction) -> int | None:
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
     if known:
         return int(known[1])
-    condition = module.computations[_called(loop, "condition")]
+    condition = module.computations[called(loop, "condition")]
     bounds = [re.search(r" constant\((\d+)\)", instruction.text) for instruction in condition]
     bounds = [int(bound[1]) for bound in bounds if bound]
     return bounds[0] if len(bounds) == 1 and "direction=LT" in condition[-1].text else None
 
 
 def collectives(module: Module, branch_share: Callable[[int], float] = every_branch) -> dict[str, float]:
-    """Bytes per device of the results of each kind of collective in a step.
+    """For each kind of collective, the size of its results in one step, in bytes per device.
 
     The compiler may cut a collective into pieces and fuse each with other work. The pieces share a channel, and count
     as one collective.
     """
     found: dict[tuple[str, str], float] = {}
     for times, computation, outer in run_by(module, branch_share):
-        inner = module.computations.get(_called(outer, "calls"), []) if outer.operation == "fusion" else [outer]
-        for instruction in inner:
-            kind = instruction.operation.removesuffix("-start")
+        for instruction in within(module, outer):
+            kind = kind_of(instruction)
             if kind in COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", instruction.text)
                 key = (kind, channel[1] if channel else f"{computation}/{outer.name}")
@@ -178,58 +155,18 @@ def collectives(module: Module, branch_share: Callable[[int], float] = every_bra
     return {kind: sum(size for (of, _), size in found.items() if of == kind) for kind in COLLECTIVES}
 
 
-def walk(module: Module, branch_share: Callable[[int], float] = every_branch) -> Iterator[Work]:
-    """Every instruction that takes time in a step, except collectives, with how often it runs."""
-    results = {
-        computation: {instruction.name: instruction.result for instruction in instructions}
-        for computation, instructions in module.computations.items()
-    }
-    for times, computation, instruction in run_by(module, branch_share):
-        estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
-        kind = instruction.operation
-        if kind == "fusion":
-            inner = module.computations.get(_called(instruction, "calls"), [])
-            inside = {each.operation for each in inner if not _is_free(each)}
-            kind = next((heavy for heavy in NOT_COUNTED if heavy in inside), kind)
-        # A few scalar operations have no estimate either, and are skipped.
-        if (estimate is None and kind not in (*NOT_COUNTED, *ASYNCHRONOUS)) or _is_free(instruction):
-            continue
-        source = re.search(r"stack_frame_id=(\d+)", instruction.text)
-        name = re.search(r'op_name="([^"]*)"', instruction.text)
-        yield Work(
-            times,
-            kind,
-            int(estimate[1]) if estimate and kind not in NOT_COUNTED else None,
-            _moved(kind, instruction, results[computation]),
-            module.sources.get(int(source[1]), "") if source else "",
-            name[1] if name else "",
-        )
+def within(module: Module, outer: Instruction) -> list[Instruction]:
+    """The instructions inside a fusion or inside what `async-start` starts; for any other instruction, only itself."""
+    inside = outer.operation in ("fusion", "async-start")
+    return module.computations.get(called(outer, "calls"), []) if inside else [outer]
 
 
-def _is_free(instruction: Instruction) -> bool:
-    return instruction.operation == "custom-call" and any(f'"{free}"' in instruction.text for free in FREE)
+def kind_of(instruction: Instruction) -> str:
+    return instruction.operation.removesuffix("-start")
 
 
-def _moved(kind: str, instruction: Instruction, results: dict[str, str]) -> int:
-    """Minimum bytes of memory that an instruction moves.
-
-    A gather reads only what it writes, not the whole table. A scatter reads its updates, and reads and writes the
-    table rows that they change; the table is the operand that is as large as the result.
-    """
-    operands = [size_of(results.get(name, "")) for name in instruction.operands]
-    if kind in ASYNCHRONOUS:  # its result type includes the source, but a slice moves only a piece of it
-        return 2 * min((size for size in _sizes_of(instruction.result) if size > 4), default=0)
-    result = size_of(instruction.result)
-    if kind == "gather":
-        return 2 * result
-    if kind == "scatter":
-        if result in operands:
-            operands.remove(result)
-        return 3 * max(operands, default=result)
-    return result + sum(operands)
-
-
-def _called(instruction: Instruction, key: str) -> str:
+def called(instruction: Instruction, key: str) -> str:
+    """The name of the computation that an instruction has under `key` (a fusion has it under `calls`), or ""."""
     found = re.search(rf"\b{key}=%?([\w.-]+)", instruction.text)
     return found[1] if found else ""
 
@@ -239,4 +176,4 @@ def _branches(instruction: Instruction) -> list[str]:
     listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.text)
     if listed:
         return re.findall(r"%?([\w.-]+)", listed[1])
-    return [_called(instruction, "false_computation"), _called(instruction, "true_computation")]
+    return [called(instruction, "false_computation"), called(instruction, "true_computation")]

@@ -16,9 +16,11 @@ Keys of a batch, with their axes (B examples, S positions, P prediction slots):
 """
 
 import functools
+import sys
 from collections.abc import Generator, Iterator
 
 import grain
+import grain.experimental
 import numpy as np
 from absl import flags
 from grain.experimental import index_shuffle
@@ -28,7 +30,7 @@ from bert_fast.data.examples import OBJECTIVES, ExampleSettings
 from bert_fast.data.masking import Masking
 from bert_fast.data.shards import Split
 from bert_fast.data.vocab import Vocab
-from bert_fast.data.workers import belong
+from bert_fast.data.workers import belong, kill_loaders
 
 Batch = dict[str, np.ndarray]
 
@@ -173,6 +175,12 @@ def batches(
     return _stream(rows, batch_size, start, stop, process_index, process_count, workers, prefetch)
 
 
+def batch_at(rows: ExampleSource, batch_size: int, start: int, *, process_index: int, process_count: int) -> Batch:
+    """This process's part of the batch that begins at global index `start`."""
+    part = batch_size // process_count
+    return _make(rows, process_index * part, part, batch_size, start)[1]
+
+
 def evaluation_batches(
     rows: EvaluationExamples,
     batch_size: int,
@@ -215,7 +223,9 @@ def _stream(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads its flags here, and would fail outside absl's app.run
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=belong)
+        # Arrays go through a pipe: shared memory is never freed if a worker and its parent are killed together.
+        pipe = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, pipe).mp_prefetch(options, worker_init_fn=belong)
     return _closing(dataset)
 
 
@@ -230,6 +240,18 @@ def _closing(dataset: grain.IterDataset) -> Generator[tuple[int, Batch], None, N
     iterator = iter(dataset)
     try:
         yield from iterator
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        code = str(error).partition("exit code ")[2].partition(".")[0]
+        raise BadInput(
+            f"a data worker died (exit code {code}; -9: killed, perhaps by the system's out-of-memory killer): run the "
+            "same command again, with fewer --config.data.workers if memory ran out"
+        ) from error
+    except BaseException as error:
+        if not isinstance(error, Exception | GeneratorExit):  # otherwise closing would wait long for a stopped worker
+            kill_loaders()
+        raise
     finally:
         # Threads and processes left open can hang the interpreter at exit (github.com/google/grain/issues/1196).
         iterator.close()

@@ -27,7 +27,6 @@ from bert_fast.data import docs, hf_datasets, parquet, tfds
 LONGEST = 1 << 20  # characters
 _CHUNK = 1 << 22  # bytes read at once
 _BLANK = re.compile(r"\n\s*\n")
-_BROKEN = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, decoded with `surrogateescape`
 KINDS = (".txt", ".jsonl", ".parquet")
 
 
@@ -52,11 +51,25 @@ class Bad:
 
 
 class Corpus:
-    """Documents in a fixed order. `identity` changes when the source changes."""
+    """Documents in a fixed order. `identity` changes with the source, unless a file gets other text of the same size.
 
-    def __init__(self, spec: str, identity: str, parts: Callable[[], list[Part]], read: Callable):
+    stamp: maps the name of a part to a string, which changes if the part's text, or how it is read, may have changed.
+    changed: the time at which the source last changed, in seconds since 1970; 0 if `identity` shows all changes.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        identity: str,
+        parts: Callable[[], list[Part]],
+        read: Callable,
+        stamp: Callable[[str], str] = lambda name: "",
+        changed: Callable[[], float] = lambda: 0.0,
+    ):
         self.spec = spec
         self.identity = identity
+        self.stamp = stamp
+        self.changed = changed
         self._parts = parts
         self._read = read
 
@@ -68,10 +81,10 @@ class Corpus:
         """The cleaned documents of one part. Unusable documents are reported to `bad`."""
         try:
             for text in self._read(part.name, bad):
-                if bad.skip and _BROKEN.search(text):
+                if not is_unicode(text):
                     bad(part.name, "not UTF-8", "Convert it")
                     continue
-                text = "\n".join(line for raw in text.split("\n") if (line := raw.strip()))
+                text = "\n".join(filter(None, map(str.strip, text.split("\n"))))
                 while len(text) > LONGEST:
                     piece, text = cut(text)
                     yield piece
@@ -102,11 +115,25 @@ def open_corpus(
     if kind == "tfds" and rest:
         source = tfds.source(rest, tfds_data_dir)
         part = Part(rest, source.bytes)
-        return Corpus(spec, source.identity, lambda: [part], lambda name, bad: source.read(text_key, bad))
+        return Corpus(
+            spec, source.identity, lambda: [part], lambda name, bad: source.read(text_key, bad), lambda name: text_key
+        )
     if kind == "hf" and rest:
         source = hf_datasets.source(rest, text_key)
         parts = [Part(name, size) for name, size in source.files.items()]
-        return Corpus(spec, source.identity, lambda: parts, source.read)
+        local = [str(path) for path in source.local]
+
+        def changed() -> float:
+            return max(map(last_change, local), default=0.0)
+
+        return Corpus(
+            spec,
+            source.identity,
+            lambda: parts,
+            source.read,
+            lambda name: f"changed at {changed()} {text_key}",
+            changed,
+        )
     raise BadInput(
         f"--source={spec}: expected docs, files:GLOB, hf:ORG/NAME[/CONFIG]:SPLIT[:COLUMN] or tfds:NAME[/CONFIG]:SPLIT"
     )
@@ -142,7 +169,17 @@ def _files(spec: str, pattern: str, text_key: str) -> Corpus:
             return parquet.read(path, text_key, bad)
         return _read_jsonl(path, text_key, bad) if name.endswith(".jsonl") else _read_text(path, bad)
 
-    return Corpus(spec, identity[:16], lambda: parts, read)
+    def stamp(path: str) -> str:
+        key = "" if path.removesuffix(".gz").endswith(".txt") else text_key
+        return f"{os.path.getsize(path)} bytes, changed at {os.stat(path).st_mtime} {key}".strip()
+
+    return Corpus(spec, identity[:16], lambda: parts, read, stamp, lambda: max(map(last_change, paths)))
+
+
+def last_change(path: str) -> float:
+    """When a file was last written, moved or replaced, in seconds since 1970."""
+    found = os.stat(path)
+    return max(found.st_mtime, found.st_ctime)  # a file that replaces another keeps its own modification time
 
 
 def _text_bytes(path: str) -> int:
@@ -191,8 +228,9 @@ def _read_jsonl(path: str, text_key: str, bad: Bad) -> Iterator[str]:
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                bad(place, f"not JSON ({error.msg} at column {error.colno})", "Fix the line")
+            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 100,000 deep
+                where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+                bad(place, f"not JSON ({where})", "Fix the line")
                 continue
             if not isinstance(record, dict) or text_key not in record:
                 keys = sorted(record) if isinstance(record, dict) else type(record).__name__
@@ -201,6 +239,8 @@ def _read_jsonl(path: str, text_key: str, bad: Bad) -> Iterator[str]:
                 bad(place, f"{text_key!r} is {type(text).__name__}, expected a string", "Fix the line")
             elif not text.strip():
                 bad(place, "an empty document", "Remove the line")
+            elif not is_unicode(text):
+                bad(place, f"{text_key!r} has half of a surrogate pair, which is not a character", "Fix the line")
             else:
                 yield text
 
@@ -216,6 +256,15 @@ def decode(data: bytes, place: str, offset: int, bad: Bad) -> str:
             byte = data[error.start]
             bad(place, f"not UTF-8: byte 0x{byte:02x} at offset {offset + error.start}", "Convert it (iconv -t UTF-8)")
         return data.decode(errors="surrogateescape")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has only characters. JSON and undecodable bytes can give halves of surrogate pairs instead."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def default_processes() -> int:

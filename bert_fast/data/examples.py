@@ -26,8 +26,8 @@ from bert_fast.data.vocab import Vocab
 class ExampleSettings:
     """How examples are made. BERT: `masked_share` 0.15, `whole_word` False, `short_seq_prob` 0.1 ("mlm+nsp" only).
 
-    room: if it is above `seq_len`, the positions of an example start at a random number, and stay below `room`.
-        This way, even short examples train the embeddings of all `room` positions.
+    room: if it is above `seq_len`, the positions of an example start at a random number, and stay below `room`. In this
+    way, short examples train the embeddings of all `room` positions.
     """
 
     seq_len: int
@@ -226,14 +226,16 @@ class SegmentPairs:
 
 
 def sentences(tokens_T: np.ndarray, starts_N: np.ndarray, start: int, room: int) -> np.ndarray:
-    """The start of each sentence from token `start` on, then the end of the document."""
+    """The start of each sentence at or after token `start`, then the end of the document."""
     bounds = np.append(starts_N[np.searchsorted(starts_N, start) :], len(tokens_T))
-    # If a sentence is longer than an example, also start at `start`: else its tail would be in no example.
+    # If a sentence is longer than an example, also start at `start`. Otherwise its end would not be in any example.
     return bounds if bounds[0] < min(start + room, len(tokens_T)) else np.insert(bounds, 0, start)
 
 
 def enough(bounds: np.ndarray, target: int) -> int:
-    """Number of sentences, from the first of `bounds` on, needed to reach `target` tokens; at least 1, at most all."""
+    """Number of sentences needed to reach `target` tokens, counted from the first of `bounds`; at least 1, at most
+    all.
+    """
     return min(max(1, int(np.searchsorted(bounds, bounds[0] + target))), len(bounds) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Writes files and folders whole or not at all, locks them, and reports a full disk clearly."""
+"""Writes files and folders atomically, locks them, and reports a full disk clearly."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from bert_fast import BadInput
 
 
 def atomic_write(path: pathlib.Path, content: bytes) -> None:
-    """Writes `content` to `path` whole or not at all, even if the process is killed meanwhile."""
+    """Writes `content` to `path` atomically, even if the process is killed while it writes."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -28,7 +28,7 @@ def atomic_write(path: pathlib.Path, content: bytes) -> None:
 
 
 def sync(path: pathlib.Path) -> None:
-    """Returns once a file, or the list of names in a folder, is on the disk and survives a power failure."""
+    """Returns when a file, or the list of names in a folder, is on the disk and would survive a power failure."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -36,16 +36,21 @@ def sync(path: pathlib.Path) -> None:
         os.close(opened)
 
 
-def rename_synced(folder: pathlib.Path, name: pathlib.Path) -> None:
-    """Renames a folder once all that it holds is on the disk, so that a folder with this name is never half written."""
+def rename_synced(folder: pathlib.Path, name: pathlib.Path, aside: pathlib.Path | None = None) -> None:
+    """Renames a folder after all its content is on the disk, so that a folder with this name is never half written.
+
+    aside: a folder that already has this name is renamed to this first.
+    """
     for path in (*folder.rglob("*"), folder):
         sync(path)
+    if aside is not None and name.exists():
+        name.rename(aside)
     folder.rename(name)
     sync(name.parent)
 
 
 def atomic_json(path: pathlib.Path, value: dict) -> None:
-    """Writes `value` to `path` as indented JSON, whole or not at all."""
+    """Writes `value` to `path` as indented JSON, atomically."""
     atomic_write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
@@ -112,4 +117,4 @@ def check_output(folder: pathlib.Path, flag: str):
     if not place.is_dir():
         raise BadInput(f"{what} is a file: expected a folder, or a path that does not exist yet")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise BadInput(f"{what} cannot be written: get the right to write there, or choose another folder")
+        raise BadInput(f"{what} cannot be written: get permission to write there, or choose another folder")

@@ -4,7 +4,7 @@
     hf:FOLDER:SPLIT[:COLUMN]                           a folder; its path begins with /, ./, ../ or ~
 
 Nothing is downloaded beforehand: a file is read while it is tokenised. After a failure, reading continues at the same
-row; a Hub that is away for more than a few minutes ends it.
+row. If the Hub cannot be reached for more than a few minutes, reading ends.
 """
 
 import functools
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from bert_fast import BadInput
 from bert_fast.data.text_field import Report, document
 
-TRIES = 4  # without progress. In each, `huggingface_hub` sends a request up to 6 times, for 23 seconds
+TRIES = 4  # tries without progress. In each try, `huggingface_hub` sends a request up to 6 times, over 23 seconds
 WAIT = 2.0  # seconds before the second try, doubled before each further one
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[^/:@]+))?(/(?P<config>[^:]+))?:(?P<split>[^:]+)")
 _FOLDER = re.compile(r"(?P<name>(/|\./|\.\./|~)[^:]*):(?P<split>[^:]+)")
@@ -31,14 +31,15 @@ _SYNTAX = (
 
 
 class HubSource(NamedTuple):
-    """The files of a split with their sizes, what identifies the text, and a reader of the documents of a file.
+    """The files of a split with their sizes, an identity of their text, and a reader of a file's documents.
 
-    identity: the commit of the data set, or a hash of the folder's file names and sizes.
+    identity: the commit of the data set, or a hash of the folder's file names and sizes. local: the folder's files.
     """
 
     files: dict[str, int]
     identity: str
     read: Callable[[str, Report], Iterator[str]]
+    local: list[pathlib.Path]
 
 
 def source(spec: str, text_key: str) -> HubSource:
@@ -57,14 +58,18 @@ def source(spec: str, text_key: str) -> HubSource:
             "datasets"
         ) from error
     datasets.disable_progress_bars()
-    datasets.config.STREAMING_READ_MAX_RETRIES = 1  # huggingface_hub repeats each request, and `_rows` the whole
+    datasets.config.STREAMING_READ_MAX_RETRIES = (
+        1  # huggingface_hub retries each request, and `_rows` retries the whole read
+    )
     name = os.path.expanduser(where["name"])
     if where["folder"]:
         if not os.path.isdir(name):
             raise BadInput(f"--source=hf:{spec}: no folder {name}: {_SYNTAX}")
-        identity = _folder_identity(name)
+        local = sorted(path for path in pathlib.Path(name).rglob("*") if path.is_file())
+        identity = _folder_identity(name, local)
         revision = None
     else:
+        local = []
         identity = revision = _tried(spec, name, functools.partial(_commit, name, where["revision"]))
     open_ = functools.partial(_open, datasets, name, where["config"], revision, split)
     files, stream = _tried(spec, name, open_)
@@ -84,7 +89,7 @@ def source(spec: str, text_key: str) -> HubSource:
         for row, value in enumerate(_rows(spec, name, part, column)):
             yield from document(value, f"{file}, row {row}", column, bad)
 
-    return HubSource(dict(zip(files, sizes, strict=True)), identity, read)
+    return HubSource(dict(zip(files, sizes, strict=True)), identity, read, local)
 
 
 def parse(spec: str) -> tuple[dict[str, Any], str, str | None]:
@@ -101,7 +106,7 @@ def parse(spec: str) -> tuple[dict[str, Any], str, str | None]:
 
 
 def _commit(name: str, revision: str | None) -> str:
-    """The commit that a revision of a data set stands for, so that all of the text is of one commit."""
+    """The commit that a revision of a data set stands for, so that all text comes from one commit."""
     import huggingface_hub
 
     return huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=30).sha or ""
@@ -114,7 +119,7 @@ def _open(datasets: Any, name: str, config: str | None, revision: str | None, sp
 
 
 def _sizes(name: str, revision: str | None, files: list[str]) -> list[int]:
-    """Bytes of each file, compressed as it is."""
+    """Bytes of each file in its compressed form."""
     if revision is None:
         return [os.path.getsize(file) for file in files]
     import huggingface_hub
@@ -125,8 +130,7 @@ def _sizes(name: str, revision: str | None, files: list[str]) -> list[int]:
     return [size.get(path, 0) for path in paths]
 
 
-def _folder_identity(folder: str) -> str:
-    files = sorted(path for path in pathlib.Path(folder).rglob("*") if path.is_file())
+def _folder_identity(folder: str, files: list[pathlib.Path]) -> str:
     listed = [(str(path.relative_to(folder)), path.stat().st_size) for path in files]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
 
@@ -151,7 +155,7 @@ def _rows(spec: str, name: str, part: Any, column: str) -> Iterator[Any]:
 
 
 def _tried(spec: str, name: str, call: Callable[[], Any]) -> Any:
-    """The result of `call`, which asks the Hub. Raises BadInput with the reason if it cannot be had."""
+    """The result of `call`, a request to the Hub. Raises BadInput with the reason if it fails."""
     for failures in range(1, TRIES + 1):
         try:
             return call()
@@ -183,8 +187,8 @@ def _wait_or_raise(spec: str, name: str, error: Exception, failures: int) -> Non
         ) from error
     if any(isinstance(one, errors.GatedRepoError) for one in causes) or 403 in codes:
         raise BadInput(
-            f"{place}: {name} may be read only by people who accepted its terms: accept them on {page}, then run "
-            "`hf auth login`, or set HF_TOKEN to a token of yours"
+            f"{place}: {name} may be read only by people who accepted its terms: accept them on {page}, "
+            f"then run `hf auth login`, or set HF_TOKEN to your token"
         ) from error
     if any(isinstance(one, errors.RevisionNotFoundError) for one in causes):
         raise BadInput(f"{place}: {page} has no such revision: leave out @REVISION for the newest one") from error

@@ -1,25 +1,29 @@
-"""Case and accents: what a text's letters become before they are looked up, who decides it, and whom it harms.
+"""Case and accents: whether a text is lower-cased and loses its accents, what decides this, and which texts it harms.
 
-A flag decides; else the vocabulary given does; else letters are lower-cased and accents are kept.
+A flag decides, else an earlier call for the same folder, else the given vocabulary. Without any of these, letters are
+lower-cased and accents are kept.
 """
 
 import collections
-import json
 import pathlib
 import re
 import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from bert_fast import BadInput
+from bert_fast.data import sealed
 from bert_fast.data import vocab as vocabulary
 
+# Formats in which a file next to a vocabulary may lack a seal. None: the file has no format, such as Hugging Face's.
+OLDER = (*range(6), None)
 _HARMED = 0.002  # a larger share of changed letters prints a warning; English Wikipedia has 0.0005
 _WORD = re.compile(r"\S+")
 _FLAGS = {"cased": "capitals", "strip_accents": "accents"}
 
 
 class Letters(NamedTuple):
-    """Whether letters keep their case and lose their accents, and who decided that, for people to read."""
+    """Whether letters keep their case and lose their accents. by: what decided that, as text."""
 
     cased: bool
     strip_accents: bool
@@ -58,17 +62,23 @@ def settle(
 
 
 def stored(entry: dict) -> dict:
-    """The `entry` of a manifest or a checkpoint, where `strip_accents` may be None: strip them if not cased."""
+    """The `entry` of a manifest or a checkpoint, with `strip_accents` True or False. If it was None, accents are
+    stripped unless the entry is cased.
+    """
     strip = entry["strip_accents"]
     return entry | {"strip_accents": not entry["cased"] if strip is None else strip}
 
 
 def of_vocabulary(path: pathlib.Path) -> Letters:
-    """What a vocabulary was made for, from the files next to its vocab.txt, else from its tokens."""
+    """The letters that a vocabulary was made for, from the files next to its vocab.txt, else from its tokens."""
     words = vocabulary.load(path)
     for name in ("manifest.json", "about.json"):  # of a shards folder, and of a checkpoint
         entry = _json(path.with_name(name)).get("vocab")
-        if isinstance(entry, dict) and entry.get("sha256") == words.fingerprint:
+        if (
+            isinstance(entry, dict)
+            and entry.get("sha256") == words.fingerprint
+            and {"cased", "strip_accents"} <= {*entry}
+        ):
             entry = stored(entry)
             return Letters(entry["cased"], entry["strip_accents"], f"as {name} next to the vocabulary says")
     settings, whole = _json(path.with_name("tokenizer_config.json")), _json(path.with_name("tokenizer.json"))
@@ -85,14 +95,23 @@ def of_vocabulary(path: pathlib.Path) -> Letters:
 
 
 def of_hugging_face(settings: dict, whole: dict) -> tuple[bool, bool | None]:
-    """(cased, strip_accents) of a tokenizer_config.json and a tokenizer.json. If neither says it, BERT's are meant."""
-    normalizer = whole.get("normalizer") or {}
-    cased = not settings.get("do_lower_case", normalizer.get("lowercase", True))
-    return cased, settings.get("strip_accents", normalizer.get("strip_accents"))
+    """(cased, strip_accents) of a tokenizer_config.json and a tokenizer.json. If neither has them, BERT's are used."""
+    normalizer = whole.get("normalizer")
+    normalizer = normalizer if isinstance(normalizer, dict) else {}
+    lower = settings.get("do_lower_case", normalizer.get("lowercase", True))
+    strip = settings.get("strip_accents", normalizer.get("strip_accents"))
+    for name, value in (("do_lower_case", lower), ("strip_accents", strip)):
+        if not isinstance(value, bool | None):
+            raise BadInput(
+                f"{name} is {value!r} in the tokenizer's files: expected true, false or null: correct it, or download "
+                "them again"
+            )
+    return not lower, strip
 
 
 def _json(path: pathlib.Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    remedy = "restore it, or copy the vocabulary to a separate folder"
+    return sealed.read(path, remedy, OLDER) if path.is_file() else {}
 
 
 def stripped(text: str) -> str:
@@ -101,7 +120,7 @@ def stripped(text: str) -> str:
 
 
 def harm(texts: Iterable[str], letters: Letters, flag: bool | None) -> list[str]:
-    """Warnings if the letters of these texts become other letters. `flag` is --strip_accents, None if not given."""
+    """Warnings if letters of these texts would become other letters. flag: --strip_accents; None if not given."""
     count = turkic = harmed = 0
     words: collections.Counter[str] = collections.Counter()
     for text in texts:
@@ -115,7 +134,9 @@ def harm(texts: Iterable[str], letters: Letters, flag: bool | None) -> list[str]
                     words[word.strip(".,;:!?\"'()«»„“”、。")] += 1
     found = []
     if harmed > _HARMED * count:
-        word = min(words, key=lambda word: (-words[word], len(word)))  # the most frequent; of equals, the shortest
+        word = min(
+            words, key=lambda word: (-words[word], len(word))
+        )  # the most frequent; among equally frequent ones, the shortest
         becomes = stripped(word)
         changed = f"{word} becomes {becomes}"
         if len(becomes) > len(word):

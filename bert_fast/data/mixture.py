@@ -1,15 +1,16 @@
-"""One stream of documents from one or several sources: one after another, or mixed by given shares of the text.
+"""One stream of documents from one or more sources: one after another, or mixed by given shares of the text.
 
     files:a/*.txt                               all of it
     files:a/*.txt  hf:ORG/NAME:train            all of the first, then all of the second
     0.7*files:a/*.txt  0.3*hf:ORG/NAME:train    mixed
 
-In a mixture, the next document is from the source that is furthest below its share of the text so far, counted in
-bytes; if several are, from the first of them. So at every point of the stream, the shares are as given, up to one
-document. No document is read twice: the mixture ends when the source whose turn it is has no more. With `repeat`, this
-source begins again, and the mixture ends when each source has been read to its end at least once.
+In a mixture, the next document comes from the source that is furthest below its share of the text so far, counted in
+bytes; in a tie, from the first of them. So at every point of the stream, the shares are correct to within one document.
+No document is read twice: the mixture ends when it is the turn of a source that has no more. With `repeat`, that source
+starts again, and the mixture ends when every source has been read to its end at least once.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -21,7 +22,10 @@ _WEIGHTED = re.compile(r"\s*([0-9.eE+-]+)\s*\*\s*(\S.*)", re.DOTALL)
 
 
 class Position(NamedTuple):
-    """How far a source has been read."""
+    """How far a source has been read.
+
+    text: a hash of all documents up to here. before: the same up to the beginning of this part (see `follow`).
+    """
 
     part: int = 0
     documents: int = 0  # of this part, in this reading
@@ -29,10 +33,22 @@ class Position(NamedTuple):
     total: int = 0  # documents of all readings; bytes and skipped also count all readings
     bytes: int = 0
     skipped: int = 0
+    before: str = ""
+    text: str = ""
+
+
+def digest(document: bytes) -> bytes:
+    """A hash of a document's text."""
+    return hashlib.blake2b(document, digest_size=8).digest()
+
+
+def follow(text: str, document: bytes) -> str:
+    """The hash of a text after one more document. text: the hash so far. document: the document's `digest`."""
+    return digest(bytes.fromhex(text) + document).hex()
 
 
 class Reader:
-    """Reads a source from a position on. `position` is then the position after the last document that it returned."""
+    """Reads a source from a position. `position` moves to the end of the last document that was returned."""
 
     def __init__(self, source: Corpus, position: Position, skip_bad: bool):
         self.source, self.position = source, position
@@ -40,39 +56,61 @@ class Reader:
         self._texts = self._read(position)
 
     def next(self) -> str | None:
-        """The next document. At the end: None, and the position goes back to the beginning, with one pass more."""
+        """The next document. At the end: None, and the position goes back to the beginning, with one more pass."""
         text = next(self._texts, None)
         if text is None:
             if not self.position.total:
                 raise BadInput(f"--source={self.source.spec} has no documents: expected text")
             self.position = self.position._replace(
-                part=0, documents=0, passes=self.position.passes + 1, skipped=self._bad.count
+                part=0,
+                documents=0,
+                passes=self.position.passes + 1,
+                skipped=self._bad.count,
+                before=self.position.text,
             )
             self._texts = self._read(self.position)
         return text
 
     def _read(self, start: Position) -> Iterator[str]:
         self._bad.count = start.skipped
-        for part in range(start.part, len(self.source.parts)):
-            skip = start.documents if part == start.part else 0
-            for documents, text in enumerate(self.source.documents(self.source.parts[part], self._bad), 1):
+        hashed = start.before
+        for number in range(start.part, len(self.source.parts)):
+            part, before, documents = self.source.parts[number], hashed, 0
+            skip = start.documents if number == start.part else 0
+            for documents, text in enumerate(self.source.documents(part, self._bad), 1):
+                raw = text.encode()
+                hashed = follow(hashed, digest(raw))
                 if documents == skip:
-                    self._bad.count = start.skipped  # has the bad documents up to here, which are now read again
+                    self._bad.count = start.skipped  # counts the bad documents up to here, which are now read again
+                    self._compare(part.name, start, hashed)
                 if documents > skip:
                     position = self.position
                     self.position = Position(
-                        part=part,
+                        part=number,
                         documents=documents,
                         passes=position.passes,
                         total=position.total + 1,
-                        bytes=position.bytes + len(text.encode()),
+                        bytes=position.bytes + len(raw),
                         skipped=self._bad.count,
+                        before=before,
+                        text=hashed,
                     )
                     yield text
+            if documents < skip:
+                self._compare(part.name, start, "")
+
+    def _compare(self, name: str, start: Position, text: str) -> None:
+        """Raises BadInput if the documents that were read before a continuation are no longer the same."""
+        if text != start.text:
+            raise BadInput(
+                f"{name} has changed: its first {start.documents} documents, which were read before, "
+                "are no longer the same. Changes after them are allowed. Restore the file, "
+                "or delete the folder --out to start over"
+            )
 
 
 class Mixture:
-    """Sources to read one after another, or by shares of the text. `shares_K` is None for the former, else sums to 1.
+    """Sources to read one after another (`shares_K` is None), or by shares of the text (`shares_K` sums to 1).
 
     Axis: K sources.
     """
@@ -89,6 +127,10 @@ class Mixture:
         """Bytes of text in each source. Most are estimates."""
         return [sum(part.bytes for part in source.parts) for source in self.sources]
 
+    def stamps_K(self) -> list[list[list[str]]]:
+        """Name and stamp of each part of each source: see `Corpus`."""
+        return [[[part.name, source.stamp(part.name)] for part in source.parts] for source in self.sources]
+
     def expected_K(self) -> list[float]:
         """Bytes of text that will be read from each source. Most are estimates."""
         sizes_K = self.sizes_K()
@@ -98,7 +140,7 @@ class Mixture:
         return [(max if self.repeat else min)(ends_K) * share for share in self.shares_K]
 
     def sample(self, limit: int, skip_bad: bool) -> Iterator[str]:
-        """The beginning of each part of each source, about `limit` bytes of text at most, in the mixture's shares."""
+        """The beginning of each part of each source: at most about `limit` bytes of text, in the mixture's shares."""
         expected_K = self.expected_K()
         wanted = min(1.0, limit / max(1.0, sum(expected_K)))
         for source, size, expected in zip(self.sources, self.sizes_K(), expected_K, strict=True):
@@ -113,7 +155,7 @@ class Mixture:
 
 
 class Stream:
-    """The documents of a mixture after earlier positions, or from the beginning."""
+    """The documents of a mixture that follow the given positions, or all of them."""
 
     def __init__(self, mixture: Mixture, after_K: Sequence[Position], skip_bad: bool):
         self._mixture = mixture
@@ -144,7 +186,7 @@ class Stream:
 
 
 def open_mixture(given: str | Sequence[str], repeat: bool, **options) -> Mixture:
-    """The mixture of one or several sources, each with or without a weight. `options` are those of `open_corpus`.
+    """The mixture of one or more sources, each with or without a weight. options: as for `open_corpus`.
 
     Raises BadInput as `open_corpus` does, for weights that are not positive, and if only some sources have one.
     """

@@ -1,14 +1,13 @@
-"""Turns text into shards: plan, vocabulary, units tokenised on all cores, manifest. Resumes after a kill at any point.
+"""Turns text into shards: plans, makes the vocabulary, tokenises units of text on all cores, and writes the manifest.
+It can be killed at any point and resumes from there.
 
-The sources are one stream of documents, which is cut into units by the length of the text alone. With the same
-vocabulary, the output is therefore the same byte for byte, for any number of processes and after any interruption.
+The sources form one stream of documents. It is cut into units by the length of the text alone, so with the same
+vocabulary the output is the same, byte for byte, with any number of processes and after any interruption.
 """
 
 import collections
 import concurrent.futures
 import contextlib
-import hashlib
-import json
 import os
 import pathlib
 import time
@@ -17,10 +16,10 @@ from typing import NamedTuple
 
 import bert_fast
 from bert_fast import BadInput
-from bert_fast.data import corpora, document_tokenizer, letters, shards, staging, workers
+from bert_fast.data import corpora, document_tokenizer, letters, sealed, shards, staging, workers
 from bert_fast.data import prepare_report as report
 from bert_fast.data import vocab as vocabulary
-from bert_fast.data.files import atomic_json, atomic_write, check_output, full_disk_reported
+from bert_fast.data.files import atomic_write, check_output, full_disk_reported
 from bert_fast.data.mixture import Mixture, Position, Stream, open_mixture
 
 UNIT = 64 << 20  # characters of text in a unit: about 15 M tokens, 20 MB on disk
@@ -57,7 +56,7 @@ def prepare(
 ) -> dict:
     """Makes the shards folder `out` from `source`, or continues it if it is unfinished. Returns its manifest.
 
-    source: one source or several, each with or without a weight (mixture.py), or the mixture of them.
+    source: one or more sources, each with or without a weight (mixture.py), or a mixture.
     vocab: a vocab.txt; without it, a vocabulary of `vocab_size` tokens is trained.
     cased, strip_accents: None follows the given vocabulary; without one, lower-cases and keeps accents.
     valid_fraction: the share of documents, chosen by a hash of their text, that is held out.
@@ -84,11 +83,14 @@ def prepare(
     if (out / "manifest.json").is_file():
         manifest = shards.read_manifest(out)
         staging.refuse_other(out, letters.stored(manifest["settings"]), settings)
+        _refuse_edited(out, manifest, mixture, skip_bad)
         staging.forget(out)
-        print(f"{out} is already finished with these settings: nothing to do")
+        print(f"{out} is already finished: nothing to do")
+        fresh, _ = letters.settle(cased, strip_accents, pathlib.Path(vocab) if vocab else None, None)
+        report.say_kept(out, chosen, fresh)
         return manifest
 
-    with full_disk_reported(out), staging.claimed(out, settings) as folder:
+    with full_disk_reported(out), staging.claimed(out, settings, mixture.stamps_K()) as folder:
         try:
             done = len(staging.finished_units(folder))
             report.say_plan(mixture, out, given, vocab_size, _TRAINING, chosen, processes, unit, done)
@@ -110,7 +112,7 @@ def settings_of(
     mixture: Mixture, chosen: letters.Letters, fingerprint: str, text_key: str, valid_fraction: float, skip_bad: bool,
     unit: int,
 ) -> dict:  # fmt: skip
-    """All that decides the content of a shards folder, for its manifest. fingerprint: the vocabulary's."""
+    """Everything that decides the content of a shards folder, for its manifest. fingerprint: the vocabulary's."""
     return {
         "source": mixture.spec,
         "source_identity": mixture.identity,
@@ -129,8 +131,28 @@ def _begun(out: pathlib.Path) -> dict | None:
     """The settings of an earlier call for the folder `out`; None if there was none."""
     if (out / "manifest.json").is_file():
         return shards.read_manifest(out)["settings"]
-    path = out / staging.NAME / "settings.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    begun = staging.begun_with(out)
+    return begun and begun["settings"]
+
+
+def _refuse_edited(out: pathlib.Path, manifest: dict, mixture: Mixture, skip_bad: bool) -> None:
+    """Raises BadInput if the text has changed since the shards were made. Reads it again if a file is newer than the
+    shards.
+    """
+    newer = [source for source in mixture.sources if source.changed() > (out / "manifest.json").stat().st_mtime]
+    if not newer or "text" not in manifest:  # format 1 has no hash of the text
+        return
+    print(f"{newer[0].spec} has changed since {out} was made: comparing the text ...", flush=True)
+    stream = Stream(mixture, (), skip_bad)
+    for _ in stream:
+        pass
+    found = [position.text for position in stream.positions_K]
+    for source, now, before in zip(mixture.sources, found, manifest["text"], strict=True):
+        if now != before:
+            raise BadInput(
+                f"the text of --source={source.spec} is not the text that {out} was made from: delete the folder to "
+                "prepare it again, or choose another --out"
+            )
 
 
 def _beginnings(mixture: Mixture, skip_bad: bool) -> Iterator[str]:
@@ -248,20 +270,21 @@ def _finish(out: pathlib.Path, mixture: Mixture, settings: dict, words: vocabula
         "source": mixture.spec,
         "settings": settings,
         "vocab": words.to_json(),
+        "tokenizer": shards.file_entry(out / "tokenizer.json"),
         "token_dtype": shards.token_dtype(words.size),
         "splits": splits,
         "skipped_documents": skipped,
         "cut_documents": sum(entry["cut_documents"] for entry in entries),
         "empty_documents": sum(entry["empty_documents"] for entry in entries),
-        "fingerprint": hashlib.sha256("".join([words.fingerprint, *checksums]).encode()).hexdigest(),
+        "fingerprint": shards.fingerprint(words.fingerprint, checksums),
+        "text": [position.text for position in read_K],
         **({"mixture": _shares(mixture, read_K)} if len(read_K) > 1 else {}),
     }
-    atomic_json(out / "manifest.json", manifest)
-    return manifest
+    return sealed.write(out / "manifest.json", manifest)
 
 
 def _shares(mixture: Mixture, read_K: list[Position]) -> list[dict]:
-    """How much of each source the shards hold."""
+    """How much of each source is in the shards."""
     total = sum(position.bytes for position in read_K)
     return [
         {"source": name, "identity": source.identity, "share": position.bytes / total}

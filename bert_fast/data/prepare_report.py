@@ -2,6 +2,7 @@
 
 import contextlib
 import heapq
+import math
 import pathlib
 import shutil
 import sys
@@ -19,8 +20,10 @@ from bert_fast.data.vocab import Vocab, composed
 SAMPLES = 10
 _WIDTH = 100  # characters of a sample line
 _UNKNOWN = 0.01  # a higher share of unknown tokens prints a warning
+_OFTEN = 10  # how often a piece should occur in the text; a model learns little about rarer ones
+_LEAST = 500  # pieces; a smaller vocabulary has little more than letters
 _EVERY = 5.0  # seconds between progress lines if the output is not a terminal
-# For estimates. Measured on English Wikipedia with BERT's vocabulary, on one core of a cloud machine
+# For estimates; measured on English Wikipedia with BERT's vocabulary, on one core of a cloud machine
 _BYTES_A_SECOND = 8e6  # tokenised on one core; training a vocabulary on two cores is about as fast
 _DISK_SHARE = 0.35  # bytes of shards per byte of text
 
@@ -82,7 +85,7 @@ def progress(total: float, done: int) -> Iterator[Callable[[int], object]]:
 
 
 def samples(documents: Iterable[Sample]) -> list[Sample]:
-    """The documents with the smallest hashes: a choice over the whole corpus that nothing else influences."""
+    """The documents with the smallest hashes. The choice is over the whole corpus and depends on nothing else."""
     return heapq.nsmallest(SAMPLES, set(documents))
 
 
@@ -120,7 +123,7 @@ def say_result(out: pathlib.Path, manifest: dict, words: Vocab, lines: list[str]
         print(f"{cut:,} document(s) longer than {document_tokenizer.MAX_TOKENS:,} tokens were split")
     if lost := manifest["skipped_documents"] + manifest["empty_documents"]:
         print(f"{lost:,} document(s) skipped: unreadable, or without tokens")
-    print(f"\nWhat the vocabulary does to {len(lines)} lines of the text ([UNK: ...] is unknown to it):")
+    print(f"\nWhat the vocabulary does to {len(lines)} lines of the text ([UNK: ...] is not in it):")
     for line, tokens in zip(lines, shown(lines, words), strict=True):
         print(f"  {line}\n      {tokens}")
     tokens, unknown = (sum(split[key] for split in manifest["splits"].values()) for key in ("tokens", "unknown"))
@@ -131,10 +134,50 @@ def say_result(out: pathlib.Path, manifest: dict, words: Vocab, lines: list[str]
             f"{share:.1%} of the tokens are [UNK], from which the model learns nothing. Are the vocabulary, --cased "
             "and --strip_accents right for this text? Without --vocab, a vocabulary is trained on the text"
         )
+    if manifest["settings"]["vocab"].startswith("trained") and (advice := too_large(words.size, tokens)):
+        say_warning(advice)
     print(
-        f"Shards, manifest.json, vocab.txt and tokenizer.json are in {out}\nNext: {command()} pretrain "
-        f"--config=bert:size=mini --workdir=runs/mini --config.data.dir={out}"
+        f"Shards, manifest.json, vocab.txt and tokenizer.json are in {out}\n"
+        f"Next, train a small model in a few minutes: "
+        f"{command()} pretrain --config=quickstart --workdir=runs/first --config.data.dir={out}"
     )
+
+
+def say_kept(out: pathlib.Path, there: Letters, asked: Letters) -> None:
+    """Prints how a finished folder's settings for letters differ from those that a new folder would get."""
+    differing = [name for name in ("cased", "strip_accents") if getattr(there, name) != getattr(asked, name)]
+    if differing:
+        flags = " ".join(f"--{name}={getattr(there, name)}" for name in differing)
+        print(
+            f"It was made with {flags} ({there}), which this command does not have. A new folder would treat letters "
+            f"differently ({asked}): for that, choose another --out, or delete {out}"
+        )
+
+
+def too_large(size: int, tokens: int) -> str:
+    """A warning if a text with this many tokens is too short for a vocabulary of this size; else "".
+
+    By Zipf's law, the piece of rank r occurs in a share of 1 / (r ln size) of the tokens.
+    """
+    rarest = tokens / (size * math.log(size))
+    if rarest >= _OFTEN:
+        return ""
+    fits = fitting(tokens)
+    remedy = f"--vocab_size={fits} would suit this text, or take" if fits >= _LEAST else "Take"
+    return (
+        f"the vocabulary is large for this text: {size:,} pieces for {tokens:,} tokens. By Zipf's law its rarest "
+        f"pieces occur {rarest:.2g} times, and a model learns little about a piece that occurs fewer than {_OFTEN} "
+        f"times. {remedy} more text: {size:,} pieces need {_OFTEN * size * math.log(size):,.0f} tokens"
+    )
+
+
+def fitting(tokens: int) -> int:
+    """The largest vocabulary whose rarest pieces occur _OFTEN times in this many tokens, rounded to two digits."""
+    size = 2.0
+    for _ in range(50):  # size = tokens / (_OFTEN ln size)
+        size = max(2.0, tokens / (_OFTEN * math.log(size)))
+    digits = max(0, len(str(int(size))) - 2)
+    return int(size) // 10**digits * 10**digits
 
 
 def say_warning(text: str) -> None:

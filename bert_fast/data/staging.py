@@ -1,14 +1,14 @@
-"""An unfinished shards folder: units of text, each written whole or not at all, and their assembly into shards.
+"""An unfinished shards folder: units of text, each written atomically, and their assembly into shards.
 
-.unfinished/settings.json               settings of the run
+.unfinished/settings.json               settings of the run, and the state of each part of its sources
 .unfinished/unit-00003.json             written last: counts, checksums, and where the text continues
 .unfinished/unit-00003-{train,valid}.array_record
 .unfinished/unit-00003-{train,valid}.npy    number of tokens of each record
 """
 
 import contextlib
+import hashlib
 import io
-import json
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -17,11 +17,15 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from bert_fast import BadInput
-from bert_fast.data import shards
+from bert_fast.data import sealed, shards
 from bert_fast.data.document_tokenizer import Encoded
-from bert_fast.data.files import atomic_json, atomic_write, hold
+from bert_fast.data.files import atomic_write, hold
+from bert_fast.data.mixture import Position
 
 NAME = ".unfinished"
+# The settings that a later call may change: those that prepare suggests for unusable text. `refuse_changed` finds parts
+# that were read before and would now be read differently.
+REMEDIES = ("skip_bad", "source_identity", "text_key")
 COUNTS = ("documents", "sentences", "tokens", "unknown", "raw_bytes")
 
 
@@ -59,9 +63,11 @@ class Unit:
             path = folder / f"unit-{number:05d}-{split}.array_record"
             _write_records(path, [record for row in rows for record in row.records])
             lengths = [length for row in rows for length in row.lengths]
-            atomic_write(path.with_suffix(".npy"), _npy(np.array(lengths, "<i4")))
+            content = _npy(np.array(lengths, "<i4"))
+            atomic_write(path.with_suffix(".npy"), content)
             entry[split] = {
                 "sha256": shards.sha256(path),
+                "lengths_sha256": hashlib.sha256(content).hexdigest(),
                 "bytes": path.stat().st_size,
                 "documents": len(lengths),
                 "sentences": sum(row.sentences for row in rows),
@@ -69,8 +75,7 @@ class Unit:
                 "unknown": sum(row.unknown for row in rows),
                 "raw_bytes": sum(row.raw_bytes for row in rows),
             }
-        atomic_json(folder / f"unit-{number:05d}.json", entry)
-        return entry
+        return sealed.write(folder / f"unit-{number:05d}.json", entry)
 
 
 def _write_records(path: pathlib.Path, records: list[bytes]) -> None:
@@ -96,10 +101,11 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def finished_units(folder: pathlib.Path) -> list[dict]:
-    """Entries of the finished units, up to the first unfinished one."""
+    """Entries of the finished units, up to the first unfinished one. Raises BadInput if one is damaged."""
     entries = []
     while (path := folder / f"unit-{len(entries):05d}.json").is_file():
-        entries.append(json.loads(path.read_text()))
+        remedy = f"delete this file, and run the same command again: text from unit {len(entries)} on is read again"
+        entries.append(sealed.read(path, remedy))
     return entries
 
 
@@ -122,22 +128,29 @@ def assemble(out: pathlib.Path, entries: list[dict]) -> dict[str, dict]:
                 | {key: entries[number][split][key] for key in ("sha256", "bytes", "documents", "tokens")}
             )
         lengths = out / f"{split}-lengths.npy"
-        parts = [np.load(out / NAME / f"unit-{number:05d}-{split}.npy") for number in numbers]
+        parts = [
+            shards.read_lengths(
+                out / NAME / f"unit-{number:05d}-{split}.npy",
+                entries[number][split]["lengths_sha256"],
+                f"delete {out} and prepare again",
+            )
+            for number in numbers
+        ]
         atomic_write(lengths, _npy(np.concatenate([np.zeros(0, "<i4"), *parts])))
         splits[split] = {
             **{count: sum(entry[split][count] for entry in entries) for count in COUNTS},
             "shards": listed,
-            "lengths": {"file": lengths.name, "sha256": shards.sha256(lengths), "bytes": lengths.stat().st_size},
+            "lengths": shards.file_entry(lengths),
         }
     return splits
 
 
 @contextlib.contextmanager
-def claimed(out: pathlib.Path, settings: dict) -> Iterator[pathlib.Path]:
-    """The folder of unfinished work in `out`, held by this process alone.
+def claimed(out: pathlib.Path, settings: dict, stamps_K: list) -> Iterator[pathlib.Path]:
+    """The folder of unfinished work in `out`, locked by this process. stamps_K: see `Mixture`.
 
-    Raises BadInput if another prepare is writing to it, if the work was begun with other settings
-    (showing the difference), or if `out` holds unrelated files.
+    Raises BadInput if another prepare is writing to it, if the work was begun with other settings or text (the message
+    lists the differences), or if `out` holds unrelated files.
     """
     folder = out / NAME
     if not folder.exists() and out.exists() and (strange := sorted(path.name for path in out.iterdir())):
@@ -146,23 +159,56 @@ def claimed(out: pathlib.Path, settings: dict) -> Iterator[pathlib.Path]:
     with hold(folder / "lock", f"another prepare is writing to {out}: wait until it ends, or choose another --out"):
         for partial in out.glob("*.partial"):  # left by a killed run
             partial.unlink()
-        begun = folder / "settings.json"
-        if begun.is_file():
-            refuse_other(out, json.loads(begun.read_text()), settings)
-        else:
-            atomic_json(begun, settings)
+        if begun := begun_with(out):
+            refuse_other(out, begun["settings"], settings, REMEDIES)
+            units = finished_units(folder)
+            if units:
+                refuse_changed(out, units[-1]["positions"], begun["parts"], stamps_K)
+            elif begun["settings"]["text_key"] != settings["text_key"]:
+                (out / "vocab.txt").unlink(missing_ok=True)  # it was trained on different text
+        sealed.write(folder / "settings.json", {"settings": settings, "parts": stamps_K})
         yield folder
 
 
-def refuse_other(out: pathlib.Path, there: dict, asked: dict) -> None:
-    """Raises BadInput if `out` was begun with settings `there` that differ from `asked`, and lists them."""
-    differing = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
+def begun_with(out: pathlib.Path) -> dict | None:
+    """The settings and the parts of unfinished work in `out`; None if there is none."""
+    path = out / NAME / "settings.json"
+    remedy = f"delete {out} and prepare again (older versions wrote this file without a checksum)"
+    return sealed.read(path, remedy) if path.is_file() else None
+
+
+def refuse_other(out: pathlib.Path, there: dict, asked: dict, free: tuple[str, ...] = ()) -> None:
+    """Raises BadInput if `out` was begun with settings `there` that differ from `asked`, and lists them.
+
+    free: settings that may differ. As an exception, `skip_bad` may not go back to False.
+    """
+    free = tuple(key for key in free if key != "skip_bad" or asked["skip_bad"])
+    keys = [key for key in sorted(there.keys() | asked.keys()) if key not in free]
+    differing = [key for key in keys if there.get(key) != asked.get(key)]
     if differing:
         lines = "".join(f"\n  {key}: {there.get(key)!r} there, {asked.get(key)!r} now" for key in differing)
         raise BadInput(
             f"{out} was begun with other settings:{lines}\n"
             "Use the earlier settings, choose another --out, or delete the folder"
         )
+
+
+def refuse_changed(out: pathlib.Path, positions_K: list, before_K: list, now_K: list) -> None:
+    """Raises BadInput if a part that was read to its end has changed since, or would now be read differently.
+
+    The part in which a source's position lies is compared when it is read again (mixture.py).
+    """
+    for position, before, now in zip(positions_K, before_K, now_K, strict=True):
+        at = Position(*position)
+        done = len(before) if at.passes else at.part
+        for number, (name, stamp) in enumerate(before[:done]):
+            current = now[number] if number < len(now) else None
+            if [name, stamp] != current:
+                found = "gone" if current is None else f"now {current[0]} ({current[1]})"
+                raise BadInput(
+                    f"{out} holds text of {name} ({stamp}), which is {found}: restore it as it was, or delete the "
+                    "folder and prepare again"
+                )
 
 
 def forget(out: pathlib.Path) -> None:

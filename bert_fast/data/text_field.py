@@ -6,7 +6,7 @@ Report = Callable[[str, str, str], None]  # called with place, problem and remed
 
 
 def document(value: object, place: str, text_key: str, bad: Report) -> Iterator[str]:
-    """Yields the text of one record. Reports an unusable record to `bad`, and yields nothing."""
+    """Yields the text of one record. If the record is unusable, reports it to `bad` and yields nothing."""
     if isinstance(value, bytes):
         try:
             value = value.decode()

@@ -8,8 +8,9 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -19,6 +20,7 @@ from bert_fast import BadInput
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUES = "##"
 _LONGEST_WORD = 100  # characters; a longer word is [UNK] (default of `tokenizers`; google-research/bert has 200)
+_LONG_RUN = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")  # a word that is too long, or words joined by punctuation
 # The share of all characters that the alphabet covers (character_coverage in sentencepiece). A word with
 # any other character is unknown. Without this limit, rare symbols of other scripts would take up most of a
 # small vocabulary.
@@ -118,6 +120,12 @@ def from_json(entry: dict, path: str | pathlib.Path) -> Vocab:
             f"next to it were made with ({size} tokens, sha256 {sha256[:12]}...): restore that vocabulary, or make "
             "those files again"
         )
+    if found.special_ids != entry["special_ids"]:
+        raise BadInput(
+            f"the description next to {path} is damaged: it says that the ids of the special tokens are "
+            f"{entry['special_ids']}, but in the vocabulary they are {found.special_ids}: restore it, or make those "
+            "files again"
+        )
     return found
 
 
@@ -138,7 +146,7 @@ def parse(content: bytes, path: str | pathlib.Path, cased: bool, strip_accents: 
             "each token may occur only once, or ids would shift; use the file that belongs to the model"
         )
     if missing := [token for token in SPECIAL if token not in ids]:
-        raise BadInput(f"{path}: no {', '.join(missing)}: BERT needs {' '.join(SPECIAL)}, each on a line of its own")
+        raise BadInput(f"{path}: no {', '.join(missing)}: BERT needs {' '.join(SPECIAL)}, each on its own line")
     return Vocab(
         content=content,
         fingerprint=hashlib.sha256(content).hexdigest(),
@@ -153,7 +161,7 @@ def parse(content: bytes, path: str | pathlib.Path, cased: bool, strip_accents: 
 def composed(text: str, strip_accents: bool) -> str:
     """The text in NFC, where a letter and its accent are one character. Unchanged if accents are stripped anyway.
 
-    NFD would give the same word another spelling in tokens, and Korean three tokens per syllable.
+    In NFD, the same word would have different tokens, and a Korean syllable would become three tokens.
     """
     return text if strip_accents else unicodedata.normalize("NFC", text)
 
@@ -164,10 +172,10 @@ def train(texts: Iterable[str], size: int, cased: bool = False, strip_accents: b
     Two calls give different vocabularies, because `tokenizers` breaks ties by the order of a hash map. Train
     once, and keep the file. Raises BadInput if the texts hold no word.
     """
-    texts = (composed(text, strip_accents) for text in texts)
+    normalise, words_of = _normalizer(cased, strip_accents).normalize_str, _words_of(cased, strip_accents)
+    texts = (_LONG_RUN.sub(words_of, composed(text, strip_accents)) for text in texts)
     head: list[str] = []
     characters: collections.Counter[str] = collections.Counter()
-    normalise = _normalizer(cased, strip_accents).normalize_str
     for text in texts:
         head.append(text)
         characters.update(normalise(text))
@@ -182,7 +190,7 @@ def train(texts: Iterable[str], size: int, cased: bool = False, strip_accents: b
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         special_tokens=list(SPECIAL),
-        # A character may be in the vocabulary twice, as "a" and "##a"
+        # a character may be in the vocabulary twice, as "a" and as "##a"
         limit_alphabet=min(_alphabet(characters), (size - len(SPECIAL)) // 3),
         continuing_subword_prefix=CONTINUES,
         show_progress=False,
@@ -190,6 +198,17 @@ def train(texts: Iterable[str], size: int, cased: bool = False, strip_accents: b
     tokenizer.train_from_iterator(_chained(head, texts), trainer)
     ids = tokenizer.get_vocab()
     return "".join(f"{token}\n" for token in sorted(ids, key=ids.__getitem__)).encode()
+
+
+def _words_of(cased: bool, strip_accents: bool) -> Callable[[re.Match], str]:
+    """The words of a match, without those that are always [UNK]. Training on a word of megabytes would take hours."""
+    normalise, split = _normalizer(cased, strip_accents).normalize_str, pre_tokenizers.BertPreTokenizer()
+
+    def words(match: re.Match) -> str:
+        found = split.pre_tokenize_str(normalise(match[0]))
+        return " ".join(word for word, _ in found if len(word) <= _LONGEST_WORD)
+
+    return words
 
 
 def _chained(head: list[str], rest: Iterator[str]) -> Iterator[str]:
@@ -221,5 +240,5 @@ def _tokenizer(ids: dict[str, int], cased: bool, strip_accents: bool) -> Tokeniz
     tokenizer.normalizer = _normalizer(cased, strip_accents)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix=CONTINUES)
-    tokenizer.add_special_tokens(list(SPECIAL))  # so that "[MASK]." is the mask and a full stop
+    tokenizer.add_special_tokens(list(SPECIAL))  # so that "[MASK]." becomes the mask and a full stop
     return tokenizer

@@ -28,7 +28,7 @@ class _Raised(NamedTuple):
 
 
 class Pool(concurrent.futures.Executor):
-    """A pool of processes that each call `setup(*args)` once. The parent has a pipe to each, and as many threads.
+    """A pool of processes that each call `setup(*args)` once. The parent has one pipe and one thread for each process.
 
     `concurrent.futures.ProcessPoolExecutor` has one pipe for all results. If a worker is killed while it writes a
     result, that pipe stays locked, and the parent waits for the rest of the result forever.
@@ -67,7 +67,7 @@ class Pool(concurrent.futures.Executor):
         return result
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
-        """Ends the workers at once, and drops their unfinished work."""
+        """Ends the workers immediately, and drops their unfinished work."""
         for worker in self._workers:
             worker.process.kill()
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
@@ -85,7 +85,7 @@ def _start(setup: Callable | None, args: tuple) -> _Worker:
 
 
 def _end_of(process: BaseProcess) -> str:
-    """How a process ended, in words."""
+    """How a process ended, as text."""
     process.join()
     code = process.exitcode or 0
     if code >= 0:
@@ -99,7 +99,7 @@ def _serve(pipe: Connection, setup: Callable | None, args: tuple) -> None:
     belong()
     if setup:
         setup(*args)
-    with contextlib.suppress(EOFError, OSError):  # the pipe is closed: the parent is gone
+    with contextlib.suppress(EOFError, OSError):  # the pipe is closed: the parent has ended
         while True:
             fn, args, kwargs = pipe.recv()
             try:
@@ -115,6 +115,17 @@ def belong(*_) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):  # a terminal or a job scheduler sends them to all processes
         signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def loaders() -> list[BaseProcess]:
+    """Grain's worker processes that are alive."""
+    return [child for child in multiprocessing.active_children() if child.name.startswith("grain-")]
+
+
+def kill_loaders() -> None:
+    """Kills Grain's workers, even stopped ones, which react to no other signal."""
+    for child in loaders():
+        child.kill()
 
 
 def _follow_parent() -> None:

@@ -82,7 +82,7 @@ def card(
     sections = [
         front(about, class_name, title, last.get("valid", {}), given),
         f"# {title}",
-        f"A BERT encoder in the layout of `{class_name}`: {shape_of(trained.model)}. {origin}",
+        f"A BERT encoder in the layout of `{class_name}`: {shape_of(trained.model, longest(about))}. {origin}",
         use(class_name, differences, given.place),
         "## Notes\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "",
         "" if came else training(trained, run),
@@ -93,16 +93,29 @@ def card(
 
 
 def without_folders(text: str) -> str:
-    """A source or path without absolute folders, which may hold a user's name: files:/home/me/*.txt is files:*.txt."""
+    """A source or path without absolute folders, which may contain a user's name: files:/home/me/*.txt becomes
+    files:*.txt.
+    """
     last = r"[^/\s]+(?:/checkpoints/\d+)?"
     return re.sub(rf"(?<![\w.~*-])/(?:[^/\s]+/)*?({last})(?=\s|$)", r"\1", text)
 
 
-def shape_of(model: Config) -> str:
+def longest(about: Description) -> int:
+    """Tokens of the longest examples that the model was trained on; 0 if that is unknown."""
+    if about.imported:
+        return 0
+    return max(stage.program.seq_len for stage in (*about.earlier_stages, about.stage))
+
+
+def shape_of(model: Config, trained: int = 0) -> str:
+    """The model's size as text. trained: how many of its positions were trained; 0 if that is unknown."""
+    positions = f"{model.max_len} positions"
+    if 0 < trained < model.max_len:
+        positions += f" (trained on examples of up to {trained} tokens, so do not use longer ones)"
     heads, hidden = ranged(model.heads_L), ranged(model.mlp_dim_L)
     return (
         f"{model.depth} layers of width {model.width}, {heads} heads of size {model.head_size}, {hidden} MLP neurons, "
-        f"{model.norm}-LN, {model.max_len} positions, {model.vocab_size:,} word pieces"
+        f"{model.norm}-LN, {positions}, {model.vocab_size:,} word pieces"
     )
 
 
@@ -119,6 +132,7 @@ def use(class_name: str, differences: Mapping[str, float] | None, place: str) ->
         compared = f"\n\nThe export was compared with the checkpoint in float32. Largest differences: {listed}."
     return (
         f"""```python
+# pip install torch transformers
 from transformers import {auto}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({place})

@@ -1,7 +1,7 @@
 """Requests to the Hugging Face Hub: names of models, attempts, and errors that say what to do.
 
-huggingface_hub transfers the files. It has the login (`hf auth login`, or HF_TOKEN) and its own settings (HF_ENDPOINT,
-HF_HOME, HF_HUB_OFFLINE). It is imported on first use, because most commands do not need it.
+huggingface_hub transfers the files. It handles the login (`hf auth login`, or HF_TOKEN) and has its own settings
+(HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE). It is imported on first use, because most commands do not need it.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ PINNED = re.compile(rf"({NAME.pattern})@[0-9a-f]{{40}}")
 LOGIN = "run `hf auth login`, or set HF_TOKEN"
 
 
-class Model(NamedTuple):
+class HubModel(NamedTuple):
     """A model of the Hub at a branch, tag or commit."""
 
     name: str
@@ -34,12 +34,12 @@ class Model(NamedTuple):
         return self.name if self.revision == MAIN else f"{self.name}@{self.revision}"
 
 
-def parse(text: str) -> Model | None:
+def parse(text: str) -> HubModel | None:
     """The model of "ORG/NAME", "NAME" or either with "@REVISION"; None for anything else."""
     name, at, revision = text.partition("@")
     if not NAME.fullmatch(name) or ".." in name or bool(at) != bool(revision):
         return None
-    return Model(name, revision or MAIN)
+    return HubModel(name, revision or MAIN)
 
 
 def name_in(origin: str) -> str:
@@ -49,7 +49,7 @@ def name_in(origin: str) -> str:
 
 
 def client():
-    """huggingface_hub's client. Its requests end after TIMEOUT seconds without an answer."""
+    """huggingface_hub's client. Its requests fail after TIMEOUT seconds without an answer."""
     import huggingface_hub
 
     huggingface_hub.get_session().timeout = TIMEOUT
@@ -74,7 +74,7 @@ def failures() -> tuple[type[Exception], ...]:
     """What huggingface_hub raises if a request or a transfer fails."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    # The first base is the HTTP library's error. Which library that is depends on huggingface_hub's version.
+    # The first base class is the HTTP library's error. Which library it is depends on huggingface_hub's version.
     return HfHubHTTPError.__bases__[0], OSError, RuntimeError, ValueError
 
 
@@ -93,7 +93,7 @@ def status(error: BaseException) -> int | None:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether the Hub cannot be reached, or is too busy: a copy in the cache may do."""
+    """Whether the Hub cannot be reached, or is too busy. Then a copy in the cache may be used."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     error = cause(error)
@@ -103,7 +103,7 @@ def is_away(error: BaseException) -> bool:
     )
 
 
-def why(error: BaseException, model: Model) -> str:
+def why(error: BaseException, model: HubModel) -> str:
     """Why a request about a model failed, and the remedy, in one line."""
     from huggingface_hub import constants, errors, get_token
 
@@ -117,13 +117,13 @@ def why(error: BaseException, model: Model) -> str:
         seen = "your token can see" if get_token() else "can be seen without a login"
         return f"the Hub has no model {name} that {seen}: check the name; if it is private, {LOGIN}"
     if isinstance(error, errors.LocalTokenNotFoundError):
-        return f"nobody is logged in: {LOGIN}"
+        return f"you are not logged in: {LOGIN}"
     if code == 401:
-        return f"the Hub does not know the token: {LOGIN} to a valid one"
+        return f"the Hub rejected the token: {LOGIN} to a valid one"
     if code == 403:
-        return f"your token may not do this to {name}: take a token that may write to {name.split('/')[0]}"
+        return f"your token has no permission to do this to {name}: use a token that may write to {name.split('/')[0]}"
     if code in BUSY:
-        return f"the Hub answered {code} to {len(WAITS) + 1} attempts: try again in some minutes"
+        return f"the Hub answered {code} to {len(WAITS) + 1} attempts: try again in a few minutes"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, and the model is not in the cache: unset it"
     if is_away(error):
@@ -133,7 +133,7 @@ def why(error: BaseException, model: Model) -> str:
 
 
 @contextlib.contextmanager
-def explained(model: Model, what: str, remedy: str) -> Iterator[None]:
+def explained(model: HubModel, what: str, remedy: str) -> Iterator[None]:
     """Turns a failed request inside the `with` block into a BadInput: `what` happened, why, and what to do."""
     try:
         yield

@@ -46,7 +46,7 @@ ABSENT = {
     "layer_norm_eps": 1e-12,
 }
 PAD_IDS = {"bert": 0, "megatron-bert": 0, "roberta-prelayernorm": 1}
-# Any other value means a different model. Newer files may leave all of these out.
+# Any other value means a different model. Newer files may omit all of these.
 PLAIN = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -67,12 +67,12 @@ def layout_of(config: Config) -> str:
 
 
 def check(config: Config, task: TaskHead | None = None):
-    """Raises BadInput if no layout fits the model; with `task`, the model with the task's head."""
+    """Raises BadInput if no layout fits the model. If `task` is given, the model has the task's head."""
     layout_of(config)
     if not config.tied and task is None:
         raise BadInput(
-            "the MLM head of this model has an output table of its own: export a checkpoint of the last stage, whose "
-            "head uses the embedding table"
+            "the MLM head of this model has a separate output table: export a checkpoint of the last stage, "
+            "whose head uses the embedding table"
         )
     if config.width % config.head_size or max(config.heads_L) * config.head_size > config.width:
         raise BadInput(

@@ -37,11 +37,14 @@ LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code")
 
 
 class Stated(NamedTuple):
-    """What only the user knows about a model. place: how to load it, the arguments of `from_pretrained`."""
+    """Facts about a model that only the user knows.
+
+    place: the arguments of `from_pretrained` that load it; "": those for the folder of the export.
+    """
 
     license: str = ""
     languages: tuple[str, ...] = ()
-    place: str = "FOLDER"
+    place: str = ""
 
 
 class Score(NamedTuple):
@@ -56,7 +59,7 @@ class Score(NamedTuple):
 
 
 def stated(license: str, languages: str) -> Stated:
-    """The values of --license and --language. Raises BadInput if the Hub would not know them."""
+    """The values of --license and --language. Raises BadInput if the Hub would reject them."""
     listed = tuple(language.strip() for language in languages.split(",") if language.strip())
     if license and not LICENSE.fullmatch(license):
         raise BadInput(
@@ -125,7 +128,7 @@ def task_scores(task: TaskHead, scored: tuple[Mapping[str, Any], ...]) -> list[S
 
 
 def data_of(task: TaskHead) -> tuple[str, str, str | None]:
-    """A task's data set: its id on the Hub or else the name of its file, how it is called, and its config."""
+    """A task's data set: its id on the Hub (or the name of its file), its display name, and its config."""
     from bert_fast.tasks import glue  # scikit-learn takes a second to import
 
     if task.name in glue.TASKS:
@@ -153,7 +156,7 @@ def source_in(about: Description) -> str:
 
 
 def data_sets(about: Description) -> list[str]:
-    """The ids on the Hub of the data sets that a model was trained on, as far as they are known."""
+    """The ids on the Hub of the data sets that a model was trained on, where they are known."""
     if about.task:
         data, _, _ = data_of(about.task)
         return [data] if hub.parse(data) and "/" in data else []

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from bert_fast import BadInput, command
 from bert_fast.data.files import new_folder
 from bert_fast.hf import hub, layouts, tokenizer, weights
-from bert_fast.hf.hub import Model
+from bert_fast.hf.hub import HubModel
 from bert_fast.train.report import say
 
 EXAMPLE = "google/bert_uncased_L-2_H-128_A-2"
@@ -36,8 +36,8 @@ def find(given: str | pathlib.Path) -> Source:
     return Source(folder, "") if folder.is_dir() else download(model_of(str(given)))
 
 
-def model_of(given: str) -> Model:
-    """The model that is named. Raises BadInput if this cannot be the name of a model of the Hub."""
+def model_of(given: str) -> HubModel:
+    """The model with this name. Raises BadInput if it cannot be the name of a model on the Hub."""
     model = hub.parse(given)
     if model is None or pathlib.Path(given).exists():
         raise BadInput(
@@ -47,10 +47,11 @@ def model_of(given: str) -> Model:
     return model
 
 
-def download(model: Model, with_card: bool = False) -> Source:
+def download(model: HubModel, with_card: bool = False) -> Source:
     """The files of a model that `read` needs, from the Hub or, if that cannot be reached, from the cache.
 
-    with_card: also its README.md. Raises BadInput; for a model that we cannot read, before its weights are downloaded.
+    with_card: also its README.md. Raises BadInput. If we cannot read the model, this happens before its weights are
+    downloaded.
     """
     try:
         about = hub.attempt(lambda: hub.client().model_info(model.name, revision=model.revision, timeout=hub.TIMEOUT))
@@ -69,8 +70,8 @@ def download(model: Model, with_card: bool = False) -> Source:
     return Source(folder, f"{model.name}@{folder.name}")
 
 
-def fetch(model: Model, names: Collection[str]) -> pathlib.Path:
-    """The folder in the cache with these files. Downloads only what is not there yet."""
+def fetch(model: HubModel, names: Collection[str]) -> pathlib.Path:
+    """The folder in the cache with these files. Downloads only those that are missing."""
     import huggingface_hub
 
     return pathlib.Path(
@@ -80,7 +81,7 @@ def fetch(model: Model, names: Collection[str]) -> pathlib.Path:
     )
 
 
-def in_cache(model: Model) -> pathlib.Path | None:
+def in_cache(model: HubModel) -> pathlib.Path | None:
     """The folder of an earlier download in the cache; None if a file is missing."""
     import huggingface_hub
 
@@ -94,7 +95,7 @@ def in_cache(model: Model) -> pathlib.Path | None:
     return pathlib.Path(name) if "config.json" in there and weights.needed(there) else None
 
 
-def check(folder: pathlib.Path, model: Model, there: Collection[str]):
+def check(folder: pathlib.Path, model: HubModel, there: Collection[str]):
     """Raises BadInput for a model that we cannot read, going by its small files and the names of the others."""
     if "config.json" not in there or not weights.needed(there):
         raise BadInput(
@@ -108,11 +109,11 @@ def check(folder: pathlib.Path, model: Model, there: Collection[str]):
         raise BadInput(f"{model} cannot be read: {error}") from error
 
 
-def by_hand(model: Model) -> str:
-    """How to get a model onto a machine that does not reach the Hub."""
+def by_hand(model: HubModel) -> str:
+    """How to get a model onto a machine that cannot reach the Hub."""
     at = "" if model.revision == hub.MAIN else f" --revision {model.revision}"
     return (
-        f". By hand: on a machine that reaches the Hub, run `{command()} pull {model} --out=FOLDER` or `hf download "
+        f". By hand: on a machine that can reach the Hub, run `{command()} pull {model} --out=FOLDER` or `hf download "
         f"{model.name}{at} --local-dir FOLDER`, copy FOLDER to this machine, and give --hf=FOLDER"
     )
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from bert_fast import BadInput
 from bert_fast.hf import hub, write
-from bert_fast.hf.hub import MAIN, Model
+from bert_fast.hf.hub import MAIN, HubModel
 from bert_fast.hf.metadata import Stated
 from bert_fast.hf.write import Export
 
@@ -14,8 +14,8 @@ from bert_fast.hf.write import Export
 class Pushed(NamedTuple):
     """What was uploaded.
 
-    url: the page of the commit. changed: False if the Hub had the same files already.
-    private: whether only the owners of the repository see it.
+    url: the page of the commit. changed: False if the Hub already had the same files.
+    private: whether the repository is private.
     """
 
     export: Export
@@ -34,7 +34,7 @@ def push(
 ) -> Pushed:
     """Uploads the export of a checkpoint to ORG/NAME as one commit. Creates the repository or the branch if needed.
 
-    private: create a repository that only its owners see. options: of `write.export`.
+    private: create a private repository. options: the options of `write.export`.
 
     Raises BadInput if `export` refuses the checkpoint, if nobody is logged in, if the repository is public although
     `private` is set, and if the Hub cannot be reached or refuses the upload. Nothing is changed on the Hub then, except
@@ -44,7 +44,7 @@ def push(
     api = hub.client()
     what, again = f"{path} was not pushed to {model}", "The same command continues"
     with hub.explained(model, what, ""):
-        hub.attempt(lambda: api.whoami(token=True))  # before the work of an export
+        hub.attempt(lambda: api.whoami(token=True))  # before the export, which takes time
     place = f'"{repo}"' + (f', revision="{revision}"' if revision != MAIN else "")
     with tempfile.TemporaryDirectory() as folder:
         done = write.export(path, pathlib.Path(folder) / "export", given=given._replace(place=place), **options)
@@ -63,16 +63,16 @@ def push(
     return Pushed(done, commit.commit_url, commit.oid != before, bool(about.private))
 
 
-def target(repo: str, revision: str) -> Model:
+def target(repo: str, revision: str) -> HubModel:
     """The repository to push to. Raises BadInput if it is not an ORG/NAME."""
     found = hub.parse(repo)
     if found is None or "/" not in repo or "@" in repo:
         raise BadInput(f"--repo={repo}: expected ORG/NAME, with your name or your organisation's as ORG")
-    return Model(repo, revision)
+    return HubModel(repo, revision)
 
 
-def upload(api, model: Model, folder: pathlib.Path):
-    """Commits all files of a folder at once, so that nobody reads half a model. Returns a `CommitInfo`."""
+def upload(api, model: HubModel, folder: pathlib.Path):
+    """Commits all files of a folder together, so that nobody downloads half a model. Returns a `CommitInfo`."""
     import huggingface_hub
 
     files = [huggingface_hub.CommitOperationAdd(file.name, str(file)) for file in sorted(folder.iterdir())]

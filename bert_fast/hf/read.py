@@ -135,7 +135,7 @@ def with_heads(found: dict[str, np.ndarray], config: Config, pad_id: int) -> tup
 
 
 def program_of(config: Config, without_next: bool) -> tuple[Program, Data, Evaluation]:
-    """How to evaluate an imported model: with BERT's objectives, as far as its heads and length allow."""
+    """How to evaluate an imported model: with BERT's objectives, where its heads and length allow them."""
     objective = "mlm+nsp" if config.pooler and not without_next else "mlm"
     evaluation = dataclasses.replace(EVALUATION, seq_len=min(EVALUATION.seq_len, config.max_len))
     data = Data("", objective, MASKED_SHARE, whole_word=False, short_seq_prob=SHORT_SEQ_PROB, workers=0)
@@ -198,12 +198,12 @@ def save(imported: Encoder, out: str | pathlib.Path) -> pathlib.Path:
     with new_folder(pathlib.Path(out)) as part:
         state = TrainState(np.zeros((), np.int32), imported.params, {}, (), ())
         checkpoint.save(part / "checkpoints", state, imported.about, set())
-        # A `pretrain` that tries to continue in this folder finds a config that is not its own, and is refused.
+        # If `pretrain` tries to continue in this folder, it finds a different config and refuses.
         atomic_json(part / "config.json", {"imported": imported.origin})
     return pathlib.Path(out) / "checkpoints" / "0"
 
 
-def to_go_on(imported: Encoder, out: str | pathlib.Path) -> str:
+def next_commands(imported: Encoder, out: str | pathlib.Path) -> str:
     """The commands that prepare text for an imported model, evaluate the model, and pre-train it further."""
     model, start = imported.model, command()
     same = ("depth", "width", "heads", "head_size", "mlp_dim", "max_len", "type_count", "norm", "embed_norm")

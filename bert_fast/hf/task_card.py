@@ -1,4 +1,4 @@
-"""The model card of a fine-tuned model: its task, how to use it, and its scores, from the files of its run."""
+"""The model card of a fine-tuned model, from the files of its run: its task, how to use it, and its scores."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def card(
     origin = f"from the weights of `{without_folders(about.init)}`" if about.init else "from random weights"
     notes = [*notes, *limits(task)]
     title = run_of(trained.folder).absolute().parent.name
-    data = task.options.get("train", task.name)  # a file of one's own, or a benchmark
+    data = task.options.get("train", task.name)  # a file of the user's, or a benchmark
     sections = [
         front(about, class_name, title, {}, given),
         f"# {title}",
@@ -113,7 +113,7 @@ def training(trained: Encoder, task: TaskHead) -> str:
 def scores(trained: Encoder, task: TaskHead, results: Mapping[str, dict]) -> str:
     """The section on scores: the held-out metrics of these weights.
 
-    If the call has two or more seeds at this learning rate, also the mean, deviation and median over them.
+    If the `finetune` call has two or more seeds at this learning rate, also their mean, deviation and median.
     Raises BadInput if a file was not written by `finetune`.
     """
     about = trained.about

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_fast import BadInput, bert
+from bert_fast import BadInput, bert, qkv
 from bert_fast.bert import Config, Params
 from bert_fast.hf.layouts import WITH_NEXT, layout_of, position_shift
 
@@ -212,7 +212,7 @@ def from_hf(tensors: Mapping[str, np.ndarray], config: Config, pad_id: int) -> P
                 f"{tensors[name].shape}): leave it out"
             )
     params: dict[str, Any] = {}
-    shapes = jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: qkv.in_layers(qkv.separate, bert.init(config, jax.random.key(0))))
     for theirs, path, change in rows:
         names = names_of(theirs, path, config)
         ours = leaf_at(shapes, path).shape[1 if path.startswith("layers/") else 0 :]
@@ -226,7 +226,7 @@ def from_hf(tensors: Mapping[str, np.ndarray], config: Config, pad_id: int) -> P
         for parent in parents:
             tree = tree.setdefault(parent, {})
         tree[last] = np.stack(leaves) if path.startswith("layers/") else leaves[0]
-    return params
+    return qkv.in_layers(qkv.join, params)
 
 
 def listed(names) -> str:
@@ -242,7 +242,7 @@ def widen(params: Params, config: Config) -> tuple[Params, Config]:
     Each layer gets as many heads as fill the model's width, and as many neurons as the widest layer has.
     """
     heads, mlp_dim = config.width // config.head_size, max(config.mlp_dim_L)
-    layers = dict(params["layers"])
+    layers = qkv.separate(params["layers"])
 
     def only(name: str, leaf: str, axis: int, counts_L, size: int):
         """Resizes a stacked leaf to `size` entries along an axis: each layer's own entries, then zeros."""
@@ -253,14 +253,14 @@ def widen(params: Params, config: Config) -> tuple[Params, Config]:
             result[kept] = array[kept]
         layers[name] = {**layers[name], leaf: result}
 
-    for name in ("query", "key", "value"):
+    for name in qkv.NAMES:
         only(name, "kernel", 2, config.heads_L, heads)
         only(name, "bias", 1, config.heads_L, heads)
     only("attention_output", "kernel", 1, config.heads_L, heads)
     only("mlp_hidden", "kernel", 2, config.mlp_dim_L, mlp_dim)
     only("mlp_hidden", "bias", 1, config.mlp_dim_L, mlp_dim)
     only("mlp_output", "kernel", 1, config.mlp_dim_L, mlp_dim)
-    return {**params, "layers": layers}, dataclasses.replace(config, heads=heads, mlp_dim=mlp_dim)
+    return {**params, "layers": qkv.join(layers)}, dataclasses.replace(config, heads=heads, mlp_dim=mlp_dim)
 
 
 def to_hf(params: Params, config: Config, pad_id: int, task: str | None = None) -> dict[str, np.ndarray]:
@@ -271,7 +271,7 @@ def to_hf(params: Params, config: Config, pad_id: int, task: str | None = None) 
     """
     if len({config.width // config.head_size, *config.heads_L}) > 1 or len(set(config.mlp_dim_L)) > 1:
         raise BadInput(f"layers differ in width (heads {config.heads_L}, mlp_dim {config.mlp_dim_L}): widen them first")
-    tensors = {}
+    tensors, params = {}, qkv.in_layers(qkv.separate, params)
     for theirs, path, change in rows_of(config, task):
         leaf = np.asarray(leaf_at(params, path))
         names = names_of(theirs, path, config)

@@ -44,8 +44,18 @@ def read(folder: pathlib.Path) -> Vocab:
 
     `tokenizer_config.json`, or else `tokenizer.json`, states whether case and accents are kept. If neither does, they
     are dropped, as in transformers' BertTokenizer. Raises BadInput if the tokenizer is not BERT's WordPiece, or if its
-    files disagree.
+    files disagree or are damaged.
     """
+    try:
+        return _read(folder)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{folder}: a file of the tokenizer lacks a value, or has one of the wrong type ({error}): "
+            "download it again"
+        ) from error
+
+
+def _read(folder: pathlib.Path) -> Vocab:
     settings, whole = read_json(folder / "tokenizer_config.json"), read_json(folder / "tokenizer.json")
     kind = settings.get("tokenizer_class")
     if kind not in (None, *CLASSES):
@@ -54,8 +64,8 @@ def read(folder: pathlib.Path) -> Vocab:
         )
     if settings.get("tokenize_chinese_chars", True) is False or settings.get("do_basic_tokenize", True) is False:
         raise BadInput(
-            f"{folder}/tokenizer_config.json: tokenize_chinese_chars and do_basic_tokenize must be true, because only "
-            "BERT's own way of splitting text is supported"
+            f"{folder}/tokenizer_config.json: tokenize_chinese_chars and do_basic_tokenize must be true, "
+            "because only BERT's way of splitting text is supported"
         )
     if whole:
         check(folder / "tokenizer.json", whole)
@@ -96,8 +106,7 @@ def check(path: pathlib.Path, whole: dict[str, Any]):
             value = value.get(key) if isinstance(value, dict) else None
         if value != expected:
             raise BadInput(
-                f"{path}: {place} is {value!r}, expected {expected!r}: only BERT's own way of splitting text is "
-                "supported"
+                f"{path}: {place} is {value!r}, expected {expected!r}: only BERT's way of splitting text is supported"
             )
 
 

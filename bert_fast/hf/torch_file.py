@@ -5,7 +5,7 @@ This reader accepts only the names that a table of tensors needs, and refuses al
 inert objects below.
 
     since PyTorch 1.6   a zip archive: NAME/data.pkl, and the bytes of each storage as NAME/data/KEY
-    before              five pickles in a row: a magic number, the protocol, the system, the table, the storage keys;
+    earlier             five pickles in a row: a magic number, the protocol, the system, the table, the storage keys;
                         then, for each key, the number of elements and their bytes
 """
 
@@ -58,7 +58,9 @@ class Tensor(NamedTuple):
 
 
 class Rebuild:
-    """In place of torch._utils._rebuild_tensor_v2: returns a `Tensor`. Instances have no attributes to change."""
+    """Replaces torch._utils._rebuild_tensor_v2: returns a `Tensor`. Instances have no attributes that a pickle could
+    change.
+    """
 
     __slots__ = ()
 
@@ -67,7 +69,7 @@ class Rebuild:
 
 
 class Parameter:
-    """In place of torch._utils._rebuild_parameter: returns its tensor."""
+    """Replaces torch._utils._rebuild_parameter: returns its tensor."""
 
     __slots__ = ()
 
@@ -91,8 +93,8 @@ class Tables(pickle.Unpickler):
         }
         if (module, name) not in known:
             raise BadInput(
-                f"{self.path} asks for {module}.{name}. A pickle can run any program, so only tables of tensors are "
-                f"read: {REMEDY}"
+                f"{self.path} names {module}.{name}. A pickle can run any program, "
+                f"so only tables of tensors are read: {REMEDY}"
             )
         return known[module, name]
 

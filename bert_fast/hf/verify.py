@@ -62,7 +62,7 @@ def verify(folder: pathlib.Path, trained: Encoder, class_name: str) -> dict[str,
     model = dataclasses.replace(trained.model, dtype="float32")
     batch = random_batch(model, trained.vocab)
     theirs = of_transformers(folder, class_name, batch, trained.vocab)
-    with jax.default_matmul_precision("highest"):  # or a TPU would multiply in bfloat16
+    with jax.default_matmul_precision("highest"):  # otherwise a TPU would multiply in bfloat16
         ours = of_ours(model, trained.params, batch, trained.about.task)
     real_BS = batch["segments"] != 0
     differences = {}
@@ -175,7 +175,7 @@ def some_pieces(words: Vocab) -> list[str]:
 
 @contextlib.contextmanager
 def quiet(logging) -> Iterator[None]:
-    """Silences the progress bars and warnings of transformers. This file checks what matters in them."""
+    """Silences the progress bars and warnings of transformers. This file itself checks what the warnings are about."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -16,7 +16,7 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays by name, as they were written. Raises BadInput if files are missing, damaged or of another kind."""
+    """Arrays by name, as they were written. Raises BadInput if files are missing, damaged or of an unsupported kind."""
     for name in WHOLE:
         if (folder / name).is_file():
             return read_file(folder / name)
@@ -72,6 +72,6 @@ def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]):
     mode = path.stat().st_mode
     try:
         safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
-        path.chmod(mode)  # save_file makes it readable by its owner only
-    except safetensors.SafetensorError as error:  # a full disk raises it, too
+        path.chmod(mode)  # save_file makes the file readable only by its owner
+    except safetensors.SafetensorError as error:  # a full disk also raises it
         raise OSError(str(error)) from error

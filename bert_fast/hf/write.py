@@ -1,6 +1,7 @@
 """Writes a checkpoint as a Hugging Face folder: the command `export`. Needs no torch."""
 
 import dataclasses
+import json
 import pathlib
 from typing import NamedTuple
 
@@ -13,7 +14,6 @@ from bert_fast.encoder import Encoder, load
 from bert_fast.hf import card, layouts, read, task_card, tensors, tokenizer, verify, weights
 from bert_fast.hf.metadata import Stated
 from bert_fast.tasks.model import in_label_unit
-from bert_fast.train import checkpoint
 
 
 class Export(NamedTuple):
@@ -40,7 +40,7 @@ def export(
     """Writes the checkpoint at `path` (a run folder or one step) to `out`.
 
     compare: compare the export's outputs in transformers with ours; if they differ, nothing is kept.
-    initialised_heads: also write the heads that an imported model lacked, which were initialised at random.
+    initialised_heads: also write heads that the imported model did not have, which were initialised at random.
     results: a folder with `results.json` files for the model card. None: the run folder; for a fine-tuned model, the
         folder of its `finetune` call.
     given: what the user states for the model card.
@@ -49,14 +49,14 @@ def export(
     """
     if compare:
         verify.needs_torch()
-    folder = checkpoint.find(path)
-    about = checkpoint.about(folder)
+    trained = load(path)
+    folder, about = trained.folder, trained.about
     layouts.check(about.model, about.task)
     if results or about.task is None:
         found = card.results_in(pathlib.Path(results) if results else card.run_of(folder))
     else:
         found = task_card.results_of(folder)
-    trained = load(folder)
+    given = given._replace(place=given.place or json.dumps(pathlib.Path(out).absolute().name))
     trained = dataclasses.replace(trained, params=in_label_unit(trained.params, about.task))
     with new_folder(pathlib.Path(out)) as part:
         arrays, config = tensors_of(trained, initialised_heads)
@@ -93,7 +93,7 @@ def tensors_of(trained: Encoder, initialised_heads: bool) -> tuple[dict[str, np.
         return arrays, config
     back = read.as_they_came(arrays, config, pad_id, came)
     if initialised_heads and came["initialised"]:
-        # In a file with heads, the encoder's tensors need their full names, or transformers does not find them.
+        # In a file with heads, the encoder's tensors need their full names. Otherwise transformers does not find them.
         layout = layouts.layout_of(config)
         back = {tensors.full_name(name, layout): array for name, array in back.items()}
         names = {name for head in came["initialised"] for name in tensors.names_at(read.HEADS[head], config)}
@@ -102,7 +102,7 @@ def tensors_of(trained: Encoder, initialised_heads: bool) -> tuple[dict[str, np.
 
 
 def notes_of(model: Config, config: Config, has_next: bool) -> tuple[str, ...]:
-    """What users of the export may not expect.
+    """Notes on what may surprise users of the export.
 
     model: the checkpoint's config. config: the export's config, whose layers may be wider.
     """

@@ -65,7 +65,7 @@ def renamed() -> dict[str, str]:
 
 
 def keys() -> dict[str, Mapping[str, str]]:
-    """What each method says about its keys in the log, by method name (from its module's `KEYS`)."""
+    """What each method's keys in the log mean, by method name (from its module's `KEYS`)."""
     return {name: getattr(module, "KEYS", {}) for name, module in modules().items()}
 
 

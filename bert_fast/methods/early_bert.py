@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_fast import BadInput
+from bert_fast import BadInput, qkv
 from bert_fast.bert import Params
 from bert_fast.method import Clock, Method, Stage, same
 from bert_fast.plan import frozen_depth
@@ -33,15 +33,14 @@ NAMES = ("head_scale", "neuron_scale")  # leaves of the layers that hold the coe
 # Leaves with an axis of heads or neurons, and the index of that axis in a single layer.
 OF_HEADS = (
     ("attention_output", "kernel", 0),
-    *((name, "kernel", 1) for name in ("query", "key", "value")),
-    *((name, "bias", 0) for name in ("query", "key", "value")),
+    *((name, "kernel", 1) for name in qkv.NAMES),
+    *((name, "bias", 0) for name in qkv.NAMES),
 )
 OF_NEURONS = (("mlp_output", "kernel", 0), ("mlp_hidden", "kernel", 1), ("mlp_hidden", "bias", 0))
 
-
 KEYS = {
-    "heads": "Heads that the newest mask keeps; after the search, those of the ticket.",
-    "neurons": "Neurons that the newest mask keeps; after the search, those of the ticket.",
+    "heads": "Heads that the newest mask keeps; after the search, the ticket's heads.",
+    "neurons": "Neurons that the newest mask keeps; after the search, the ticket's neurons.",
     "head_penalty": "L1 penalty of the heads at the newest mask.",
     "neuron_penalty": "L1 penalty of the neurons at the newest mask.",
     "head_distance": "Share of the heads in which the newest mask differs from the one before.",
@@ -66,7 +65,7 @@ class Masks(NamedTuple):
 
 
 class SearchState(NamedTuple):
-    """State of the search. `count` is the number of masks taken, reset to 0 when the ticket is drawn."""
+    """State of the search. `count` is the number of masks taken. It is reset to 0 when the ticket is drawn."""
 
     count: Any
     heads: Masks
@@ -85,8 +84,8 @@ def keep(c_LU: np.ndarray, units: Units) -> np.ndarray:
     """Which units are kept, bool [L, U]: `c > np.quantile(c, ratio)`, the rule of
     finetune/run_glue_earlybert_draw_and_train.py. Coefficients are compared with their sign; ties are pruned.
 
-    The quantile lies between two neighbours in sorted order: units up to the lower one are pruned. Interpolation is not
-    needed. In float32 its result would be one of the two: near 1, many of 36,864 coefficients are adjacent floats.
+    The quantile lies between two neighbours in sorted order: units up to the lower one are pruned. Interpolating in
+    float32 would often round to one of the two: many of 36,864 coefficients, all close to 1, are adjacent floats.
     """
     values_GN = np.where(units.real_LU, c_LU, np.inf).reshape(len(units.pruned_G), -1)
     ranked_GN = np.pad(np.sort(values_GN, axis=1), ((0, 0), (1, 0)), constant_values=-np.inf)
@@ -145,11 +144,11 @@ def gather(leaf_L, axis: int, kept_L: Sequence[np.ndarray]) -> np.ndarray:
 
 def slim(params: Params, heads_L: Sequence[np.ndarray], neurons_L: Sequence[np.ndarray]) -> Params:
     """The parameters with only these heads and neurons, and without coefficients."""
-    layers = {name: leaf for name, leaf in params["layers"].items() if name not in NAMES}
+    layers = qkv.separate({name: leaf for name, leaf in params["layers"].items() if name not in NAMES})
     for leaves, kept_L in ((OF_HEADS, heads_L), (OF_NEURONS, neurons_L)):
         for name, leaf, axis in leaves:
             layers[name] = {**layers[name], leaf: gather(layers[name][leaf], axis, kept_L)}
-    return {**params, "layers": layers}
+    return {**params, "layers": qkv.join(layers)}
 
 
 def with_widths(stage: Stage, heads_L: Sequence[int], mlp_dim_L: Sequence[int]) -> Stage:
@@ -198,8 +197,8 @@ def make(
         nearly equal shares of their neurons. How the paper drew its random tickets for pre-training is unverified.
     head_penalty, neuron_penalty: factors of the L1 penalties (the sums of absolute coefficients) in the loss.
     draw_before_update: draws the ticket from the coefficients before the search's last update, like the released code
-        for GLUE (finetune/trainer.py). The code for SQuAD draws it after that update
-        (run_squad_earlybert_search.py). The unused update is left out, so the search is one step shorter.
+        for GLUE (finetune/trainer.py). The update would have no effect, so it is skipped, and the search is one step
+        shorter. The released code for SQuAD draws the ticket after the update (run_squad_earlybert_search.py).
 
     Raises BadInput for invalid values.
     """
@@ -212,8 +211,8 @@ def make(
             raise BadInput(f"--config.early_bert.{name}={value!r} is unknown: use {' or '.join(known)}")
     if draw_before_update and stop != "steps":
         raise BadInput(
-            f"--config.early_bert.draw_before_update needs a search of fixed length, but stop={stop} draws at the "
-            "newest mask: set it to False, or set --config.early_bert.stop=steps"
+            f"--config.early_bert.draw_before_update needs a search of fixed length, but with stop={stop} the search "
+            "may end at any mask: set draw_before_update=False, or --config.early_bert.stop=steps"
         )
     for name, value, good, expected in (
         ("search", search, 0 < search < 1 or (search >= 1 and search % 1 == 0), "steps, or a share below 1"),
@@ -271,8 +270,9 @@ def make(
             )
         if stop == "early_bird" and max(window * every, min_steps) > steps:
             raise BadInput(
-                f"--config.early_bert.stop=early_bird: {window} masks, {every} steps apart, and at least {min_steps} "
-                f"steps do not fit in a search of {steps}: raise search, or lower window, mask_every or min_steps"
+                f"--config.early_bert.stop=early_bird: a search of {steps} steps is too short: {window} masks, {every} "
+                f"steps apart, take {window * every}, and min_steps is {min_steps}: raise search, or lower window, "
+                "mask_every or min_steps"
             )
         steps -= draw_before_update
         searching = dataclasses.replace(first, name="search", steps=steps, ask_every=every)

@@ -15,12 +15,12 @@ from bert_fast.token_order import kept_first
 
 
 def make(layers: float = 0.5, left_out: float = 0.8) -> Method:
-    """The method.
+    """3ML.
 
     layers: share of the layers, from the bottom, without [MASK] tokens.
-    left_out: number of positions left out of them, as a share of the prediction slots. 80 % of the predicted tokens
-        become [MASK]. An example with more [MASK] tokens than are left out keeps the first ones. One with fewer loses
-        padding, then its last ordinary tokens.
+    left_out: number of positions that these layers leave out, as a share of the prediction slots. 80 % of the predicted
+        tokens become [MASK]. If an example has more [MASK] tokens than that, the first ones stay. If it has fewer,
+        padding is left out too, and then its last ordinary tokens.
 
     Raises BadInput for shares out of range.
     """
@@ -35,8 +35,8 @@ def make(layers: float = 0.5, left_out: float = 0.8) -> Method:
             raise BadInput(f"--config.methods: another method already leaves out tokens in stage {stage.name}")
         if lower in (0, depth) or kept == program.seq_len:
             raise BadInput(
-                f"--config.mask_later: stage {stage.name} leaves {program.seq_len - kept} positions out of {lower} of "
-                f"{depth} layers: change layers or left_out, so that both are at least 1 and the top layer sees all"
+                f"--config.mask_later: stage {stage.name} leaves out {program.seq_len - kept} positions in {lower} "
+                f"of {depth} layers: change layers or left_out, so that both are at least 1 and the top layer sees all"
             )
         plan = edit(program.plan, 0, lower, queries=kept, keys=kept)
         return dataclasses.replace(stage, program=dataclasses.replace(program, plan=plan))

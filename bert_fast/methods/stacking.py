@@ -236,9 +236,9 @@ def _segments(schedule: Schedule, steps_G: Sequence[int]) -> list[Schedule]:
             f"--config.learning_rate.decay={schedule.decay}: stacking's segments decay linearly; set it to linear, or "
             "set --config.stacking.learning_rate=run"
         )
-    if schedule.warmup_steps > steps_G[0]:
+    if schedule.warmup > steps_G[0]:
         raise BadInput(
-            f"--config.learning_rate.warmup_steps={schedule.warmup_steps} does not end within the first stage of "
+            f"--config.learning_rate.warmup_steps={schedule.warmup:,} does not end within the first stage of "
             f"{steps_G[0]} steps: lower it, or set --config.stacking.learning_rate=run"
         )
     rates_G = np.linspace(schedule.peak, LAST_RATE * schedule.peak, len(steps_G)).tolist()
@@ -247,7 +247,7 @@ def _segments(schedule: Schedule, steps_G: Sequence[int]) -> list[Schedule]:
         dataclasses.replace(schedule, peak=peak, end=end, steps=steps, warmup_steps=0, decay_from="warmup")
         for peak, end, steps in zip(rates_G, [*rates_G[1:], schedule.end], long_G, strict=True)
     ]
-    return [dataclasses.replace(segments[0], warmup_steps=schedule.warmup_steps), *segments[1:]]
+    return [dataclasses.replace(segments[0], warmup_steps=schedule.warmup), *segments[1:]]
 
 
 def _numbers(argument: str, text: str, kind: type, example: str) -> tuple:

@@ -45,7 +45,7 @@ def make(
     beta: float = 0.995,  # `token_loss_beta` there
     start: float = 10.0,  # `token_loss_init_value` there; about ln 30522, the loss of guessing
     scores: str = "loss",
-    repeats: str = "mean",  # not named "update": flags cannot set that, ConfigDict has an attribute of that name
+    repeats: str = "mean",  # not "update": ConfigDict has that attribute, so flags could not set it
     full_tail: float = 0.0,  # the released code drops tokens to the end; whether the paper does is unverified
     examples_per_row: int = 1,
     boundary: int = -1,
@@ -59,7 +59,7 @@ def make(
     scores: "loss", or a control with the same plan: "random" draws new scores in every step, "frequency"
         keeps the rarest ids. The paper has such controls, but their code was not released. "frequency" counts ids
         during training; the paper's control reportedly uses counts over a corpus (unverified).
-    repeats: how a batch updates the score of an id that is a label, once or several times. "mean": one step towards
+    repeats: how a batch updates the score of an id that is its label, once or several times. "mean": one step towards
         the weighted mean of its losses; special ids keep their scores and unfilled slots are ignored. "last_write",
         as released: one step towards one of its losses (in the released code the one written last, here the last
         in batch order); special ids drift if they are ever a label, and unfilled slots count as losses of label 0.

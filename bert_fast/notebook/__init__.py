@@ -1,4 +1,4 @@
-"""Helpers of the notebooks in colab/, and of your own: what the runtime has, a folder that outlives it, and pictures.
+"""Helpers for the notebooks in colab/ and for your own: what the runtime has, a folder that outlives it, and pictures.
 
 runtime.check()              what JAX sees here, or an error that says what to click
 keep.kept(work, place)       copies a work folder to Google Drive or the Hugging Face Hub while a block runs

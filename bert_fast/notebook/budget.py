@@ -1,10 +1,12 @@
-"""A budget of minutes for a run: what steps cost is measured here, once, and its schedules end with the budget."""
+"""A budget of minutes for a run. The cost of steps is measured here once, and the run's schedules end with the
+budget.
+"""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from bert_fast.data import sealed
 from bert_fast.notebook.pictures import settings_of
 from bert_fast.planner import step_costs as instrument
 from bert_fast.train import cache, step_costs
@@ -15,12 +17,12 @@ def for_minutes(
 ) -> dict[str, Any]:
     """`changes` with a budget of `minutes` of training on this machine, for `bert_fast.pretrain`.
 
-    If `run` was started before, with its own budget and step costs: both are part of its schedules, so another
-    session finishes what the first one planned. The time for compiling, evaluating and saving is not in the budget.
+    If `run` was started before, returns its budget and step costs. Both are part of its schedules, so a later session
+    finishes what the first one planned. The time for compiling, evaluating and saving is not in the budget.
     """
     run = pathlib.Path(run)
     if (run / "config.json").is_file():
-        kept = json.loads((run / "config.json").read_text())
+        kept = sealed.read(run / "config.json", "restore it, or choose another folder", (None,))
         return {**changes, "budget": kept["budget"], "costs": str(run / "costs.json")}
     path = run.with_name(f"{run.name}-costs.json")
     if not path.is_file():

@@ -1,9 +1,9 @@
 """Keeps a work folder (shards, runs) in a place that outlives the runtime: a folder on Google Drive, or the Hub.
 
-Runs write to the runtime's own disk. Drive's mount is a cache that is uploaded later, file by file: a file that is
-appended to may stay behind for a long time, and a file that is half uploaded may remain (googlecolab/colabtools#287,
-#2607). So finished files are copied, each under a temporary name first. Checkpoints are copied whole, and carry
-checksums: a run that continues takes the newest one that arrived undamaged.
+Runs write to the runtime's own disk. Drive's mount is a cache that is uploaded later, file by file. A file that is
+being appended to may be out of date there for a long time, and a half-uploaded file may remain
+(googlecolab/colabtools#287, #2607). So only finished files are copied, each first under a temporary name. A checkpoint
+is copied as a whole and contains checksums: a run continues from the newest one that arrived undamaged.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ MINUTES = 5.0
 DRIVE = pathlib.Path("/content/drive")  # where Colab mounts Google Drive
 CHECKPOINTS = "checkpoints"
 WHOLE = "checksums.json"  # a checkpoint is complete if it has this file
-SKIPPED = (".lock", ".part", ".partial", ".old")  # locks, and what is being written or deleted
+SKIPPED = (".lock", ".part", ".partial", ".old")  # locks, and files that are being written or deleted
 PART = ".part"
-MARKER = "kept-by-bert_fast"  # a file that a repository of kept work has
+MARKER = "kept-by-bert_fast"  # a file that marks a repository of kept work
 
 
 class Place(Protocol):
@@ -50,9 +50,9 @@ class Folder:
 
 
 class Hub:
-    """A repository of the Hugging Face Hub. Each push is one commit, so it arrives whole or not at all.
+    """A repository on the Hugging Face Hub. Each push is one commit, so it arrives completely or not at all.
 
-    The copy that is uploaded is made beside the work folder, because a run may remove a checkpoint during the upload.
+    The copy to upload is made next to the work folder, because a run may remove a checkpoint during the upload.
     """
 
     def __init__(self, name: str, api: Any = None):
@@ -67,7 +67,7 @@ class Hub:
         return work.with_name(f".{work.name}.hub")
 
     def refuse_foreign(self):
-        """Raises BadInput for a repository that is public, or that holds other files than kept work."""
+        """Raises BadInput for a repository that is public, or that holds files other than kept work."""
         if not self.api.repo_exists(self.name):
             return
         if not self.api.repo_info(self.name).private:
@@ -100,7 +100,7 @@ class Hub:
             return
         copy = self.copy_of(work)
         self.api.snapshot_download(self.name, local_dir=str(copy))
-        shutil.rmtree(copy / ".cache", ignore_errors=True)  # the client's own
+        shutil.rmtree(copy / ".cache", ignore_errors=True)  # files of the Hub's client
         mirror(copy, work)
 
 
@@ -117,7 +117,7 @@ def place(text: str) -> Place | None:
 
 
 def resume(work: str | pathlib.Path, where: str) -> None:
-    """Fetches the kept copy of a work folder, unless this machine already has the folder. Says what was found.
+    """Fetches the kept copy of a work folder, unless this machine already has the folder. Prints what it found.
 
     where: as in `place`.
     """
@@ -134,7 +134,7 @@ def resume(work: str | pathlib.Path, where: str) -> None:
 def kept(work: str | pathlib.Path, where: str, minutes: float = MINUTES) -> Iterator[None]:
     """Copies a work folder to where it is kept: every few minutes while the block runs, and at its end in any case.
 
-    A copy that fails is reported and tried again, and the block goes on. where: as in `place`.
+    A copy that fails is reported and retried, and the block continues. where: as in `place`.
     """
     work, kept_at = pathlib.Path(work), place(where)
     if kept_at is None:
@@ -166,8 +166,8 @@ def kept(work: str | pathlib.Path, where: str, minutes: float = MINUTES) -> Iter
 def mirror(source: pathlib.Path, target: pathlib.Path) -> None:
     """Makes `target` a copy of the finished files of `source`.
 
-    New checkpoints come first, then other files that changed: a log must not be older than a checkpoint beside it.
-    Checkpoints that `source` no longer has are removed at the end, so that at every moment a whole one is there.
+    New checkpoints come first, then other files that changed: a log must not be older than a checkpoint next to it.
+    Checkpoints that `source` no longer has are removed last, so that there is always a complete one.
     """
     have = {path.relative_to(source) for path in checkpoints(source)}
     for path in sorted(have, key=lambda path: (str(path.parent), int(path.name))):
@@ -176,7 +176,7 @@ def mirror(source: pathlib.Path, target: pathlib.Path) -> None:
                 copy_whole(source / path, target / path)
             except (FileNotFoundError, shutil.Error):
                 if (source / path / WHOLE).is_file():
-                    raise  # otherwise the run has removed it meanwhile, and has a newer one
+                    raise  # otherwise the run has removed it in the meantime, and has a newer one
     for file in files(source):
         path = file.relative_to(source)
         if CHECKPOINTS not in path.parts and changed(file, target / path):
@@ -202,7 +202,7 @@ def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def changed(file: pathlib.Path, copy: pathlib.Path) -> bool:
-    """Whether a copy is missing, of another size, or older than the file."""
+    """Whether a copy is missing, older than the file, or of a different size."""
     if not copy.is_file():
         return True
     ours, theirs = file.stat(), copy.stat()

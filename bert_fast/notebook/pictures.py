@@ -1,8 +1,9 @@
-"""Figures for notebooks: a run's plan (layers by steps), its loss curves, and words with a number each.
+"""Figures for notebooks: a run's plan (layers by steps), its loss curves, and words shaded by a number.
 
 Axes: T sampled steps, L layers of the final model.
 """
 
+import dataclasses
 import html
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -27,11 +28,11 @@ DASHES = ("-", "--", "-.", ":")
 
 
 class Course(NamedTuple):
-    """What a run does at sampled steps. steps: of the whole run, a search included.
+    """What a run does at sampled steps. steps: all steps of the run, including a search.
 
-    state_LT: index of STATES. width_LT: share of the layer's heads and neurons that are there. cost_T: FLOPs of the
-    step, in units of a step of dense training. flops: of the whole run. dense: of a run without
-    methods that has as many steps.
+    state_LT: index of STATES. width_LT: share of the layer's heads and neurons that exist. cost_T: FLOPs of the step,
+    in units of a step of dense training. flops: FLOPs of the whole run. dense: FLOPs of a run without methods, with
+    as many training steps (the steps of a search do not count).
     """
 
     steps: int
@@ -44,7 +45,10 @@ class Course(NamedTuple):
 
 
 def settings_of(config: str, changes: Mapping[str, Any]) -> settings.PretrainSettings:
-    """The settings of a pre-training config with values changed by dotted keys, for BERT's vocabulary by default."""
+    """The settings of a pre-training config. changes: new values by dotted key.
+
+    Without a shards folder (`data.dir`), the vocabulary is BERT's.
+    """
     made = config_flag.load(config, changes).to_dict()
     folder = made["data"]["dir"]
     words = shards.read_manifest(folder)["vocab"] if folder else estimate.BERT
@@ -56,10 +60,8 @@ def flops_of(made: settings.PretrainSettings) -> float:
     return estimate.plan(made, estimate.on("cpu"), pathlib.Path(), print).flops
 
 
-def course(config: str, changes: Mapping[str, Any] | None = None, columns: int = COLUMNS) -> Course:
-    """What a run of this config would do, drawn as the run itself would draw it. Raises BadInput."""
-    changes = changes or {}
-    made = settings_of(config, changes)
+def course(made: settings.PretrainSettings, columns: int = COLUMNS) -> Course:
+    """What a run with these settings would do, drawn as the run itself would draw it. Raises BadInput."""
     method = methods.make(made.methods)
     made = budget.resolved(made, method)
     stages = timeline.stages(made, method)
@@ -85,8 +87,8 @@ def course(config: str, changes: Mapping[str, Any] | None = None, columns: int =
         shares = np.array(program.model.heads_L) / heads_L, np.array(program.model.mlp_dim_L) / neurons_L
         width_LT[present, column] = np.mean(shares, axis=0)
         cost_T[column] = step_flops(packed, on_L.tolist()).executed / dense_equivalent(program, made.model)
-    dense = flops_of(settings_of(config, {**changes, "methods": "", "budget": "", "costs": "", "steps": made.steps}))
-    return Course(int(ends[-1]), at_T, state_LT, width_LT, cost_T, flops_of(made), dense)
+    dense = dataclasses.replace(made, methods=(), budget=None, costs=None)
+    return Course(int(ends[-1]), at_T, state_LT, width_LT, cost_T, flops_of(made), flops_of(dense))
 
 
 def plan(config: str, changes: Mapping[str, Any] | None = None, title: str = ""):
@@ -96,6 +98,11 @@ def plan(config: str, changes: Mapping[str, Any] | None = None, title: str = "")
 
 def plans(runs: Mapping[str, tuple[str, Mapping[str, Any]]], columns: int = 2):
     """Figures of several runs side by side. runs: (config, changes) by title."""
+    return plans_of({title: settings_of(config, changes) for title, (config, changes) in runs.items()}, columns)
+
+
+def plans_of(runs: Mapping[str, settings.PretrainSettings], columns: int = 2):
+    """Figures of several runs side by side. runs: settings by title."""
     pyplot = matplotlib_pyplot()
     from matplotlib.patches import Patch
 
@@ -107,9 +114,9 @@ def plans(runs: Mapping[str, tuple[str, Mapping[str, Any]]], columns: int = 2):
     )  # fmt: skip
     for axis in axes.flat:
         axis.set_visible(False)
-    for number, (title, (config, changes)) in enumerate(runs.items()):
+    for number, (title, made) in enumerate(runs.items()):
         row, column = divmod(number, wide)
-        found = course(config, changes)
+        found = course(made)
         draw_layers(axes[2 * row, column], found, f"{title}: {found.flops / found.dense:.0%} of dense FLOPs")
         draw_cost(axes[2 * row + 1, column], found)
     patches = [Patch(facecolor=colour, edgecolor="#888888", linewidth=0.6) for colour in COLOURS]
@@ -186,7 +193,7 @@ def marked(words: Sequence[str], values: Sequence[float], kept: Sequence[bool] |
 
 
 def page(path: str | pathlib.Path, height: int = 900) -> str:
-    """HTML that shows a page, such as a report, in a frame of its own: its styles do not reach the notebook."""
+    """HTML that shows a page, such as a report, in a separate frame, so that its styles do not affect the notebook."""
     text = html.escape(pathlib.Path(path).read_text())
     return f'<div><iframe srcdoc="{text}" style="width:100%;height:{height}px;border:0" title="report"></iframe></div>'
 

@@ -25,7 +25,7 @@ CHANGE = "Runtime > Change runtime type"
 
 
 class Runtime(NamedTuple):
-    """What JAX sees. kind: tpu, gpu or cpu. memory: bytes that JAX may use on a device; 0 if it does not say."""
+    """What JAX sees. kind: tpu, gpu or cpu. memory: bytes that JAX may use on a device; 0 if unknown."""
 
     kind: str
     device: str
@@ -50,9 +50,10 @@ def attached(root: pathlib.Path = pathlib.Path("/")) -> str:
 
 
 def seen() -> Runtime:
-    """What JAX sees. Asked in a process of its own: a TPU belongs to one process, which may be a later command.
+    """What JAX sees. A separate process looks it up, because a TPU belongs to one process, and a later command may need
+    it.
 
-    Raises BadInput with JAX's own message if it cannot start.
+    Raises BadInput with JAX's own message if JAX cannot start.
     """
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -87,7 +88,7 @@ def on_colab() -> bool:
 def minutes_left(session: float, began: pathlib.Path | None = None) -> float:
     """Minutes until a session of `session` minutes ends, counted from the first call on this machine.
 
-    began: the file that remembers the first call. It is on the machine's own disk, so it ends with the runtime.
+    began: the file that records the first call. It is on the machine's own disk, so it disappears with the runtime.
     """
     began = began or pathlib.Path(tempfile.gettempdir(), "bert_fast_session_began")
     if not began.exists():
@@ -96,10 +97,10 @@ def minutes_left(session: float, began: pathlib.Path | None = None) -> float:
 
 
 def command(*arguments: str, on_cpu: bool = False) -> str:
-    """What a bert-fast command prints. It runs in a process of its own, which frees the accelerator when it ends.
+    """What a bert-fast command prints. It runs in a separate process, which frees the accelerator when it ends.
 
-    on_cpu: keeps it off the accelerator, which this process may hold. If the command fails, what it says about that is
-    added. Raises BadInput if it has printed nothing but that.
+    on_cpu: keeps it off the accelerator, which this process may hold. If the command fails, its error message is added.
+    Raises BadInput if it has printed only an error message.
     """
     environment = {**os.environ, **({"JAX_PLATFORMS": "cpu"} if on_cpu else {})}
     called = [sys.executable, "-m", "bert_fast", *arguments]

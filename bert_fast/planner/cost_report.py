@@ -1,13 +1,20 @@
-"""Formats a cost estimate as tables for people, and says what each figure includes."""
+"""Formats a cost estimate as tables, and explains what each figure includes."""
 
 from bert_fast.cost.accelerators import GIB
-from bert_fast.planner.estimate import CostEstimate, StageEstimate
+from bert_fast.planner.estimate import CostEstimate, Slice, StageEstimate
+from bert_fast.planner.saving import of_run
+from bert_fast.planner.search import Found
+from bert_fast.planner.tpu import INSTRUMENTS
 from bert_fast.train.log import clock
+from bert_fast.train.settings import PretrainSettings
 
 CAVEAT = """\
-Cycles are the TPU compiler's estimate, not a measurement. Hours computed from them are a lower bound: they leave out
-collectives, copies that overlap other work, waiting for input, evaluation and saving. Gathers, scatters, sorts and
-custom calls count as the time to move their bytes at the memory's bandwidth. Prices are list prices, dated above."""
+Cycles come from two instruments of the TPU compiler, and neither is a measurement. The estimate is the compiler's own
+figure for each operation; it is too high for small batched products. The schedule is counted from the code that it
+wrote for each operation and Pallas kernel: instruction words x passes, or the time to move its bytes at the memory's
+bandwidth if that is longer. If one instrument has no figure for an operation, the other's figure is used. Hours come
+from the larger sum, plus the time of collectives that overlaps no other work. They leave out copies that overlap other
+work, the start-up of kernels, waiting for input, evaluation and saving. Prices are list prices, dated above."""
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
@@ -39,14 +46,16 @@ def stages(plan: CostEstimate) -> str:
         rows = [(*_analytic(stage),) for stage in plan.stages]
         return table([head, *rows])
     of = f"peak GiB, of {chip.memory / chip.devices / GIB:.0f}"
-    head = (*head, "fits", "arguments GiB", "temporaries GiB", of, "M cycles/step", "compiled for")
+    by = (*(f"{name}, M cycles" for name in INSTRUMENTS), "of peak")
+    head = (*head, "fits", "arguments GiB", "temporaries GiB", of, *by, "collectives ms", "not hidden", "compiled for")
     rows = []
     for stage in plan.stages:
-        cycles = "-" if stage.cycles is None else f"{stage.cycles / 1e6:,.1f}"
+        cycles = [f"{stage.cycles[name] / 1e6:,.1f}" if stage.cycles else "-" for name in INSTRUMENTS]
+        of_peak = f"{stage.of_peak(chip, len(plan.where.devices)):.2f}" if stage.cycles and chip.clock else "-"
         memory = [gib(size) for size in (stage.arguments, stage.temporaries, stage.peak)]
-        rows.append(
-            (*_analytic(stage), "no" if stage.problem else "yes", *memory, cycles, f"{stage.share:.0%} of steps")
-        )
+        sent = [f"{1e3 * seconds:.2f}" for seconds in stage.communication]
+        fits = "no" if stage.problem else "yes"
+        rows.append((*_analytic(stage), fits, *memory, *cycles, of_peak, *sent, f"{stage.share:.0%} of steps"))
     return table([head, *rows])
 
 
@@ -61,7 +70,7 @@ def _analytic(stage: StageEstimate) -> tuple[str, ...]:
 
 
 def details(plan: CostEstimate) -> list[str]:
-    """For each stage, the bytes that a device moves in work without a cycle estimate and in collectives.
+    """For each stage, per step and device: cycles without a schedule, bytes copied alongside other work, bytes sent.
 
     For a stage that does not fit, the reason and the remedies.
     """
@@ -70,19 +79,24 @@ def details(plan: CostEstimate) -> list[str]:
         if stage.problem:
             lines.append(
                 f"stage {stage.name} does not fit: {stage.problem}. Use a smaller --config.batch_size, more "
-                "--config.micro_batches, a larger slice or --config.mesh.fsdp. --largest_batch finds the largest "
-                "batch that fits"
+                "--config.micro_batches, a larger slice or --config.mesh.fsdp. "
+                "--search finds the cheapest choice that fits"
             )
             continue
+        bounded = ", ".join(f"{kind} {cycles / 1e6:,.2f}" for kind, cycles in stage.unscheduled.items()) or "none"
         lines.append(
-            f"stage {stage.name}, MiB per step and device: {mib(stage.not_counted)} (work without a cycle estimate); "
-            f"{mib(stage.collectives)} (collectives)"
+            f"stage {stage.name}, per step and device: M cycles without a schedule, bounded by bytes, FLOPs or the "
+            f"estimate: {bounded}; MiB copied alongside other work: {stage.copies / 2**20:,.1f}; MiB in collectives: "
+            f"{mib(stage.collectives)}"
         )
     return lines
 
 
 def totals(plan: CostEstimate, utilisation: float) -> list[str]:
-    """FLOPs, hours and price of the whole run; at `utilisation` only if the cycles allow that share of the peak."""
+    """FLOPs, hours and price of the whole run.
+
+    The hours at `utilisation` are left out if the cycles do not allow that share of the peak.
+    """
     chip = plan.where.chip
     lines = [f"the whole run: {plan.flops:.3g} FLOPs, {plan.flops / plan.dense:.1%} of dense training"]
     if chip is None or not plan.fits:
@@ -90,7 +104,7 @@ def totals(plan: CostEstimate, utilisation: float) -> list[str]:
     hours, at, used = plan.hours(), plan.hours_at(utilisation), plan.utilisation()
     if hours is not None and used is not None:
         least = f"{clock(3600 * hours)}{price(plan, hours)}"
-        lines.append(f"  at least {least} on {plan.where.topology}: at most {used:.0%} of its peak")
+        lines.append(f"  {least} on {plan.where.topology} at these cycles: {used:.0%} of its peak")
     if at is not None and (hours is None or at >= hours):
         lines.append(f"  {clock(3600 * at)}{price(plan, at)} at {utilisation:.0%} of its peak")
     lines.append(f"  compiling: {clock(sum(stage.compile_seconds for stage in plan.stages))} in total, once per run")
@@ -105,24 +119,69 @@ def price(plan: CostEstimate, hours: float) -> str:
 
 
 def comparison(plan: CostEstimate, other: CostEstimate) -> list[str]:
-    """One run relative to another: FLOPs and, by the compiler's estimate, time."""
-    flops = plan.flops / other.flops
-    lines = [f"relative to the compared config: FLOPs {flops:.3f}"]
-    cycles, others = plan.cycles(), other.cycles()
-    if cycles is not None and others:
-        ratio = cycles / others
-        realised = f", realised {(1 - ratio) / (1 - flops):.2f} of the saving" if abs(1 - flops) > 0.01 else ""
-        lines[0] += f", cycles {ratio:.3f}{realised}"
+    """One run relative to another: FLOPs, cycles, and the realised part of the saving, by each instrument."""
+    lines = [f"relative to the compared config: FLOPs {plan.flops / other.flops:.3f}"]
+    for name, saving in (savings := of_run(plan, other)).items():
+        line = f"  by the {name}: cycles {saving.cycles:.3f}"
+        if saving.realised is not None:
+            line += f", realised {saving.realised:.2f} of the saving: {saving.of_ceiling:.2f} of its ceiling, "
+            line += f"which is {saving.ceiling:.2f}"
+        lines.append(line)
+    if savings:
         most = [gib(max(stage.temporaries for stage in one.stages)) for one in (plan, other)]
         lines.append(f"  temporaries {most[0]} GiB instead of {most[1]} GiB")
     return lines
 
 
+def choices(found: list[Found], own: Found | None, settings: PretrainSettings, where: Slice) -> str:
+    """What a search found, cheapest first. own: the cheapest choice with the run's own batch size; None if none
+    fits.
+    """
+    head = (
+        "batch",
+        "micro-batches",
+        "recompute",
+        "data x fsdp x tensor",
+        "peak GiB",
+        "examples/s",
+        "of peak",
+        "of least",
+    )
+    rows: list[tuple[str, ...]] = [head]
+    for choice, plan, seconds in found:
+        mesh = choice.mesh
+        rows.append(
+            (
+                f"{choice.batch_size:,}",
+                str(choice.micro_batches),
+                choice.recompute,
+                f"{mesh.data} x {mesh.fsdp} x {mesh.tensor}",
+                gib(max(stage.peak for stage in plan.stages)),
+                f"{plan.chips / seconds:,.0f}",
+                f"{plan.utilisation():.2f}",
+                f"{seconds / found[0].seconds:.2f}",
+            )
+        )
+    lines = [f"found to fit on {where.topology}, least cost first:", table(rows)]
+    if own is None:
+        lines.append(f"a batch of {settings.batch_size:,} does not fit")
+    elif own != found[0]:
+        flags = " ".join(f"--config.{key}={value}" for key, value in own.choice.flags(settings).items())
+        lines.append(
+            f"with a batch of {settings.batch_size:,}, the least cost is {own.seconds / found[0].seconds:.2f}: {flags}"
+        )
+    return "\n".join(lines)
+
+
 def profile(stage: StageEstimate, top: int = 25) -> str:
-    """Where a stage's cycles go: the `top` most expensive pairs of source line and operation."""
-    total = sum(cycles for _, _, cycles in stage.lines) or 1
-    rows = [
-        (source or "?", operation, f"{cycles / 1e6:.2f}", f"{cycles / total:.1%}")
-        for source, operation, cycles in stage.lines[:top]
-    ]
-    return f"stage {stage.name}:\n" + table([("line", "operation", "M cycles", "share"), *rows])
+    """Where a stage's cycles go: the `top` most expensive pairs of source line and operation, by each instrument."""
+    rows = [("line", "operation", *(cell for name in INSTRUMENTS for cell in (f"{name}, M cycles", "share")))]
+    for source, operation, cycles in stage.lines[:top]:
+        by = [
+            cell
+            for name in INSTRUMENTS
+            for cell in (f"{cycles[name] / 1e6:.2f}", f"{cycles[name] / stage.cycles[name]:.1%}")
+        ]
+        rows.append((source or "?", operation, *by))
+    rows.append(("sum", "", *(cell for name in INSTRUMENTS for cell in (f"{stage.cycles[name] / 1e6:.2f}", "100.0%"))))
+    return f"stage {stage.name}:\n" + table(rows)

@@ -2,36 +2,39 @@
 
 import dataclasses
 import pathlib
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from bert_fast import BadInput, methods
+from bert_fast import methods
+from bert_fast.cost import schedule
 from bert_fast.cost.accelerators import Accelerator
-from bert_fast.cost.flops import dense_equivalent
+from bert_fast.cost.flops import dense_equivalent, step_flops
+from bert_fast.cost.overlap import SILENT, Communication
 from bert_fast.method import Method, Stage
 from bert_fast.planner import programs, tpu
 from bert_fast.train import budget, optim, sharding, timeline
 from bert_fast.train.compile import Programs
+from bert_fast.train.compiler_options import Options
 from bert_fast.train.objective import PRETRAINING
 from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.sharding import make_mesh
 from bert_fast.train.step import make_step
 
-# The vocabulary to plan for if no shards folder is given: BERT's, uncased.
+# The vocabulary to plan for if no shards folder is given: uncased BERT's.
 BERT = {"size": 30_522, "special_ids": {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}}
-MOST = 2  # number of a stage's programs to compile, the most frequent first
+MOST = 2  # how many of a stage's programs to compile, most frequent first
 
 
 @dataclasses.dataclass(frozen=True)
 class StageEstimate:
     """One stage: means per step, over all devices together unless noted.
 
-    flops: FLOPs executed. dense: FLOPs of dense training. cycles: per device; None without a TPU. share: the share of
-    the steps whose program was compiled; the other steps are assumed to take as many cycles per FLOP. Bytes are per
-    device. Memory figures are for the program that needs the most.
+    flops: FLOPs executed. dense: FLOPs of dense training. dense_layers: the part of them in the encoder's layers.
+    share: the share of the steps whose program was compiled; the other steps are assumed to take as many cycles per
+    FLOP. cycles, layers, unscheduled, copies, collectives, communication, lines: as in tpu.Compiled, per device; empty
+    without a TPU. Memory figures are in bytes, for the program that needs the most.
     """
 
     name: str
@@ -40,25 +43,28 @@ class StageEstimate:
     seq_len: int
     flops: float
     dense: float
+    dense_layers: float
     share: float = 1.0
-    cycles: float | None = None
-    not_counted: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    cycles: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    layers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    unscheduled: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    copies: float = 0.0
     collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    communication: Communication = SILENT
     arguments: int = 0
     temporaries: int = 0
     peak: int = 0
     compile_seconds: float = 0.0
     problem: str = ""
-    lines: tuple[tuple[str, str, int], ...] = ()
+    lines: tuple[tuple[str, str, Mapping[str, float]], ...] = ()
 
     def seconds(self, chip: Accelerator) -> float:
-        """Minimum seconds per step: counted cycles at the chip's clock, plus uncounted bytes at its bandwidth."""
-        return (self.cycles or 0) / chip.clock + self.bound(chip)
+        """Seconds per step: the cycles by the instrument that counts more, plus waiting for collectives."""
+        return max(self.cycles.values()) / chip.clock + self.communication.exposed
 
-    def bound(self, chip: Accelerator) -> float:
-        """Minimum seconds per step for work without an estimate, except copies that overlap other work."""
-        waited = sum(size for kind, size in self.not_counted.items() if kind not in tpu.hlo.ASYNCHRONOUS)
-        return waited / chip.bandwidth * chip.devices
+    def of_peak(self, chip: Accelerator, devices: int) -> float:
+        """Share of the devices' peak, by the instrument that counts more cycles."""
+        return self.flops / devices / (max(self.cycles.values()) * schedule.per_cycle(chip))
 
 
 class Slice(NamedTuple):
@@ -98,17 +104,16 @@ class CostEstimate(NamedTuple):
     def chips(self) -> int:
         return len(self.where.devices) // (self.where.chip.devices if self.where.chip else 1)
 
-    def cycles(self) -> float | None:
+    def cycles(self, instrument: str) -> float | None:
         """Cycles of a device over the whole run; None if any stage's are unknown."""
-        counted = [stage.cycles for stage in self.stages]
-        if any(cycles is None for cycles in counted):
+        if not all(stage.cycles for stage in self.stages):
             return None
-        return sum(stage.steps * (stage.cycles or 0) for stage in self.stages)
+        return sum(stage.steps * stage.cycles[instrument] for stage in self.stages)
 
     def hours(self) -> float | None:
-        """Minimum hours of the run, by the compiler's estimate; None if that is unknown."""
+        """Hours of the run, by the instrument that counts more cycles in each stage; None if they are unknown."""
         chip = self.where.chip
-        if chip is None or not chip.clock or self.cycles() is None:
+        if chip is None or not chip.clock or not all(stage.cycles for stage in self.stages):
             return None
         return sum(stage.steps * stage.seconds(chip) for stage in self.stages) / 3600
 
@@ -118,16 +123,21 @@ class CostEstimate(NamedTuple):
         return None if chip is None else self.flops / (self.chips * chip.peak * utilisation) / 3600
 
     def utilisation(self) -> float | None:
-        """Upper bound on the share of the peak, reached if the run takes its minimum hours."""
+        """Share of the peak if the run takes these hours."""
         hours, at_peak = self.hours(), self.hours_at(1.0)
         return None if hours is None or at_peak is None else at_peak / hours
 
 
-def plan(settings: PretrainSettings, where: Slice, cache: pathlib.Path, say: Callable[[str], None]) -> CostEstimate:
-    """The cost estimate of a run.
+def plan(
+    settings: PretrainSettings,
+    where: Slice,
+    cache: pathlib.Path,
+    say: Callable[[str], None],
+    options: Options | None = None,
+) -> CostEstimate:
+    """The cost estimate of a run. options: the compiler's options; None: those of a real run.
 
-    For a TPU slice, compiles each stage's most frequent programs and its largest one. Results that are in the cache
-    are read from there.
+    For a TPU slice, compiles each stage's most frequent programs and its largest one. Cached results are reused.
 
     Raises BadInput if the run's batches do not divide evenly over the slice.
     """
@@ -139,16 +149,16 @@ def plan(settings: PretrainSettings, where: Slice, cache: pathlib.Path, say: Cal
     if where.chip is None:
         return CostEstimate(where, found)
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, devices=where.devices)
-    sharding.check_divides(settings.eval.batch_size, stages, mesh)
+    sharding.check_stages(settings.eval.batch_size, stages, mesh)
     chosen = [programs.to_compile(draws, MOST) for draws in drawn]
     count = sum(map(len, chosen))
     say(
-        f"{count} programs to compile for {where.topology}, or to read from {cache}; at BERT-base size, compiling one "
-        "takes one to three minutes on two cores"
+        f"{count} programs to compile for {where.topology}, or to read from {cache}. "
+        f"At BERT-base size, compiling one takes one to three minutes on two cores"
     )
     if dense_model.dtype == "float32":
         say("activations are float32, which runs at half a TPU's speed or less: use --config.model.dtype=bfloat16")
-    steps = Programs(make_step(method, optim.make(settings.optimizer), PRETRAINING), mesh)
+    steps = Programs(make_step(method, optim.make(settings.optimizer), PRETRAINING), mesh, options)
     done = 0
     for index, stage in enumerate(stages):
         added = not any(earlier.data == "restart" for earlier in stages[: index + 1])
@@ -172,7 +182,16 @@ def analytic(stage: Stage, drawn: list[timeline.Draw], dense_model) -> StageEsti
     """The estimate of a stage without a compiler: FLOPs only."""
     program = stage.program
     dense = dense_equivalent(program, dense_model)
-    return StageEstimate(stage.name, stage.steps, program.batch_size, program.seq_len, timeline.flops_of(drawn), dense)
+    no_layers = dataclasses.replace(program, model=dense_model, plan=(), frozen_paths=())
+    return StageEstimate(
+        stage.name,
+        stage.steps,
+        program.batch_size,
+        program.seq_len,
+        timeline.flops_of(drawn),
+        dense,
+        dense - step_flops(no_layers).executed,
+    )
 
 
 def one(
@@ -186,70 +205,43 @@ def one(
     )
     conditional = [share for span in draw.program.plan if span.cond for share in draw.on_L[span.start : span.stop]]
     running = sum(conditional) / len(conditional) if conditional else 1.0
-    return tpu.read(tpu.compile(lowered, where.topology, cache), running)
+    assert where.chip is not None
+    return tpu.read(tpu.compile(lowered, where.topology, cache, steps.options), running, where.topology, where.chip)
 
 
 def merged(stage: StageEstimate, parts: list[tuple[float, tpu.Compiled]], flops: float, share: float) -> StageEstimate:
     """The stage with means over its compiled programs, and the memory of the largest.
 
-    flops: mean FLOPs per step of these programs. Cycles and bytes are scaled from it to the mean over all programs of
+    flops: mean FLOPs per step of these programs. Cycles and bytes are scaled from this to the mean over all programs of
     the stage.
     """
     scale = stage.flops / flops
 
-    def mean(of: Callable[[tpu.Compiled], Mapping[str, int]]) -> dict[str, float]:
-        total: Counter[str] = Counter()
+    def mean(of: Callable[[tpu.Compiled], Mapping[str, float]]) -> dict[str, float]:
+        total: dict[str, float] = {}
         for part, compiled in parts:
-            total.update({kind: scale * part * size for kind, size in of(compiled).items()})  # type: ignore[arg-type]
-        return dict(total)
+            tpu.add(total, of(compiled), scale * part)
+        return total
 
     said = [compiled.said for _, compiled in parts]
     problem = next((one.problem for one in said if one.problem), "")
-    lines: Counter[tuple[str, str]] = Counter()
+    lines: dict[tuple[str, str], dict[str, float]] = {}
     for part, compiled in parts:
-        for source, operation, cycles in compiled.lines:
-            lines[source, operation] += round(scale * part * cycles)
+        for place, cycles in compiled.lines.items():
+            tpu.add(lines.setdefault(place, {}), cycles, scale * part)
     return dataclasses.replace(
         stage,
         share=share,
-        cycles=None if problem else scale * sum(part * compiled.cycles for part, compiled in parts),
-        not_counted=mean(lambda compiled: compiled.not_counted),
+        cycles={} if problem else mean(lambda compiled: compiled.cycles),
+        layers=mean(lambda compiled: compiled.layers),
+        unscheduled=mean(lambda compiled: compiled.unscheduled),
+        copies=sum(scale * part * compiled.copies for part, compiled in parts),
         collectives=mean(lambda compiled: compiled.collectives),
+        communication=Communication(**mean(lambda compiled: compiled.communication._asdict())),
         arguments=max(one.arguments for one in said),
         temporaries=max(one.temporaries for one in said),
         peak=max(one.peak for one in said),
         compile_seconds=sum(one.seconds for one in said),
         problem=problem,
-        lines=tuple((source, operation, cycles) for (source, operation), cycles in lines.most_common()),
-    )
-
-
-def largest_batch(settings: PretrainSettings, where: Slice, cache: pathlib.Path, say: Callable[[str], None]) -> int:
-    """The largest batch of the form devices x micro-batches x 2^n with which every stage fits.
-
-    Raises BadInput if not even one example per device and micro-batch fits.
-    """
-
-    if any(phase.batch_size for phase in settings.phases):
-        raise BadInput("--largest_batch needs phases without batch sizes: leave out @BATCH in --config.phases")
-
-    def fits(size: int) -> bool:
-        say(f"batch of {size}:")
-        return plan(dataclasses.replace(settings, batch_size=size), where, cache, say).fits
-
-    # Search up or down from about the run's own batch: a program of BERT-base size takes minutes to compile.
-    size = least = len(where.devices) * settings.micro_batches
-    while 2 * size <= settings.batch_size:
-        size *= 2
-    if fits(size):
-        while fits(2 * size):
-            size *= 2
-        return size
-    while size > least:
-        size //= 2
-        if fits(size):
-            return size
-    raise BadInput(
-        f"not even one example per device fits on {where.topology}: use more --config.mesh.fsdp, a larger chip, or "
-        "--config.model.dtype=bfloat16"
+        lines=tuple((*place, cycles) for place, cycles in tpu.most_expensive(lines)),
     )

@@ -1,6 +1,7 @@
 """The programs that a run will compile, and the shapes of their arguments, without running a step."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,13 @@ from bert_fast.train.timeline import Draw
 
 
 def most_frequent(drawn: Sequence[Draw], most: int) -> list[Draw]:
-    """The first `most` draws, rescaled so that their shares sum to 1: they stand for the rest."""
+    """The first `most` draws, with shares rescaled to sum to 1, because they represent the rest."""
     total = sum(draw.share for draw in drawn[:most])
     return [draw._replace(share=draw.share / total) for draw in drawn[:most]]
 
 
 def to_compile(drawn: Sequence[Draw], most: int) -> list[Draw]:
-    """The most frequent draws. The largest draw has to fit too: if it is not among them, it is added with share 0."""
+    """The most frequent draws. The largest draw must also fit, so it is added with share 0 if it is not among them."""
     chosen = most_frequent(drawn, most)
     largest = max(drawn, key=lambda draw: step_flops(draw.program).executed)
     return chosen if largest in drawn[:most] else [*chosen, largest._replace(share=0.0)]
@@ -70,9 +71,9 @@ def with_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     )
 
 
-def other_shapes(route: Route, mesh: Mesh) -> tuple[Route, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """The shapes of a route, a learning rate and a seed."""
+def other_shapes(route: Route, mesh: Mesh) -> tuple[Any, ...]:
+    """The shapes of a route, a learning rate, a seed and a limit of the gradient's norm."""
     everywhere = NamedSharding(mesh, P())
     route = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), route)
-    rate, seed = (jax.ShapeDtypeStruct((), dtype, sharding=everywhere) for dtype in (np.float32, np.uint32))
-    return route, rate, seed
+    numbers = (np.float32, np.uint32, np.float32)
+    return route, *(jax.ShapeDtypeStruct((), dtype, sharding=everywhere) for dtype in numbers)

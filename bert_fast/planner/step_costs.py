@@ -25,8 +25,8 @@ from bert_fast.train.step_costs import Point, StepCosts, check, key_of, not_asce
 
 ROUNDS = 7
 LONG, MOST = 0.1, 50  # steps are repeated until they take this many seconds together, but at most this many times
-REST = 0.05  # seconds before each measurement: its first step may be slow, but it is one of many
-AGAIN = 3  # a table that is not ascending is measured this many times before it is refused
+REST = 0.05  # seconds of rest before each measurement; the first step after it may be slow, but it is one of many
+AGAIN = 3  # how often a table that is not ascending is measured before it is refused
 
 
 class Timed(NamedTuple):
@@ -44,7 +44,7 @@ def names_of(settings: PretrainSettings) -> str:
 
 
 def programs_of(settings: PretrainSettings, method: Method) -> Iterator[Timed]:
-    """The programs that span a run's step costs: of each stage, the cheapest, the most frequent and the dearest.
+    """The programs that span a run's step costs: the cheapest, the most frequent and the most expensive of each stage.
 
     If a search decides the widths, the stage is also timed with all heads and neurons.
     """
@@ -106,7 +106,7 @@ def measured(runs: Sequence[PretrainSettings], rounds: int = ROUNDS) -> StepCost
 
 
 def repeats(step: Callable[[], float]) -> int:
-    """How often to take a step so that it lasts LONG seconds."""
+    """How often to repeat a step so that the repetitions take LONG seconds."""
     step()
     began = time.perf_counter()
     step()

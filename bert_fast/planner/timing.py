@@ -1,5 +1,6 @@
 """Builds and times train steps. Programs take turns in one process, so a change in the machine's speed affects all of
-them alike."""
+them equally.
+"""
 
 import time
 from collections.abc import Callable, Mapping

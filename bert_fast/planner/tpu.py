@@ -1,11 +1,13 @@
-"""Asks the TPU compiler, which needs no TPU, what a train step costs on a described slice.
+"""Estimates with the TPU compiler, which needs no TPU, what a train step costs on a slice.
 
-Cycles are the compiler's own estimate, not a measurement: they rank programs and show waste. Gathers, scatters, sorts,
-custom calls and collectives have no estimate; their bytes are listed instead.
+Two instruments give the cycles: the compiler's own estimate, and its static schedule (cost/schedule.py). Neither is a
+measurement: they rank programs and show waste. The estimate has no figure for gathers, scatters, sorts and Pallas
+kernels; for these, the schedule's figure counts for both.
 """
 
 import ctypes
 import dataclasses
+import functools
 import gzip
 import hashlib
 import importlib.metadata
@@ -14,34 +16,40 @@ import math
 import os
 import pathlib
 import re
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from bert_fast import BadInput, versions
-from bert_fast.cost import hlo
+from bert_fast import BadInput, bert, versions
+from bert_fast.cost import hlo, overlap, schedule
 from bert_fast.cost.accelerators import TPUS, Accelerator
+from bert_fast.cost.traffic import ASYNCHRONOUS
+from bert_fast.cost.work import walk
 from bert_fast.data.files import atomic_write
+from bert_fast.train.compiler_options import Options
 
-FORMAT = 3  # of the cache entries
-FLAGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")  # environment variables that change what the compiler does
+INSTALL = 'pip install ".[tpu]" in a clone, or, in the .venv of make, .venv/bin/pip install -r requirements-tpu.txt'
+FORMAT = 4  # of the cache entries
+FLAGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")  # environment variables that affect the compiler
+INSTRUMENTS = ("estimate", "schedule")
 KNOWN = ("v4:2x2x1", "v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4", "v6e:1x1", "v6e:16x16")
 
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """What the compiler said about one program, for one device.
+    """What the compiler reports about one program, for one device.
 
-    text: the compiled HLO, with source lines as they were when it was compiled. arguments, temporaries, peak: bytes.
-    seconds: compile time. problem: why the program does not fit, "" if it fits; with a problem, text and memory are
-    absent.
+    text: the compiled HLO, with source lines as they were when it was compiled. bundles: the number of
+    bundles of each instruction that has a static schedule. arguments, temporaries, peak: bytes. seconds: compile time.
+    problem: why the program does not fit; "" if it fits. If there is a problem, only `seconds` is given with it.
     """
 
     seconds: float
     text: str = ""
+    bundles: dict[str, int] = dataclasses.field(default_factory=dict)
     arguments: int = 0
     temporaries: int = 0
     peak: int = 0
@@ -50,17 +58,31 @@ class Said:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """Figures read from what the compiler said.
+    """Figures computed from what the compiler reports.
 
-    cycles: of the work with an estimate. not_counted: bytes of the other work, by operation. collectives: bytes by
-    kind. lines: (source line, operation, cycles), most expensive first.
+    cycles: by instrument. layers: the cycles in the encoder's layers, without the optimizer's. unscheduled: by
+    operation, cycles that are a bound from bytes, FLOPs or the estimate, because there is no schedule. copies: bytes of
+    copies that overlap other work; no sum includes them. collectives: bytes by kind. communication: their time. lines:
+    cycles by instrument of each pair of source line and operation, most expensive first.
     """
 
     said: Said
-    cycles: int = 0
-    not_counted: dict[str, int] = dataclasses.field(default_factory=dict)
-    collectives: dict[str, int] = dataclasses.field(default_factory=dict)
-    lines: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)
+    cycles: dict[str, float] = dataclasses.field(default_factory=dict)
+    layers: dict[str, float] = dataclasses.field(default_factory=dict)
+    unscheduled: dict[str, float] = dataclasses.field(default_factory=dict)
+    copies: float = 0.0
+    collectives: dict[str, float] = dataclasses.field(default_factory=dict)
+    communication: overlap.Communication = overlap.SILENT
+    lines: dict[tuple[str, str], dict[str, float]] = dataclasses.field(default_factory=dict)
+
+
+@functools.cache
+def dump_folder() -> tempfile.TemporaryDirectory:
+    """The folder in which libtpu writes schedules. The first call must come before libtpu is loaded."""
+    folder = tempfile.TemporaryDirectory(prefix="schedules-")
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    os.environ["LIBTPU_INIT_ARGS"] = f"{given} {schedule.DUMP.format(folder=folder.name)}".strip()
+    return folder
 
 
 def describe(topology: str) -> tuple[Accelerator, Sequence[Any]]:
@@ -78,20 +100,21 @@ def describe(topology: str) -> tuple[Accelerator, Sequence[Any]]:
     except importlib.metadata.PackageNotFoundError:
         raise BadInput(
             f"--topology={topology} needs libtpu, which holds the TPU compiler and runs on any Linux x86-64 machine: "
-            "pip install -r requirements-tpu.txt"
+            f"{INSTALL}"
         ) from None
     needed = versions.libtpu_of_jax()  # a newer libtpu failed with an older jaxlib
     if found != needed and not found.startswith(f"{needed}."):
         raise BadInput(
             f"libtpu {found} does not match jaxlib {importlib.metadata.version('jaxlib')}, which needs {needed}: "
-            "pip install -r requirements-tpu.txt"
+            f"{INSTALL}"
         )
     # Keeps libtpu from looking for a TPU, and from holding the lock that claims one.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    dump_folder()
     from jax.experimental import topologies
 
     options: dict[str, Any] = {}
-    if re.fullmatch(r"1(x1)+", topology.split(":")[1]):  # the default is a host of four or eight chips
+    if re.fullmatch(r"1(x1)+", topology.split(":")[1]):  # the default is a host with four or eight chips
         options["chips_per_host_bounds"] = [1, 1, 1]
     if accelerator.name == "v4":  # one device for both cores, as on the real chip; the default is two
         options["chip_config_name"] = "megacore"
@@ -102,15 +125,18 @@ def describe(topology: str) -> tuple[Accelerator, Sequence[Any]]:
         raise BadInput(f"--topology={topology}: {reason}; known to work: {', '.join(KNOWN)}") from None
 
 
-def compile(lowered, topology: str, cache: pathlib.Path) -> Said:
-    """Compiles a lowered step, or reads an earlier result from the cache."""
+def compile(lowered, topology: str, cache: pathlib.Path, options: Options) -> Said:
+    """Compiles a lowered step, or reads an earlier result from the cache. options: the options that it was lowered
+    with.
+    """
     packages = f"{jax.__version__} {importlib.metadata.version('jaxlib')} {versions.libtpu_of_jax()}"
-    key = "\n".join(
-        [f"{FORMAT} {packages} {topology}", *(os.environ.get(name, "") for name in FLAGS), lowered.as_text()]
-    )
+    folder = dump_folder().name
+    flags = [os.environ.get(name, "").replace(folder, "") for name in FLAGS]
+    key = "\n".join([f"{FORMAT} {packages} {topology} {sorted(options.items())}", *flags, lowered.as_text()])
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json.gz"
     if path.is_file():
         return Said(**json.loads(gzip.decompress(path.read_bytes())))
+    schedule.read_bundles(pathlib.Path(folder))  # left by an earlier program
     began = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -124,7 +150,8 @@ def compile(lowered, topology: str, cache: pathlib.Path) -> Said:
         arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
         outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
         peak = arguments + temporaries + outputs
-        said = Said(time.monotonic() - began, compiled.as_text(), arguments, temporaries, peak)
+        bundles = schedule.read_bundles(pathlib.Path(folder))
+        said = Said(time.monotonic() - began, compiled.as_text(), bundles, arguments, temporaries, peak)
     # Return freed memory to the system: glibc would keep a gigabyte per program at BERT-base size.
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +159,7 @@ def compile(lowered, topology: str, cache: pathlib.Path) -> Said:
     return said
 
 
-def read(said: Said, running: float) -> Compiled:
+def read(said: Said, running: float, topology: str, chip: Accelerator) -> Compiled:
     """The figures of a compiled program.
 
     running: the share of conditionals that take the true branch, which is the share of layers that run in spans with
@@ -144,21 +171,43 @@ def read(said: Said, running: float) -> Compiled:
     def share(branch: int) -> float:
         return running if branch == 1 else 1 - running
 
-    module, cycles, not_counted = hlo.parse(said.text), 0.0, Counter[str]()
-    lines: Counter[tuple[str, str]] = Counter()
-    for work in hlo.walk(module, share):
-        if work.cycles is None:
-            not_counted[work.operation] += round(work.times * work.bytes)
-        else:
-            cycles += work.times * work.cycles
-            lines[work.source, operation_of(work.name)] += round(work.times * work.cycles)
+    module, copies, seconds = hlo.parse(said.text), 0.0, {}
+    bundles = schedule.for_equals(module, said.bundles)
+    cycles, layers, unscheduled, lines = {}, {}, {}, {}
+    for work in walk(module, share):
+        if work.operation in ASYNCHRONOUS:
+            copies += work.times * work.bytes
+            continue
+        least = schedule.cost(work, bundles, chip)
+        if least.bounded:
+            add(unscheduled, {work.operation: least.cycles}, work.times)
+        found = {"estimate": least.cycles if work.cycles is None else work.cycles, "schedule": least.cycles}
+        seconds[work.instruction.name] = least.cycles / chip.clock if chip.clock else 0.0
+        add(cycles, found, work.times)
+        if bert.Block.__name__ in work.name:
+            add(layers, found, work.times)
+        add(lines.setdefault((work.source, operation_of(work.name)), {}), found, work.times)
     return Compiled(
         said,
-        cycles=round(cycles),
-        not_counted=dict(not_counted),
-        collectives={kind: round(size) for kind, size in hlo.collectives(module, share).items() if size},
-        lines=[(source, operation, count) for (source, operation), count in lines.most_common()],
+        cycles=cycles,
+        layers=layers,
+        unscheduled=unscheduled,
+        copies=copies,
+        communication=overlap.communication(module, seconds, topology, chip, share),
+        collectives={kind: size for kind, size in hlo.collectives(module, share).items() if size},
+        lines=dict(most_expensive(lines)),
     )
+
+
+def add(total: dict[str, float], found: Mapping[str, float], times: float):
+    """Adds each figure, multiplied by `times`, to its total."""
+    for key, figure in found.items():
+        total[key] = total.get(key, 0.0) + times * figure
+
+
+def most_expensive(lines: Mapping) -> list:
+    """Pairs of place and cycles by instrument, most expensive first."""
+    return sorted(lines.items(), key=lambda item: -max(item[1].values()))
 
 
 def operation_of(name: str) -> str:

@@ -1,7 +1,7 @@
-"""Reports of runs and studies: one HTML page that needs nothing else, the same as Markdown, and a PNG of the losses.
+"""Reports of runs and studies: a self-contained HTML page, the same as Markdown, and a PNG of the losses.
 
     read.py                 what a report shows: runs, a study, scores
-    axes.py, scales.py      how far a run had come; units and ticks
+    axes.py, scales.py      how far a run was at each row; units and ticks
     markup.py, blocks.py    escaped HTML; tables, figures and sections, as HTML and as Markdown
     chart.py, bars.py, words.py, switch.py    pictures, and the switch between them
     losses.py, plans.py, panels.py, speed.py, differences.py, scores.py, settings.py    the sections
@@ -25,7 +25,8 @@ def write(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path = "") -> 
 
     out: a file that ends in .html, .md or .png, or a folder for report.html, report.md and, if matplotlib is installed,
     report.png. "": the folder of the study or of the only run, else the current folder.
-    Raises BadInput if a path is not a run, study or fine-tuning folder or has no rows, or `out` cannot be written.
+    Raises BadInput if a path is not a run, study or fine-tuning folder, if it has no rows, or if `out` cannot be
+    written.
     """
     from bert_fast.reporting import page, png, read
 
@@ -50,7 +51,7 @@ def write(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path = "") -> 
 
 
 def files_of(paths: Sequence[str | pathlib.Path], out: str) -> list[pathlib.Path]:
-    """The files to write. Raises BadInput for another ending, or for a PNG without matplotlib."""
+    """The files to write. Raises BadInput for an unknown ending, or for a PNG without matplotlib."""
     from bert_fast.reporting import png
 
     path = pathlib.Path(out)

@@ -1,30 +1,33 @@
-"""How far a run had come at each row: in tokens, in FLOPs, and in seconds."""
+"""How far a run was at each row: in tokens, FLOPs and seconds."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bert_fast import BadInput
 from bert_fast.reporting import scales
-from bert_fast.reporting.read import Run
-from bert_fast.reporting.scales import Unit
+from bert_fast.reporting.read import LoggedRun
+from bert_fast.reporting.scales import AxisUnit
 from bert_fast.train.step_costs import key_of
 
 AXES = ("tokens", "flops", "seconds")
-UNITS: dict[str, Callable[[float], Unit]] = {
+UNITS: dict[str, Callable[[float], AxisUnit]] = {
     "tokens": scales.tokens,
     "flops": scales.flops,
     "seconds": scales.seconds,
 }
 
 
-class Clock(NamedTuple):
-    """Where the seconds of all runs come from. reference: by run label; empty: from each run's own clock."""
+class ReferenceClock(NamedTuple):
+    """Where the seconds of all runs come from. words: this as text.
+
+    reference: the reference seconds of each row, by run label. If it is empty, each run's own clock is used.
+    """
 
     words: str
     reference: dict[str, list[float]]
 
 
-def reference_seconds(run: Run) -> list[float] | None:
+def reference_seconds(run: LoggedRun) -> list[float] | None:
     """Reference time of the steps before each row; None without a table of step costs that has the run's stages."""
     if run.costs is None or not run.spans:
         return None
@@ -45,22 +48,22 @@ def reference_seconds(run: Run) -> list[float] | None:
     return result
 
 
-def clock_of(runs: Sequence[Run]) -> Clock:
+def clock_of(runs: Sequence[LoggedRun]) -> ReferenceClock:
     """Reference seconds if all runs have them from one table, else the seconds of their own clocks."""
     prints = {run.costs.fingerprint() for run in runs if run.costs is not None}
     reference = {run.label: found for run in runs if (found := reference_seconds(run)) is not None}
     if len(prints) == 1 and len(reference) == len(runs):
         costs = next(run.costs for run in runs if run.costs is not None)
         words = f"reference time, from one table of step costs ({costs.instrument} on {costs.machine})"
-        return Clock(words, reference)
+        return ReferenceClock(words, reference)
     why = (
         "the runs have different tables of step costs" if len(prints) > 1 else "not every run has a table of step costs"
     )
-    return Clock(f"each run's own clock, because {why}; it also counts what else the machine did", {})
+    return ReferenceClock(f"each run's own clock, because {why}; it also counts the machine's other work", {})
 
 
-def places(run: Run, axis: str, clock: Clock) -> list[float]:
-    """How far the run had come at each of its rows."""
+def places(run: LoggedRun, axis: str, clock: ReferenceClock) -> list[float]:
+    """How far the run was at each of its rows."""
     if axis == "seconds" and clock.reference:
         return clock.reference[run.label]
     key = {"tokens": "tokens_padded", "flops": "flops", "seconds": "seconds"}[axis]

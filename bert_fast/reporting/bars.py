@@ -14,7 +14,7 @@ FIXED = {"vector_effect": "non-scaling-stroke"}
 
 @dataclasses.dataclass(frozen=True)
 class Dot:
-    """A value with its interval. filled: a filled dot, else a ring. words: what stands at the right."""
+    """A value with its interval. filled: a filled dot, else a ring. words: the text at the right."""
 
     name: str
     value: float
@@ -26,13 +26,13 @@ class Dot:
 
 
 def widths(texts: Sequence[tuple[str, str]]) -> str:
-    """The style that gives names and words the room that they need, in characters."""
+    """The style that gives names and words enough room, in characters."""
     name, words = (max(map(len, column), default=0) for column in zip(*texts, strict=True))
     return f"--name:{min(name + 1, 36)}ch;--words:{min(words + 1, 24)}ch"
 
 
 def dots(entries: Sequence[Dot], axis: str, about: str, zero: bool = False) -> Html:
-    """A line for each entry. zero: whether 0 is on the axis, with a line of its own."""
+    """A line for each entry. zero: whether 0 is on the axis, with its own line."""
     values = [value for dot in entries for value in (dot.low, dot.value, dot.high)] + ([0.0] if zero else [])
     scale = scales.scale_of(values, log=False, room=0.05)
     rows = []

@@ -14,9 +14,9 @@ def with_minus(cell: object) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of words and numbers. words: the number of columns, from the left, that hold words, not numbers.
+    """A table of words and numbers. words: the number of columns, from the left, that hold words.
 
-    marked: for each row, whether it stands out. No value: none does.
+    marked: for each row, whether it is highlighted; empty: no row is.
     """
 
     caption: str
@@ -26,7 +26,7 @@ class Table:
     marked: Sequence[bool] = ()
 
     def html(self) -> Html:
-        """The table in a box that scrolls sideways by itself, also by keyboard."""
+        """The table in a box that can be scrolled sideways, also by keyboard."""
         kinds = ["words" if column < self.words else "number" for column in range(len(self.heads))]
         head = join(tag("th", name, scope="col", class_=kind) for name, kind in zip(self.heads, kinds, strict=True))
         body = []
@@ -52,7 +52,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A picture with a caption, and the same as a table."""
+    """A picture with a caption, and a table of the numbers in it."""
 
     title: str
     picture: Html
@@ -63,7 +63,7 @@ class Figure:
         parts: list[object] = [tag("figcaption", self.title), self.picture]
         if self.note:
             parts.append(tag("p", self.note, class_="note"))
-        parts.append(tag("details", tag("summary", "The same as a table"), self.table.html()))
+        parts.append(tag("details", tag("summary", "Table of these numbers"), self.table.html()))
         return tag("figure", *parts)
 
     def markdown(self) -> str:
@@ -113,7 +113,7 @@ def as_markdown(block: Block) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page. name: what links point to."""
+    """A part of the page. name: the target of links."""
 
     name: str
     title: str
@@ -128,7 +128,7 @@ class Section:
 
 
 def page(title: str, lead: str, warnings: Sequence[str], sections: Sequence[Section], style: str, script: str) -> Html:
-    """The whole HTML page. It asks for nothing outside itself."""
+    """The whole HTML page. It loads no other files."""
     links = join(tag("a", section.title, href=f"#{section.name}") for section in sections)
     notes = [tag("div", tag("ul", *(tag("li", text) for text in warnings)), class_="warning", role="note")]
     main = tag(

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 
 from bert_fast.reporting import scales
 from bert_fast.reporting.markup import Html, join, tag
-from bert_fast.reporting.scales import Scale, Unit
+from bert_fast.reporting.scales import AxisUnit, Scale
 
-WIDTH = 1000  # of the SVG's own coordinates; the page stretches them to its width
-POINTS = 240  # of a line, at most
+WIDTH = 1000  # in the SVG's own coordinates, which the page stretches to its width
+POINTS = 240  # the most points of a line
 COLOURS, DASHES, SHAPES = 7, 4, 2  # see page.css; lines of equal colour differ in dash or marker
-LINE_HEIGHT = 18  # of a label at the end of a line, in pixels
-NAMED = 10  # lines with a name at their end, at most
+LINE_HEIGHT = 18  # the height of a label at the end of a line, in pixels
+NAMED = 10  # the most lines that have a name at their end
 MARKED = 30  # lines of at most this many points have markers
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-    """A line of a chart. points: (x, y) in order of x; where y is not finite, the line has a gap.
+class ChartLine:
+    """A line of a chart. points: (x, y) in order of x. Where y is not finite, the line has a gap.
 
     look: the number of its colour, dash and marker. name: the label at its end; "": none.
     """
@@ -55,8 +55,10 @@ def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[t
     return [points[index] for index in sorted(kept)]
 
 
-def drawn(line: Line, x: Scale, y: Scale, height: int, steps: bool) -> Html:
-    """A line with its markers. steps: a value holds from the point before it, the first one from the left edge."""
+def drawn(line: ChartLine, x: Scale, y: Scale, height: int, steps: bool) -> Html:
+    """A line with its markers. steps: a value holds from the previous point on, and the first value from the left
+    edge.
+    """
     parts, dots, left, down = [], [], "0", False
     for at, value in thinned(line.points):
         if not math.isfinite(value):
@@ -90,8 +92,8 @@ def spread(tops: Sequence[float], height: float) -> list[float]:
 
 
 def chart(
-    lines: Sequence[Line],
-    x: Unit,
+    lines: Sequence[ChartLine],
+    x: AxisUnit,
     y: str,
     about: str,
     height: int = 300,
@@ -99,23 +101,29 @@ def chart(
     x_log: bool | None = None,
     y_log: bool | None = None,
     zero: bool = False,
+    level: tuple[str, float] | None = None,
 ) -> Html:
-    """A chart of lines. about: what it shows, for those who do not see it.
+    """A chart of lines. about: what it shows, for screen readers.
 
-    x: the unit of the horizontal axis. y: the name of the other; "": the figure's title says it.
-    steps: whether a value holds from the point before it.
+    x: the unit of the horizontal axis. y: the name of the vertical axis; "": it is in the figure's title.
+    steps: whether a value holds from the previous point on.
     x_log, y_log: None: logarithmic if that reads better. zero: whether the vertical axis begins at 0.
+    level: a name and a value that is drawn across the whole chart.
     """
     across = scales.scale_of((at / x.size for line in lines for at, _ in line.points), x_log, zero=x_log is False)
-    up = scales.scale_of((value for line in lines for _, value in line.points), y_log, zero=zero, room=0.04)
+    values = [value for line in lines for _, value in line.points] + ([level[1]] if level else [])
+    up = scales.scale_of(values, y_log, zero=zero, room=0.04)
     lines = [dataclasses.replace(line, points=[(at / x.size, value) for at, value in line.points]) for line in lines]
     rows, columns = up.ticks(max(3, height // 50)), across.ticks(7)
-    levels = [f"{height * (1 - up.place(value)):.5g}" for value in rows]
+    levels = [top_of(value, up, height) for value in rows]
     fixed = {"vector_effect": "non-scaling-stroke"}
     grid = [tag("line", x1=0, x2=WIDTH, y1=level, y2=level, **fixed) for level in levels]
     picture = tag(
         "svg",
         tag("g", *grid, class_="grid"),
+        tag("line", x1=0, x2=WIDTH, y1=(top := top_of(level[1], up, height)), y2=top, class_="level", **fixed)
+        if level
+        else "",
         *(drawn(line, across, up, height, steps) for line in lines),
         viewBox=f"0 0 {WIDTH} {height}",
         preserveAspectRatio="none",
@@ -143,7 +151,15 @@ def chart(
         tag(
             "div",
             tag("div", left, class_="y-ticks", **hidden),
-            tag("div", picture, tag("div", below, class_="x-ticks", **hidden), class_="area"),
+            tag(
+                "div",
+                picture,
+                tag("span", f"{level[0]} {level[1]:.3f}", class_="level-name", style=f"top:{top}px", **hidden)
+                if level
+                else "",
+                tag("div", below, class_="x-ticks", **hidden),
+                class_="area",
+            ),
             tag("div", ends, class_="ends", **hidden) if named else "",
             class_="plot",
             style=f"--height:{height}px",
@@ -154,12 +170,17 @@ def chart(
     )
 
 
-def room(named: Sequence[Line]) -> int:
+def top_of(value: float, scale: Scale, height: float) -> str:
+    """Where a value lies, from the upper edge of a chart."""
+    return f"{height * (1 - scale.place(value)):.5g}"
+
+
+def room(named: Sequence[ChartLine]) -> int:
     """The width of the labels at the ends of lines, in pixels."""
     return min(60 + 7 * max(len(line.name) for line in named), 240)
 
 
-def end_of(line: Line) -> float:
+def end_of(line: ChartLine) -> float:
     """The last finite value of a line."""
     return next(value for _, value in reversed(line.points) if math.isfinite(value))
 

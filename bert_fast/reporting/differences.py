@@ -1,66 +1,33 @@
-"""The results of a study: its table, and the differences to the first arm with their intervals."""
+"""The results of a study: its table, and the differences from the first arm with their intervals."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import scipy.stats
-
-from bert_fast.compare.page import difference, number
-from bert_fast.compare.results import CONFIDENCE, RESOLVED, UNITS
+from bert_fast.compare.page import half_width, ordered, parts
+from bert_fast.compare.results import CONFIDENCE, RESOLVED
 from bert_fast.reporting import bars, scales
 from bert_fast.reporting.axes import places
 from bert_fast.reporting.bars import Dot
 from bert_fast.reporting.blocks import Block, Figure, Heading, Section, Table
 from bert_fast.reporting.losses import Curves
 
-PRICES = {"chip_hours": "chip-hours", "usd": "USD"}
 
-
-def half_width(about: Mapping[str, Any]) -> float:
-    """Half of the interval around a difference at CONFIDENCE, from its paired t; 0 if there is none."""
-    if about["t"] is None:
-        return 0.0
-    seeds = len(about["runs"])
-    return abs(about["difference"] / about["t"]) * float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1))
-
-
-def table(budget: Mapping[str, Any], first: str, tasks: Sequence[str], caption: str) -> Table:
-    """A row for each arm, best loss on top."""
-    arms, rows = budget["arms"], []
-    prices = {key: words for key, words in PRICES.items() if any(key in about for about in arms.values())}
-    for arm in sorted(arms, key=lambda arm: arms[arm]["mlm_loss"]):
-        about = arms[arm]
-        deviation = "" if about["deviation"] is None else f" ± {about['deviation']:.3f}"
-        rows.append(
-            [
-                arm,
-                str(len(about["runs"])),
-                f"{about['mlm_loss']:.3f}{deviation}",
-                difference(about, arm == first),
-                f"{about['mlm_accuracy']:.1%}",
-                f"{about['tokens']:,.0f}",
-                scales.power(about["flops"]),
-                f"{about['seconds']:.1f}",
-                number(about.get("flops_per_token"), ".2f"),
-                number(about.get("seconds_per_token"), ".2f"),
-                number(about.get("realised"), ".0%"),
-                *(number(about["speedup"][unit], ".2f") for unit in UNITS),
-                *(number(about.get(key), ".3g") for key in prices),
-                *(number(about["scores"].get(task), ".1f") for task in tasks),
-            ]
-        )
-    heads = ["arm", "seeds", "held-out loss", f"minus {first}", "accuracy", "tokens", "FLOPs", "seconds"]
-    heads += ["FLOPs per token", "seconds per token", "realised", *(f"speed-up in {unit}" for unit in UNITS)]
-    heads += [*prices.values(), *tasks]
-    return Table(caption, heads, rows, marked=[row[0] == first for row in rows])
+def tables(budget: Mapping[str, Any], first: str, tasks: Sequence[str], text: str) -> list[Table]:
+    """The tables of a budget."""
+    found = parts(budget, first, tasks, scales.power)
+    captions = ["Results", *(part.title for part in found[1:])]
+    return [
+        Table(f"{caption} at {text}", part.heads, part.rows, marked=[row[0] == first for row in part.rows])
+        for caption, part in zip(captions, found, strict=True)
+    ]
 
 
 def figure(budget: Mapping[str, Any], first: str, text: str, looks: Mapping[str, int]) -> Figure:
-    """The differences to the first arm."""
+    """The differences from the first arm."""
     arms = budget["arms"]
     entries = []
-    for arm in sorted(arms, key=lambda arm: arms[arm]["mlm_loss"]):
+    for arm in ordered(arms):
         about = arms[arm]
         if arm == first or about["difference"] is None:
             continue
@@ -69,7 +36,7 @@ def figure(budget: Mapping[str, Any], first: str, text: str, looks: Mapping[str,
         entries.append(Dot(arm, middle, middle - half, middle + half, looks.get(arm, 0), words, about["resolved"]))
     if not entries:
         entries = [Dot(first, 0.0, 0.0, 0.0, 0, "the only arm")]
-    about_all = f"Difference of the held-out loss to {first} at {text}: " + "; ".join(
+    about_all = f"Difference of the held-out loss from {first} at {text}: " + "; ".join(
         f"{dot.name} {dot.value:+.3f} nats, from {dot.low:+.3f} to {dot.high:+.3f}, {dot.words.split()[-1]}"
         for dot in entries
     )
@@ -88,7 +55,7 @@ def figure(budget: Mapping[str, Any], first: str, text: str, looks: Mapping[str,
 
 
 def sentence(budget: Mapping[str, Any], first: str, text: str) -> str:
-    """What came out at a budget, in words."""
+    """The result at a budget, as text."""
     arms = budget["arms"]
     best = min(arms, key=lambda arm: arms[arm]["mlm_loss"])
     loss = f"{arms[best]['mlm_loss']:.3f} nats"
@@ -97,10 +64,19 @@ def sentence(budget: Mapping[str, Any], first: str, text: str) -> str:
     about = arms[best]
     if about["difference"] is None:
         return f"{best} ends lowest: {loss}."
-    verdict = "The difference is resolved." if about["resolved"] else "The difference is within the noise of seeds."
+    verdict = (
+        "The difference is resolved." if about["resolved"] else "The difference is within the noise between seeds."
+    )
     if len(about["runs"]) == 1:
         verdict = "One seed does not show whether that is more than noise."
     return f"{best} ends lowest: {loss}, {abs(about['difference']):.3f} below {first}. {verdict}"
+
+
+def below_unigram(budget: Mapping[str, Any], unigram: float) -> str:
+    """How far below the loss of a unigram model the arms are, in words."""
+    below = sorted(unigram - about["mlm_loss"] for about in budget["arms"].values())
+    by = f"{below[0]:.3f}" if len(below) == 1 else f"{below[0]:.3f} to {below[-1]:.3f}"
+    return f"A unigram model, which only knows how frequent words are, has {unigram:.3f} nats. The arms are {by} below."
 
 
 def section(study: Mapping[str, Any], looks: Mapping[str, int]) -> Section:
@@ -110,18 +86,20 @@ def section(study: Mapping[str, Any], looks: Mapping[str, int]) -> Section:
     for text, budget in reversed(study["budgets"].items()):
         if budget["arms"]:
             blocks += [Heading(f"Budget {text}"), sentence(budget, first, text), figure(budget, first, text, looks)]
-            blocks.append(table(budget, first, study["tasks"], f"Results at {text}"))
+            if "unigram_loss" in study:
+                blocks.append(below_unigram(budget, study["unigram_loss"]))
+            blocks += tables(budget, first, study["tasks"], text)
     blocks.append(
         f"All arms are compared with {first}, seed by seed. Seconds are reference time from one table of step costs "
         f"({costs['instrument']} on {costs['machine']}). Realised is the share of time saved per token, divided by the "
-        f"share of FLOPs saved. A speed-up is how many times as much {first} needs for the arm's final loss; "
-        "- where the budgets do not tell."
+        f"share of FLOPs saved. A speed-up is how many times as many tokens, FLOPs or seconds {first} needs for "
+        "the arm's final loss; - where the budgets do not determine it."
     )
     return Section("results", "Results", blocks)
 
 
 def runs_section(curves: Curves) -> Section:
-    """The final numbers of runs that no study compares."""
+    """The final numbers of runs that do not belong to a study."""
     rows = []
     for run in curves.runs:
         last, held_out = run.last, run.held_out

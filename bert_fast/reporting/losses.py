@@ -2,37 +2,42 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 
 from bert_fast.reporting import axes, chart, scales
-from bert_fast.reporting.axes import Clock
+from bert_fast.reporting.axes import ReferenceClock
 from bert_fast.reporting.blocks import Block, Figure, Section, Table
-from bert_fast.reporting.chart import NAMED, Line
+from bert_fast.reporting.chart import NAMED, ChartLine
 from bert_fast.reporting.markup import Html, tag
-from bert_fast.reporting.read import Content, Run
+from bert_fast.reporting.read import LoggedRun, ReportContent
 from bert_fast.reporting.switch import Group, switch
 
 WORDS = {"tokens": "Tokens", "flops": "FLOPs", "seconds": "Seconds", "valid": "Held-out", "train": "Training"}
 SPLITS = {"valid": "held-out loss", "train": "training loss"}
-TABLED = 12  # rows of a run in the table, at most
+TABLED = 12  # the most rows of a run in the table
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """What the charts of losses need. looks: the number of each arm's colour, dash and marker."""
+    """What the charts of losses need. looks: the number of each arm's colour, dash and marker. unigram: the held-out
+    loss of a model that only knows word frequencies, if it is known.
+    """
 
-    runs: Sequence[Run]
+    runs: Sequence[LoggedRun]
     looks: dict[str, int]
-    clock: Clock
+    clock: ReferenceClock
+    unigram: float | None = None
 
 
-def curves_of(content: Content) -> Curves:
+def curves_of(content: ReportContent) -> Curves:
     arms = list(dict.fromkeys(run.arm for run in content.runs))
-    return Curves(content.runs, {arm: index for index, arm in enumerate(arms)}, axes.clock_of(content.runs))
+    unigram = (content.study or {}).get("unigram_loss")
+    return Curves(content.runs, {arm: index for index, arm in enumerate(arms)}, axes.clock_of(content.runs), unigram)
 
 
-def points(run: Run, axis: str, split: str, clock: Clock) -> list[tuple[float, float]]:
-    """(how far, MLM loss) at each row of a split."""
+def points(run: LoggedRun, axis: str, split: str, clock: ReferenceClock) -> list[tuple[float, float]]:
+    """(position on the axis, MLM loss) at each row of a split."""
     far = axes.places(run, axis, clock)
     return [
         (place, row.get("mlm_loss", math.nan))
@@ -41,29 +46,33 @@ def points(run: Run, axis: str, split: str, clock: Clock) -> list[tuple[float, f
     ]
 
 
-def lines_of(curves: Curves, runs: Sequence[Run], axis: str, split: str) -> list[Line]:
-    """A line for each run. Of runs of one arm, the one in the middle bears the arm's name."""
+def lines_of(curves: Curves, runs: Sequence[LoggedRun], axis: str, split: str) -> list[ChartLine]:
+    """A line for each run. If an arm has several runs, the one in the middle has the arm's name."""
     found = []
     for arm, number in curves.looks.items():
         own = [run for run in runs if run.arm == arm]
         drawn = [(run, points(run, axis, split, curves.clock)) for run in own]
         drawn = [(run, line) for run, line in drawn if any(math.isfinite(value) for _, value in line)]
-        ends = sorted(drawn, key=lambda one: chart.end_of(Line("", 0, one[1])))
+        ends = sorted(drawn, key=lambda one: chart.end_of(ChartLine("", 0, one[1])))
         middle = ends[len(ends) // 2][0].label if ends else ""
         for run, line in drawn:
             name = arm if run.label == middle and 1 < len(curves.looks) <= NAMED else ""
-            found.append(Line(run.label, number, line, name))
+            found.append(ChartLine(run.label, number, line, name))
     return found
 
 
-def splits_of(runs: Sequence[Run]) -> list[str]:
-    """The losses to choose from: first the held-out loss, if some run has more than its last."""
-    several = any(len(run.split("valid")) > 2 for run in runs)
-    order = ["valid", "train"] if several else ["train", "valid"]
+def splits_of(runs: Sequence[LoggedRun]) -> list[str]:
+    """The losses to choose from.
+
+    The held-out loss comes first if most runs of the largest budget have enough of it for a line.
+    """
+    largest = budgets_of(runs)[0]
+    counts = [len(run.split("valid")) for run in runs if run.budget == largest]
+    order = ["valid", "train"] if statistics.median(counts) > 2 else ["train", "valid"]
     return [split for split in order if any(run.split(split) for run in runs)]
 
 
-def budgets_of(runs: Sequence[Run]) -> list[str]:
+def budgets_of(runs: Sequence[LoggedRun]) -> list[str]:
     """The budgets of a study, largest first."""
     found = dict.fromkeys(run.budget for run in runs)
     reach = {budget: max(run.last["flops"] for run in runs if run.budget == budget) for budget in found}
@@ -83,7 +92,11 @@ def figure(curves: Curves) -> Figure:
         about = f"{SPLITS[split].capitalize()} against {unit.label}. Last values: {names}."
         if not lines:
             return tag("p", f"No run has a {SPLITS[split]}.")
-        return chart.chart(lines, unit, f"{SPLITS[split]}, nats per masked word", about, height=340)
+        level = None
+        if split == "valid" and curves.unigram is not None:
+            level = ("a unigram model", curves.unigram)
+            about += f" A unigram model has {curves.unigram:.3f}."
+        return chart.chart(lines, unit, f"{SPLITS[split]}, nats per masked word", about, height=340, level=level)
 
     groups = [
         Group("budget", "Budget", [(budget, budget) for budget in budgets]),
@@ -96,6 +109,10 @@ def figure(curves: Curves) -> Figure:
         "Lower is better. The held-out loss is measured with every layer and token active, the training loss with what "
         f"each method runs. Seconds: {curves.clock.words}."
     )
+    if curves.unigram is not None:
+        note += (
+            f" A unigram model, which only knows word frequencies, has a held-out loss of {curves.unigram:.3f} nats."
+        )
     return Figure("Loss against tokens, FLOPs and seconds", picture, table(curves), note)
 
 

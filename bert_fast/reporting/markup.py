@@ -1,4 +1,4 @@
-"""HTML made of escaped parts: whatever is not `Html` already is text, and is escaped."""
+"""HTML made of escaped parts: everything that is not yet `Html` is text, and is escaped."""
 
 import html
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ def join(parts: Iterable[object], between: str = "") -> Html:
 def tag(name: str, /, *children: object, **attributes: object) -> Html:
     """An element. In attribute names `_` stands for `-`, and a last `_` is dropped (`class_`).
 
-    An attribute of True has no value; one of None or False is left out.
+    If an attribute is True, it is written without a value; if it is None or False, it is left out.
     """
     words = [name]
     for key, value in attributes.items():

@@ -7,7 +7,7 @@ from bert_fast import __version__, methods
 from bert_fast.reporting import blocks, differences, losses, panels, plans, scores, settings, speed
 from bert_fast.reporting.blocks import Section
 from bert_fast.reporting.losses import Curves
-from bert_fast.reporting.read import Content, warnings_of
+from bert_fast.reporting.read import ReportContent, warnings_of
 from bert_fast.train.log import counted
 
 
@@ -27,7 +27,7 @@ class Page(NamedTuple):
         return blocks.markdown(*self, picture=picture)
 
 
-def lead_of(content: Content) -> str:
+def lead_of(content: ReportContent) -> str:
     """What the report is about, in one line."""
     runs = content.runs
     parts = [counted(len(runs), "run")] if runs else []
@@ -47,8 +47,8 @@ def lead_of(content: Content) -> str:
     return ", ".join([*parts, f"bert_fast {__version__}"])
 
 
-def page_of(content: Content) -> tuple[Page, Curves]:
-    """The page of a report, and the curves that its picture shows, too."""
+def page_of(content: ReportContent) -> tuple[Page, Curves]:
+    """The page of a report, and the curves that its picture also shows."""
     runs = content.runs
     curves = losses.curves_of(content)
     found: list[Section | None] = []

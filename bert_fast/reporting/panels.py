@@ -1,6 +1,6 @@
 """A panel for each method, derived from its keys in the rows: lines, maps of counts in layers, and ranked words.
 
-No method is named here. A method of another package gets its panel in the same way.
+No method is named here. A method from another package gets its panel in the same way.
 """
 
 import math
@@ -10,21 +10,21 @@ from typing import Any
 from bert_fast import BadInput, methods
 from bert_fast.reporting import chart, words
 from bert_fast.reporting.blocks import Block, Figure, Heading, Pairs, Section, Table
-from bert_fast.reporting.chart import Line
+from bert_fast.reporting.chart import ChartLine
 from bert_fast.reporting.losses import Curves
 from bert_fast.reporting.markup import join, tag
 from bert_fast.reporting.plans import chosen
-from bert_fast.reporting.read import Run
-from bert_fast.reporting.scales import Unit
+from bert_fast.reporting.read import LoggedRun
+from bert_fast.reporting.scales import AxisUnit
 
 ENDINGS = ("max", "min", "mean")  # "distance_max" belongs to the chart of "distance"
-STEPS = Unit("steps")
-MAPS = 4  # runs with maps or lists of words, at most
+STEPS = AxisUnit("steps")
+MAPS = 4  # the most runs with maps or lists of words
 COLUMNS = 40  # of a map
 TABLED = 10  # rows of a table, for each run
 
 
-def values_of(run: Run, key: str) -> list[tuple[int, Any]]:
+def values_of(run: LoggedRun, key: str) -> list[tuple[int, Any]]:
     """(step, value) of a key, at each training row that has it."""
     return [(row["step"], row[key]) for row in run.rows if row["split"] == "train" and key in row]
 
@@ -41,7 +41,7 @@ def kind_of(value: Any) -> str:
     return ""
 
 
-def keys_of(runs: Sequence[Run], name: str) -> dict[str, str]:
+def keys_of(runs: Sequence[LoggedRun], name: str) -> dict[str, str]:
     """The keys of a method in any row, without its name, with their kind."""
     found: dict[str, str] = {}
     for run in runs:
@@ -52,7 +52,7 @@ def keys_of(runs: Sequence[Run], name: str) -> dict[str, str]:
     return {key: kind for key, kind in found.items() if kind}
 
 
-def names_of(runs: Sequence[Run]) -> list[str]:
+def names_of(runs: Sequence[LoggedRun]) -> list[str]:
     """The methods with keys in the rows, in the order of the runs."""
     return list(dict.fromkeys(key.split("/")[0] for run in runs for row in run.rows for key in row if "/" in key))
 
@@ -69,7 +69,7 @@ def charts_of(keys: Sequence[str]) -> dict[str, list[str]]:
 
 
 def about(name: str) -> str:
-    """The first paragraph of a method's documentation; "" if it is not installed or has none."""
+    """The first paragraph of a method's documentation; "" if it is not installed or has no documentation."""
     try:
         module = methods.modules().get(name)
     except BadInput:
@@ -100,7 +100,7 @@ def section(curves: Curves) -> Section | None:
     return Section("methods", "What the methods did", blocks) if blocks else None
 
 
-def panel(name: str, runs: Sequence[Run], curves: Curves) -> list[Block]:
+def panel(name: str, runs: Sequence[LoggedRun], curves: Curves) -> list[Block]:
     """The figures of one method."""
     kinds = keys_of(runs, name)
     meant = meanings(name)
@@ -125,14 +125,14 @@ def panel(name: str, runs: Sequence[Run], curves: Curves) -> list[Block]:
 
 
 def note_of(keys: Sequence[str], meant: Mapping[str, str]) -> str:
-    """The meanings of these keys, as far as the method gives them."""
+    """The meanings of these keys, where the method gives them."""
     if len(keys) == 1:
         return meant.get(keys[0], "")
     return " ".join(f"{readable(key)}: {meant[key]}" for key in keys if key in meant)
 
 
 def lines_figure(
-    name: str, title: str, keys: Sequence[str], runs: Sequence[Run], curves: Curves, meant: Mapping[str, str]
+    name: str, title: str, keys: Sequence[str], runs: Sequence[LoggedRun], curves: Curves, meant: Mapping[str, str]
 ) -> Figure:
     """A chart of numbers over steps: a line for each run and key."""
     lines, rows = [], []
@@ -146,15 +146,14 @@ def lines_figure(
             )
             number = curves.looks[run.arm] if len(keys) == 1 else len(lines)
             points = [(float(step), float(value)) for step, value in found]
-            lines.append(Line(label or readable(key), number, points))
+            lines.append(ChartLine(label or readable(key), number, points))
             every = max(1, math.ceil(len(found) / TABLED))
             rows += [[run.label, readable(key), f"{s:,}", f"{v:.4g}"] for s, v in found[::-1][::every][::-1]]
     whole = all(float(value).is_integer() for line in lines for _, value in line.points)
     text = f"{readable(title)} of {name} over steps: " + "; ".join(
         f"{line.label} from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in lines
     )
-    linear = {"x_log": False, "y_log": False, "zero": True}
-    drawing = chart.chart(lines, STEPS, "", text, height=190, steps=whole, **linear)
+    drawing = chart.chart(lines, STEPS, "", text, height=190, steps=whole, x_log=False, y_log=False, zero=True)
     entries = [(line.label, line.look) for line in lines]
     picture = tag("div", drawing, chart.legend(entries))
     title = keys[0] if len(keys) == 1 else title
@@ -167,8 +166,8 @@ def shade(count: float, smallest: float, largest: float) -> float:
     return 0.25 + 0.75 * (count - smallest) / (largest - smallest) if largest > smallest else 1.0
 
 
-def counts_figure(name: str, key: str, run: Run, meant: Mapping[str, str]) -> Figure:
-    """Layers by steps: the darker, the larger a layer's count. The last counts stand at the right."""
+def counts_figure(name: str, key: str, run: LoggedRun, meant: Mapping[str, str]) -> Figure:
+    """Layers by steps: darker means a larger count. The last counts are at the right."""
     found = values_of(run, f"{name}/{key}")
     depth, total = max(len(counts) for _, counts in found), found[-1][0]
     smallest, largest = min(min(counts) for _, counts in found), max(max(counts) for _, counts in found)
@@ -204,7 +203,7 @@ def counts_figure(name: str, key: str, run: Run, meant: Mapping[str, str]) -> Fi
     return Figure(f"{readable(key)} in each layer, {run.arm}", picture, table, meant.get(key, ""))
 
 
-def words_figure(name: str, key: str, run: Run, meant: Mapping[str, str]) -> Figure:
+def words_figure(name: str, key: str, run: LoggedRun, meant: Mapping[str, str]) -> Figure:
     lists = [(step, value) for step, value in values_of(run, f"{name}/{key}") if value]
     first, last = lists[0][1], lists[-1][1]
     stayed = [word for word in last if word in first]
@@ -217,5 +216,5 @@ def words_figure(name: str, key: str, run: Run, meant: Mapping[str, str]) -> Fig
     table = Table(
         f"{name}/{key} in {run.label}", ["place", *(f"step {step:,}" for step, _ in shown)], rows, words=1 + len(shown)
     )
-    note = f"{meant.get(key, '')} {len(stayed)} of {len(last)} were there from the first row on.".strip()
+    note = f"{meant.get(key, '')} {len(stayed)} of the {len(last)} at the end were already in the first list.".strip()
     return Figure(f"{readable(key)}, {run.arm}", words.picture(lists, text), table, note)

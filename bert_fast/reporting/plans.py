@@ -10,20 +10,22 @@ from bert_fast import BadInput, methods
 from bert_fast.method import Method, Stage
 from bert_fast.reporting import chart
 from bert_fast.reporting.blocks import Figure, Pairs, Section, Table
-from bert_fast.reporting.chart import NAMED, Line
+from bert_fast.reporting.chart import NAMED, ChartLine
 from bert_fast.reporting.markup import Html, join, tag
-from bert_fast.reporting.read import Run, Span
-from bert_fast.reporting.scales import Unit
+from bert_fast.reporting.read import LoggedRun, LoggedStage
+from bert_fast.reporting.scales import AxisUnit
 from bert_fast.train import timeline
 
 WIDTH = 1000
-SLICES = 60  # parts of a run that are drawn apart if layers are dropped at random
-LEAST = 6  # steps of a slice, at least
-DRAWS = 24  # steps of a slice whose draws are looked at
-HEIGHT = 216  # of a picture, in pixels, if its layers fit
+SLICES = 60  # number of slices of a run that are drawn separately if layers are dropped at random
+LEAST = 6  # the fewest steps of a slice
+DRAWS = 24  # number of steps in a slice whose draws are evaluated
+HEIGHT = 216  # height of a picture, in pixels, if its layers fit
 ROW = (12, 26)  # smallest and largest height of a layer
 GAP = 3
-SHOWN = 12  # pictures, at most
+SHOWN = 12  # the most pictures
+LINE = 18  # height of a line of stage names, in pixels
+CHARACTER = 22  # width of a character of a stage name, in units of WIDTH, if the picture is as narrow as on a phone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Layer:
     on: np.ndarray
 
 
-def method_of(run: Run) -> Method | None:
+def method_of(run: LoggedRun) -> Method | None:
     """The chain of a run's methods; None if one is not installed, or was made by another version."""
     try:
         return methods.make(run.methods)
@@ -50,9 +52,9 @@ def method_of(run: Run) -> Method | None:
         return None
 
 
-def shares(run: Run, index: int, method: Method | None) -> np.ndarray:
-    """For each slice of stage `index`, and each layer, the share of steps that run the layer, as the run drew them.
-    [slices, layers]; one slice if nothing is drawn at random.
+def shares(run: LoggedRun, index: int, method: Method | None) -> np.ndarray:
+    """The share of steps that run each layer, for each slice of stage `index`, as the run drew them: [slices, layers].
+    There is one slice if nothing is drawn at random.
     """
     span, stage = run.spans[index], run.spans[index].stage
     assert stage is not None
@@ -106,17 +108,17 @@ def kind(layer: Layer, seq_len: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run's stages with their layers. An empty list: the stage is not settled yet."""
+    """A run's stages with their layers. A stage that is not settled yet has an empty list."""
 
-    run: Run
-    stages: Sequence[tuple[Span, list[Layer]]]
+    run: LoggedRun
+    stages: Sequence[tuple[LoggedStage, list[Layer]]]
 
     @property
     def depth(self) -> int:
         return max((len(layers) for _, layers in self.stages), default=0)
 
 
-def plan_of(run: Run) -> Plan:
+def plan_of(run: LoggedRun) -> Plan:
     method = method_of(run)
     settled = [span.stage.program.model for span in run.spans if span.stage is not None]
     widest = max(max(m.heads_L) for m in settled), max(max(m.mlp_dim_L) for m in settled)
@@ -146,7 +148,7 @@ def picture(plan: Plan) -> Html:
                 bars.append(tag("rect", **at, fill_opacity=None if on == 1 else f"{on:.2f}"))
             seq_len = span.stage.program.seq_len if span.stage else 0
             cells.append(tag("g", tag("title", about), *bars, class_=kind(layer, seq_len)))
-        names.append((span, left, width))
+        names.append((span, left))
         heads.append(
             tag("line", x1=f"{left:.5g}", x2=f"{left:.5g}", y1=0, y2=height, vector_effect="non-scaling-stroke")
         )
@@ -159,24 +161,44 @@ def picture(plan: Plan) -> Html:
         viewBox=f"0 0 {WIDTH} {height}", preserveAspectRatio="none", role="img",
         aria_label=f"Plan of {run.label}. " + " ".join(row_words(plan)),
     )  # fmt: skip
+    lines = stacked([(span.name, left) for span, left in names])
     above = join(
-        tag("span", span.name, style=f"left:{left / 10:.5g}%;width:{width / 10:.5g}%", title=span.name)
-        for span, left, width in names
+        tag("span", span.name, style=f"{place_of(span.name, left)};bottom:{LINE * line}px")
+        for (span, left), line in zip(names, lines, strict=True)
     )
+    tall = LINE * (max(lines) + 1)
     every = max(1, -(-depth // 12))
     side = join(
         tag("span", layer + 1, style=f"top:{height - row * (layer + 0.5):.5g}px") for layer in range(0, depth, every)
     )
     ends = join(tag("span", f"{step:,}") for step in (0, total))
     hidden = {"aria_hidden": "true"}
-    area = tag("div", tag("div", above, class_="stages", **hidden), svg, tag("div", ends, class_="ends-of", **hidden),
-               class_="area")  # fmt: skip
+    stages = tag("div", above, class_="stages", style=f"height:{tall}px", **hidden)
+    area = tag("div", stages, svg, tag("div", ends, class_="ends-of", **hidden), class_="area")
     layers = tag("div", side, class_="layers", **hidden)
     return tag("div", layers, area, class_="plan", style=f"--height:{height}px")
 
 
-def describe(layer: Layer, span: Span) -> str:
-    """A layer in one stage, in words."""
+def place_of(name: str, left: float) -> str:
+    """The style that puts a stage's name above its beginning, or, if it would not fit there, at the right edge."""
+    return "right:0" if left + CHARACTER * len(name) > WIDTH else f"left:{left / 10:.5g}%"
+
+
+def stacked(names: Sequence[tuple[str, float]]) -> list[int]:
+    """For each (name, left edge), the lowest line above the picture on which it does not overlap another name."""
+    lines: list[int] = []
+    ends: list[float] = []  # of the last name on each line
+    for name, left in names:
+        length = CHARACTER * (len(name) + 1)
+        left = min(left, WIDTH - length)
+        line = next((line for line, end in enumerate(ends) if end <= left), len(ends))
+        ends[line:] = [left + length, *ends[line + 1 :]]
+        lines.append(line)
+    return lines
+
+
+def describe(layer: Layer, span: LoggedStage) -> str:
+    """A layer in one stage, as text."""
     assert span.stage is not None
     seq_len = span.stage.program.seq_len
     parts = [f"layer {layer.index + 1}, {span.name}"]
@@ -192,7 +214,7 @@ def describe(layer: Layer, span: Span) -> str:
 
 
 def grouped(layers: Sequence[Layer]) -> list[list[Layer]]:
-    """Neighbouring layers that are alike, together."""
+    """Groups of neighbouring layers that are alike."""
     found: list[list[Layer]] = []
     for layer in layers:
         same = found and _alike(found[-1][-1]) == _alike(layer)
@@ -241,7 +263,7 @@ def row_words(plan: Plan) -> list[str]:
 
 
 def legend() -> Html:
-    """What colours and shapes mean. It also holds the hatching that all pictures of the page use."""
+    """The meaning of colours and shapes. Also defines the hatching that all pictures on the page use."""
     hatch = tag(
         "pattern",
         tag("path", d="M-2 2L2 -2M0 8L8 0M6 10L10 6"),
@@ -266,9 +288,9 @@ def legend() -> Html:
     return tag("ul", *items, class_="legend")
 
 
-def chosen(runs: Sequence[Run]) -> list[Run]:
-    """One run for each arm, of the largest budget: its seeds have the same plan."""
-    found: dict[str, Run] = {}
+def chosen(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
+    """One run for each arm, with the largest budget. Runs with other seeds have the same plan."""
+    found: dict[str, LoggedRun] = {}
     for run in sorted(runs, key=lambda run: -run.last["flops"]):
         if any(span.stage is not None for span in run.spans):
             found.setdefault(run.arm, run)
@@ -276,27 +298,27 @@ def chosen(runs: Sequence[Run]) -> list[Run]:
     return [found[arm] for arm in arms]
 
 
-def layers_run(runs: Sequence[Run], looks: Mapping[str, int]) -> Figure | None:
-    """Layers that run in a step, over steps; None if the number never changes."""
+def layers_run(runs: Sequence[LoggedRun], looks: Mapping[str, int]) -> Figure | None:
+    """The number of layers that run in each step; None if it never changes."""
     lines, rows = [], []
     for run in runs:
         points = [(float(row["step"]), row["layers_run"]) for row in run.split("train") if "layers_run" in row]
         if points:
-            lines.append(Line(run.label, looks[run.arm], points, run.arm if 1 < len(runs) <= NAMED else ""))
+            lines.append(ChartLine(run.label, looks[run.arm], points, run.arm if 1 < len(runs) <= NAMED else ""))
             counts = [count for _, count in points]
             rows.append([run.label, *(f"{count:.2f}" for count in (counts[0], min(counts), max(counts), counts[-1]))])
     if len({count for line in lines for _, count in line.points}) < 2:
         return None
     text = "Layers run per step: " + "; ".join(f"{row[0]} {row[-1]} at the end" for row in rows)
-    drawing = chart.chart(lines, Unit("steps"), "layers per step", text, height=220, x_log=False, zero=True)
+    drawing = chart.chart(lines, AxisUnit("steps"), "layers per step", text, height=220, x_log=False, zero=True)
     entries = [(run.arm, looks[run.arm]) for run in runs]
     table = Table("Layers run per step", ["run", "first", "fewest", "most", "last"], rows)
     note = "Means over the steps since the last log row."
     return Figure("Layers run per step", tag("div", drawing, chart.legend(entries)), table, note)
 
 
-def section(runs: Sequence[Run], looks: Mapping[str, int]) -> Section | None:
-    """None if no run has a plan. looks: of the arms."""
+def section(runs: Sequence[LoggedRun], looks: Mapping[str, int]) -> Section | None:
+    """None if no run has a plan. looks: the arms' looks."""
     own = chosen(runs)[:SHOWN]
     shown = [plan_of(run) for run in own]
     if not shown:

@@ -22,7 +22,7 @@ def available() -> bool:
 
 
 def write(curves: Curves, path: pathlib.Path):
-    """Writes the picture: of a study, the runs of the largest budget."""
+    """Writes the picture. For a study, it shows the runs with the largest budget."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     budget, split = losses.budgets_of(curves.runs)[0], losses.splits_of(curves.runs)[0]
@@ -46,13 +46,15 @@ def write(curves: Curves, path: pathlib.Path):
                 label="_" + name if line.look in names else name,
             )
             names.add(line.look)
+        if split == "valid" and curves.unigram is not None:
+            panel.axhline(curves.unigram, color="#777777", linestyle=":", linewidth=1, label="a unigram model")
         if places and max(places) >= LOG_FROM * min(places) > 0:
             panel.set_xscale("log")
         panel.set_xlabel(unit.label)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color="#dddddd", linewidth=0.8)
     panels[0].set_ylabel(f"{SPLITS[split]}, nats" + (f" ({budget})" if budget else ""))
-    if len(curves.looks) > 1:
+    if len(curves.looks) > 1 or curves.unigram is not None:
         panels[-1].legend(frameon=False, fontsize="small")
     held = io.BytesIO()
     figure.savefig(held, format="png", dpi=144, metadata={"Software": "bert_fast"})

@@ -11,6 +11,7 @@ from typing import Any
 
 from bert_fast import BadInput
 from bert_fast.compare import study as studies
+from bert_fast.data import sealed
 from bert_fast.method import Stage
 from bert_fast.train import step_costs
 from bert_fast.train.description import stage_from_json
@@ -21,7 +22,7 @@ ROWS = "rows.jsonl.gz"
 
 
 @dataclasses.dataclass(frozen=True)
-class Span:
+class LoggedStage:
     """A stage at its place in the run. stage: None if the run has not settled it yet."""
 
     name: str
@@ -31,7 +32,7 @@ class Span:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class LoggedRun:
     """A pre-training run, finished or not. In a study, runs of one arm differ in budget and seed."""
 
     label: str
@@ -40,7 +41,7 @@ class Run:
     seed: int | None
     rows: Sequence[Mapping[str, Any]]
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    spans: Sequence[Span] = ()
+    spans: Sequence[LoggedStage] = ()
     summary: Mapping[str, Any] | None = None
     costs: StepCosts | None = None
 
@@ -69,17 +70,17 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Content:
+class ReportContent:
     """Everything that a report shows. study: the content of a study's results.json. scores: of fine-tuning, by name."""
 
     title: str
-    runs: Sequence[Run]
+    runs: Sequence[LoggedRun]
     study: Mapping[str, Any] | None = None
     scores: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     is_study: bool = False
 
 
-def read(paths: Sequence[str | pathlib.Path]) -> Content:
+def read(paths: Sequence[str | pathlib.Path]) -> ReportContent:
     """Reads runs, fine-tuning folders and at most one study. Raises BadInput if a path is none of these."""
     if not paths:
         raise BadInput("give run folders, or the folder of a study: bert-fast report runs/mini")
@@ -89,7 +90,7 @@ def read(paths: Sequence[str | pathlib.Path]) -> Content:
     if "study" in kinds and ("run" in kinds or kinds.count("study") > 1):
         raise BadInput(f"{folders[kinds.index('study')]} is a study: report it alone, or give the folders of its runs")
     scores: dict[str, Mapping[str, Any]] = {}
-    runs: list[Run] = []
+    runs: list[LoggedRun] = []
     for folder, kind, name in zip(folders, kinds, names, strict=True):
         if kind == "scores":
             scores[name] = read_json(folder / "results.json")
@@ -99,7 +100,7 @@ def read(paths: Sequence[str | pathlib.Path]) -> Content:
                 raise BadInput(f"{folder} has no rows in metrics.jsonl yet: wait for the run's first log row")
     if "study" in kinds:
         return read_study(folders[kinds.index("study")], scores)
-    return Content(" and ".join(names) if len(names) < 3 else f"{len(names)} runs", runs, scores=scores)
+    return ReportContent(" and ".join(names) if len(names) < 3 else f"{len(names)} runs", runs, scores=scores)
 
 
 def kind_of(folder: pathlib.Path) -> str:
@@ -124,7 +125,7 @@ def kind_of(folder: pathlib.Path) -> str:
 
 
 def labels(folders: Sequence[pathlib.Path]) -> list[str]:
-    """A short name for each folder: its last part, or as much of its path as tells it from the others."""
+    """A short name for each folder: its last part, or as much of its path as distinguishes it from the others."""
     whole = [folder.resolve() for folder in folders]
     names = [folder.name for folder in whole]
     if len(set(names)) == len(names):
@@ -135,17 +136,13 @@ def labels(folders: Sequence[pathlib.Path]) -> list[str]:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The content of a JSON file. Raises BadInput if it is damaged."""
-    try:
-        found = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise BadInput(f"{path} cannot be read ({error}): restore it, or delete it") from error
-    if not isinstance(found, dict):
-        raise BadInput(f"{path} holds a {type(found).__name__}: expected a JSON object")
-    return found
+    return sealed.read(path, "restore it, or delete it", (None,))
 
 
-def read_run(folder: pathlib.Path, label: str, arm: str = "", budget: str = "", seed: int | None = None) -> Run:
-    """A run's folder; whatever it has not written yet is left out. Raises BadInput if a file is damaged."""
+def read_run(folder: pathlib.Path, label: str, arm: str = "", budget: str = "", seed: int | None = None) -> LoggedRun:
+    """The content of a run's folder. What the run has not written yet is left out. Raises BadInput if a file is
+    damaged.
+    """
     rows = sorted(read_rows(folder / "metrics.jsonl"), key=lambda row: row["step"])
     optional = {
         name: read_json(folder / f"{name}.json") if (folder / f"{name}.json").is_file() else None
@@ -153,15 +150,18 @@ def read_run(folder: pathlib.Path, label: str, arm: str = "", budget: str = "", 
     }
     spans = spans_of((optional["stages"] or {"stages": []})["stages"], rows)
     costs = step_costs.read(folder / "costs.json") if (folder / "costs.json").is_file() else None
-    return Run(label, arm or label, budget, seed, rows, optional["config"] or {}, spans, optional["summary"], costs)
+    return LoggedRun(
+        label, arm or label, budget, seed, rows, optional["config"] or {}, spans, optional["summary"], costs
+    )
 
 
-def spans_of(stages: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> tuple[Span, ...]:
+def spans_of(stages: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> tuple[LoggedStage, ...]:
     """The stages of a stages.json, with the steps at which they began and ended.
 
-    A search may end before its last planned step; then the rows tell where. Empty if an older version wrote the stages.
+    A search may end before its last planned step; then its end is read from the rows. Empty if an older version wrote
+    the stages.
     """
-    spans: list[Span] = []
+    spans: list[LoggedStage] = []
     begin = 0
     for tree in stages:
         end = begin + tree["steps"]
@@ -173,12 +173,12 @@ def spans_of(stages: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, An
             stage = None if tree["program"] is None else stage_from_json(dict(tree))
         except (TypeError, KeyError):
             return ()
-        spans.append(Span(tree["name"], begin, end, stage))
+        spans.append(LoggedStage(tree["name"], begin, end, stage))
         begin = end
     return tuple(spans)
 
 
-def read_study(folder: pathlib.Path, scores: Mapping[str, Mapping[str, Any]]) -> Content:
+def read_study(folder: pathlib.Path, scores: Mapping[str, Mapping[str, Any]]) -> ReportContent:
     """A study's folder, finished or not. Raises BadInput if none of its runs has written a row."""
     path = folder / "results.json"
     results = read_json(path) if path.is_file() else None
@@ -195,7 +195,7 @@ def read_study(folder: pathlib.Path, scores: Mapping[str, Mapping[str, Any]]) ->
         runs = packed_runs(folder / ROWS)
     if not runs:
         raise BadInput(f"{folder} has no run with rows yet: wait for the first log row of the comparison")
-    return Content(folder.resolve().name, runs, results, found, is_study=True)
+    return ReportContent(folder.resolve().name, runs, results, found, is_study=True)
 
 
 def names_of(runs: Collection[studies.Run]) -> dict[studies.Run, str]:
@@ -222,7 +222,7 @@ def runs_of(folder: pathlib.Path, results: Mapping[str, Any] | None) -> list[tup
     return dense_first
 
 
-def packed_runs(path: pathlib.Path) -> list[Run]:
+def packed_runs(path: pathlib.Path) -> list[LoggedRun]:
     """The runs of a rows.jsonl.gz, without their plans and configs. Raises BadInput if it is damaged."""
     runs: dict[studies.Run, list[dict[str, Any]]] = {}
     try:
@@ -233,11 +233,11 @@ def packed_runs(path: pathlib.Path) -> list[Run]:
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise BadInput(f"{path} cannot be read ({error}): make it again with the command compare") from error
     names = names_of(runs)
-    return [Run(names[run], *run, rows=rows) for run, rows in runs.items()]
+    return [LoggedRun(names[run], *run, rows=rows) for run, rows in runs.items()]
 
 
-def warnings_of(content: Content) -> list[str]:
-    """What a reader must know before comparing the numbers."""
+def warnings_of(content: ReportContent) -> list[str]:
+    """Warnings that a reader needs before comparing the numbers."""
     runs, found = content.runs, []
     prints: dict[str, list[str]] = {}
     for run in runs:

@@ -11,29 +11,29 @@ SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
-    """What the numbers of an axis count: shown values are divided by `size`."""
+class AxisUnit:
+    """The unit of an axis. Values are divided by `size` to be shown."""
 
     label: str
     size: float = 1.0
 
 
-def tokens(largest: float) -> Unit:
+def tokens(largest: float) -> AxisUnit:
     for size, word in ((1e9, "billion "), (1e6, "million "), (1e3, "thousand ")):
         if largest >= 2 * size:
-            return Unit(f"{word}tokens", size)
-    return Unit("tokens")
+            return AxisUnit(f"{word}tokens", size)
+    return AxisUnit("tokens")
 
 
-def flops(largest: float) -> Unit:
+def flops(largest: float) -> AxisUnit:
     power = 3 * math.floor(math.log10(largest) / 3) if largest >= 1 else 0
-    return Unit(f"10{str(power).translate(SUPERSCRIPTS)} FLOPs" if power else "FLOPs", 10.0**power)
+    return AxisUnit(f"10{str(power).translate(SUPERSCRIPTS)} FLOPs" if power else "FLOPs", 10.0**power)
 
 
-def seconds(largest: float) -> Unit:
+def seconds(largest: float) -> AxisUnit:
     if largest >= 3 * 3600:
-        return Unit("hours", 3600)
-    return Unit("minutes", 60) if largest >= 300 else Unit("seconds")
+        return AxisUnit("hours", 3600)
+    return AxisUnit("minutes", 60) if largest >= 300 else AxisUnit("seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def scale_of(values: Iterable[float], log: bool | None = None, zero: bool = Fals
 
 
 def shown(value: float) -> str:
-    """A tick's value: as short as it can be without loss."""
+    """A tick's value, as short as possible without loss."""
     text = f"{value:.6g}"
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 and value == round(value) else text.replace("-", "\u2212")
 
@@ -98,7 +98,7 @@ def power(value: float) -> str:
 
 
 def tick_labels(scale: Scale, ticks: Iterable[float]) -> list[Html]:
-    """The values of a horizontal axis at their places. Every other one is left out on narrow screens."""
+    """The values of a horizontal axis at their places. Narrow screens show only every other one."""
     return [
         tag(
             "span",

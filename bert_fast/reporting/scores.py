@@ -44,6 +44,6 @@ def section(scores: Mapping[str, Mapping[str, Any]]) -> Section | None:
     note = (
         "Means over seeds at each task's chosen learning rate; the bars are one sample standard deviation. With one "
         "seed there is no deviation. The learning rate was chosen on the same held-out data. Constant: the score "
-        "of the same prediction for every example."
+        "if every example gets the same prediction."
     )
     return Section("scores", "Scores", [Figure("Scores", bars.dots(entries, "score", about_all), table, note)])

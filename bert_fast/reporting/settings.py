@@ -1,11 +1,11 @@
-"""What the configs of the runs differ in."""
+"""How the configs of the runs differ."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bert_fast.reporting.blocks import Section, Table
 from bert_fast.reporting.plans import chosen
-from bert_fast.reporting.read import Run
+from bert_fast.reporting.read import LoggedRun
 
 OF_ITSELF = ("costs", "budget", "seed")  # differ between the runs of a study by design
 
@@ -21,8 +21,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def used(run: Run, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A run's config without the arguments of methods that it does not use, or that have their defaults."""
+def used(run: LoggedRun, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A run's config, without the arguments of unused methods and without arguments at their defaults."""
     own = [name for name, _ in run.methods]
     found = {}
     for key, value in flat(run.config).items():
@@ -36,7 +36,7 @@ def shown(value: Any) -> str:
     return "-" if value is None else repr(value) if value == "" else str(value)
 
 
-def section(runs: Sequence[Run], defaults: Mapping[str, Mapping[str, Any]], is_study: bool) -> Section | None:
+def section(runs: Sequence[LoggedRun], defaults: Mapping[str, Mapping[str, Any]], is_study: bool) -> Section | None:
     """None if no run has a config. defaults: the arguments of all methods, by name."""
     compared = chosen(runs) if is_study else [run for run in runs if run.config]
     if not compared:
@@ -55,7 +55,7 @@ def section(runs: Sequence[Run], defaults: Mapping[str, Mapping[str, Any]], is_s
     if not rows:
         return Section("config", "Config differences", ["The runs have the same config."])
     table = Table(
-        "Values that differ. Arguments of methods are left out where they have their default (-)",
+        "Values that differ. A method's arguments are shown as - where they have their default",
         ["key", *configs],
         rows,
         words=1 + len(configs),

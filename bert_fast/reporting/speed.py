@@ -7,22 +7,30 @@ import statistics
 
 from bert_fast.reporting import bars, chart
 from bert_fast.reporting.blocks import Block, Figure, Section, Table
-from bert_fast.reporting.chart import NAMED, Line
+from bert_fast.reporting.chart import NAMED, ChartLine
 from bert_fast.reporting.losses import Curves, budgets_of
 from bert_fast.reporting.markup import Html, tag
-from bert_fast.reporting.read import Run
-from bert_fast.reporting.scales import Unit
+from bert_fast.reporting.read import LoggedRun
+from bert_fast.reporting.scales import AxisUnit
 from bert_fast.reporting.switch import Group, switch
-from bert_fast.train.counters import TIMES
 from bert_fast.train.log import clock
 
-PARTS = {"seconds": "steps", "compile_seconds": "compiling", "eval_seconds": "evaluating", "save_seconds": "saving"}
-STALL = 2.0  # steps between two rows that take this many times the median of their stage are a stall
+PARTS = {
+    "seconds": "steps",
+    "input_seconds": "input",
+    "compile_seconds": "compiling",
+    "eval_seconds": "evaluating",
+    "save_seconds": "saving",
+    "restore_seconds": "restoring",
+    "wasted_seconds": "wasted",
+    "idle_seconds": "idle",
+}
+STALL = 2.0  # an interval is a stall if its steps took at least this many times the median of their stage
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """The steps between two training rows. seconds: of the steps alone. tokens: real ones."""
+    """The steps between two training rows. seconds: in steps and waiting for input. tokens: without padding."""
 
     stage: str
     begin: int
@@ -35,7 +43,7 @@ class Interval:
         return self.seconds / (self.end - self.begin)
 
 
-def intervals(run: Run) -> list[Interval]:
+def intervals(run: LoggedRun) -> list[Interval]:
     found = []
     rows = [{"step": 0, "seconds": 0.0, "tokens_real": 0}, *run.split("train")]
     for before, row in itertools.pairwise(rows):
@@ -45,7 +53,7 @@ def intervals(run: Run) -> list[Interval]:
     return found
 
 
-def stalls(run: Run) -> list[tuple[Interval, float]]:
+def stalls(run: LoggedRun) -> list[tuple[Interval, float]]:
     """Intervals that took at least STALL times their stage's median, with the seconds above it."""
     by_stage: dict[str, list[Interval]] = {}
     for interval in intervals(run):
@@ -59,22 +67,24 @@ def stalls(run: Run) -> list[tuple[Interval, float]]:
     return found
 
 
-def times(run: Run) -> list[float]:
-    """Seconds in steps, compiling, evaluating and saving."""
+def times(run: LoggedRun) -> list[float]:
+    """Seconds of each of PARTS; 0 if the run's version did not count it. Their sum is the wall time."""
     source = run.last if run.summary is None else run.summary
-    return [float(source[key]) for key in TIMES]
+    found = {key: float(source.get(key, 0.0)) for key in PARTS}
+    return list((found | {"seconds": found["seconds"] - found["input_seconds"]}).values())
 
 
-def goodput(run: Run) -> float:
-    """The share of the clocked time that was spent in steps."""
+def goodput(run: LoggedRun) -> float:
+    """The share of the wall time that was spent in steps which were not lost."""
     spent = times(run)
     return spent[0] / math.fsum(spent) if math.fsum(spent) else 0.0
 
 
-def figures_of(run: Run) -> list[str]:
+def figures_of(run: LoggedRun) -> list[str]:
     """A run's row in the table of times."""
     found, spent = stalls(run), times(run)
-    tokens = run.last["tokens_real"] / spent[0] if spent[0] else 0.0
+    source = run.last if run.summary is None else run.summary
+    tokens = run.last["tokens_real"] / source["seconds"] if source["seconds"] else 0.0
     lost = math.fsum(seconds for _, seconds in found)
     used = (run.summary or {}).get("utilisation")
     return [
@@ -92,16 +102,17 @@ def section(curves: Curves) -> Section:
     heads = ["run", "tokens per second", "of the peak", "in steps", *PARTS.values(), "stalls"]
     table = Table("Time of each run, by its own clock", heads, [figures_of(run) for run in runs])
     entries = [(run.label, times(run), f"{goodput(run):.0%} in steps") for run in runs]
-    about = "Share of each run's time in steps, compiling, evaluating and saving. " + "; ".join(
+    about = "Share of each run's time in steps and in other work. " + "; ".join(
         f"{run.label}: {goodput(run):.0%} in steps" for run in runs
     )
     blocks: list[Block] = [
         Figure(
             "Where the time went", bars.bars(entries, list(PARTS.values()), about), table,
-            "Goodput is the share in steps, which includes waiting for input. Starting Python and JAX is not counted. "
-            f"A stall is a stretch between two log rows whose steps took at least {STALL:g} times the median of their "
-            "stage; in brackets, the seconds above the median. No step is ever skipped: a run whose loss is not finite "
-            "stops.",
+            "The share in steps is the run's goodput. Wasted: steps that were lost when a run was killed or went back "
+            "to a checkpoint. Idle: the start-up of each process, and the time between processes. Older versions "
+            "counted neither, and counted input as part of the steps. A stall is an interval between two log rows "
+            f"whose steps took at least {STALL:g} times the median of their stage; "
+            "in brackets, the seconds above the median.",
         )
     ]  # fmt: skip
     if any(len(run.split("train")) > 1 for run in runs):
@@ -109,7 +120,7 @@ def section(curves: Curves) -> Section:
     return Section("speed", "Speed", blocks)
 
 
-def rates_of(run: Run) -> list[tuple[float, float]]:
+def rates_of(run: LoggedRun) -> list[tuple[float, float]]:
     """(step, real tokens per second) between training rows."""
     return [(float(one.end), one.tokens / one.seconds) for one in intervals(run) if one.seconds > 0]
 
@@ -124,17 +135,17 @@ def throughput(curves: Curves) -> Figure:
             rows.append([run.label, *(f"{value:,.0f}" for value in values)])
 
     def view(budget: str) -> Html:
-        lines: list[Line] = []
+        lines: list[ChartLine] = []
         for run in curves.runs:
             if run.budget == budget and found[run.label]:
                 look = curves.looks[run.arm]
                 first = all(line.look != look for line in lines)
                 name = run.arm if first and 1 < len(curves.looks) <= NAMED else ""
-                lines.append(Line(run.label, look, found[run.label], name))
+                lines.append(ChartLine(run.label, look, found[run.label], name))
         text = "Real tokens per second over steps: " + "; ".join(
             f"{line.label} {statistics.median(rate for _, rate in line.points):,.0f}" for line in lines
         )
-        return chart.chart(lines, Unit("steps"), "real tokens per second", text, height=220, x_log=False, zero=True)
+        return chart.chart(lines, AxisUnit("steps"), "real tokens per second", text, height=220, x_log=False, zero=True)
 
     groups = [Group("budget", "Budget", [(budget, budget) for budget in budgets_of(curves.runs)])]
     drawing = switch("throughput", groups, view)

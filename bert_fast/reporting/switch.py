@@ -8,7 +8,7 @@ from bert_fast.reporting.markup import Html, join, tag
 
 
 class Group(NamedTuple):
-    """A question with its answers, as (value, words). The first is chosen to begin with."""
+    """A question with its answers, as (value, text). The first answer is selected initially."""
 
     name: str
     question: str
@@ -16,9 +16,9 @@ class Group(NamedTuple):
 
 
 def switch(name: str, groups: Sequence[Group], view: Callable[..., Html]) -> Html:
-    """Radio buttons for the groups that leave a choice, and one `view(*values)` for each combination of answers.
+    """Radio buttons for the groups with more than one answer, and one `view(*values)` for each combination of answers.
 
-    name: tells this switch from others of the page.
+    name: distinguishes this switch from others on the page.
     """
     sets, rules = [], []
     for group in groups:

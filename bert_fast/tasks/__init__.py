@@ -1,14 +1,14 @@
-"""Fine-tuning on GLUE, SQuAD and files of one's own: from a pre-trained encoder to held-out scores.
+"""Fine-tuning on GLUE, SQuAD and your own files: from a pre-trained encoder to held-out scores.
 
 A call is one use of the command `finetune`. It makes one run for each task, learning rate and seed.
 
     glue.py      the nine GLUE tasks: files, metrics and submissions
     squad.py     SQuAD 1.1 and 2.0: files, metrics and submissions
     spans.py     windows over long contexts, and the answers in them
-    own.py       labelled files of one's own: classes, scores or tags
+    own.py       your own labelled files: classes, scores or tags
     own_task.py  the task of such files: held-out examples, scores and predictions
     tables.py    reads CSV, TSV and JSON Lines
-    conll.py     reads sentences with tags, and brings tags to IOB2
+    conll.py     reads sentences with tags, and converts tags to IOB2
     tags.py      a tag for each token: examples, tags from logits, and scores
     task.py      a task as the training loop sees it: examples, a head, scores, and a way to write predictions
     data.py      reads and makes the tasks by name

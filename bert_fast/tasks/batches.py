@@ -1,7 +1,7 @@
 """Batches of examples of similar length, so that most positions hold real tokens.
 
 There are only a few batch widths. Each example goes to the narrowest width that holds it. Examples that do not fill a
-batch at their width move to the next wider one. At most one batch of an epoch is not full: it has the largest width.
+batch at their width move to the next larger width. At most one batch of an epoch is not full: it has the largest width.
 Each epoch shuffles the examples again, but the number of batches of each width stays the same. The first epoch
 therefore compiles all programs of a run.
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from bert_fast.data.vocab import Vocab
 
-STEP = 8  # `choose_widths` returns multiples of it: the rows of a TPU's register tile and of a GPU's tensor-core tile
-NO_LABEL = -1  # the label of a word piece that has none
+STEP = 8  # `choose_widths` returns multiples of it: TPU register tiles and GPU tensor-core tiles have 8 rows
+NO_LABEL = -1  # the value for a word piece without a label
 _AT_ONCE = 10_000  # texts tokenised per call
 
 

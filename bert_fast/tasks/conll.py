@@ -1,13 +1,13 @@
-"""Reads sentences of tokens and tags: CoNLL files and JSON Lines. Brings entity tags to the IOB2 scheme.
+"""Reads sentences of tokens and tags: CoNLL files and JSON Lines. Converts entity tags to the IOB2 scheme.
 
 A CoNLL file has one token per line, in columns, and a blank line after each sentence:
 
     U.N.      NNP  B-ORG
     official  NN   O
 
-Columns are separated by tabs if the line has one, otherwise by spaces. A -DOCSTART- line, which begins a document in
-the files of CoNLL-2003, is left out. In JSON Lines, a line is a sentence: {"tokens": ["U.N.", "official"], "tags":
-["B-ORG", "O"]}.
+Columns are separated by tabs if the line contains a tab, otherwise by spaces. A -DOCSTART- line, which begins a
+document in the files of CoNLL-2003, is skipped. In JSON Lines, a line is a sentence: {"tokens": ["U.N.", "official"],
+"tags": ["B-ORG", "O"]}.
 
 In IOB2, B-X begins an entity of type X, I-X continues it, and O is outside (Tjong Kim Sang and Veenstra 1999).
 """
@@ -29,7 +29,7 @@ OUTSIDE = "O"
 
 
 class Sentence(NamedTuple):
-    """A sentence's tokens and, if known, tags. `places` says where each token is, for error messages."""
+    """A sentence's tokens and, if known, tags. places: where each token is, for error messages."""
 
     tokens: tuple[str, ...]
     tags: tuple[str, ...]
@@ -126,7 +126,9 @@ def is_iob(names: Iterable[str]) -> bool:
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
-    """The tags with B-X for every I-X that no B-X or I-X precedes. Entities stay what conlleval and seqeval see."""
+    """The tags, with every I-X that does not follow a B-X or I-X changed to B-X. conlleval and seqeval find the same
+    entities before and after.
+    """
     return [
         f"B-{tag[2:]}" if tag[:2] == "I-" and before not in (f"B-{tag[2:]}", tag) else tag
         for before, tag in zip([OUTSIDE, *tags], tags, strict=False)

@@ -11,7 +11,7 @@ from bert_fast.tasks.trainer import Trainer
 from bert_fast.train import checkpoint
 from bert_fast.train.counters import TIMES
 from bert_fast.train.description import Description
-from bert_fast.train.engine import NotFinite
+from bert_fast.train.guard import BadSteps
 from bert_fast.train.report import say
 from bert_fast.train.signals import StopSignal
 
@@ -43,7 +43,7 @@ def train_and_score(
     try:
         while run.advance():
             signum = stop.signum(run.engine.step)
-            if run.is_due():  # before saving: a resumed run would skip this evaluation
+            if run.is_due():  # evaluate before saving, because a resumed run would skip this evaluation
                 run.evaluate()
             if signum and run.save():
                 raise Interrupted(signum, f"step {run.engine.step} of this run is saved; finished runs are kept")
@@ -91,7 +91,7 @@ class FinetuneRun:
         engine, before = self.engine, self.engine.counters.training_began
         try:
             going = engine.advance()
-        except NotFinite:
+        except BadSteps:
             self.diverged = True
             return False
         if engine.counters.training_began > before:  # the search is over: the curve leaves out its losses
@@ -129,7 +129,7 @@ class FinetuneRun:
         """Waits for the step in flight, then checks whether the run has diverged."""
         try:
             self.engine.settle()
-        except NotFinite:
+        except BadSteps:
             self.diverged = True
         self.engine.counters.lap("seconds")
         self.diverged = self.diverged or bool(checkpoint.any_not_finite(self.engine.state))

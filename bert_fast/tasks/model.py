@@ -15,7 +15,8 @@ import numpy as np
 
 from bert_fast import bert
 from bert_fast.bert import Params
-from bert_fast.layers import Config, Linear, apply, dropout, keys_of
+from bert_fast.dropout import Draws, dropout
+from bert_fast.layers import Config, Linear, apply
 from bert_fast.method import Method, Program
 from bert_fast.plan import Route
 from bert_fast.tasks import batches
@@ -52,10 +53,10 @@ class SentenceHead(nn.Module):
     outputs: int
 
     @nn.compact
-    def __call__(self, x_BD, key):
-        pooled_BD = jnp.tanh(Linear(self.config, (self.config.width,), name="pooler")(x_BD))
-        pooled_BD = dropout(pooled_BD, self.config.dropout, key)
-        return Linear(self.config, (self.outputs,), name="output")(pooled_BD).astype(jnp.float32)
+    def __call__(self, x_BD, draws):
+        pooled_BD = jnp.tanh(Linear(self.config, self.config.width, name="pooler")(x_BD))
+        pooled_BD = dropout(pooled_BD, self.config.dropout, draws)
+        return Linear(self.config, self.outputs, name="output")(pooled_BD).astype(jnp.float32)
 
 
 class TokenHead(nn.Module):
@@ -69,10 +70,10 @@ class TokenHead(nn.Module):
     head: Head
 
     @nn.compact
-    def __call__(self, x_BSD, key):
+    def __call__(self, x_BSD, draws):
         if self.head.kind == "tags":
-            x_BSD = dropout(x_BSD, self.config.dropout, key)
-        return Linear(self.config, (self.head.outputs,), name="output")(x_BSD).astype(jnp.float32)
+            x_BSD = dropout(x_BSD, self.config.dropout, draws)
+        return Linear(self.config, self.head.outputs, name="output")(x_BSD).astype(jnp.float32)
 
 
 def init(config: Config, head: Head, encoder: Params, key) -> Params:
@@ -96,7 +97,7 @@ def scale_of(task: TaskHead | None) -> tuple[float, float]:
 
 
 def in_label_unit(params: Params, task: TaskHead | None) -> Params:
-    """The parameters of a model whose score is in the unit of the labels. Those of other models are unchanged."""
+    """The parameters, changed so that a score is in the unit of the labels. Models without a score are unchanged."""
     mean, deviation = scale_of(task)
     if (mean, deviation) == (0.0, 1.0):
         return params
@@ -105,18 +106,18 @@ def in_label_unit(params: Params, task: TaskHead | None) -> Params:
     return {**params, "task": {**params["task"], "output": output}}
 
 
-def logits(config: Config, head: Head, params: Params, batch, plan, key) -> Any:
+def logits(config: Config, head: Head, params: Params, batch, plan, draws: Draws | None) -> Any:
     """Logits: [B, C] for classes, [B, 1] for a score, [B, S, C] for tags, [B, S, 2] for a span.
 
-    Dropout is on if `key` is given. For spans, padding has the logit NEVER: the width of a batch does not change losses
-    or answers.
+    Dropout is on if there are `draws`. For spans, padding has the logit NEVER, so that the width of a batch does not
+    change losses or answers.
     """
-    trunk_key, head_key = keys_of(key, 2)
-    x_BSD = bert.encode(config, params, {}, batch, plan, Route(), trunk_key)
+    x_BSD = bert.encode(config, params, {}, batch, plan, Route(), draws)
+    of_head = draws and draws.of(bert.TASK_HEAD)
     if head.on_tokens:
-        logits_BSC = apply(TokenHead(config, head), params["task"], x_BSD, head_key)
+        logits_BSC = apply(TokenHead(config, head), params["task"], x_BSD, of_head)
         return jnp.where(batch["segments"][..., None] != 0, logits_BSC, NEVER) if head.kind == "span" else logits_BSC
-    return apply(SentenceHead(config, head.outputs), params["task"], x_BSD[:, 0], head_key)
+    return apply(SentenceHead(config, head.outputs), params["task"], x_BSD[:, 0], of_head)
 
 
 def losses(head: Head, found, labels):
@@ -145,9 +146,9 @@ def objective(head: Head) -> Objective:
             return (batch["tags"] != NO_LABEL).sum().astype(jnp.float32)
         return batch["weights"].sum()
 
-    def loss(program: Program, params: Params, frozen: Params, micro, total, route: Route, key):
+    def loss(program: Program, params: Params, frozen: Params, micro, total, route: Route, draws):
         params = {**frozen, **params}
-        found = logits(program.model, head, params, micro, program.plan, key)
+        found = logits(program.model, head, params, micro, program.plan, draws)
         labels = micro["tags" if head.kind == "tags" else "labels"]
         return (losses(head, found, labels) * micro["weights"]).sum() / total, None
 
@@ -196,7 +197,7 @@ def all_logits(
         coming = None
         if batch is not None:
             coming = (batch, step(batches.fill(rows._replace(labels=None), batch, batch_size, pad)))
-        if pending is not None:  # fetch these logits while the next batch runs
+        if pending is not None:  # fetches these logits while the next batch runs
             done, logits = pending
             logits = np.asarray(logits, np.float32)[: len(done.rows_B)]
             if logits.ndim == 3:  # logits of tokens are only as wide as the batch

@@ -1,4 +1,4 @@
-"""A labelled file of one's own: classes or scores for single texts or pairs, or tags for tokens.
+"""Your own labelled files: classes or scores for single texts or pairs, or tags for tokens.
 
 classes, score   a .csv, .tsv or .jsonl file; columns with one or two texts and a label
 tags             a CoNLL or .jsonl file: see conll.py and tags.py
@@ -54,7 +54,7 @@ def checksums(files: OwnFiles, folder: str) -> dict[str, str]:
 
 
 def read(files: OwnFiles, folder: str) -> Own:
-    """The training file and, if they are given, the valid and the test file, whose labels are not read.
+    """The training file and, if given, the valid and test files. The test file's labels are not read.
 
     Raises BadInput, with the file and the line, for a file that cannot be used.
     """
@@ -113,7 +113,7 @@ def label_of(line: Line, column: str) -> str:
     """A label as text; in JSON Lines it may also be a number or a truth value. Raises BadInput if it is empty."""
     value = tables.value_of(line, column)
     if isinstance(value, list | dict):
-        raise BadInput(f"{line.place}: the label {column!r} is {value!r:.50}, expected a text or a number")
+        raise BadInput(f"{line.place}: the label {column!r} is {value!r:.50}, expected text or a number")
     text = (value if isinstance(value, str) else json.dumps(value)).strip()
     if not text or value is None:
         raise BadInput(f"{line.place}: the label {column!r} is empty: fill it in, or remove the line")
@@ -123,8 +123,8 @@ def label_of(line: Line, column: str) -> str:
 def class_names(labels: Sequence[tuple[str, str]], path: str) -> tuple[str, ...]:
     """The distinct labels: in numerical order if all are numbers, else in alphabetical order.
 
-    labels: (label, place) of each example. Raises BadInput for labels that are no classes: fractions, fewer than two
-    examples per label on average, or a single label.
+    labels: (label, place) of each example. Raises BadInput if the labels cannot be classes: if there are fractions,
+    fewer than two examples per label on average, or only one label.
     """
     names = {label for label, _ in labels}
     numbers = {name: _number(name) for name in names}

@@ -1,4 +1,4 @@
-"""The task "own": held-out examples, scores and predictions for labelled files of one's own (see own.py)."""
+"""The task "own": held-out examples, scores and predictions for your own labelled files (see own.py)."""
 
 import csv
 import io
@@ -78,7 +78,7 @@ def _texts(found: Own, words: Vocab, settings: FinetuneSettings):
     scale = {} if names else {"mean": float(of_train.mean()), "deviation": float(of_train.std())}
     if scale and not scale["deviation"]:
         raise BadInput(
-            f"all {len(of_train)} examples that are trained on have the score {of_train[0]:g}: there is nothing to "
+            f"all {len(of_train)} training examples have the score {of_train[0]:g}: there is nothing to "
             "learn. Add examples with other scores, or train on more of the file"
         )
 
@@ -158,7 +158,7 @@ def write_table(path: pathlib.Path, columns: Mapping[str, Sequence[str]]) -> pat
 
 
 def write_tags(path: pathlib.Path, sentences: Sequence[Sentence], found: Sequence[Sequence[str]]) -> pathlib.Path:
-    """Writes predictions as conlleval reads them: token, tag if known, and predicted tag, separated by tabs."""
+    """Writes predictions in conlleval's format: token, tag if known, and predicted tag, separated by tabs."""
     lines = []
     for sentence, said in zip(sentences, found, strict=True):
         columns = [part for part in (sentence.tokens, sentence.tags, said) if part]

@@ -115,9 +115,9 @@ def of_tags(encoder: Encoder, task: TaskHead, tokens_N: Sequence[tuple[str, ...]
 def of_spans(encoder: Encoder, task: TaskHead, texts_N: Sequence[tuple[str, ...]], batch_size: int) -> list[Prediction]:
     """For each question, its `answer`, a part of the context, with its `probability` and its `score`.
 
-    The probability is among the n best answers. The score is the sum of the start logit and the end logit. SQuAD 2.0
-    adds two keys. `none` says whether the model finds no answer; `answer` is then "". `none_minus_best` is the score
-    of no answer minus the best span's score.
+    Probabilities are normalised over the n best answers. The score is the sum of the start logit and the end logit.
+    SQuAD 2.0 adds two keys. `none` is True if the model finds no answer; then `answer` is "". `none_minus_best` is the
+    score of no answer minus the best span's score.
     """
     options = task.options
     # Questions are numbered, because an id may occur twice in a file.
@@ -150,8 +150,8 @@ def of_spans(encoder: Encoder, task: TaskHead, texts_N: Sequence[tuple[str, ...]
 def predict_file(path: str, data: str, out: str = "", columns: Sequence[str] = (), batch_size: int = 32) -> str:
     """A checkpoint's predictions for the rows of a file, as JSON Lines; "" if they were written to `out`.
 
-    `out` ends in .jsonl, .tsv or (for tags) .conll, and is written whole or not at all. Raises BadInput for a bad
-    argument or row before the first prediction, and if `out` cannot be written.
+    `out` ends in .jsonl, .tsv or (for tags) .conll, and is written atomically. Raises BadInput for a bad argument or
+    row before the first prediction, and if `out` cannot be written.
     """
     folder = find(path)
     task = task_of(checkpoint.about(folder), folder)
@@ -159,7 +159,7 @@ def predict_file(path: str, data: str, out: str = "", columns: Sequence[str] = (
     if out:
         check_out(target, pathlib.Path(data), OF_TAGS if task.kind == "tags" else OUTPUTS)
     given = inputs.read(data, task, columns)
-    found = predict(load(folder), given.texts_N, batch_size)
+    found = predict(load(path), given.texts_N, batch_size)
     if given.ids_N is not None:
         found = [{"index": row["index"], "id": name, **row} for row, name in zip(found, given.ids_N, strict=True)]
     if not out:

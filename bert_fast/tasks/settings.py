@@ -10,12 +10,11 @@ from bert_fast.layers import Config
 from bert_fast.method import Method
 from bert_fast.schedule import DECAYS, Schedule
 from bert_fast.tasks import glue
-from bert_fast.train import optim
 from bert_fast.train.optim import Optimizer
-from bert_fast.train.settings import Mesh, at_least, choice
+from bert_fast.train.settings import Mesh, at_least, check_optimizer, choice, finite
 
 SQUAD = {"squad1.1": "1.1", "squad2.0": "2.0"}  # task: version
-OWN = "own"  # the task of a file of one's own
+OWN = "own"  # the task for the user's own files
 TASKS = (*glue.TASKS, *SQUAD, OWN)
 SWEPT = ("task", "seeds", "learning_rates", "keep", "checkpoint")  # keys that may differ between calls in one folder
 
@@ -78,7 +77,9 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A method's search, before training restarts: its peak learning rate, and the epochs of its schedule."""
+    """For a method that first searches and then restarts training: the search's peak learning rate, and the length of
+    its schedule in epochs.
+    """
 
     learning_rate: float
     epochs: float
@@ -103,7 +104,7 @@ class FinetuneCheckpoints:
 class FinetuneSettings:
     """All settings of a call.
 
-    learning_rates: pairs of a task and a rate. The task "" stands for all tasks without rates of their own.
+    learning_rates: pairs of a task and a rate. The task "" stands for all tasks without their own rates.
     keep: which weights of a run are kept: "best", "last" or "none".
     """
 
@@ -131,7 +132,9 @@ class FinetuneSettings:
     mesh: Mesh
 
     def rates_of(self, task: str) -> tuple[float, ...]:
-        """A task's learning rates: its own if it has any, else the common ones. Raises BadInput if there are none."""
+        """A task's learning rates: the task's own if it has any, else the common ones. Raises BadInput if there are
+        none.
+        """
         own = tuple(rate for name, rate in self.learning_rates if name == task)
         rates = own or tuple(rate for name, rate in self.learning_rates if not name)
         if not rates:
@@ -176,7 +179,11 @@ def _rates(text: str) -> tuple[tuple[str, float], ...]:
 def make(config: Mapping[str, Any]) -> FinetuneSettings:
     """The settings of a config (see configs/common_finetune.py). Raises BadInput for an impossible value."""
     if "task" not in config:
-        raise BadInput("this is a pre-training config: use it with pretrain, or give the config glue, squad or own")
+        raise BadInput(
+            "this is a pre-training config: use it with pretrain, or choose a fine-tuning config: "
+            "--config=glue, squad or own"
+        )
+    finite(config)
     choice("task", config["task"], (*TASKS, "all"))
     choice("dtype", config["dtype"], ("float32", "bfloat16"))
     choice("learning_rate.decay", config["learning_rate"]["decay"], DECAYS)
@@ -184,7 +191,7 @@ def make(config: Mapping[str, Any]) -> FinetuneSettings:
     names = [name.strip() for name in config["methods"].split(",") if name.strip()]
     for name in names:
         choice("methods", name, tuple(methods.known()))
-    optim.make(optimizer := Optimizer(**config["optimizer"]))
+    check_optimizer(optimizer := Optimizer(**config["optimizer"]))
     choice("keep", config["keep"], ("best", "last", "none"))
     plain = ("task", "epochs", "batch_size", "micro_batches", "widths", "keep", "random_weights")
     plain += ("dropout", "dtype", "predict_test")
@@ -227,11 +234,17 @@ def make(config: Mapping[str, Any]) -> FinetuneSettings:
     own = [rate for name, rate in settings.learning_rates if name == settings.task]
     if own and any(not name for name, _ in settings.learning_rates):
         raise BadInput(
-            f"--config.learning_rates={config['learning_rates']!r}: {settings.task} has rates of its own, so the "
-            "rates without a task would not be used: leave out one kind"
+            f"--config.learning_rates={config['learning_rates']!r}: {settings.task} has its own rates, "
+            "so the rates without a task would not be used: leave out one kind"
         )
-    if settings.epochs <= 0:
-        raise BadInput(f"--config.epochs={settings.epochs}: expected more than 0")
+    search = settings.search
+    for name, number in (
+        ("epochs", settings.epochs),
+        ("search.epochs", search.epochs),
+        ("search.learning_rate", search.learning_rate),
+    ):
+        if number <= 0:
+            raise BadInput(f"--config.{name}={number}: expected more than 0")
     if settings.dropout and not 1e-4 <= settings.dropout < 1:
         raise BadInput(f"--config.dropout={settings.dropout}: expected 0, or a share of at least 0.0001 and below 1")
     if settings.task == OWN:
@@ -255,7 +268,7 @@ def _check_files(own: OwnFiles):
     if own.kind == "tags" and own.pair:
         raise BadInput(f"--config.own.pair={own.pair}: tags are for tokens of one text: leave pair out")
     if not 0 < own.valid_share <= 0.5:
-        raise BadInput(f"--config.own.valid_share={own.valid_share}: expected a share above 0 and of at most 0.5")
+        raise BadInput(f"--config.own.valid_share={own.valid_share}: expected a share above 0 and at most 0.5")
 
 
 def _refuse_dropping(settings: FinetuneSettings):

@@ -58,7 +58,7 @@ class Answers(NamedTuple):
     """Answers by question id.
 
     best: the text of the answer; "" if there is none.
-    n_best: dicts of text, probability (among the n best), start_logit and end_logit, best first.
+    n_best: dicts of text, probability (normalised over these), start_logit and end_logit, best first.
     null_score_difference: for version 2.0 only, the score of no answer minus the best span's score.
     """
 

@@ -65,7 +65,7 @@ def read(path: str, version: str, train: bool) -> list[Question]:
             starts.append(start if there else -1)
             if not there:
                 have = record.context[max(start, 0) : max(start, 0) + len(text)]
-                astray.append(f"{record.place}: {text!r} at character {start}, where the context has {have!r}")
+                astray.append(f"{record.place}: {text!r} at character {start}, but there the context has {have!r}")
         count += len(starts)
         impossible = version == "2.0" and bool(record.impossible)
         questions.append(

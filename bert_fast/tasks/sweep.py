@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from bert_fast.data import sealed
 from bert_fast.data.files import atomic_json, check_output, full_disk_reported, hold
 from bert_fast.tasks import data, encoder, glue, own
 from bert_fast.tasks.batches import real_share
@@ -35,7 +36,7 @@ NUMBERS = ("mean", "deviation", "median")
 def finetune(
     settings: FinetuneSettings, config: dict, workdir: pathlib.Path, checkpoint: str = "", hf: str = ""
 ) -> dict:
-    """Trains the runs that are not finished yet, and returns the contents of results.json ({} except in process 0).
+    """Trains the unfinished runs, and returns the contents of results.json ({} except in process 0).
 
     `settings` were made from `config`. A later call may add tasks, seeds and learning rates to the folder; of the other
     settings, only `keep` and `checkpoint` may change. Raises BadInput before any training if a setting, the data or the
@@ -49,23 +50,25 @@ def finetune(
     start = encoder.load(checkpoint, hf, settings)
     about = encoder.source(start, hf, settings.random_weights)
     common = {key: value for key, value in config.items() if key not in SWEPT} | {"encoder": about}
-    common["own_sha256"] = own.checksums(settings.own, settings.data.dir)  # finished runs are of these files
+    common["own_sha256"] = own.checksums(settings.own, settings.data.dir)  # finished runs must come from the same files
     newer = {"micro_batches": 1, "own": config["own"], "own_sha256": common["own_sha256"]}
     resume.refuse_other(workdir, common, newer=newer)
     trainers = {name: Trainer(data.make(name, texts[name], start.vocab, settings), start, settings) for name in names}
     mesh = next(iter(trainers.values())).mesh
 
     todo = [(name, rate, seed) for name in names for rate in rates[name] for seed in settings.seeds]
-    left = [run for run in todo if not (folder_of(workdir, *run) / "result.json").is_file()]
     is_main = jax.process_index() == 0
-    if is_main:
-        _plan(trainers, rates, settings, about, devices(mesh), len(todo), len(todo) - len(left), workdir)
     with full_disk_reported(workdir), contextlib.ExitStack() as stack:
         if is_main:
             workdir.mkdir(parents=True, exist_ok=True)
             busy = f"another finetune is writing to {workdir}: wait until it ends, or choose another --workdir"
             stack.enter_context(hold(workdir / ".lock", busy))
-            atomic_json(workdir / "config.json", common)
+            resume.refuse_other(workdir, common, newer=newer)  # a call may have ended since the check above
+            sealed.write(workdir / "config.json", common)
+        # listed after the lock is taken, so that no other call is still finishing a run
+        left = [run for run in todo if not (folder_of(workdir, *run) / "result.json").is_file()]
+        if is_main:
+            _plan(trainers, rates, settings, about, devices(mesh), len(todo), len(todo) - len(left), workdir)
         progress = Progress(sum(trainers[name].steps for name, *_ in left), 0, is_main)
         stack.callback(progress.close)
         for trainer in trainers.values():
@@ -109,7 +112,7 @@ def unfinished_of(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _keep(run: Finished, trainer: Trainer, folder: pathlib.Path):
-    """Writes the folder of a finished run, whole or not at all."""
+    """Writes the folder of a finished run atomically."""
     part = unfinished_of(folder)
     for kind, splits in (("dev", trainer.task.held_out), ("test", trainer.task.test)):
         for split in splits:
@@ -144,7 +147,7 @@ def summary(workdir: pathlib.Path, about: dict) -> dict[str, Any]:
         by_rate = task["learning_rates"]
         task["chosen"] = max(by_rate, key=lambda rate: by_rate[rate]["last"]["score"]["mean"])
         task |= {kind: by_rate[task["chosen"]][kind] for kind in ("last", "best")}
-        # Runs of older versions have no baseline. All others have the same, since the examples are the same.
+        # Runs of older versions have no baseline. All others have the same one, because the examples are the same.
         task["baseline"] = next((run["baseline"] for run in task["runs"] if "baseline" in run), None)
     order = [name for name in glue.TASKS if name in tasks]
     tasks = {name: tasks[name] for name in [*order, *(tasks.keys() - set(order))]}
@@ -214,7 +217,7 @@ def _listed(noun: str, values: Sequence) -> str:
 def table(results: dict) -> str:
     """The results as a text table: at the end of training, over seeds, at each task's chosen learning rate.
 
-    In brackets after each metric: what always the same prediction scores.
+    In brackets after each metric: the score of a constant prediction.
     """
     lines = [f"{'task':<8} {'lr':>7} {'seeds':>5} {'score':>6} {'dev.':>5} {'median':>6} {'best':>6}  metrics"]
     constant = []

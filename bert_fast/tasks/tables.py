@@ -1,4 +1,4 @@
-"""Reads files of texts: CSV, TSV and JSON Lines. Every row knows its place, for error messages."""
+"""Reads files of texts: CSV, TSV and JSON Lines. Every row records its place, for error messages."""
 
 import csv
 import io

@@ -21,7 +21,7 @@ from bert_fast.train.log import counted
 from bert_fast.train.report import say
 
 
-class Windows(NamedTuple):
+class TagWindows(NamedTuple):
     """Examples [CLS] tokens [SEP], in the order of the sentences; not padded.
 
     ids: [N] arrays [S], token ids. labels: [N] arrays [S], a tag's number at the first word piece of each token, and
@@ -38,7 +38,7 @@ class Windows(NamedTuple):
 def prepared(
     train: Sequence[Sentence], others: Sequence[Sequence[Sentence]]
 ) -> tuple[tuple[str, ...], list[Sentence], list[list[Sentence]]]:
-    """The names of the tags, and the training and other sentences with tags in IOB2.
+    """The names of the tags, then the training sentences and the other sentences, with tags in IOB2.
 
     Entity tags are O, then B-X and I-X for each type X of the training file, in alphabetical order; plain tags are in
     alphabetical order. Raises BadInput for tags of another scheme, and for a tag that no training sentence has.
@@ -75,7 +75,9 @@ def prepared(
 
 
 def _refuse_other_schemes(train: Sequence[Sentence]):
-    """Raises BadInput, with the place, if only some tags are IOB, as in BIOES, which also has S-PER and E-PER."""
+    """Raises BadInput, with the place, if only some tags are IOB, as in BIOES, which also has tags such as S-PER and
+    E-PER.
+    """
     placed = [(tag, place) for s in train for tag, place in zip(s.tags, s.places, strict=True)]
     if any(tag[:2] in ("B-", "I-") for tag, _ in placed):
         tag, place = next((tag, place) for tag, place in placed if not is_iob([tag]))
@@ -85,17 +87,17 @@ def _refuse_other_schemes(train: Sequence[Sentence]):
         )
 
 
-def windows(sentences: Sequence[Sentence], names: Sequence[str] | None, words: Vocab, seq_len: int) -> Windows:
-    """Windows of at most `seq_len` word pieces. Those of one sentence hold consecutive tokens, without overlap.
+def windows(sentences: Sequence[Sentence], names: Sequence[str] | None, words: Vocab, seq_len: int) -> TagWindows:
+    """Windows of at most `seq_len` word pieces. The windows of one sentence hold consecutive tokens, without overlap.
 
     names: the names of the tags; None to leave out labels. A token without word pieces (an invisible character) is
-    [UNK]. A token longer than a window is cut to it.
+    [UNK]. A token longer than a window is truncated to fit.
     """
     every = list(dict.fromkeys(token for sentence in sentences for token in sentence.tokens))
     room, unknown = seq_len - 2, [words.unk]
     pieces = {token: (ids or unknown)[:room] for token, ids in zip(every, tokenize(every, words), strict=True)}
     number = {name: n for n, name in enumerate(names or ())}
-    found = Windows([], None if names is None else [], [], [])
+    found = TagWindows([], None if names is None else [], [], [])
     for index, sentence in enumerate(sentences):
         for first, last in _parts([len(pieces[token]) for token in sentence.tokens], room):
             parts = [pieces[token] for token in sentence.tokens[first:last]]
@@ -111,7 +113,7 @@ def windows(sentences: Sequence[Sentence], names: Sequence[str] | None, words: V
     return found
 
 
-def rows(made: Windows) -> TaskExamples:
+def rows(made: TagWindows) -> TaskExamples:
     """The windows as examples."""
     return TaskExamples(made.ids, [np.zeros_like(ids_S) for ids_S in made.ids], made.labels)
 
@@ -127,8 +129,10 @@ def _parts(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(lengths)], strict=True))
 
 
-def predicted(made: Windows, logits_NSC: np.ndarray, names: Sequence[str]) -> list[list[str]]:
-    """The most likely tag of every token, by sentence. An I-X that continues nothing becomes B-X, as in IOB2."""
+def predicted(made: TagWindows, logits_NSC: np.ndarray, names: Sequence[str]) -> list[list[str]]:
+    """The most likely tag of every token, by sentence. An I-X that does not continue an entity becomes B-X, as in
+    IOB2.
+    """
     found: dict[int, list[str]] = collections.defaultdict(list)
     for index, firsts_W, logits_SC in zip(made.sentences, made.firsts, logits_NSC, strict=True):
         found[index].extend(names[int(number)] for number in logits_SC[firsts_W].argmax(1))

@@ -17,7 +17,7 @@ _SAMPLE = 12_345  # seed of the fixed samples: `random_seed` in create_pretraini
 
 
 class Baseline(NamedTuple):
-    """What always the same prediction scores on the held-out splits, in the metrics of the task."""
+    """The score of a constant prediction on the held-out splits, in the metrics of the task."""
 
     prediction: str
     metrics: dict[str, float]
@@ -31,7 +31,7 @@ class Task(NamedTuple):
     score: logits of the held-out splits -> metrics. The metric "score" is the task's main score, in percent.
     write: (folder, split, logits) -> paths: writes a split's predictions in the benchmark's format.
     about: the task's entry in a checkpoint's description.
-    baseline: the score of the most frequent label or the mean of the training examples, or of no answer.
+    baseline: the score of always predicting the most frequent label or the mean of the training examples, or no answer.
     """
 
     name: str
@@ -60,9 +60,9 @@ def sample(count: int, wanted: int) -> np.ndarray:
 
 
 def held_out(labels_N: np.ndarray, share: float) -> np.ndarray:
-    """Sorted indices of a fixed random sample, spread evenly over the labels in their order.
+    """Sorted indices of the examples to hold out: a fixed random sample, stratified by label.
 
-    share: at most 0.5. Integer labels are classes: at least one example of each class is left.
+    share: at most 0.5. Integer labels are classes: at least one example of each class is not held out.
     """
     _, which, counts = np.unique(labels_N, return_inverse=True, return_counts=True)
     order = np.lexsort((np.random.default_rng(_SAMPLE).permutation(len(labels_N)), labels_N))
@@ -79,7 +79,9 @@ def constant(
     names: Sequence[str],
     score: Callable[[Mapping[str, np.ndarray]], dict[str, float]],
 ) -> Baseline:
-    """The score of the most frequent class or tag of the training examples; without names, of their mean."""
+    """The score of always predicting the training examples' most frequent class or tag. Without names: the score of
+    always predicting their mean label.
+    """
     labels = np.concatenate(train.labels) if isinstance(train.labels, list) else train.labels
     assert labels is not None
     if names:

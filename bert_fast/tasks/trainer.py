@@ -38,7 +38,7 @@ class Trainer:
         # Widths are multiples of batches.STEP, so the widest may exceed seq_len.
         self.widths = tuple(min(width, settings.data.seq_len) for width in widths)
         self.per_epoch = len(batches.epoch(task.train.lengths_N, self.widths, settings.batch_size, None))
-        self.timeline(1.0)  # raises BadInput for bad stages; any rate will do
+        self.timeline(1.0)  # raises BadInput for bad stages, with any rate
 
     def timeline(self, rate: float) -> list[Stage]:
         """The stages of a run with this peak learning rate: one stage, as changed by the methods.
@@ -81,7 +81,7 @@ class Trainer:
         """The mesh of all devices. Raises BadInput if the batches or the model do not divide evenly over them."""
         settings = self.settings
         mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
-        sharding.check_divides(settings.eval.batch_size, self.timeline(1.0), mesh)
+        sharding.check_stages(settings.eval.batch_size, self.timeline(1.0), mesh)
         return mesh
 
     @functools.cached_property
@@ -130,7 +130,8 @@ class Trainer:
         """Logits of every example, in order: [N, C], or [N, S, 2] for spans, padded with `model.NEVER`."""
 
         def step(arrays: dict[str, np.ndarray]):
-            return self.predict(params, global_batch(mine(arrays), self.mesh), program=program)
+            with jax.set_mesh(self.mesh):  # kernels look it up: see attention/
+                return self.predict(params, global_batch(mine(arrays), self.mesh), program=program)
 
         size, pad = self.settings.eval.batch_size, self.start.vocab.pad
         return model.all_logits(step, rows, self.widths, size, pad, self.no_logits(rows))

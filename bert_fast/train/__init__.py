@@ -15,10 +15,16 @@
     inputs.py       which examples a run reads
     resume.py       what must stay the same when a run continues
     evaluate.py     held-out loss
-    checkpoint.py   arrays and checksums; description.py defines about.json
+    checkpoint.py   arrays and checksums; description.py defines about.json, orbax_messages.py hides repeated errors
     counters.py     a run's position and counts
-    log.py, report.py, signals.py   metrics and progress, messages for people, stop signals
+    guard.py        which steps are kept; rollback.py goes back to a checkpoint after too many bad ones
+    waiting.py      what a run waits for: watchdog.py limits it, and signals.py stops it
+    agreement.py    several processes: what they must agree on, and how each learns that another failed
+    replay.py       computes some steps twice, to find faulty hardware
+    goodput.py      where the wall time went
+    log.py, report.py   metrics and progress, messages for people
 
 Surgery is what a method does to the parameters and moments between two stages: grow, prune or rewind them.
-`Engine.learning_rate` gives the learning rate of a step. It calls `Stage.learning_rate` in method.py.
+`Engine.learning_rate` gives the learning rate of a step. It calls `Stage.learning_rate` in method.py,
+which calls `Schedule` in schedule.py.
 """

@@ -1,16 +1,19 @@
 """Turns a budget into steps before a run begins, so that every schedule ends exactly where the budget does.
 
-A run's costs are known in advance: stages are fixed, and the methods' draws depend on the seed and the step alone.
-What only the run tells, the step at which a search stops and the widths of its ticket, is planned again when the next
-stage is entered.
+A run's costs are known in advance, because stages are fixed and the methods' draws depend only on the seed and the
+step. Two things are known only during the run: the step at which a search stops, and the widths of its ticket. So the
+rest of the run is planned again when it enters the next stage.
 """
 
 import dataclasses
+import re
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bert_fast import BadInput
+from bert_fast import BadInput, command
 from bert_fast.cost.accelerators import TPUS
 from bert_fast.cost.budget import Budget
 from bert_fast.cost.flops import step_flops
@@ -21,11 +24,12 @@ from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.step_costs import StepCosts, key_of
 
 DRAWS = 5_000  # at most this many steps of a stage are drawn in advance, spread evenly over the stage
-ROUNDS = 30  # of the search for the number of steps
+TABLE = "costs.json"  # the name of a table of step costs in a suggested command
+ROUNDS = 30  # tries in the search for the number of steps
 
 
 class Meter:
-    """Says what steps cost, in the unit of a run's budget."""
+    """Computes what steps cost, in the unit of a run's budget."""
 
     def __init__(self, settings: PretrainSettings, method: Method):
         assert settings.budget is not None
@@ -47,7 +51,7 @@ class Meter:
         return self.factor * self.costs.seconds(key_of(stage, self.methods, self.optimizer), flops)
 
     def of_stage(self, stages: Sequence[Stage], index: int, first: int, steps: int, began: int) -> float:
-        """Cost of `steps` steps of stage `index`, whose first is step `first` of the run. The training began at step
+        """Cost of `steps` steps of stage `index`, beginning at step `first` of the run. The training began at step
         `began`.
         """
         if steps < 1:
@@ -59,17 +63,17 @@ class Meter:
             clock = timeline.clock_of(stages, index, int(step), began)
             rng = timeline.rng_of(self.seed, int(step))
             program, route, on_L = timeline.drawn(self.method, stage, clock, rng)
-            gated = any(span.cond for span in program.plan)  # only then do FLOPs depend on more than the program
+            gated = any(span.cond for span in program.plan)  # only with `cond` do FLOPs depend on more than the program
             key = program, tuple(on_L) if gated else ()
             if key not in known:
                 known[key] = self.of_step(stage, program, on_L.tolist())
-            if route.scale_R is None:  # nothing is drawn: all steps of the stage are alike
+            if route.scale_R is None:  # nothing is drawn: all steps of the stage are the same
                 return steps * known[key]
             total += known[key]
         return total * steps / len(drawn)
 
     def of_all(self, stages: Sequence[Stage], begin: int = 0, first: int = 0, began: int = 0) -> float:
-        """Cost of the stages from `begin` on, all of their steps. Stage `begin` begins at step `first`."""
+        """Cost of all steps of stage `begin` and the later stages. Stage `begin` begins at step `first`."""
         total = 0.0
         for index in range(begin, len(stages)):
             began = first if stages[index].data == "restart" else began
@@ -77,8 +81,18 @@ class Meter:
             first += stages[index].steps
         return total
 
+    def course(self, stages: Sequence[Stage]) -> list[tuple[int, float]]:
+        """(step, cost until there) at the start of a run and at the end of each of its stages."""
+        found, began = [(0, 0.0)], 0
+        for index, stage in enumerate(stages):
+            first, cost = found[-1]
+            began = first if stage.data == "restart" else began
+            cost += self.of_stage(stages, index, first, stage.steps, began)
+            found.append((first + stage.steps, cost))
+        return found
+
     def spent(self, stages: Sequence[Stage], ends: Sequence[int]) -> float:
-        """Cost of the stages that ended at these steps."""
+        """Cost of the finished stages, which ended at these steps."""
         total, first, began = 0.0, 0, 0
         for index, end in enumerate(ends):
             began = first if stages[index].data == "restart" else began
@@ -91,8 +105,8 @@ def factor(budget: Budget, costs: StepCosts | None) -> float:
     """The cost of a reference second in the unit of a timed budget. Raises BadInput if the step costs do not fit it."""
     if costs is None:
         raise BadInput(
-            f"--config.budget={budget} needs the costs of steps: make them with the command costs, and give the file "
-            "as --config.costs"
+            f"--config.budget={budget} needs the costs of steps. Make their table, and give it as "
+            f"--config.costs={TABLE}:\n  {costs_command(sys.argv[2:], budget)}"
         )
     if not budget.chip:
         return 1.0
@@ -106,8 +120,17 @@ def factor(budget: Budget, costs: StepCosts | None) -> float:
     return hours * (TPUS[budget.chip].dollars or 0.0) if budget.unit == "usd" else hours
 
 
+def costs_command(argv: Sequence[str], budget: Budget) -> str:
+    """The command that makes the table for the run of a command line."""
+    given = [arg for arg in argv if re.match(r"--?config(=|\.(?!(budget|costs|steps)=))", arg)]
+    if not any(re.match("--?config=", arg) for arg in given):  # called from Python, for example
+        given = ["--config=CONFIG", "--config.data.dir=SHARDS"]
+    chip = [f"--topology={budget.chip}:1x1"] if budget.chip else []
+    return " ".join([command(), "costs", *map(shlex.quote, given), *chip, f"--out={TABLE}"])
+
+
 def resolved(settings: PretrainSettings, method: Method) -> PretrainSettings:
-    """The settings with the largest number of steps that its budget allows. Unchanged without a budget.
+    """The settings, with the largest number of steps that the budget allows. Unchanged without a budget.
 
     Raises BadInput if the budget does not allow a single step of every stage.
     """
@@ -126,11 +149,11 @@ def resolved(settings: PretrainSettings, method: Method) -> PretrainSettings:
     while (found := cost(guess)) is None and guess < 2**24:
         guess *= 2
     if found is None:
-        timeline.stages(with_steps(settings, guess), method)  # raises what is wrong with any number of steps
+        timeline.stages(with_steps(settings, guess), method)  # raises errors that do not depend on the number of steps
     each = (found or 1.0) / guess
     steps = most(cost, settings.budget.amount, each)
     if steps < 1:
-        raise BadInput(f"--config.budget={settings.budget} does not allow a single step, which costs {each:.4g}")
+        raise BadInput(f"--config.budget={settings.budget} does not allow even one step, which costs {each:.4g}")
     try:
         timeline.stages(with_steps(settings, steps), method)
     except BadInput as error:
@@ -167,10 +190,11 @@ def most(cost: Callable[[int], float | None], amount: float, each: float) -> int
 
 
 def replanned(meter: Meter, planned: Sequence[Stage], stages: Sequence[Stage], ends: Sequence[int]) -> list[Stage]:
-    """The timeline after the stages that ended at `ends`, with the rest fitted to what is left of the budget.
+    """The timeline, in which the unfinished stages are fitted to the rest of the budget.
 
-    planned: the timeline of the config. stages: the same with the widths that are known by now.
-    Nothing changes if the stages so far took the steps that were planned, and nothing had to be guessed.
+    planned: the timeline of the config. stages: the same with the widths that are known by now. ends: the steps at
+    which the finished stages ended. Nothing changes if the stages so far took the planned steps and no widths were
+    guessed.
     """
     index = len(ends)
     taken = np.diff([0, *ends]).tolist()
@@ -183,14 +207,14 @@ def replanned(meter: Meter, planned: Sequence[Stage], stages: Sequence[Stage], e
     total = sum(stage.steps for stage in planned[index:])
 
     def fitted(steps: int) -> list[Stage]:
-        """The timeline with `steps` steps from stage `index` on, shared as planned."""
+        """The timeline with `steps` steps for stage `index` and the later stages, in the planned proportions."""
         bounds = np.round(np.cumsum([0, *(stage.steps for stage in planned[index:])]) / total * steps).astype(int)
         found = list(stages)
         for i, count in enumerate(np.diff(bounds), start=index):
             found[i] = dataclasses.replace(stages[i], steps=int(count))
         for i in range(index, len(found)):
             schedule, skipped = stretched(planned, found, i), 0
-            if planned[i].skipped:  # the later part of a stage that was cut: all parts before it are stretched too
+            if planned[i].skipped:  # the later part of a stage that was cut: its earlier parts are stretched too
                 skipped = found[i - 1].skipped + found[i - 1].steps
             found[i] = dataclasses.replace(found[i], schedule=schedule, skipped=skipped)
         return found
@@ -203,7 +227,7 @@ def replanned(meter: Meter, planned: Sequence[Stage], stages: Sequence[Stage], e
 
 
 def stretched(planned: Sequence[Stage], fitted: Sequence[Stage], index: int) -> Schedule:
-    """The schedule of a stage, as long in proportion to what it counts from (the training or the stage) as planned."""
+    """A stage's schedule, stretched in the same proportion as the stage or the training whose steps it counts."""
     if planned[index].schedule_from == "stage":
         before, now = planned[index].steps, fitted[index].steps
     else:

@@ -36,7 +36,7 @@ def keep_programs():
 
 
 def remove_unfinished(folder: pathlib.Path):
-    """Removes unfinished entries that a killed process left. JAX would fail on them at every later write."""
+    """Removes unfinished entries that a killed process left. Otherwise, JAX would fail on them at every later write."""
     for entry in folder.glob("*-cache"):
         if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists():
             entry.unlink(missing_ok=True)

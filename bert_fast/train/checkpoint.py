@@ -1,7 +1,7 @@
-"""Checkpoints: Orbax arrays, a JSON description, and checksums that keep a run from using damaged files.
+"""Checkpoints: Orbax arrays, a JSON description, and checksums, so that a run does not use damaged files.
 
     checkpoints/STEP/arrays/          Orbax: step, params, frozen, optimizer, method
-    checkpoints/STEP/about.json       stage (with its program), position in the data, counts so far
+    checkpoints/STEP/about.json       a `Description`: stage, position in the data, counts so far, ...
     checkpoints/STEP/vocab.txt        the vocabulary's word pieces
     checkpoints/STEP/checksums.json   sha256 of every other file; written last
 
@@ -13,19 +13,26 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bert_fast import BadInput
+from bert_fast import BadInput, qkv
 from bert_fast.bert import Params
 from bert_fast.data.files import rename_synced
 from bert_fast.data.shards import sha256
-from bert_fast.train import description
+from bert_fast.train import description, orbax_messages
 from bert_fast.train.description import Description
 from bert_fast.train.step import TrainState, join
+
+T = TypeVar("T")
+TRIES = 5  # tries to read a checkpoint while a run deletes old ones
+DELETED = (
+    "was deleted while it was read, by a run that keeps only its newest checkpoints: give the run folder, or raise "
+    "--config.checkpoint.keep in that run"
+)
 
 
 def optimizer_name(path) -> str:
@@ -100,6 +107,7 @@ def not_finite(tree) -> str:
 
 
 def _checkpointer() -> ocp.Checkpointer:
+    orbax_messages.silence()
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
 
 
@@ -115,7 +123,7 @@ def _barrier(name: str):
 
 
 def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[int], warn=print) -> pathlib.Path:
-    """Writes `root/STEP`, then removes every other step that is not in `keep`; one that cannot be removed is reported.
+    """Writes `root/STEP`, then removes every other step that is not in `keep`, and reports those that it cannot remove.
 
     Raises BadInput if the state is not finite or cannot be written (a full disk, for example). Older
     checkpoints are untouched in that case.
@@ -137,9 +145,8 @@ def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[in
             files = sorted(path for path in part.rglob("*") if path.is_file())
             sums = {str(path.relative_to(part)): sha256(path) for path in files}
             (part / "checksums.json").write_text(json.dumps(sums, indent=1))
-            if final.exists():
-                discard(final)
-            rename_synced(part, final)
+            rename_synced(part, final, old := root / f"{step}.old")
+            shutil.rmtree(old, ignore_errors=True)
     except (OSError, ValueError) as error:
         shutil.rmtree(part, ignore_errors=True)
         reason = str(error).strip().splitlines()[0]
@@ -155,13 +162,13 @@ def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[in
         for other in set(steps(root)) - {step, *keep}:
             try:
                 discard(root / str(other))
-            except OSError as error:  # the run goes on: it only takes more space
-                warn(f"checkpoint {other} in {root} is not needed any more, but cannot be deleted: {error}")
+            except OSError as error:  # the run continues, but needs more space
+                warn(f"checkpoint {other} in {root} is no longer needed, but cannot be deleted: {error}")
     return final
 
 
 def discard(folder: pathlib.Path):
-    """Deletes a checkpoint. It is renamed first, so that a kill meanwhile does not leave a damaged one."""
+    """Deletes a checkpoint. Renames it first, so that a kill in between does not leave a damaged one."""
     old = folder.with_name(f"{folder.name}.old")
     folder.rename(old)
     shutil.rmtree(old)
@@ -171,7 +178,7 @@ def steps(root: pathlib.Path) -> list[int]:
     """Steps with a complete checkpoint, oldest first."""
     if not root.is_dir():
         return []
-    found = [path for path in root.iterdir() if path.name.isdigit() and (path / "checksums.json").is_file()]
+    found = [path for path in root.iterdir() if path.name.isdigit() and _is_complete(path)]
     return sorted(int(path.name) for path in found)
 
 
@@ -184,8 +191,11 @@ def damage(folder: pathlib.Path) -> str | None:
     for name, expected in sums.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if sha256(folder / name) != expected:
-            return f"{name} has changed since it was written"
+        try:
+            if sha256(folder / name) != expected:
+                return f"{name} has changed since it was written"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 
@@ -200,10 +210,19 @@ def newest(root: pathlib.Path, warn=print) -> pathlib.Path | None:
         problem = damage(root / str(step))
         if problem is None:
             return root / str(step)
+        if not _is_complete(root / str(step)):  # deleted in the meantime by a run, which has newer ones
+            return newest(root, warn)
         warn(f"checkpoint {root / str(step)} is damaged: {problem}; trying the previous one")
     if found:
         raise BadInput(f"every checkpoint in {root} is damaged: delete the folder to start again from step 0")
     return None
+
+
+def identity(folder: pathlib.Path | None) -> dict[str, str]:
+    """What distinguishes a checkpoint from others: its step, and a checksum over its checksums."""
+    if folder is None:
+        return {"step": "none"}
+    return {"step": folder.name, "sha256": sha256(folder / "checksums.json")}
 
 
 def find(path: str | pathlib.Path, warn=print) -> pathlib.Path:
@@ -212,8 +231,10 @@ def find(path: str | pathlib.Path, warn=print) -> pathlib.Path:
     Raises BadInput if there is none, or if the requested step is damaged.
     """
     path = pathlib.Path(path)
-    if (path / "checksums.json").is_file():
+    if _is_complete(path):
         problem = damage(path)
+        if problem and not _is_complete(path):
+            raise BadInput(f"{path} {DELETED}")
         if problem:
             raise BadInput(f"checkpoint {path} is damaged: {problem}; give another step or the run folder")
         return path
@@ -224,6 +245,28 @@ def find(path: str | pathlib.Path, warn=print) -> pathlib.Path:
             "finetune) or one of its checkpoints/STEP"
         )
     return found
+
+
+def read(path: str | pathlib.Path, use: Callable[[pathlib.Path], T], warn=print) -> T:
+    """The result of `use` for the checkpoint that `find` finds, or for a newer one if a run deletes it in the meantime.
+
+    Raises BadInput as `find` does, and if it is deleted and PATH names only this one.
+    """
+    for _ in range(TRIES):
+        folder = find(path, warn)
+        try:
+            return use(folder)
+        except Exception as error:  # Orbax has no single exception for this: each thread raises a different one
+            if _is_complete(folder):
+                raise
+            if folder == pathlib.Path(path):
+                raise BadInput(f"{folder} {DELETED}") from error
+            warn(f"checkpoint {folder} was deleted by a run in progress while it was read: reading the newest one")
+    raise BadInput(f"{path}: {TRIES} checkpoints {DELETED}")
+
+
+def _is_complete(folder: pathlib.Path) -> bool:
+    return (folder / "checksums.json").is_file()
 
 
 def about(folder: pathlib.Path) -> Description:
@@ -300,5 +343,6 @@ def restore_params(folder: pathlib.Path) -> Params:
             args=ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True),
         )
     params = jax.tree.map(np.asarray, join(restored["params"], restored.get("frozen", {})))
+    params = qkv.in_layers(qkv.join, params) if qkv.is_separate(params) else params
     refuse_not_finite(params, f"{folder} cannot be used")
     return params

@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from bert_fast.method import Program
 from bert_fast.plan import Route
+from bert_fast.train.compiler_options import Options, options_for
 from bert_fast.train.sharding import replicated, shard
-from bert_fast.train.step import TrainState
+from bert_fast.train.step import LARGEST, TrainState
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
@@ -34,10 +35,14 @@ def place(tree, mesh: Mesh):
 
 
 class Programs:
-    """Compiled train steps, keyed by `key_of`. Each is compiled once."""
+    """Compiled train steps, by the key from `key_of`. Each is compiled once.
 
-    def __init__(self, step: Callable, mesh: Mesh):
+    options: the compiler's options; None: those in compiler_options.py for the mesh's platform.
+    """
+
+    def __init__(self, step: Callable, mesh: Mesh, options: Options | None = None):
         self.step, self.mesh = step, mesh
+        self.options = options_for(mesh.devices.flat[0].platform) if options is None else options
         self.compiled: dict[Hashable, Callable] = {}
         self.coming: dict[Hashable, Future] = {}
         self.background = ThreadPoolExecutor(1, "compile")
@@ -52,15 +57,17 @@ class Programs:
         leaves, structure = jax.tree.flatten(state)
         return program, route.layers_R is not None, structure, tuple(leaf.shape for leaf in leaves)
 
-    def lower(self, program: Program, state, batch, route, learning_rate, seed):
+    def lower(self, program: Program, state, batch, route, learning_rate, seed, limit):
         """The train step of a program, lowered for arrays (or shapes with shardings) like these."""
         shardings = jax.tree.map(lambda x: x.sharding, state)
         jitted = jax.jit(
             functools.partial(self.step, program=program),
             donate_argnums=0,
             out_shardings=(shardings, NamedSharding(self.mesh, P())),
+            compiler_options=dict(self.options) or None,
         )
-        return jitted.lower(state, batch, route, learning_rate, seed)
+        with jax.set_mesh(self.mesh):  # kernels look it up: see attention/
+            return jitted.lower(state, batch, route, learning_rate, seed, limit=limit)
 
     def has(self, program: Program, state: TrainState, route: Route) -> bool:
         return self.key_of(program, state, route) in self.compiled
@@ -80,7 +87,8 @@ class Programs:
         """Compiles a program for these arguments, or waits for the compilation that `begin` started."""
         self.begin(program, *arguments)
         key = self.key_of(program, arguments[0], arguments[2])
-        self.compiled[key] = self.coming.pop(key).result()
+        self.compiled[key] = self.coming[key].result()
+        del self.coming[key]
 
     def cancel(self):
         """Drops the compilations that have not started. The one in progress finishes."""
@@ -90,13 +98,14 @@ class Programs:
         """Drops the compilations that have not started, and accepts no new ones."""
         self.background.shutdown(wait=False, cancel_futures=True)
 
-    def placed(self, state: TrainState, batch, route: Route, learning_rate: float, seed: int):
-        scalars = (np.float32(learning_rate), np.uint32(seed))
+    def placed(self, state: TrainState, batch, route: Route, learning_rate: float, seed: int, limit: float = LARGEST):
+        scalars = (np.float32(learning_rate), np.uint32(seed), np.float32(limit))
         return state, batch, *(place(tree, self.mesh) for tree in (route, *scalars))
 
     def __call__(self, program: Program, *arguments):
-        """Takes one step: (state, batch, route, learning_rate, seed) -> (state, metrics).
+        """Takes one step: (state, batch, route, learning_rate, seed, limit) -> (state, metrics).
 
         The program's plan must be packed, the program must have been added, and the route must fit the plan.
         """
-        return self.compiled[self.key_of(program, arguments[0], arguments[2])](*self.placed(*arguments))
+        *placed, limit = self.placed(*arguments)
+        return self.compiled[self.key_of(program, arguments[0], arguments[2])](*placed, limit=limit)

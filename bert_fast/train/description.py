@@ -20,7 +20,10 @@ from bert_fast.train.settings import Data, Evaluation
 # Format 1 had no number, stored optimizer and method state by position, and did not record whether a stage had ended.
 # Format 2 had other names for `counters`, and for fields of programs, spans and models.
 # Format 3 had no masking settings for the evaluation: it used the training's.
-FORMAT = 4
+# Format 4 had no mesh, no number of planned steps and no number of rows. It had no guard, and counted fewer times.
+# Query, key and value were separate leaves: state.py and checkpoint.py join them.
+# Format 5 did not record whether the run had waited for the checkpoint, because it always had.
+FORMAT = 6
 RENAMED = {
     "program": {"frozen": "frozen_paths"},
     "span": {"rows": "queries", "beside": "examples_per_row"},
@@ -53,6 +56,8 @@ class Description:
     fingerprint: identifies the held-out examples; see `evaluate.fingerprint`.
     init: the run whose weights this run started from. imported: see `hf.read.description`.
     task: the head of a fine-tuned model. scored: the results of its evaluations so far.
+    mesh: number of devices along each axis; {} if unknown. planned: number of steps in the config; None if unknown.
+    rows: number of rows in the run's `metrics.jsonl` at this step; None if unknown, or if there is no such file.
     """
 
     step: int
@@ -68,6 +73,9 @@ class Description:
     imported: Mapping[str, Any] | None = None
     task: TaskHead | None = None
     scored: tuple[Mapping[str, Any], ...] = ()
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    planned: int | None = None
+    rows: int | None = None
     version: str = __version__
     format: int = FORMAT
 
@@ -102,6 +110,8 @@ def read(folder: pathlib.Path) -> Description:
         found = from_format_1(found) if number == 1 else found
         found = from_format_2(found) if number <= 2 else found
         found = from_format_3(found) if number <= 3 else found
+        found = from_format_4(found) if number <= 4 else found
+        found = from_format_5(found) if number <= 5 else found
         return Description(
             **{field.name: found[field.name] for field in dataclasses.fields(Description)}
             | {
@@ -145,9 +155,21 @@ def from_format_2(found: dict) -> dict:
 
 
 def from_format_3(found: dict) -> dict:
-    """Converts a description of format 3 to the current format: evaluation used the masking of training."""
+    """Converts a description of format 3 to format 4: evaluation used the masking of training."""
     evaluation = found["eval"] and settings.evaluated_as_trained(found["data"]) | found["eval"]
-    return {**found, "eval": evaluation, "format": FORMAT}
+    return {**found, "eval": evaluation}
+
+
+def from_format_4(found: dict) -> dict:
+    """Converts a description of format 4 to format 5. Counts that it did not have are zero."""
+    new, old = Counters().to_json(), found["counters"]
+    counters = {**new, **old, "counts": new["counts"] | old["counts"], "times": new["times"] | old["times"]}
+    return {**found, "counters": counters, "mesh": {}, "planned": None, "rows": None}
+
+
+def from_format_5(found: dict) -> dict:
+    """Converts a description of format 5 to the current format."""
+    return {**found, "counters": {"waited": True} | found["counters"], "format": FORMAT}
 
 
 def stage_of_format_2(tree: dict) -> dict:

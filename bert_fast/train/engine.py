@@ -4,9 +4,11 @@ Pre-training (loop.py) and fine-tuning (tasks/) drive it. They differ in their o
 from, and in what they report.
 """
 
+import contextlib
 import dataclasses
 import math
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +23,8 @@ from bert_fast.train import state as states
 from bert_fast.train import timeline as timelines
 from bert_fast.train.compile import Programs, place
 from bert_fast.train.counters import Counters
+from bert_fast.train.guard import STRICT, BadSteps, Guard, past
+from bert_fast.train.replay import Replay
 from bert_fast.train.sharding import global_batch
 from bert_fast.train.step import TrainState, join
 
@@ -30,13 +34,7 @@ ROWS = ("ids", "types", "positions", "segments", "tags")  # arrays of a batch wi
 # (the timeline with the widths known so far, steps at which stages ended) -> the timeline to follow from here.
 Replan = Callable[[Sequence[Stage], Sequence[int]], list[Stage]]
 
-
-class NotFinite(ArithmeticError):
-    """The loss or gradient of a step is NaN or infinite."""
-
-    def __init__(self, step: int, loss: float, gradient_norm: float):
-        values = f"loss {loss}, gradient norm {gradient_norm}"
-        super().__init__(f"the loss or gradient of step {step} is not finite ({values})")
+Waits = Callable[[str], contextlib.AbstractContextManager]
 
 
 class BatchSource(NamedTuple):
@@ -70,14 +68,21 @@ class Engine:
         dense_model,
         seed: int,
         initial: Callable[[], Params],
+        guard: Guard = STRICT,
+        say: Callable[[str], None] = lambda line: None,
     ):
-        """Sets up all but the state; call `begin` or `resume` next. `initial()` returns the parameters of step 0."""
+        """Sets up all but the state; call `begin` or `resume` next. `initial()` returns the parameters of step 0.
+
+        say: called with a line about each step that is skipped.
+        """
         self.method, self.optimizer, self.programs, self.source = method, optimizer, programs, source
         self.timeline, self.dense_model = list(timeline), dense_model
         self.seed, self.initial, self.mesh = seed, initial, programs.mesh
+        self.waits: Waits = lambda kind: contextlib.nullcontext()  # wraps each wait: input, compile or step
+        self.replay: Replay | None = None
         self.replan: Replan = lambda stages, ends: list(stages)  # a run with a budget has another
         self.counters, self.step, self.looked = Counters(), 0, 0
-        self.loader: Any = None
+        self.guard, self.say, self.loader = guard, say, None
         self.pending: tuple[Program, Sequence[float], Any] | None = None
 
     def begin(self, params: Params):
@@ -87,7 +92,7 @@ class Engine:
     def resume(self, folder: pathlib.Path, settled: Sequence[Stage], counters: Counters):
         """Continues from a checkpoint. `settled`: its stages, up to and including the current one."""
         self.counters = counters
-        for index, stage in enumerate(settled):  # as when the stages were entered, one after the other
+        for index, stage in enumerate(settled):  # as if the stages were entered one after the other
             self.timeline[index] = stage
             self.timeline = self.replan(self.timeline, counters.ends[:index])
             self.timeline[index] = stage
@@ -102,6 +107,10 @@ class Engine:
 
     def is_last_stage(self) -> bool:
         return self.counters.stage + 1 == len(self.timeline)
+
+    def planned_steps(self) -> int:
+        """The number of steps at the end of the run, as planned so far."""
+        return self.counters.stage_began + sum(stage.steps for stage in self.timeline[self.counters.stage :])
 
     def stage_is_over(self) -> bool:
         """Whether the stage has taken its last step, or a method has ended it."""
@@ -121,7 +130,9 @@ class Engine:
         return self.stage.learning_rate(self.clock(step), step - self.counters.stage_began)
 
     def advance(self) -> bool:
-        """Takes one step, in the next stage if this one is over. Returns False at the end of the last stage."""
+        """Takes one step. If the stage is over, enters the next one first. Returns False at the end of the last
+        stage.
+        """
         while self.stage_is_over():
             if self.is_last_stage():
                 return False
@@ -133,28 +144,65 @@ class Engine:
     def train_step(self):
         """Dispatches a step, then waits for the previous step and counts it."""
         counters, order = self.counters, self.source.order(self.stage)
+        begin = past(counters.avoided, order, index := counters.data.setdefault(order, 0))
+        if begin > index:
+            self.close()
         if self.loader is None:
-            self.loader = self.source.batches(self.stage, counters.data.setdefault(order, 0))
-        next_index, arrays = next(self.loader)
+            self.loader = self.source.batches(self.stage, begin)
+        began = time.monotonic()
+        with self.waits("input"):
+            next_index, arrays = next(self.loader)
+        counters.times["input_seconds"] += time.monotonic() - began
         batch = global_batch(arrays, self.mesh)
         if self.step >= self.looked:
             self.look_ahead(batch)
         program, route, on_L = self.drawn(self.step, batch["ids"].shape[1])
-        arguments = (self.state, batch, route, self.learning_rate(self.step), self.seed)
-        if not self.programs.has(program, self.state, route):
-            self.settle()
-            counters.lap("seconds")
-            self.programs.add(program, *arguments)
-            counters.lap("compile_seconds")
-        self.state, metrics = self.programs(program, *arguments)
+        limit = counters.limits[self.pending is not None]
+        arguments = (self.state, batch, route, self.learning_rate(self.step), self.seed, limit)
+        if self.replay is not None and self.replay.due(self.step):
+            metrics = self.replayed(self.replay, next_index, program, *arguments)
+        else:
+            metrics = self.dispatched(program, *arguments)
         self.settle()
         self.pending = (program, on_L, metrics)
         self.step += 1
         counters.data[order] = next_index
+        if self.replay is not None and self.replay.due(self.step):
+            self.replay.carry(self.state)
+
+    def dispatched(self, program: Program, *arguments):
+        """Takes a step without waiting for it; returns its metrics."""
+        if not self.programs.has(program, self.state, arguments[2]):
+            with self.compiling():
+                self.programs.add(program, *arguments)
+        with self.waits("step"):  # some devices block here until the previous step is done
+            self.state, metrics = self.programs(program, *arguments)
+        return metrics
+
+    def replayed(self, replay: Replay, next_index: int, program: Program, *arguments):
+        """Takes a step and checks it: see replay.py. Returns its metrics. Raises Corrupted."""
+        self.settle()
+        key = self.programs.key_of(program, self.state, arguments[2])
+        placed = self.programs.placed(*arguments)
+        if not replay.has(key):
+            with self.compiling():
+                replay.add(key, program, placed)
+        with self.waits("step"):
+            self.state, metrics = replay.step(key, self.step + 1, placed, self.stage, next_index)
+        return metrics
+
+    @contextlib.contextmanager
+    def compiling(self):
+        """Counts the block as time spent on compiling."""
+        self.settle()
+        self.counters.lap("seconds")
+        with self.waits("compile"):
+            yield
+        self.counters.lap("compile_seconds")
 
     def drawn(self, step: int, seq_len: int) -> tuple[Program, Route, list[float]]:
-        """What a step of the current stage runs on examples of length `seq_len`: the program, the route, and for each
-        layer the share of micro-batches that run it.
+        """What a step of the current stage runs for examples of length `seq_len`: the program, the route, and each
+        layer's share of micro-batches that run it.
         """
         rng = timelines.rng_of(self.seed, step)
         program, route, on_L = timelines.drawn(self.method, self.stage, self.clock(step), rng)
@@ -175,21 +223,41 @@ class Engine:
         self.looked = end
 
     def settle(self):
-        """Waits for the step in flight, if any, and counts it. Raises NotFinite."""
+        """Waits for the step in flight, if any, and counts it. Raises BadSteps after too many skipped steps."""
         if self.pending is None:
             return
         (program, on_L, metrics), self.pending = self.pending, None
-        sums = {key: float(value) for key, value in jax.device_get(metrics).items()}
-        if not math.isfinite(sums["loss"] + sums["gradient_norm"]):
-            raise NotFinite(self.step, sums["loss"], sums["gradient_norm"])
-        self.counters.add(
-            {**sums, "layers_run": sum(on_L)},
+        with self.waits("step"):
+            sums = {key: float(value) for key, value in jax.device_get(metrics).items()}
+        weights, kept, norm = sums.pop("parameter_norm"), sums.pop("kept"), sums["gradient_norm"]
+        if not math.isfinite(weights):
+            raise BadSteps(f"the norm of the parameters is not finite ({weights}) after step {self.step}")
+        if kept:
+            self.counters.add({**sums, "layers_run": sum(on_L)}, norm)
+        else:
+            self.skip(sums["loss"], norm)
+        self.counters.set_limit(self.guard)
+        self.counters.count(
             examples=int(sums.get("examples", program.batch_size)),
             tokens_real=int(sums["tokens_real"]),
             tokens_padded=program.batch_size * program.seq_len,
             flops=step_flops(program, on_L).executed,
             flops_dense=dense_equivalent(program, self.dense_model),
         )
+
+    def skip(self, loss: float, norm: float):
+        """Counts a step that was not kept. Raises BadSteps after too many."""
+        counters, guard = self.counters, self.guard
+        counters.streak += 1
+        counters.count(skipped_steps=1)
+        if math.isfinite(loss + norm):
+            why = f"the gradient norm of step {self.step} is {norm:.4g}, far above the recent ones"
+        else:
+            why = f"the loss or gradient of step {self.step} is not finite (loss {loss}, gradient norm {norm})"
+        if counters.streak >= guard.in_a_row or counters.counts["skipped_steps"] > guard.most:
+            row = f", the last of {counters.streak} such steps in a row" if counters.streak > 1 else ""
+            raise BadSteps(why + row)
+        self.say(f"{why}: the step is skipped")
 
     def observe(self):
         """Calls the methods' `observe` every `ask_every` steps of the stage. It may end the stage."""
@@ -208,6 +276,8 @@ class Engine:
             self.state, self.method, old, new, self.initial, self.optimizer, self.seed, self.mesh
         )
         self.timeline[self.counters.stage + 1] = new
+        if self.replay is not None:
+            self.replay.carried = None  # the surgery has changed the parameters
         self.counters.end_stage(self.step, new.data == "restart")
         self.timeline = self.replan(self.timeline, self.counters.ends)
         self.close()

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from bert_fast.bert import Params
 from bert_fast.data import batches, masking, shards
 from bert_fast.method import Program
-from bert_fast.plan import at_length, whole
+from bert_fast.plan import at_length, drops_tokens, whole
 from bert_fast.train.inputs import evaluation_settings
 from bert_fast.train.objective import means
 from bert_fast.train.settings import Data, Evaluation
@@ -19,7 +19,9 @@ from bert_fast.train.sharding import global_batch
 
 
 def fingerprint(manifest: dict, data: Data, settings: Evaluation) -> str:
-    """Short hash of all that a held-out loss depends on, except the model. Compare only losses with equal hashes."""
+    """Short hash of everything that a held-out loss depends on, except the model. Compare only losses with equal
+    hashes.
+    """
     parts = {"shards": manifest["fingerprint"], "objective": data.objective, **dataclasses.asdict(settings)}
     parts = {key: value for key, value in parts.items() if key not in ("every", "batch_size")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
@@ -45,6 +47,14 @@ class Evaluator:
         step = jax.jit(eval_step, static_argnames="program", out_shardings=NamedSharding(mesh, P()))
         self.step, self.held_out, self.mesh = step, held_out, mesh
 
+    def full_and_dropping(self, params: Params, frozen: Params, method_state, program: Program) -> dict[str, float]:
+        """Like `full`. If the program drops tokens, also the MLM loss and accuracy without them (`_dropping`)."""
+        means = self.full(params, frozen, method_state, program)
+        if drops_tokens(program.plan):
+            restricted = self(params, frozen, method_state, program)
+            means |= {f"{key}_dropping": restricted[key] for key in ("mlm_loss", "mlm_accuracy")}
+        return means
+
     def full(self, params: Params, frozen: Params, method_state, program: Program) -> dict[str, float]:
         """`loss` and its parts in nats, and accuracies, over all held-out examples. All layers and tokens take part."""
         return self(params, frozen, method_state, dataclasses.replace(program, plan=whole(program.model.depth)))
@@ -57,7 +67,8 @@ class Evaluator:
         total: dict[str, float] = {}
         for batch in self.held_out:
             batch = global_batch(batch, self.mesh)
-            sums = jax.device_get(self.step(params, frozen, method_state, batch, program=program))
+            with jax.set_mesh(self.mesh):  # kernels look it up: see attention/
+                sums = jax.device_get(self.step(params, frozen, method_state, batch, program=program))
             total = {key: total.get(key, 0.0) + float(value) for key, value in sums.items()}
         parts = means(total)
         loss = parts["mlm_loss"] + parts.get("nsp_loss", 0.0)

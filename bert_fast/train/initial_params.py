@@ -1,5 +1,8 @@
 """The initial parameters of a run: random, or taken from another run."""
 
+import functools
+import pathlib
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -9,6 +12,11 @@ from bert_fast.bert import Params
 from bert_fast.train import checkpoint
 from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.sharding import shard
+
+
+def first(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: Mesh) -> Params:
+    """The parameters at step 0: another run's parameters if the settings name one, else random ones."""
+    return warm(settings, model, manifest, mesh) if settings.init else fresh(model, settings.seed, mesh)
 
 
 def fresh(model: bert.Config, seed: int, mesh: Mesh) -> Params:
@@ -23,11 +31,14 @@ def warm(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: M
 
     Raises BadInput if its model or its vocabulary differs.
     """
-    folder = checkpoint.find(settings.init)
+    return checkpoint.read(settings.init, functools.partial(_warm, settings, model, manifest, mesh))
+
+
+def _warm(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: Mesh, folder: pathlib.Path) -> Params:
     about = checkpoint.about(folder)
     if about.vocab.fingerprint != manifest["vocab"]["sha256"]:
         raise BadInput(
-            f"--config.init={settings.init} has another vocabulary than the shards in {settings.data.dir}: "
+            f"--config.init={settings.init} has a different vocabulary from the shards in {settings.data.dir}: "
             "prepare the shards with that run's vocabulary (--vocab=FILE)"
         )
     if about.task is not None:
@@ -45,7 +56,7 @@ def warm(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: M
         if len(set(theirs.widths_L)) > 1 or not theirs.tied:
             remedy = "its layers differ in width, or its head has its own word table: a new run cannot start from it"
         raise BadInput(f"--config.init={settings.init} holds a different model ({lines}): {remedy}")
-    # Fold in the parameters that methods added, so that this run starts from a plain model.
+    # Fold the parameters that methods added into the others, so that this run starts from a plain model.
     params, _ = methods.make(about.methods).weights(checkpoint.restore_params(folder))
     params = {name: leaf for name, leaf in params.items() if name != "next" or model.pooler}
     # The other run's word table may have more or fewer rows of padding than this model's.

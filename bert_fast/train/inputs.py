@@ -1,5 +1,9 @@
 """Which examples a run reads from its shards."""
 
+from collections.abc import Mapping
+
+import jax
+
 from bert_fast.data import batches, masking, shards
 from bert_fast.data.examples import ExampleSettings
 from bert_fast.method import Stage
@@ -14,7 +18,7 @@ def evaluation_settings(objective: str, settings: Evaluation) -> ExampleSettings
 
 
 def room(settings: PretrainSettings) -> int:
-    """Number of positions that training examples spread over: the length of the longest phase; 0: no spreading."""
+    """Number of positions over which training examples are spread: the length of the longest phase; 0: no spreading."""
     return max(phase.seq_len for phase in settings.phases) if settings.data.random_positions else 0
 
 
@@ -28,6 +32,24 @@ def training_examples(settings: PretrainSettings, stage: Stage) -> batches.Examp
     rows = batches.training_examples(split, vocab, made, settings.seed)
     batches.check_batch(rows, stage.program.batch_size)
     return rows
+
+
+def batches_of(rows_of: Mapping[str, batches.ExampleSource], workers: int, stage: Stage, index: int):
+    """This process's part of each batch of a stage, starting at example `index` of the stage's order."""
+    return batches.batches(
+        rows_of[order_of(stage)],
+        stage.program.batch_size,
+        start=index,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=workers,
+    )
+
+
+def batch_again(rows_of: Mapping[str, batches.ExampleSource], stage: Stage, end: int) -> batches.Batch:
+    """This process's part of the batch whose last example has index `end` - 1 in the stage's order."""
+    size, index, count = stage.program.batch_size, jax.process_index(), jax.process_count()
+    return batches.batch_at(rows_of[order_of(stage)], size, end - size, process_index=index, process_count=count)
 
 
 def order_of(stage: Stage) -> str:

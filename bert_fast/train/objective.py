@@ -18,14 +18,15 @@ def totals(program: Program, batch):
     return jnp.maximum(jnp.sum(batch["weights"]), 1)
 
 
-def loss(program: Program, params: Params, frozen: Params, micro, predictions, route: Route, key):
+def loss(program: Program, params: Params, frozen: Params, micro, predictions, route: Route, draws):
     """A micro-batch's part of the batch's loss (nats), and its per-example losses.
 
     The batch's loss is the mean MLM loss of its predictions plus, with next-sentence labels, the mean next-sentence
     loss of its examples.
     """
-    x_BSD = bert.encode(program.model, params, frozen, micro, program.plan, route, key)
-    losses = bert.losses(program.model, params, frozen, x_BSD, micro)
+    x_BSD = bert.encode(program.model, params, frozen, micro, program.plan, route, draws)
+    fused = program.model.dtype == "bfloat16"  # in float32 and in evaluation, losses are exact
+    losses = bert.losses(program.model, params, frozen, x_BSD, micro, fused)
     total = jnp.sum(losses.mlm_BP * micro["weights"]) / predictions
     if losses.next_B is not None:
         total = total + jnp.sum(losses.next_B) / program.batch_size
@@ -35,7 +36,7 @@ def loss(program: Program, params: Params, frozen: Params, micro, predictions, r
 def sums(program: Program, losses: Losses, batch) -> dict:
     """Float32 sums over a batch, with their denominators, so that the sums of several batches can be added.
 
-    Predictions behind [MASK] are also summed separately. Half of the other predictions are of words that are still in
+    Predictions at [MASK] are also summed separately. Half of the other predictions are of words that are still in
     the text: by copying them, a model gains half a nat before it has learned anything about language.
     """
     ids_BP = jnp.take_along_axis(batch["ids"], batch["slots"], axis=1)
@@ -48,6 +49,8 @@ def sums(program: Program, losses: Losses, batch) -> dict:
         "predictions": jnp.sum(batch["weights"]),
         "tokens_real": jnp.sum(batch["segments"] != 0),
     }
+    if losses.capped_BP is not None:
+        result["capped"] = jnp.sum(losses.capped_BP.astype(jnp.float32) * batch["weights"])
     if losses.next_B is not None:
         # Examples that only fill up the last batch have no real token and no label.
         real_B = (batch["segments"] != 0).any(1)
@@ -61,13 +64,15 @@ PRETRAINING = Objective(totals, loss, sums)
 
 
 def means(sums: dict[str, float]) -> dict[str, float]:
-    """Losses in nats and accuracies from `sums`. `mask_loss` covers only the words behind [MASK]."""
+    """Losses in nats and accuracies from `sums`. `mask_loss` covers only the words hidden by [MASK]."""
     predictions = max(sums["predictions"], 1)
     row = {
         "mlm_loss": sums["mlm_sum"] / predictions,
         "mask_loss": sums["mask_sum"] / max(sums["masks"], 1),
         "mlm_accuracy": sums["mlm_correct"] / predictions,
     }
+    if sums.get("capped"):
+        row["capped_predictions"] = sums["capped"]
     if "next_sum" in sums:
         rows = max(sums["rows"], 1)
         row |= {"nsp_loss": sums["next_sum"] / rows, "nsp_accuracy": sums["next_correct"] / rows}

@@ -1,4 +1,6 @@
-"""AdamW, LAMB and Muon for stacked layers. They give a direction; the train step multiplies it by the learning rate."""
+"""AdamW, LAMB and Muon for stacked layers. They compute a direction, which the train step multiplies by the learning
+rate.
+"""
 
 import dataclasses
 import math
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from bert_fast import BadInput
+from bert_fast import BadInput, qkv
 from bert_fast.bert import Params
 
 # Only these leaves get weight decay and a trust ratio: google-research/bert excludes LayerNorm and biases from
@@ -92,13 +94,15 @@ def scale_by_muon(settings: Optimizer) -> optax.GradientTransformation:
     The direction of a matrix is its Nesterov momentum, orthogonalised by five Newton-Schulz steps (Jordan et al. 2024,
     kellerjordan.github.io/posts/muon) and scaled to `matrix_rms`. Narrow layers are padded with
     zero rows and columns; these stay zero and do not affect the rest. The second moment of a matrix is not used and
-    stays zero. It is kept so that growth and pruning can treat all moments alike.
+    stays zero. It is kept so that growth and pruning can treat all moments the same.
     """
     adam: Any = scale_by_adam(settings)
     momentum = settings.momentum
 
     def update(updates, state, params=None):
         by_adam, moved = adam.update(updates, state, params)
+        trees = (updates, by_adam, state.mu, moved.mu, state.nu, moved.nu)
+        updates, *others = (qkv.in_layers(qkv.separate, tree) for tree in trees)
 
         def leaf(path, gradient, direction, mu_before, mu, nu_before, nu):
             if path[0].key != "layers" or path[-1].key != "kernel":
@@ -108,10 +112,9 @@ def scale_by_muon(settings: Optimizer) -> optax.GradientTransformation:
             inputs, outputs = MATRICES[path[-2].key]
             return orthogonal(nesterov, inputs, outputs, settings.matrix_rms), mu, nu_before
 
-        trees = (updates, by_adam, state.mu, moved.mu, state.nu, moved.nu)
-        found = jax.tree_util.tree_map_with_path(leaf, *trees)
-        structure = jax.tree.structure(updates)
-        direction, mu, nu = jax.tree.transpose(structure, jax.tree.structure((0, 0, 0)), found)
+        found = jax.tree_util.tree_map_with_path(leaf, updates, *others)
+        changed = jax.tree.transpose(jax.tree.structure(updates), jax.tree.structure((0, 0, 0)), found)
+        direction, mu, nu = (qkv.in_layers(qkv.join, tree) for tree in changed)
         return direction, Moments(moved.count, mu, nu)
 
     return optax.GradientTransformation(adam.init, update)
@@ -137,7 +140,8 @@ def decayed(params: Params) -> Params:
 
 def scale_by_trust_ratio() -> optax.GradientTransformation:
     """LAMB's ratio ||w|| / ||r|| per tensor, 1 if either norm is 0 (arXiv 1904.00962; phi is the identity, as in
-    tf-models-official's lamb.py). A stacked leaf holds one tensor per layer, so its norms are per layer.
+    tf-models-official's lamb.py). A stacked leaf holds one tensor per layer, so its norms are per layer. Query, key and
+    value have separate norms.
     """
 
     def scaled(path, direction, param):
@@ -150,7 +154,8 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
         return direction * jnp.where(defined, w_norm / jnp.where(defined, r_norm, 1), 1)
 
     def update(updates, state, params=None):
-        return jax.tree_util.tree_map_with_path(scaled, updates, params), state
+        updates, params = (qkv.in_layers(qkv.separate, tree) for tree in (updates, params))
+        return qkv.in_layers(qkv.join, jax.tree_util.tree_map_with_path(scaled, updates, params)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

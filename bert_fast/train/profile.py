@@ -1,35 +1,44 @@
-"""A trace of a few steps: which operations ran when, on the host and on the devices."""
+"""A trace of a few steps of a run: which operations ran when, on the host and on the devices."""
 
 import pathlib
 
-import clu.profiler
+import jax
 
-AFTER = 5  # steps of this process before the trace: the first ones wait for compilation and for the loader
+from bert_fast.train import report
+
+STEPS = 3  # enough to see repetition, and few enough for a viewer
 
 
 class Profile:
-    """Traces `steps` steps of a run that begins or continues at step `first`, into a folder; none if `steps` is 0.
+    """Traces STEPS steps, beginning with step `begin`, into a folder; none if `begin` is None.
 
-    Other stages and numbers of layers that compile within the traced steps show up in the trace.
+    TensorBoard's profiler reads the folder, and Perfetto the file perfetto_trace.json.gz in it. Programs that compile
+    within the traced steps show up in the trace.
     """
 
-    def __init__(self, folder: pathlib.Path, first: int, steps: int):
-        self.folder, self.begin, self.end = folder, first + AFTER, first + AFTER + steps
-        self.tracing = False
+    def __init__(self, folder: pathlib.Path, begin: int | None):
+        self.folder, self.begin = folder, begin
+        self.tracing = self.traced = False
 
     def at(self, step: int) -> bool:
         """Whether the trace begins or ends before `step` is taken. The caller then waits for the step in flight."""
-        return self.begin < self.end and step in (self.begin, self.end)
+        return self.begin is not None and step == self.begin + (STEPS if self.tracing else 0)
 
     def switch(self):
         """Begins the trace, or ends it."""
         if self.tracing:
-            clu.profiler.stop()
+            jax.profiler.stop_trace()
         else:
-            clu.profiler.start(str(self.folder))
-        self.tracing = not self.tracing
+            jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
+        self.tracing, self.traced = not self.tracing, True
+
+    def explain(self, first: int, end: int):
+        """If a trace was requested but not made, says why. The process took the steps `first` to `end` - 1."""
+        if self.begin is not None and not self.traced:
+            took = f"this process took the steps {first} to {end - 1}"
+            report.say(f"no step was traced: {took}, and --profile={self.begin} is not among them")
 
     def close(self):
-        """Ends a trace that the run's end cut short."""
+        """Ends a trace that the end of the run interrupts."""
         if self.tracing:
             self.switch()

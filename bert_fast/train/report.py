@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import platform
+import shlex
 import sys
 import time
 
@@ -10,20 +11,23 @@ import clu.parameter_overview
 import jax
 from jax.sharding import Mesh
 
-from bert_fast import STARTED, __version__, command
+from bert_fast import STARTED, __version__, attention, command
 from bert_fast.cost.flops import dense_equivalent
 from bert_fast.cost.utilisation import utilisation
+from bert_fast.data import sample_sentence
 from bert_fast.method import Method
-from bert_fast.train import checkpoint, timeline
+from bert_fast.train import checkpoint, goodput, timeline
 from bert_fast.train.counters import Counters
 from bert_fast.train.engine import Engine
 from bert_fast.train.log import clock, counted
 from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.step import join
 
+MANY_PASSES = 200  # BERT read its corpus 40 times (Devlin et al. 2019, A.2)
+
 
 def say(line: str):
-    """Prints a line for people, on standard error: standard output is for results."""
+    """Prints a line on standard error, because standard output is for results."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -54,6 +58,10 @@ def plan(settings: PretrainSettings, method: Method, engine: Engine, manifest: d
         + (f", methods {', '.join(name for name, _ in settings.methods)}" if settings.methods else "")
         + f"\non {devices(engine.mesh)}, from {settings.data.dir} ({tokens:,} training tokens), into {workdir}"
     )
+    platform, backends = engine.mesh.devices.flat[0].platform, {}
+    for program in (stage.program for stage in stages):
+        backends |= dict.fromkeys(attention.backends(program.model, program.plan, program.seq_len, platform))
+    say("attention: " + "; ".join(f"{name} ({reason})" for name, reason in backends))
     for index, stage in enumerate(stages):
         program, length = stage.program, counted(stage.steps, "step")
         flops = timeline.flops_of(timeline.draws(method, stage, timeline.clocks(stages, index)))
@@ -65,8 +73,30 @@ def plan(settings: PretrainSettings, method: Method, engine: Engine, manifest: d
             + (f", {flops / dense:.0%} of dense" if abs(flops / dense - 1) > 1e-9 else "")
             + (" (widths guessed: the search decides)" if stage.guess else "")
         )
+    passes = sum(stage.steps * stage.program.batch_size * stage.program.seq_len for stage in stages) / max(tokens, 1)
+    if passes > MANY_PASSES:
+        say(
+            f"WARNING: the run reads the corpus {passes:,.0f} times. A shorter one: --config.budget=tokens:"
+            f"{20 * tokens:.0e}, or --config.steps"
+        )
+    if (warmup := settings.schedule.warmup) * 2 > settings.steps:
+        say(
+            f"WARNING: the learning rate rises for {warmup:,} of {settings.steps:,} steps, so it is low for most of "
+            "them. Lower --config.learning_rate.warmup_steps (below 1, it is a share of the steps)"
+        )
     if engine.step:
         say(f"continuing at step {engine.step:,}")
+
+
+def course(method: Method, engine: Engine) -> list[tuple[int, float]]:
+    """(step, FLOPs until there) at the start of a run and at the end of each stage, as far as they are known by now."""
+    found, ends = [(0, 0.0)], engine.counters.ends
+    for index, stage in enumerate(engine.timeline):
+        step, spent = found[-1]
+        end = ends[index] if index < len(ends) else step + stage.steps
+        flops = timeline.flops_of(timeline.draws(method, stage, timeline.clocks(engine.timeline, index)))
+        found.append((end, spent + (end - step) * flops))
+    return found
 
 
 def advice(problem: str, root: pathlib.Path) -> str:
@@ -98,6 +128,7 @@ def summary(
         "flops_per_second": counters.counts["flops"] / seconds,
         "peak_flops_per_second": peak,
         **utilisation(counters.counts, seconds, peak),
+        **goodput.summary(counters),
         "devices": devices(mesh),
         "versions": {"bert_fast": __version__, "jax": jax.__version__, "python": platform.python_version()},
         "model": dataclasses.asdict(settings.model),
@@ -106,12 +137,12 @@ def summary(
     return result
 
 
-def farewell(summary: dict, workdir: pathlib.Path):
-    """Prints what happened, where the files are, and what to try next."""
+def farewell(summary: dict, workdir: pathlib.Path, data: str):
+    """Prints what happened, where the files are, and what to try next. data: the shards, for a held-out sentence."""
     times = ", ".join(f"{clock(summary[key])} {word}" for key, word in (
         ("seconds", "training"), ("compile_seconds", "compiling"), ("eval_seconds", "evaluating"),
-        ("save_seconds", "saving"),
-    ))  # fmt: skip
+        ("save_seconds", "saving"), ("restore_seconds", "restoring"), ("wasted_seconds", "lost"),
+    ) if round(summary[key]) or key == "seconds")  # fmt: skip
     held_out = f", held-out MLM loss {summary['valid']['mlm_loss']:.4f} nats" if summary["valid"] else ""
     used = f", {summary['utilisation']:.0%} of peak" if "utilisation" in summary else ""
     say(
@@ -119,5 +150,5 @@ def farewell(summary: dict, workdir: pathlib.Path):
         f"({summary['tokens_real_per_second']:,.0f} tokens per second{used})\n"
         f"  {workdir}/summary.json, metrics.jsonl, checkpoints/{summary['steps']}\n"
         f"try: {command()} evaluate --checkpoint={workdir}\n"
-        f'     {command()} fill-mask --checkpoint={workdir} "The capital of France is [MASK]."'
+        f"     {command()} fill-mask --checkpoint={workdir} {shlex.quote(sample_sentence.masked(data))}"
     )

@@ -6,17 +6,20 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bert_fast import BadInput, methods
+from bert_fast import BadInput, activations, attention, methods
 from bert_fast.cost import budget
 from bert_fast.cost.budget import Budget
-from bert_fast.layers import ACTIVATIONS, Config
+from bert_fast.layers import Config
 from bert_fast.schedule import DECAYS, Schedule
 from bert_fast.train import optim, sinks, step_costs
+from bert_fast.train.guard import Guard
 from bert_fast.train.optim import Optimizer
 from bert_fast.train.step_costs import StepCosts
+from bert_fast.train.watchdog import Limits
 
 MOST_STEPS = 2**31 - 1  # the step is counted in 32 bits
 MOST_LAYERS = 1_000
+RECOMPUTE = ("none", "attention", "block")
 NOT_NEGATIVE = ("warmup_steps", "peak", "start", "end", "power", "rate")  # of the learning rate
 RENAMED = {"model.hidden": "model.mlp_dim"}
 
@@ -65,10 +68,12 @@ class Checkpoints:
     """When to save, and what to keep.
 
     every: steps between checkpoints; 0: only at the end and on interruption. keep: number of newest checkpoints kept.
+    minutes: a checkpoint is also written this long after the last one; 0: never.
     """
 
     every: int
     keep: int
+    minutes: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +89,8 @@ class Mesh:
 class PretrainSettings:
     """One run.
 
-    phases: in order; their shares sum to 1. methods: (name, arguments). sinks: see sinks.py. profile: see profile.py.
+    phases: in order; their shares sum to 1. methods: (name, arguments). sinks: see sinks.py. profile: the first step to
+    trace, None for no trace. extend: see `resume.extended`; "" if the run may not get more steps.
     """
 
     seed: int
@@ -105,8 +111,12 @@ class PretrainSettings:
     measure_peak: bool
     budget: Budget | None = None
     costs: StepCosts | None = None
+    replay_every: int = 0
+    guard: Guard = dataclasses.field(default_factory=Guard)
+    watchdog: Limits = dataclasses.field(default_factory=Limits)
     sinks: tuple[str, ...] = ("tensorboard",)
-    profile: int = 0
+    extend: str = ""
+    profile: int | None = None
 
 
 def renamed() -> dict[str, str]:
@@ -127,7 +137,7 @@ def current_keys(config: Mapping[str, Any]) -> dict:
 
 
 def evaluated_as_trained(data: Mapping[str, Any]) -> dict:
-    """The evaluation's masking settings in a run that is older than these keys: the same as in training."""
+    """The evaluation's masking settings in a run from before these keys existed: the same as in training."""
     return {key: data[key] for key in ("masked_share", "whole_word", "short_seq_prob") if key in data}
 
 
@@ -145,6 +155,16 @@ def finite(config: Mapping[str, Any], prefix: str = "--config."):
             finite(value, f"{prefix}{key}.")
         elif isinstance(value, float) and not math.isfinite(value):
             raise BadInput(f"{prefix}{key}={value}: expected a finite number")
+
+
+def check_optimizer(optimizer: Optimizer):
+    """Raises BadInput for an unknown optimizer, or a value that is out of range."""
+    optim.make(optimizer)
+    never_negative = ("clip_norm", "matrix_rms", "eps", "weight_decay")
+    at_least({f"optimizer.{name}": (getattr(optimizer, name), 0) for name in never_negative})
+    for name in ("b1", "b2", "momentum"):
+        if not 0 <= (decay := getattr(optimizer, name)) < 1:
+            raise BadInput(f"--config.optimizer.{name}={decay}: expected a number of at least 0 and below 1")
 
 
 def choice(name: str, value: str, known) -> str:
@@ -199,8 +219,11 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> P
     special_ids = tuple(vocab["special_ids"][f"[{name}]"] for name in ("PAD", "UNK", "CLS", "SEP", "MASK"))
     model = Config(vocab_size=vocab["size"], special_ids=special_ids, **config["model"])
     choice("model.norm", model.norm, ("post", "pre"))
-    choice("model.activation", model.activation, tuple(ACTIVATIONS))
+    choice("model.activation", model.activation, ("auto", *activations.ACTIVATIONS))
     choice("model.dtype", model.dtype, ("float32", "bfloat16"))
+    choice("model.attention", model.attention, attention.BACKENDS)
+    choice("model.recompute", model.recompute, RECOMPUTE)
+    model = dataclasses.replace(model, activation=activations.resolved(model.activation, model.dtype))
     names = names_in(config["methods"])
     for name in names:
         choice("methods", name, tuple(method_names))
@@ -209,7 +232,6 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> P
     schedule = Schedule(steps=config["steps"], **config["learning_rate"])
     choice("learning_rate.decay", schedule.decay, DECAYS)
     choice("learning_rate.decay_from", schedule.decay_from, ("start", "warmup"))
-    optim.make(optimizer := Optimizer(**config["optimizer"]))
     settings = PretrainSettings(
         seed=config["seed"],
         steps=config["steps"],
@@ -219,7 +241,7 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> P
         init=config["init"],
         methods=tuple((name, dict(config[name])) for name in names),
         model=model,
-        optimizer=optimizer,
+        optimizer=Optimizer(**config["optimizer"]),
         schedule=schedule,
         data=Data(**config["data"]),
         eval=Evaluation(**config["eval"]),
@@ -229,8 +251,10 @@ def make(config: Mapping[str, Any], vocab: Mapping[str, Any], method_names) -> P
         measure_peak=config["measure_peak"],
         budget=budget.parse(config.get("budget", "")),
         costs=step_costs.read(config["costs"]) if config.get("costs") else None,
+        replay_every=config.get("replay_every", 0),
+        guard=Guard(**config.get("guard", {})),
+        watchdog=Limits(**config.get("watchdog", {})),
         sinks=to,
-        profile=config.get("profile", 0),
     )
     _check(settings)
     return settings
@@ -250,17 +274,20 @@ def _check(settings: PretrainSettings):
         **{f"model.{name}": (getattr(model, name), 0) for name in ("init_std", "residual_init_std", "norm_eps")},
         **{f"learning_rate.{name}": (getattr(settings.schedule, name), 0) for name in NOT_NEGATIVE},
         "learning_rate.interval": (settings.schedule.interval, 1),
-        **{
-            f"optimizer.{name}": (getattr(settings.optimizer, name), 0)
-            for name in ("clip_norm", "matrix_rms", "eps", "weight_decay")
-        },
-        "profile": (settings.profile, 0),
         "data.workers": (settings.data.workers, 0),
         "eval.every": (settings.eval.every, 0),
         "eval.seq_len": (settings.eval.seq_len, 8),
         "eval.batch_size": (settings.eval.batch_size, 1),
         "checkpoint.every": (settings.checkpoint.every, 0),
         "checkpoint.keep": (settings.checkpoint.keep, 1),
+        "checkpoint.minutes": (settings.checkpoint.minutes, 0),
+        "replay_every": (settings.replay_every, 0),
+        "guard.factor": (settings.guard.factor, 0),
+        "guard.recent": (settings.guard.recent, 1),
+        "guard.in_a_row": (settings.guard.in_a_row, 1),
+        "guard.rollbacks": (settings.guard.rollbacks, 0),
+        "guard.most": (settings.guard.most, 0),
+        **{f"watchdog.{kind}": (limit, 0) for kind, limit in vars(settings.watchdog).items()},
     }
     at_least(least)
     for name, value, most in (("steps", settings.steps, MOST_STEPS), ("model.depth", model.depth, MOST_LAYERS)):
@@ -273,9 +300,7 @@ def _check(settings: PretrainSettings):
         )
     if not 0 <= settings.seed < 2**32:
         raise BadInput(f"--config.seed={settings.seed}: expected a whole number of at least 0 and below 2^32")
-    for name in ("b1", "b2", "momentum"):
-        if not 0 <= (decay := getattr(settings.optimizer, name)) < 1:
-            raise BadInput(f"--config.optimizer.{name}={decay}: expected a number of at least 0 and below 1")
+    check_optimizer(settings.optimizer)
     names = [name for name, _ in settings.methods]
     if len(set(names)) < len(names):
         raise BadInput(f"--config.methods={','.join(names)}: list each method only once")

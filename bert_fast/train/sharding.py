@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bert_fast import BadInput, bert
+from bert_fast import BadInput, attention, bert
 from bert_fast.method import Stage
 
 AXES = ("data", "fsdp", "tensor")
@@ -23,11 +23,9 @@ RULES = (
     # gives wrong gradients of the MLM head on a 2x2x2 mesh of CPU devices (tests/test_sharding.py catches it).
     (r"(embed|mlm)/word$", P(("tensor", "fsdp"), None)),
     (r"embed/(position|type)$", P(None, "fsdp")),
-    (r"layers/(query|key|value)/kernel$", P(None, "fsdp", "tensor", None)),
-    (r"layers/(query|key|value)/bias$", P(None, "tensor", None)),
+    (r"layers/(qkv|mlp_hidden)/kernel$", P(None, "fsdp", "tensor")),  # columns of qkv are ordered by head
+    (r"layers/(qkv|mlp_hidden)/bias$", P(None, "tensor")),
     (r"layers/attention_output/kernel$", P(None, "tensor", None, "fsdp")),
-    (r"layers/mlp_hidden/kernel$", P(None, "fsdp", "tensor")),
-    (r"layers/mlp_hidden/bias$", P(None, "tensor")),
     (r"layers/mlp_output/kernel$", P(None, "tensor", "fsdp")),
     (r"(mlm/dense|next/pooler)/kernel$", P("fsdp", "tensor")),
     (r"mlm/bias$", P("tensor")),
@@ -112,11 +110,12 @@ def global_batch(batch, mesh: Mesh):
     return jax.tree.map(array, batch)
 
 
-def check_divides(eval_size: int, expected: Sequence[Stage], mesh: Mesh):
+def check_stages(eval_size: int, expected: Sequence[Stage], mesh: Mesh):
     """Raises BadInput if a micro-batch, an evaluation batch or a stage's parameter does not divide evenly over the
     devices that share it.
 
-    Also raises it if the tensor axis spans processes, because each process reads only its own examples.
+    Also raises it if the tensor axis spans processes, because each process reads only its own examples, or if
+    `model.attention` cannot compute a stage's attention.
     """
     if tensor_crosses(mesh):
         raise BadInput(
@@ -133,6 +132,8 @@ def check_divides(eval_size: int, expected: Sequence[Stage], mesh: Mesh):
                 f"data and fsdp axes: make it a multiple of {sharing}"
             )
     for stage in expected:
+        program = stage.program
+        attention.backends(program.model, program.plan, program.seq_len, mesh.devices.flat[0].platform)
         try:
             shard(jax.eval_shape(functools.partial(bert.init, stage.program.model), jax.random.key(0)), mesh)
         except BadInput as error:

@@ -1,25 +1,37 @@
 """Stop requests from Ctrl-C, a scheduler or a closed terminal. A run saves its current step, then stops."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from bert_fast.train import report
+
+
+class Break(BaseException):
+    """Raised by a signal inside `StopSignal.breaking`. Not an Exception, so that no library swallows it."""
+
+    def __init__(self, signum: int):
+        super().__init__(signum)
+        self.signum = signum
 
 
 class StopSignal:
     """Records SIGINT, SIGTERM and SIGHUP inside a `with` block, instead of ending the process. A second signal ends it.
 
-    SIGHUP comes when the terminal closes. It stays ignored if the process ignores it, as under nohup.
+    SIGHUP is sent when the terminal closes. If the process already ignores it, as under nohup, it stays ignored.
 
-    With several processes, all of them stop after the same step. `then`: what the printed message says comes next.
+    With several processes, all of them stop after the same step. then: what happens next, for the printed message.
     """
 
     def __init__(self, then: str = "saving after this step"):
         self.then = then
         self.received = 0
+        self.breaks = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self):
@@ -40,13 +52,34 @@ class StopSignal:
         report.say(f"\n{signal.Signals(signum).name}: {self.then} (repeat to stop at once)")
         for other, handler in self.before.items():
             signal.signal(other, handler)
+        if self.breaks:
+            raise Break(signum)
+
+    @contextlib.contextmanager
+    def breaking(self) -> Iterator[None]:
+        """Inside the block, a signal raises Break immediately. For long waits between two steps.
+
+        With several processes, a signal does not break a wait: all must stop after the same step.
+        """
+        self.breaks = jax.process_count() == 1
+        try:
+            if self.breaks and self.received:
+                raise Break(self.received)
+            yield
+        finally:
+            self.breaks = False
 
     def signum(self, step: int) -> int:
-        """The signal received, or 0. With several processes, the signal of any of them, checked every tenth step."""
-        if jax.process_count() == 1:
-            return self.received
-        if step % 10:  # the check waits for all processes
-            return 0
-        from jax.experimental import multihost_utils
+        """The signal received, or 0; with several processes, as `of_any` finds it."""
+        return of_any(step, self.received)[0]
 
-        return int(multihost_utils.process_allgather(self.received).max())
+
+def of_any(step: int, *values: int) -> list[int]:
+    """The largest of each value over all processes. Several processes check every tenth step, and else return zeros."""
+    if jax.process_count() == 1:
+        return list(values)
+    if step % 10:  # the check waits for all processes
+        return [0] * len(values)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(np.array(values)).max(axis=0).tolist()

@@ -1,7 +1,7 @@
-"""Where a run's numbers go besides `metrics.jsonl`: TensorBoard, Weights & Biases, trackio.
+"""Where a run's numbers go in addition to `metrics.jsonl`: TensorBoard, Weights & Biases, trackio.
 
-Each sink runs in a thread of its own, so that a slow network does not slow the run. A sink ends at its first error,
-with a warning; the run and the other sinks go on. `metrics.jsonl` has every row in any case.
+Each sink runs in its own thread, so that a slow network does not slow the run. A sink ends at its first error, with a
+warning. The run and the other sinks continue. `metrics.jsonl` always has every row.
 """
 
 import importlib.util
@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 from bert_fast import BadInput
 from bert_fast.data.files import atomic_write
 
-PATIENCE = 30.0  # seconds that a sink may take to begin, and again to send what is left at the end of the run
+PATIENCE = 30.0  # seconds that a sink may take to start, and again to send the remaining rows at the end of the run
 ID = "tracking_id"  # file in the run folder
 PROJECT = "bert_fast"
 
 
 class Tracked(NamedTuple):
-    """What a sink knows of the run. after_step: the step at which it begins or continues."""
+    """What a sink knows about the run. after_step: the step at which it begins or continues."""
 
     workdir: pathlib.Path
     config: dict[str, Any]
@@ -39,7 +39,7 @@ class Tracked(NamedTuple):
         return path.read_text()
 
 
-# Each returns (a function of numbers by name, and step=, that sends them; a function that closes the sink).
+# Each returns two functions: send(numbers by name, step=...) and close().
 
 
 def tensorboard(run: Tracked) -> tuple[Callable, Callable]:
@@ -92,7 +92,7 @@ class Sink:
         return self.thread.ident is not None
 
     def write(self, row: Mapping[str, Any]):
-        """Hands over a row. Returns at once."""
+        """Passes a row to the sink. Returns immediately."""
         if not self.begun():
             self.thread.start()
         if self.thread.is_alive():
@@ -111,15 +111,17 @@ class Sink:
 
 
 def close(sinks: Iterable[Sink]):
-    """Waits until the sinks have sent everything, for a limited time in all."""
+    """Waits until the sinks have sent everything, up to a limit for all together."""
     begun = [sink for sink in sinks if sink.begun()]
     for sink in begun:
         sink.rows.put(None)
-    deadline = time.monotonic() + 1.2 * PATIENCE  # longer than the sinks' own limits, whose errors say more
+    deadline = (
+        time.monotonic() + 1.2 * PATIENCE
+    )  # longer than the sinks' own limits, because their error messages are more specific
     for sink in begun:
         sink.thread.join(max(0.0, deadline - time.monotonic()))
         if sink.thread.is_alive():
-            sink.say(f"warning: {sink.name} did not take all rows within {PATIENCE:.0f} s: see metrics.jsonl")
+            sink.say(f"warning: {sink.name} did not accept all rows within {PATIENCE:.0f} s: see metrics.jsonl")
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:

@@ -10,13 +10,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from bert_fast import bert
+from bert_fast import bert, qkv
 from bert_fast.bert import Params
 from bert_fast.method import Method, Program, Stage
 from bert_fast.train import checkpoint
 from bert_fast.train.compile import state_shardings
 from bert_fast.train.optim import change_moments
-from bert_fast.train.sharding import path_of
+from bert_fast.train.sharding import path_of, replicated
 from bert_fast.train.step import SURGERY, TrainState, join, partition
 
 
@@ -31,7 +31,7 @@ def enter_state(step, params: Params, program: Program, opt_state_of: Callable, 
     learns, frozen = partition(params, program)
     state = TrainState(step, learns, frozen, opt_state_of(learns), method_state)
     if jax.process_count() > 1:
-        # device_put (jax 0.10.2) makes a process's own array unusable if each process has a single device.
+        # If each process has a single device, device_put (jax 0.10.2) makes the process's own array unusable.
         state = jax.tree.map(
             lambda leaf: np.asarray(leaf) if getattr(leaf, "is_fully_addressable", True) else leaf, state
         )
@@ -49,12 +49,26 @@ def resumed(folder: pathlib.Path, method: Method, optimizer: optax.GradientTrans
 
     state = jax.eval_shape(like, kept["params"], kept.get("frozen", {}))
     state = state._replace(method=checkpoint.branch(folder, kept, "method", state.method))
+    before_5 = qkv.is_separate(state.params) or qkv.is_separate(state.frozen)
     target = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
-        state_shardings(state, mesh),
+        replicated(state, mesh) if before_5 else state_shardings(state, mesh),
     )
-    return checkpoint.restore(folder, target)
+    state = checkpoint.restore(folder, target)
+    if before_5:
+        state = jax.jit(joined, out_shardings=state_shardings(jax.eval_shape(joined, state), mesh))(state)
+    return state
+
+
+def joined(state: TrainState) -> TrainState:
+    """The state in a checkpoint before format 5, with query, key and value joined."""
+
+    def join_in(tree):
+        return qkv.in_layers(qkv.join, tree)
+
+    moments = change_moments(state.opt_state, state.params, join_in)
+    return state._replace(params=join_in(state.params), frozen=join_in(state.frozen), opt_state=moments)
 
 
 def check_model(name: str, params: Params, model: bert.Config, branches: Container[str] | None = None):

@@ -9,18 +9,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from bert_fast import bert
+from bert_fast import bert, dropout
 from bert_fast.bert import Params
+from bert_fast.dropout import Draws
 from bert_fast.method import Method, Program
 from bert_fast.plan import Route, frozen_depth
 from bert_fast.train.sharding import path_of
 
-# Each number identifies a use of the seed on the device. It is folded into the seed's key, and then the step is. The
-# initial parameters come from splitting the same key, and the keys of that split equal its folds with small numbers:
-# so these numbers are large.
+# Each number identifies a use of the seed on the device. It is folded into the seed's key, before the step. These
+# numbers are large, because the initial parameters come from splitting the same key, and the keys of a split equal its
+# folds with small numbers.
 STEP, SURGERY, ORDER = 100, 101, 102
+
+LARGEST = float(np.finfo(np.float32).max)  # as the limit of a gradient's norm: every finite norm is accepted
 
 
 class TrainState(NamedTuple):
@@ -84,7 +88,7 @@ class Objective(NamedTuple):
     """What a step learns, as traced functions.
 
     totals: (program, batch) -> the denominators of the loss, from the whole batch
-    loss: (program, params, frozen, micro_batch, totals, route, key) -> (loss, losses): the micro-batch's
+    loss: (program, params, frozen, micro_batch, totals, route, draws) -> (loss, losses): the micro-batch's
         part of the loss in nats (the parts add up to the batch's loss), and its per-example losses (a tree
         of arrays [B/M, ...], or None)
     sums: (program, losses, batch) -> float32 sums over the batch, for the log
@@ -95,52 +99,94 @@ class Objective(NamedTuple):
     sums: Callable[[Program, Any, Any], dict[str, Any]]
 
 
-def make_step(method: Method, optimizer: optax.GradientTransformation, objective: Objective):
-    """The train step: (state, batch, route, learning_rate, seed, program) -> (state, metrics).
+class Gradient(NamedTuple):
+    """The results of a step before its update. batch: as the methods ordered it. losses: see `Objective.loss`."""
 
-    Only `program` is static. The loss is the objective's loss plus the methods' penalties. It does not depend on the
-    number of micro-batches.
-    `seed` is a uint32; every key is derived from it and the step.
-    """
+    batch: Any
+    loss: Any
+    losses: Any
+    penalty: Any
+    grads: Params
 
-    def train_step(state: TrainState, batch, route: Route, learning_rate, seed, program: Program):
+
+def make_gradient(method: Method, objective: Objective):
+    """The first part of the train step: (state, batch, route, seed, program) -> Gradient. Only `program` is static."""
+
+    def gradient(state: TrainState, batch, route: Route, seed, program: Program) -> Gradient:
         key, order_key = (
             jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), state.step) for use in (STEP, ORDER)
         )
         batch = method.order(state.method, batch, program, order_key)
-        count = program.micro_batches
+        count, draws = program.micro_batches, dropout.draws(key, program.batch_size)
         totals = objective.totals(program, batch)
 
-        def loss_of(params, micro, route_R, key):
+        def loss_of(params, micro, route_R, examples_B):
             (seen, penalty), (fixed, _) = method.weights(params), method.weights(state.frozen)
-            loss, losses = objective.loss(program, seen, fixed, micro, totals, route_R, key)
+            loss, losses = objective.loss(program, seen, fixed, micro, totals, route_R, Draws(draws.words, examples_B))
             return loss + penalty / count, (losses, penalty)
 
         gradient_of = jax.value_and_grad(loss_of, has_aux=True)
         if count == 1:
             route_R = jax.tree.map(lambda x: x[0], route)
-            (loss, (losses, penalty)), grads = gradient_of(state.params, batch, route_R, key)
+            (loss, (losses, penalty)), grads = gradient_of(state.params, batch, route_R, draws.examples_B)
         else:
 
             def add(total, xs):
-                micro, route_R, index = xs
-                (loss, aux), grads = gradient_of(state.params, micro, route_R, jax.random.fold_in(key, index))
+                (loss, aux), grads = gradient_of(state.params, *xs)
                 return jax.tree.map(jnp.add, total, (loss, grads)), aux
 
             zero = (jnp.zeros(()), optax.tree.zeros_like(state.params))
-            xs = (micro_batches(batch, count), route, jnp.arange(count))
+            xs = (micro_batches(batch, count), route, micro_batches(draws.examples_B, count))
             (loss, grads), (losses, penalty) = jax.lax.scan(add, zero, xs)
             losses, penalty = whole_batch(losses), jnp.mean(penalty)
+        return Gradient(batch, loss, losses, jnp.asarray(penalty, jnp.float32), grads)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return gradient
+
+
+def make_update(method: Method, optimizer: optax.GradientTransformation, objective: Objective):
+    """The second part of the train step: (state, Gradient, learning_rate, limit, program) -> (state, metrics).
+
+    The update is kept only if the loss is finite and the gradient's norm is at most `limit`. Otherwise the parameters
+    and the states of the optimizer and the methods stay as they were, and the metric "kept" is 0. This is decided
+    before the update, because a decision that depends on the new parameters would need a second copy of them. Instead,
+    their norm is a metric, which `Engine.settle` checks.
+    """
+
+    def update(state: TrainState, found: Gradient, learning_rate, limit, program: Program):
+        norm = optax.tree.norm(found.grads)
+        kept = jnp.isfinite(found.loss) & (norm <= limit)  # false if the norm is NaN
+        updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
-        method_state = method.update(state.method, params, batch, losses)
+        method_state = method.update(state.method, params, found.batch, found.losses)
+        params, opt_state, method_state = jax.tree.map(
+            lambda new, old: jnp.where(kept, new, old),
+            (params, opt_state, method_state),
+            (state.params, state.opt_state, state.method),
+        )
         metrics = {
-            "loss": loss,
-            "penalty": jnp.asarray(penalty, jnp.float32),
-            "gradient_norm": optax.tree.norm(grads),
-            **objective.sums(program, losses, batch),
+            "loss": found.loss,
+            "penalty": found.penalty,
+            "gradient_norm": norm,
+            "parameter_norm": optax.tree.norm(params),
+            "kept": kept,
+            **objective.sums(program, found.losses, found.batch),
         }
         return TrainState(state.step + 1, params, state.frozen, opt_state, method_state), metrics
+
+    return update
+
+
+def make_step(method: Method, optimizer: optax.GradientTransformation, objective: Objective):
+    """The train step: (state, batch, route, learning_rate, seed, program) -> (state, metrics).
+
+    Only `program` is static. The loss is the objective's loss plus the methods' penalties. It does not depend on the
+    number of micro-batches.
+    `seed` is a uint32; every key is derived from it and the step. limit: see `make_update`.
+    """
+    gradient, update = make_gradient(method, objective), make_update(method, optimizer, objective)
+
+    def train_step(state: TrainState, batch, route: Route, learning_rate, seed, program: Program, limit=LARGEST):
+        return update(state, gradient(state, batch, route, seed, program), learning_rate, limit, program)
 
     return train_step

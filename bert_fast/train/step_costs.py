@@ -1,8 +1,8 @@
 """Reference time: what one step of each kind costs, measured or estimated once and kept in a file.
 
-Runs that are compared in time must take their costs from one table. A run's own clock would also count what else the
-machine did. The table has a curve for each stage of each run: seconds over executed FLOPs. A curve goes through a few
-programs that were timed on one machine in turns, or is the TPU compiler's mean for the stage.
+Runs that are compared by time must take their costs from the same table, because a run's own clock also counts other
+work on the machine. The table has a curve for each stage of each run: seconds over executed FLOPs. A curve goes through
+a few programs that were timed in turns on one machine, or it is the TPU compiler's mean for the stage.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class Point(NamedTuple):
 class StepCosts:
     """Curves by key of a stage (`key_of`); each ascends in FLOPs.
 
-    instrument: "measured" or "compiled". machine: where, in words. chip, chips: the TPU that steps were compiled for,
-    and how many of its chips share a step; "" and 0 for measured costs.
+    instrument: "measured" or "compiled". machine: the machine, as text. chip, chips: the TPU that steps were compiled
+    for, and how many of its chips share a step; "" and 0 for measured costs.
     """
 
     instrument: str
@@ -46,7 +46,7 @@ class StepCosts:
         """Seconds of a step that executes `flops`, on the curve of a stage. Raises BadInput.
 
         Between two programs the curve is linear. Beyond them, time is proportional to FLOPs, up to EXTRAPOLATION. A
-        curve of one point is a stage's mean, as the TPU compiler's: there, time is proportional to FLOPs everywhere.
+        curve with one point, such as the TPU compiler's, is a stage's mean: time is proportional to FLOPs everywhere.
         """
         if key not in self.curves:
             raise BadInput(
@@ -69,18 +69,18 @@ class StepCosts:
         return last.seconds * flops / last.flops
 
     def fingerprint(self) -> str:
-        """Short hash of the table. Compare times only if it is equal."""
+        """Short hash of the table. Compare only times with equal hashes."""
         return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def key_of(stage: Stage, methods: Sequence[tuple[str, Mapping[str, Any]]], optimizer: str) -> str:
-    """The key of a stage: everything its cost depends on, but for the layers that run and their widths.
+    """The key of a stage: everything that its cost depends on, except for the layers that run and their widths.
 
     methods: (name, arguments) of the run's methods. optimizer: its name.
     """
     program = dataclasses.asdict(stage.program)
-    program["model"] |= {"heads": 0, "mlp_dim": 0}  # a search decides them, and the FLOPs say what they cost
-    program["model"] |= {"init_std": 0, "residual_init_std": 0, "norm_eps": 0}  # cost nothing
+    program["model"] |= {"heads": 0, "mlp_dim": 0}  # a search decides the widths, and the FLOPs account for them
+    program["model"] |= {"init_std": 0, "residual_init_std": 0, "norm_eps": 0}  # these cost nothing
     about = json.dumps(
         [stage.name, [[name, dict(given)] for name, given in methods], optimizer, program], sort_keys=True
     )

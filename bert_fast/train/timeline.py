@@ -58,7 +58,7 @@ def clock_of(timeline: Sequence[Stage], index: int, step: int, began: int) -> Cl
 
 
 def drawn(method: Method, stage: Stage, clock: Clock, rng: np.random.Generator) -> tuple[Program, Route, np.ndarray]:
-    """What one step of a stage runs: the program with its plan packed, the route, and for each layer the share of
+    """What one step of a stage runs: the program with its plan packed, the route, and each layer's share of
     micro-batches that run it, [L].
     """
     program = stage.program
@@ -99,7 +99,7 @@ def draws(method: Method, stage: Stage, clocks: Sequence[Clock]) -> list[Draw]:
     result = []
     for program, routes in sorted(found.items(), key=lambda item: -len(item[1])):
         mean_L = np.mean([on_L for _, on_L in routes], axis=0)
-        # With conditionals, routes of one program differ in how many layers run: take the one closest to the mean.
+        # With conditionals, the routes of one program differ in how many layers run. Take the one closest to the mean.
         route, _ = min(routes, key=lambda each: abs(each[1].sum() - mean_L.sum()))
         result.append(Draw(len(routes) / len(clocks), program, route, tuple(mean_L.tolist())))
     return result

@@ -1,4 +1,5 @@
-"""BERT-base on a TPU slice, one seed, charged by the TPU compiler's estimate of each step. --dry_run prints the price.
+"""BERT-base on a TPU slice, one seed; time is counted by the TPU compiler's estimate of each step. --dry_run prints the
+price.
 
     bert-fast compare paper --data=SHARDS --task_data=GLUE --out=runs/paper --dry_run
 

@@ -1,4 +1,4 @@
-"""How soon does a small model leave the plateau on which every BERT sits first? Documentation, two layers, 2 M tokens.
+"""How soon does a small model leave the plateau that every BERT reaches first? Documentation, two layers, 2 M tokens.
 
     bert-fast compare plateau --out=runs/plateau
 

@@ -2,7 +2,7 @@
 
     bert-fast compare rivals --out=runs/rivals
 
-A saving that a shallower model, a late growth, random tokens or plain growing rows give as well is not the method's.
+If a shallower model, late growth, random tokens or growing rows alone save as much, the saving is not the method's.
 """
 
 from bert_fast.compare.study import Study
@@ -27,7 +27,7 @@ def get_study() -> Study:
         },
         arms={
             "dense": {},
-            # What any method has to beat.
+            # A method has to beat these.
             "shallower": {"model.depth": 6},
             "late growth": {**STACKING, "stacking.depths": "1,8", "stacking.shares": "0.7,0.3"},  # arXiv 2511.04981
             "growing rows": {"phases": "8@256:0.4,64@32:0.6"},
@@ -49,7 +49,7 @@ def get_study() -> Study:
             },
             "layer dropping, no time schedule": {**LAYER_DROP, "layer_drop.time_schedule": False},
             "layer dropping, no depth schedule": {**LAYER_DROP, "layer_drop.depth_schedule": False},
-            # MSLT: how layers start, how long they learn together, what its embeddings do.
+            # MSLT: how layers start, how long they learn together, how its embeddings are treated.
             "MSLT": MSLT,
             "MSLT, random layers": {**MSLT, "stacking.init": "random"},
             "MSLT, half of it joint": {**MSLT, "stacking.shares": "0.125,0.125,0.125,0.125,0.5"},

@@ -17,13 +17,13 @@ import matplotlib.pyplot as plt
 ROOT = pathlib.Path(__file__).parents[2]
 SEEDS = ("dense", "dense, seed 1", "dense, seed 2")
 NOT_DRAWN = ("dense, post-LN",)  # a model of another kind
-# Where a name stands, as (dx, dy) in points from its dot.
+# Offsets of names from their dots: (dx, dy) in points.
 PLACES = {"stacking + token dropping": (-60, 9), "stacking": (9, 4)}
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#d0d0d0"  # Okabe and Ito's; the shapes of the dots differ too
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#d0d0d0"  # Okabe and Ito's colours; the dots also differ in shape
 
 
 def read(page: pathlib.Path) -> dict[str, tuple[float, float]]:
-    """For each arm of the page's table: its time / dense training's, and its loss minus dense training's."""
+    """For each arm in the table: its time divided by dense training's, and its loss minus dense training's."""
     rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in page.open() if line.startswith("|")]
     head, _, *rows = rows
     loss, time = head.index("minus dense"), head.index("seconds / dense")
@@ -33,7 +33,7 @@ def read(page: pathlib.Path) -> dict[str, tuple[float, float]]:
 def sizes(page: pathlib.Path) -> str:
     """The comparison's size, in the words of the page."""
     found = re.search(r"The model has (.*?), and\s+each arm trains on (.*?) tokens", page.read_text(), re.DOTALL)
-    assert found, f"{page} does not say its size"
+    assert found, f"{page} does not state the sizes of the model and the data"
     return f"{found[1]}, {found[2]} tokens, one seed"
 
 

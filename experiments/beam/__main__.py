@@ -32,8 +32,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--vocab", required=True, help="a vocab.txt on this machine")
     parser.add_argument("--out", required=True, help="the shards folder to create, on this machine")
     parser.add_argument("--units", help="a new folder in a bucket for the workers' output, if the source is in one")
-    parser.add_argument("--cased", action=truth, help="keep upper case (default: as the vocabulary)")
-    parser.add_argument("--strip_accents", action=truth, help="strip accents (default: as the vocabulary)")
+    parser.add_argument("--cased", action=truth, help="keep upper case (default: as in the vocabulary)")
+    parser.add_argument("--strip_accents", action=truth, help="strip accents (default: as in the vocabulary)")
     parser.add_argument("--valid_fraction", type=float, default=0.01, help="share of documents to hold out (0.01)")
     parser.add_argument("--text_key", default="text", help="the field of a record that holds the text (text)")
     parser.add_argument("--skip_bad", action="store_true", help="skip documents that cannot be read, and count them")
@@ -69,7 +69,7 @@ def check(args: argparse.Namespace) -> None:
         raise BadInput(f"--out={args.out} is already finished: choose another folder, or delete it")
     if not importlib.util.find_spec("apache_beam"):
         raise BadInput(
-            "apache-beam is not installed: make an environment of its own, and in it "
+            "apache-beam is not installed: make a separate environment, and in it run "
             "pip install -r experiments/beam/requirements.txt"
         )
 
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> dict:
     settings = settings_of(
         mixture, chosen, words.fingerprint, args.text_key, args.valid_fraction, args.skip_bad, args.unit
     )
-    with full_disk_reported(out), staging.claimed(out, settings) as folder:
+    with full_disk_reported(out), staging.claimed(out, settings, mixture.stamps_K()) as folder:
         pipeline.run(
             mixture.sources[0], words, args.units or str(folder.absolute()), text_key=args.text_key,
             skip_bad=args.skip_bad, valid_fraction=args.valid_fraction, unit=args.unit, options=args.options,
@@ -120,7 +120,8 @@ def main(argv: list[str]) -> int:
         if isinstance(error, RuntimeError) and not str(error).startswith("KeyboardInterrupt"):
             raise
         print(
-            "\nstopped here. A job on a cluster goes on. To begin again: the same command, with new --units if given",
+            "\nstopped here. A job on a cluster continues. To start over, use the same command; if it has --units, "
+            "give a new folder",
             file=sys.stderr,
         )
         return 130

@@ -1,4 +1,5 @@
-"""What workers do to documents: read, tokenise, and gather into the units that `prepare` would make. Knows no Beam.
+"""What workers do with documents: read and tokenise them, and gather them into the units that `prepare` would make.
+Does not use Beam.
 
 file -> blocks of text -> encoded blocks -> their parts of units -> units
              |                                   |
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bert_fast.data import corpora, staging
+from bert_fast.data import corpora, mixture, staging
 from bert_fast.data import prepare_report as report
 from bert_fast.data import vocab as vocabulary
 from bert_fast.data.document_tokenizer import DocumentTokenizer, Encoded
@@ -27,15 +28,17 @@ _BLOCK = 1 << 19  # characters tokenised at once
 
 
 class Sizes(NamedTuple):
-    """What the plan has to know about the D documents of a block, which come after `first` others of their file.
+    """What the plan needs to know about the D documents of a block. `first` documents precede them in their file.
 
     sizes_D3: characters, bytes, and unusable documents of the file before this document.
+    digests_D: a hash of each text, for computing the position that `prepare` would have.
     skipped: unusable documents of the file until the end of the block.
     """
 
     file: int
     first: int
     sizes_D3: np.ndarray
+    digests_D: list[bytes]
     skipped: int
 
 
@@ -47,7 +50,7 @@ class Block(NamedTuple):
 
 
 class EncodedBlock(NamedTuple):
-    """Documents after tokenisation, and one line of each for people to look at."""
+    """Tokenised documents, and a readable line from each."""
 
     file: int
     first: int
@@ -56,7 +59,7 @@ class EncodedBlock(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """For each of U units: the (file, documents of it) after which it ends, and the position of `prepare` there."""
+    """For each of U units: its end, as (file, documents of the file up to there), and `prepare`'s position there."""
 
     ends_U: list[tuple[int, int]]
     positions_U: list[Position]
@@ -70,24 +73,27 @@ def texts_of(path: str, text_key: str, bad: corpora.Bad) -> Iterator[str]:
 
 
 def blocks(number: int, path: str, text_key: str, skip_bad: bool) -> Iterator[Block]:
-    """The documents of a file, which has this number in the order of names. There is at least one block."""
+    """Blocks with the documents of a file, at least one block. number: the file's place in the order of names."""
     bad = corpora.Bad(skip_bad)
     texts: list[str] = []
     sizes: list[tuple[int, int, int]] = []
+    digests: list[bytes] = []
     read = characters = 0
 
     def block() -> Block:
         sizes_D3 = np.array(sizes, np.int64).reshape(-1, 3)
-        return Block(texts, Sizes(number, read - len(texts), sizes_D3, bad.count))
+        return Block(texts, Sizes(number, read - len(texts), sizes_D3, digests, bad.count))
 
     for text in texts_of(path, text_key, bad):
         texts.append(text)
-        sizes.append((len(text), len(text.encode()), bad.count))
+        raw = text.encode()
+        sizes.append((len(text), len(raw), bad.count))
+        digests.append(mixture.digest(raw))
         read += 1
         characters += len(text)
         if characters >= _BLOCK:
             yield block()
-            texts, sizes, characters = [], [], 0
+            texts, sizes, digests, characters = [], [], [], 0
     yield block()
 
 
@@ -106,14 +112,18 @@ def encoded(block: Block, vocab: bytes, cased: bool, strip_accents: bool) -> Enc
 
 
 def plan(found: Iterable[Sizes], unit: int) -> Plan:
-    """Cuts the corpus where `prepare` does: after each document with which a unit has `unit` characters or more."""
+    """Cuts the corpus where `prepare` does: a unit ends with the document that brings it to at least `unit`
+    characters.
+    """
     made = Plan([], [])
     at, before, characters = Position(), 0, 0  # before: unusable documents of earlier files
-    for file, first, sizes_D3, skipped in sorted(found, key=operator.itemgetter(0, 1)):
+    for file, first, sizes_D3, digests_D, skipped in sorted(found, key=operator.itemgetter(0, 1)):
         if file != at.part:
-            before, at = at.skipped, at._replace(part=file)
+            before, at = at.skipped, at._replace(part=file, before=at.text)
         for number, (length, size, bad) in enumerate(sizes_D3.tolist(), first + 1):
-            at = at._replace(documents=number, total=at.total + 1, bytes=at.bytes + size, skipped=before + bad)
+            text = mixture.follow(at.text, digests_D[number - first - 1])
+            at = at._replace(documents=number, total=at.total + 1, bytes=at.bytes + size, text=text)
+            at = at._replace(skipped=before + bad)
             characters += length
             if characters >= unit:
                 made.ends_U.append((file, number))
@@ -121,12 +131,12 @@ def plan(found: Iterable[Sizes], unit: int) -> Plan:
                 characters = 0
         at = at._replace(skipped=before + skipped)
     made.ends_U.append((sys.maxsize, 0))  # the last unit has the rest, which may be nothing
-    made.positions_U.append(at._replace(part=0, documents=0, passes=1))
+    made.positions_U.append(at._replace(part=0, documents=0, passes=1, before=at.text))
     return made
 
 
 def by_unit(block: EncodedBlock, planned: Plan) -> Iterator[tuple[int, EncodedBlock]]:
-    """The parts of a block that belong to different units, each with the number of its unit."""
+    """Splits a block by unit: the number of each unit, and the part of the block that belongs to it."""
     start = 0
     while start < len(block.documents):
         number = bisect.bisect_left(planned.ends_U, (block.file, block.first + start + 1))

@@ -38,10 +38,10 @@ def listed(pattern: str) -> list[tuple[str, int]]:
     """
     try:
         (match,) = FileSystems.match([pattern])
-    except ValueError as error:  # of Beam, for a kind of bucket that it does not know, or whose package is missing
+    except ValueError as error:  # raised by Beam for an unknown kind of bucket, or if the package for it is missing
         raise BadInput(f"{pattern}: {error}") from error
     except BeamIOError as error:
-        raise BadInput(f"{pattern} cannot be read: {error}. Check its name, and your right to read it") from error
+        raise BadInput(f"{pattern} cannot be read: {error}. Check its name, and that you may read it") from error
     return sorted((entry.path, entry.size_in_bytes) for entry in match.metadata_list)
 
 
@@ -109,7 +109,7 @@ def write_unit(
 
 
 def in_order(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-    """The files of units in an order in which they may be written: each .json after the others."""
+    """The files of units in the order in which to write them: each .json after the unit's other files."""
     return sorted(paths, key=lambda path: (path.suffix == ".json", path.name))
 
 

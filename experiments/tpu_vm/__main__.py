@@ -3,28 +3,37 @@
     python -m experiments.tpu_vm create  TASK.toml    makes the TPU, or asks for it in the queue
     python -m experiments.tpu_vm setup   TASK.toml    installs the package and copies the shards, on every worker
     python -m experiments.tpu_vm run     TASK.toml    starts the run on every worker, and watches it
-    python -m experiments.tpu_vm status  TASK.toml    says how the TPU and the run are
+    python -m experiments.tpu_vm status  TASK.toml    shows the state of the TPU and of the run
     python -m experiments.tpu_vm logs    TASK.toml    shows the run's output
-    python -m experiments.tpu_vm resume  TASK.toml    does whatever of the first three is missing, and watches
+    python -m experiments.tpu_vm resume  TASK.toml    does whichever of the first three steps remain, and watches
     python -m experiments.tpu_vm fetch   TASK.toml    copies the run folder from the bucket
     python -m experiments.tpu_vm delete  TASK.toml    saves the run, then deletes the TPU
 
 `run` and `resume` watch until the run ends. If the TPU is preempted, they make it again, set it up, and resume the run
 from the bucket. Ctrl-C ends the watching, not the run; `resume` watches again. --dry_run prints every command and runs
-none. Run it in a clone of the project; it needs Python 3.11 and gcloud, and no other package.
+none. Run it in a clone of the project; it needs Python 3.11 and gcloud. If the package is installed too, the flags of
+the run are checked here, before anything is made.
 """
 
 import argparse
 import sys
 
 from bert_fast import BadInput
+from experiments.tpu_vm import arguments
 from experiments.tpu_vm import task as tasks
 from experiments.tpu_vm.gcloud import DryRun, Gcloud, NoCapacity, NotFound
 from experiments.tpu_vm.tpu import FOLDER, Kind, Tpu
 from experiments.tpu_vm.watch import watch
 
-# The state of the run in which each command is meant to be used, which a dry run assumes. "": there is no TPU.
+# The state of the run in which each command is usually given. A dry run assumes this state. "": there is no TPU.
 ASSUMED = {"create": "", "resume": "", "setup": "new", "run": "idle"}
+WORDS = {
+    "": "there is no TPU yet",
+    "new": "the TPU is new",
+    "idle": "the TPU is set up",
+    "ended 0": "the run has ended",
+}
+LEADING_TO_A_RUN = ("create", "setup", "run", "resume")  # these check the run's flags first
 
 
 def say(line: str) -> None:
@@ -41,7 +50,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument("task", metavar="TASK.toml", help=f"the task, such as {tasks.example()}")
         command.add_argument("--dry_run", action="store_true", help="print every command, and run none")
         if name in ("run", "resume"):
-            command.add_argument("--poll", type=float, default=60, help="seconds between two looks (default 60)")
+            command.add_argument("--poll", type=float, default=60, help="seconds between checks (default 60)")
         if name == "run":
             command.add_argument("--detach", action="store_true", help="start the run, and do not watch it")
         if name == "logs":
@@ -55,6 +64,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def silent(line: str) -> None:
+    """Stands in for `say` in a dry run, in which nothing happens that could be reported."""
+
+
 def ready(tpu: Tpu) -> str:
     """The run's state. Raises BadInput if the TPU is not ready."""
     kind, word = tpu.state()
@@ -64,12 +77,12 @@ def ready(tpu: Tpu) -> str:
     return tpu.run_state()
 
 
-def create(tpu: Tpu) -> None:
+def create(tpu: Tpu) -> str:
     kind, word = tpu.state()
     if kind is not Kind.ABSENT:
         raise BadInput(f"{tpu.task.name} exists already ({word}): use `resume`, `delete` it, or change the task's name")
     tpu.create()
-    say(f"{tpu.task.name}: requested; `status` shows the queue" if tpu.task.queued else f"{tpu.task.name}: ready")
+    return f"{tpu.task.name}: requested; `status` shows the queue" if tpu.task.queued else f"{tpu.task.name}: ready"
 
 
 def setup(tpu: Tpu) -> None:
@@ -86,7 +99,7 @@ def run(tpu: Tpu, args: argparse.Namespace) -> None:
         raise BadInput(f"{tpu.task.name} is running already: `resume` watches it")
     tpu.start()
     if not args.detach:
-        watch(tpu, args.poll, say)
+        watch(tpu, args.poll, silent if args.dry_run else say)
 
 
 def status(tpu: Tpu, args: argparse.Namespace) -> None:
@@ -103,14 +116,14 @@ def logs(tpu: Tpu, args: argparse.Namespace) -> None:
     tpu.on(args.worker, f"tail -n {args.lines}{follow} {FOLDER}/log.txt", shown=True)
 
 
-def delete(tpu: Tpu, args: argparse.Namespace) -> None:
+def delete(tpu: Tpu, args: argparse.Namespace) -> str:
     kind, _ = tpu.state()
     if kind is Kind.ABSENT:
         raise BadInput(f"{tpu.task.name} does not exist in {tpu.task.zone}: there is nothing to delete")
     if kind is Kind.READY and not args.now and tpu.run_state() != "new":
         tpu.stop(600)
     tpu.delete()
-    say(f"{tpu.task.name}: deleted. The run stays in {tpu.task.kept}, and costs storage until you delete it there")
+    return f"{tpu.task.name}: deleted. The run stays in {tpu.task.kept}, and costs storage until you delete it there"
 
 
 def main(argv: list[str]) -> int:
@@ -118,18 +131,26 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     try:
         task = tasks.read(args.task)
+        if args.command in LEADING_TO_A_RUN and (unchecked := arguments.check(task, args.task)):
+            say(f"note: {unchecked}")
         gcloud = Gcloud(task.project, task.zone)
         if args.dry_run:
-            gcloud = DryRun(task.project, task.zone, ASSUMED.get(args.command, "ended 0"))
-        tpu = Tpu(task, gcloud)
+            state = ASSUMED.get(args.command, "ended 0")
+            gcloud = DryRun(task.project, task.zone, state)
+            say(f"dry run: nothing is run. If {WORDS[state]}, and each command works, `{args.command}` would run:")
+        tpu, done = Tpu(task, gcloud), None
         if args.command == "resume":
-            watch(tpu, args.poll, say)
+            watch(tpu, args.poll, silent if args.dry_run else say)
         elif args.command == "fetch":
             tpu.fetch(args.to or f"runs/{task.name}")
         else:
             command = {"create": create, "setup": setup, "run": run, "status": status, "logs": logs, "delete": delete}
             more = () if args.command in ("create", "setup") else (args,)
-            command[args.command](tpu, *more)
+            done = command[args.command](tpu, *more)
+        if args.dry_run:
+            say("dry run: nothing was run, made or deleted")
+        elif done:
+            say(done)
     except NoCapacity as error:
         say(f"error: no capacity for {task.type} in {task.zone} now:\n{error}\nSet queued = true, or try another zone")
         return 2
@@ -137,7 +158,7 @@ def main(argv: list[str]) -> int:
         say(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        say("\nstopped here. What was started on the TPU goes on: `status` shows it, and `resume` watches it again")
+        say("\nstopped here. The run on the TPU continues: `status` shows it, and `resume` watches it again")
         return 130
     return 0
 

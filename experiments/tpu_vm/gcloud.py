@@ -1,4 +1,4 @@
-"""Calls of `gcloud`: run and shown, or only shown. Its errors, with remedies."""
+"""Shows `gcloud` commands and runs them, or only shows them. Gives remedies for their errors."""
 
 import re
 import shlex
@@ -40,14 +40,14 @@ REMEDIES = (
     ),
     (
         r"[Rr]untime.?version|software version",
-        "list the versions: gcloud compute tpus tpu-vm versions list --zone={zone} --project={project}; remove "
-        "`runtime` from the task to take the usual one",
+        "list the versions: gcloud compute tpus tpu-vm versions list --zone={zone} --project={project}; "
+        "remove `runtime` from the task to use the type's default",
     ),
     (
         r"[Aa]ccelerator.?[Tt]ype|is not supported in|[Uu]nsupported.*type",
         "list the zone's types: gcloud compute tpus tpu-vm accelerator-types list --zone={zone} --project={project}",
     ),
-    (r"ALREADY_EXISTS|already exists", "it may have been made a moment ago: look at `status`"),
+    (r"ALREADY_EXISTS|already exists", "it may have been created a moment ago: check `status`"),
 )
 ABSENT = r"NOT_FOUND|was not found|matched no objects"
 CAPACITY = r"no more capacity|[Ii]nsufficient capacity|not enough (resources|capacity)|[Ss]tockout|STOCKOUT"
@@ -96,7 +96,7 @@ class Gcloud:
 
 
 class DryRun(Gcloud):
-    """Prints commands on stdout, runs none, and answers as if each had worked."""
+    """Prints commands on stdout and runs none. Behaves as if each had succeeded."""
 
     def __init__(self, project: str, zone: str, run: str):
         """`run`: the assumed state of the run; "" if there is no TPU yet."""

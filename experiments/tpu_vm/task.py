@@ -1,4 +1,4 @@
-"""A task: one TPU, the run on it, and where the run is kept. Read from a TOML file that every command gets."""
+"""A task: one TPU, the run on it, and where the run is kept. Read from a TOML file, which every command takes."""
 
 import dataclasses
 import os
@@ -25,12 +25,12 @@ OURS = ("workdir", "config.data.dir", "distributed", "coordinator", "process_cou
 class Task:
     """One run on one TPU.
 
-    name: of the TPU, and of the run's folder in the bucket. type: the accelerator type, such as v5litepod-16.
-    bucket: gs://BUCKET[/FOLDER]; the run is kept in BUCKET/NAME/run. shards: gs:// folder that `prepare` made.
-    args: flags of `bert-fast pretrain`. spot: cheaper, and may be preempted at any time. queued: wait in the queue of
-    Cloud TPU until there is capacity. runtime: the software version, if not the usual one of the type. package: a local
-    folder, from which a wheel is built and copied, or a requirement for pip that includes the extra [tpu].
-    sync_seconds: time between two copies of the run folder to the bucket.
+    name: the name of the TPU, and of the run's folder in the bucket. type: the accelerator type, such as v5litepod-16.
+    bucket: gs://BUCKET[/FOLDER]; the run is kept in BUCKET/NAME/run. shards: gs:// folder that `prepare` made. args:
+    flags of `bert-fast pretrain`. spot: cheaper, and may be preempted at any time. queued: wait in the queue of Cloud
+    TPU until there is capacity. runtime: the software version, if not the type's default. package: a local folder, from
+    which a wheel is built and copied, or a requirement for pip that includes the extra [tpu]. sync_seconds: time
+    between two copies of the run folder to the bucket.
     """
 
     name: str
@@ -79,7 +79,7 @@ def read(path: str) -> Task:
             wanted = {list: "a list of texts", bool: "true or false", int: "a whole number", str: "a text"}[expected]
             raise BadInput(f"{path}: {name} = {value!r}: expected {wanted}")
         if "YOUR-" in str(value):
-            raise BadInput(f"{path}: {name} = {value!r}: put your own in place of the part that begins with YOUR-")
+            raise BadInput(f"{path}: {name} = {value!r}: replace the part that begins with YOUR-")
     return checked(Task(**{**given, "args": tuple(given["args"])}), path)
 
 
@@ -128,5 +128,5 @@ def checked(task: Task, path: str) -> Task:
 
 
 def example() -> str:
-    """Path of the task that the project ships, from the current folder if possible."""
+    """Path of the example task in the repository, relative to the current folder if possible."""
     return os.path.relpath(pathlib.Path(__file__).with_name("bert_base.toml"))

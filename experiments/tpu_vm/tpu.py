@@ -1,4 +1,4 @@
-"""One TPU of Cloud TPU: what state it is in, how it is made and removed, and commands on its workers."""
+"""One Cloud TPU: reads its state, creates and deletes it, and runs commands on its workers."""
 
 import enum
 import pathlib
@@ -123,5 +123,5 @@ class Tpu:
     def _tpus(self, group: str, verb: str, *words: str, shown: bool = False) -> str:
         *head, last = words
         command = ["gcloud", "compute", "tpus", group, verb, *head, *self.where]
-        # The remote command stands last, where a reader looks for it.
+        # The remote command comes last, where a reader looks for it.
         return self.gcloud([*command, last], shown)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up one worker of a TPU VM, and runs `bert-fast pretrain` there, with the run folder kept in a bucket.
 #
-#   vm.sh setup PACKAGE SHARDS               installs PACKAGE ("wheel": the one beside this script), copies SHARDS here
+#   vm.sh setup PACKAGE SHARDS               installs PACKAGE ("wheel": the one next to this script), copies SHARDS here
 #   vm.sh restore KEPT                       copies the run folder from the bucket, unless there is one here
 #   vm.sh start KEPT SECONDS ARGUMENT...     starts the run in the background
 #   vm.sh main KEPT SECONDS ARGUMENT...      runs it here; every SECONDS, worker 0 copies the run folder to KEPT
@@ -60,7 +60,7 @@ share() {
     sudo exportfs -ra
   else
     sudo DEBIAN_FRONTEND=noninteractive apt-get install -qq -y nfs-common > /dev/null
-    # Nothing is cached: a process has to see at once what another one wrote.
+    # Nothing is cached, because a process must immediately see what another one wrote.
     for _ in $(seq 60); do # until worker 0 serves it
       if sudo mount -t nfs -o vers=4.2,hard,actimeo=0,lookupcache=none "$(workers | head -n 1):$shared" "$shared"; then
         return
@@ -87,7 +87,7 @@ restore() {
 }
 
 # Copies the run folder to the bucket. A checkpoint counts only once its checksums.json is there, so that file comes
-# last. Whatever the moment of a preemption, the bucket then holds a run that can be resumed.
+# last. So the bucket always holds a run that can be resumed, whenever a preemption happens.
 keep() {
   local kept=$1 snapshot=$here/snapshot complete file step
   [ -n "$(ls -A "$run" 2> /dev/null)" ] || return 0
@@ -114,7 +114,7 @@ main() {
   rm -f "$here/ended"
   number=$(worker)
   keeps=$([ "$number" = 0 ] && echo yes || echo no)
-  # If the TPU cannot be used, JAX then fails, instead of training on the CPU without a word.
+  # With this value, JAX fails if the TPU cannot be used, instead of training on the CPU without a word.
   export JAX_PLATFORMS=${JAX_PLATFORMS:-tpu,cpu}
   "$here/env/bin/bert-fast" pretrain "$@" --distributed --config.data.dir="$here/shards" --workdir="$run" &
   child=$!
@@ -124,7 +124,7 @@ main() {
     sleep "$seconds" &
     sleeper=$!
     ended='' result=0
-    wait -n -p ended "$child" "$sleeper" || result=$? # a signal ends it early, without an `ended`
+    wait -n -p ended "$child" "$sleeper" || result=$? # a signal ends the wait early, and leaves `ended` without a value
     kill "$sleeper" 2> /dev/null || true
     if [ "${ended:-}" = "$child" ]; then
       code=$result
@@ -174,7 +174,7 @@ stop() {
   done
   echo "worker $(worker): the run did not save itself within $seconds s, and is killed" >&2
   kill -KILL "$(cat "$here/child")" 2> /dev/null || true
-  while is_running; do sleep 1; done # its folder is copied to the bucket
+  while is_running; do sleep 1; done # until `main` has ended; on worker 0 it copies the run folder first
 }
 
 "$@"

@@ -8,16 +8,16 @@ from bert_fast import BadInput
 from experiments.tpu_vm.gcloud import NoCapacity, NotFound
 from experiments.tpu_vm.tpu import FOLDER, Kind, Tpu
 
-RESTARTS = 3  # failures of the run itself, on a healthy TPU, after which it is not started again
+RESTARTS = 3  # a run that fails for its own reasons, on a healthy TPU, is started again at most this often
 BAD_INPUT = 2  # exit code of bert-fast for settings that cannot be used: starting again would not help
 Say = Callable[[str], None]
 
 
 def watch(tpu: Tpu, poll: float, say: Say) -> None:
-    """Returns when the run has ended well. Raises BadInput if it cannot go on.
+    """Returns when the run has finished. Raises BadInput if it cannot continue.
 
-    poll: seconds between two looks. The first look may raise; later ones are repeated, because a watcher has to survive
-    a network that is down for a while.
+    poll: seconds between checks. The first check may raise an error. Later checks are retried, because a watcher has to
+    survive a network that is down for a while.
     """
     said, failures = "", 0
     look = _state(tpu)
@@ -48,7 +48,7 @@ def watch(tpu: Tpu, poll: float, say: Say) -> None:
         try:
             look = _state(tpu)
         except BadInput as error:
-            look = (Kind.WAITING, f"cannot be asked ({error})", "")
+            look = (Kind.WAITING, f"state unknown ({error})", "")
 
 
 def _state(tpu: Tpu) -> tuple[Kind, str, str]:
@@ -66,7 +66,7 @@ def _mended(tpu: Tpu, kind: Kind, run: str, say: Say) -> bool:
     """Makes the TPU if there is none, else sets it up and starts the run. Returns False if that has to wait."""
     try:
         if kind is Kind.GONE:
-            with contextlib.suppress(NotFound):  # gone meanwhile
+            with contextlib.suppress(NotFound):  # deleted in the meantime
                 tpu.delete()
         if kind in (Kind.GONE, Kind.ABSENT):
             tpu.create()
@@ -92,4 +92,4 @@ def _refuse_hopeless(tpu: Tpu, run: str, failures: int) -> None:
     """Raises BadInput, with the end of the log, if starting the run again will not help."""
     if run == f"ended {BAD_INPUT}" or failures > RESTARTS:
         log = tpu.on("0", f"tail -n 20 {FOLDER}/log.txt")
-        raise BadInput(f"the run {run}; this was failure {failures}. Its log ends with:\n{log}Mend that, then `run`")
+        raise BadInput(f"the run {run}; this was failure {failures}. Its log ends with:\n{log}Fix that, then `run`")

@@ -40,7 +40,7 @@ def small_changes(changes: dict) -> dict:
 
 
 def small_study(name: str, folder: pathlib.Path) -> str:
-    """A study file in the folder, for the same comparison with two arms, one small budget and the corpus at hand."""
+    """A study file in the folder: the same comparison with two arms, one small budget and the test's corpus."""
     from bert_fast.compare import study
 
     made = study.load(name)
@@ -65,7 +65,7 @@ def small(argv: list[str]) -> list[str]:
         named = [arg if arg.startswith("-") else small_study(arg, SMALL) for arg in argv[1:]]
         return [argv[0], *named]
     if argv[:1] == ["prepare"]:
-        return [*argv, "--processes=1"]  # a corpus this small is not worth the start of more
+        return [*argv, "--processes=1"]  # starting more processes would take longer than this small corpus
     if argv[:1] not in WITH_CONFIG or "--help" in argv:
         return argv
     found = []
@@ -96,7 +96,7 @@ def check_make(targets: list[str]):
 
 
 def check_pip(argv: list[str]):
-    """Fails unless every package to be installed exists here, with the extras that are named."""
+    """Fails unless every package to be installed exists here and has the named extras."""
     from packaging.requirements import Requirement
 
     if argv[:1] != ["install"]:

@@ -21,7 +21,9 @@ class Fence(NamedTuple):
 
     @property
     def file(self) -> str:
-        """The file that the block is, named in its first line (`# mine.py`); "" if it is not a file."""
+        """The name of the file that the block shows, from its first line (`# mine.py`); "" if it does not show a
+        file.
+        """
         found = re.match(r"# ([\w/.-]+\.\w+)\n", self.text)
         return found[1] if found else ""
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_fast import bert
+from bert_fast.dropout import draws
 from bert_fast.method import Program, Stage
 from bert_fast.plan import Route, whole
 from bert_fast.schedule import Schedule
@@ -54,5 +55,6 @@ NORMS = [CONFIG, dataclasses.replace(CONFIG, norm="pre")]
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits(config, params, key=None):
-    x_BSD = bert.encode(config, params, {}, BATCH, whole(config.depth), Route(), key)
+    found = None if key is None else draws(key, 2)
+    x_BSD = bert.encode(config, params, {}, BATCH, whole(config.depth), Route(), found)
     return bert.predict(config, params, {}, x_BSD, BATCH["slots"])[..., : config.vocab_size]

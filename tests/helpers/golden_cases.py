@@ -26,7 +26,7 @@ SMALL = {
 }
 SEARCH = {"early_bert.search": 0.2, "early_bert.neurons": "layer"}
 TICKET = {**SEARCH, "early_bert.stop": "early_bird", "early_bert.mask_every": 1, "early_bert.threshold": 0.5}
-# name: (config, changes). Methods train in a single phase: each plan would be compiled again for another length.
+# name: (config, changes). Methods train in a single phase, because a second length would compile each plan again.
 RUNS = {
     "dense": (bert, {"model.depth": 2}),
     "layer_drop": (layer_drop, {"phases": "16:1", "micro_batches": 2}),
@@ -64,7 +64,9 @@ def finetuning_losses(dropout: float, folder: pathlib.Path) -> list[float]:
 
 
 def machine() -> str:
-    """The JAX version and a hash of the processor's instructions. Exact losses depend on both, besides the code."""
+    """The JAX version and a hash of the processor's instructions. Exact losses depend on both, in addition to the
+    code.
+    """
     text = pathlib.Path("/proc/cpuinfo")
     flags = sorted(next((line for line in text.read_text().splitlines() if line.startswith("flags")), "").split()[2:])
     return f"jax {jax.__version__}, instructions {hashlib.sha256(' '.join(flags).encode()).hexdigest()[:12]}"

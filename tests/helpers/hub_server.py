@@ -48,7 +48,7 @@ class Repo:
         return digest.hexdigest()
 
     def at(self, revision: str) -> str | None:
-        """The commit of a branch or of itself."""
+        """The commit that a revision names, which is a branch or a commit; None if there is none."""
         return self.branches.get(revision) or (revision if revision in self.commits else None)
 
 
@@ -56,7 +56,7 @@ class Repo:
 class Fault:
     """What happens to the next `times` requests that match `pattern`, a regular expression for "METHOD /path".
 
-    status 0: the connection is cut, after half of the body that was asked for or sent.
+    status 0: the connection is cut after half of the requested or sent body.
     """
 
     pattern: str
@@ -96,7 +96,7 @@ class Hub:
         huggingface_hub.close_session()
 
     def add(self, name: str, files: Mapping[str, bytes], kind: str = "model", branch: str = "main", **about) -> str:
-        """Commits these files, and creates the repository if it is new. Returns the commit."""
+        """Commits these files, and creates the repository if it does not exist. Returns the commit."""
         return self.repos.setdefault((kind, name), Repo(**about)).commit(branch, files)
 
     def add_folder(self, name: str, folder: pathlib.Path, **more) -> str:
@@ -149,14 +149,14 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request, client_address):
-        pass  # the client went away
+        pass  # the client has disconnected
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     """Answers one connection. Each method named do_... answers one kind of request."""
 
     hub: Hub
-    protocol_version = "HTTP/1.1"  # with Content-Length, so that a cut answer is noticed
+    protocol_version = "HTTP/1.1"  # sends Content-Length, so that a client notices a cut answer
 
     ROUTES = (
         ("GET", r"/api/whoami-v2", "who"),

@@ -10,13 +10,13 @@ from helpers.small_runs import run
 
 
 def interrupted(config, workdir, at_step, monkeypatch):
-    """Trains until SIGTERM arrives during step `at_step`."""
+    """Trains until SIGTERM arrives at the end of step `at_step`."""
     train_step = engine.Engine.train_step
 
     def stopping(self):
-        if self.step == at_step - 1:
-            signal.raise_signal(signal.SIGTERM)
         train_step(self)
+        if self.step == at_step:
+            signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine.Engine, "train_step", stopping)

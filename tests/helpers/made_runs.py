@@ -159,7 +159,7 @@ def write_scores(folder: pathlib.Path, mean: float, deviation: float | None = 1.
     last = {"score": numbers(mean), "f1": numbers(mean)}
     best = {"score": numbers(mean + 1), "f1": numbers(mean + 1)}
     about = {"learning_rates": {"3e-05": {"seeds": [0, 1]}}, "chosen": "3e-05", "last": last, "best": best}
-    if deviation is not None:  # a folder of an older version has no baseline
+    if deviation is not None:  # None stands for a folder of an older version, which has no baseline
         about["baseline"] = {"prediction": "always 1", "score": 68.4}
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps({"encoder": {}, "tasks": {"mrpc": about}}))

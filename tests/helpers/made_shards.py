@@ -1,14 +1,13 @@
 """Makes shards folders and example settings for tests."""
 
 import dataclasses
-import json
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from bert_fast.data import examples, shards
+from bert_fast.data import examples, sealed, shards, vocab
 
-# No special token has its id in BERT's vocabulary, so that a hard-coded id is a wrong id.
+# Special tokens have different ids from those in BERT's vocabulary, so code with hard-coded ids fails.
 WORDS = [f"word{i}" for i in range(300)] + [f"##piece{i}" for i in range(200)]
 WORDS[7:7], WORDS[100:100], WORDS[250:250] = ["[MASK]"], ["[SEP]", "[PAD]"], ["[CLS]", "[UNK]"]
 SPECIAL_IDS = [i for i, word in enumerate(WORDS) if word.startswith("[")]
@@ -18,10 +17,14 @@ ORDINARY = np.setdiff1d(np.arange(len(WORDS)), SPECIAL_IDS)
 def write_folder(folder, splits, words=WORDS):
     """Writes a folder with two shards per split. A document is a list of sentences; a sentence is a list of ids."""
     manifest = {"format": shards.FORMAT, "token_dtype": "uint16", "splits": {}}
-    for split, documents in splits.items():
+    for split, documents in ({key: [] for key in shards.SPLITS} | splits).items():
         lengths_D = np.array([sum(map(len, d)) for d in documents], np.int64)
         np.save(folder / f"{split}-lengths.npy", lengths_D)
-        entry = {"shards": [], "lengths": file_entry(folder / f"{split}-lengths.npy"), "tokens": int(lengths_D.sum())}
+        entry = {
+            "shards": [],
+            "lengths": shards.file_entry(folder / f"{split}-lengths.npy"),
+            "tokens": int(lengths_D.sum()),
+        }
         half = -(-len(documents) // 2)
         for n, part in enumerate([documents[:half], documents[half:]]):
             path = folder / f"{split}-{n:05d}-of-00002.array_record"
@@ -31,21 +34,23 @@ def write_folder(folder, splits, words=WORDS):
                 tokens_T = np.concatenate([np.zeros(0, int), *map(np.asarray, sentences)])
                 writer.write(shards.encode(shards.Document(tokens_T, starts_N), "uint16"))
             writer.close()
-            entry["shards"].append({**file_entry(path), "documents": len(part)})
+            entry["shards"].append({**shards.file_entry(path), "documents": len(part)})
         manifest["splits"][split] = entry
     (folder / "vocab.txt").write_bytes("".join(word + "\n" for word in words).encode())
     sha256 = shards.sha256(folder / "vocab.txt")
-    special = {word: index for index, word in enumerate(words) if word.startswith("[")}
+    special = {word: words.index(word) for word in vocab.SPECIAL if word in words}
     manifest["vocab"] = {
         "size": len(words), "sha256": sha256, "cased": False, "strip_accents": None, "special_ids": special
     }  # fmt: skip
-    manifest["fingerprint"] = f"made up of {sha256}"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    seal(folder, manifest)
     return folder
 
 
-def file_entry(path):
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": shards.sha256(path)}
+def seal(folder, manifest):
+    """Writes a manifest with the fingerprint and the seal that belong to it."""
+    checksums = [shard["sha256"] for split in shards.SPLITS for shard in manifest["splits"][split]["shards"]]
+    manifest["fingerprint"] = shards.fingerprint(manifest["vocab"]["sha256"], checksums)
+    sealed.write(folder / "manifest.json", manifest)
 
 
 def random_documents(count, rng, longest=60):
@@ -56,7 +61,8 @@ def random_documents(count, rng, longest=60):
 
 
 def make_folder(folder):
-    """Writes 150 training documents: one is empty, one is a single long sentence. The first 40 are also `valid`."""
+    """Writes 150 training documents. One is empty, and one is a single long sentence. The first 40 are also in
+    `valid`."""
     rng = np.random.default_rng(0)
     documents = random_documents(150, rng)
     documents[3] = []

@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:tests python -m helpers.make_fixtures tests/fixtures/format3
 
-Each folder holds a run that stopped in the middle: config.json, and metrics.jsonl and checkpoints as of that step. The
-file continued.jsonl has the rows that this version wrote after it. Never remake the fixtures of a released version.
+Each folder holds a run up to a step in its middle: config.json, metrics.jsonl and checkpoints. The file continued.jsonl
+has the rows of the later steps, as this version wrote them. Never remake the fixtures of a released version.
 """
 
 import json

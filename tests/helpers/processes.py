@@ -3,8 +3,8 @@
 import socket
 
 
-def with_port() -> list[str]:
-    """Flags for two processes that connect through a free port of this machine."""
+def with_port(count: int = 2) -> list[str]:
+    """Flags for `count` processes that connect through a free port of this machine."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        return [f"--coordinator=localhost:{free.getsockname()[1]}", "--process_count=2"]
+        return [f"--coordinator=localhost:{free.getsockname()[1]}", f"--process_count={count}"]

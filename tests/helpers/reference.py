@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from scipy.special import erf
 
-from bert_fast import bert
+from bert_fast import bert, qkv
 
 
 def random_params(config: bert.Config, seed: int = 0):
@@ -56,14 +56,12 @@ def gelu(x):
 
 def layer(config, params, x_SD, segments_S, rows, keys, heads, hidden):
     """One encoder layer on one example: updates the first `rows` tokens, which attend to the first `keys` tokens."""
-    eps, pre = config.norm_eps, config.norm == "pre"
+    eps, pre, params = config.norm_eps, config.norm == "pre", qkv.separate(params)
 
     def attention(x_SD):
         out_QD = np.zeros_like(x_SD[:rows])
         for h in range(heads):
-            q_SE, k_SE, v_SE = (
-                x_SD @ params[name]["kernel"][:, h] + params[name]["bias"][h] for name in ("query", "key", "value")
-            )
+            q_SE, k_SE, v_SE = (x_SD @ params[name]["kernel"][:, h] + params[name]["bias"][h] for name in qkv.NAMES)
             logits_QK = q_SE[:rows] @ k_SE[:keys].T / np.sqrt(config.head_size)
             logits_QK[segments_S[:rows, None] != segments_S[None, :keys]] = -1e30
             out_QD += softmax(logits_QK) @ v_SE[:keys] @ params["attention_output"]["kernel"][h]

@@ -6,10 +6,8 @@ from bert_fast import methods
 from bert_fast.configs import bert
 from bert_fast.data import shards
 from bert_fast.train import loop, settings
+from bert_fast.train.counters import CLOCKS
 from bert_fast.train.log import read_rows
-
-CLOCKS = ("seconds", "compile_seconds", "eval_seconds", "save_seconds")
-CLOCKS = (*CLOCKS, "utilisation", "utilisation_padded", "utilisation_dense")
 
 
 def small_config(data_dir: pathlib.Path, text: str = "size=tiny,debug", **changes) -> dict:

@@ -10,7 +10,7 @@ PREFIX = "bucket://"
 
 
 class Bucket(LocalFileSystem):
-    """Files in $BUCKET, without folders, as in a cloud: there is nothing to make before a file is written."""
+    """Files in $BUCKET, without folders, as in a cloud: nothing needs to be created before a file is written."""
 
     @classmethod
     def scheme(cls):

@@ -1,11 +1,11 @@
-"""Stand-ins for gcloud and for the programs that vm.sh calls on a TPU VM, all played by this file under their names.
+"""Stand-ins for gcloud and for the programs that vm.sh calls on a TPU VM. This file runs under all of their names.
 
 The cloud is the folder $CLOUD: calls.txt and calls_of_workers.txt (command lines of gcloud), node and queue (states),
 hosts (number of workers), bucket/, worker-N/ (home folders), plan.json (what happens at which call).
 
-An entry of the plan is [TEXT, ACTION, VALUE]: at the first call that contains TEXT, once the entries before it are used
-up, `fail` prints VALUE and fails, `state` makes `describe` answer VALUE, and `preempt` takes the machines away, leaving
-the node in state VALUE.
+An entry of the plan is [TEXT, ACTION, VALUE]. Entries are used in order, each at the first call that contains its TEXT:
+`fail` prints VALUE and fails, `state` makes `describe` answer VALUE, and `preempt` removes the machines and leaves the
+node in state VALUE.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def read(name: str) -> str:
 
 
 def make(root: pathlib.Path) -> dict[str, str]:
-    """Makes a cloud and its programs in `root`. Returns environment variables that lead to them."""
+    """Makes a cloud and its programs in `root`. Returns environment variables that point to them."""
     (root / "cloud/bucket").mkdir(parents=True)
     (root / "bin").mkdir()
     for name in PROGRAMS:
@@ -175,7 +175,7 @@ def rsync(source: pathlib.Path, target: pathlib.Path, argv: list[str]):
     names = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
     names = {name for name in names if not re.match(pattern, name)}
     for name in sorted(names):
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # removed in the meantime
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source / name, target / name)
     if "--delete-unmatched-destination-objects" in argv:
@@ -199,14 +199,14 @@ def curl(argv: list[str]):
 def uv(argv: list[str]):
     if argv[0] == "venv":
         (pathlib.Path(argv[-1]) / "bin").mkdir(parents=True)
-    else:  # pip install: the program of the test stands in for bert-fast
+    else:  # pip install: the test's program replaces bert-fast
         python = pathlib.Path(argv[argv.index("--python") + 1])
         assert "[tpu]" in argv[-1]
         shutil.copy(CLOUD / "bert-fast", python.parent / "bert-fast")
 
 
 def sudo(argv: list[str]):
-    """Serves a folder by a list, and mounts it by a link."""
+    """Serves a folder by adding it to a list, and mounts it as a link."""
     words = [word for word in argv if "=" not in word]
     exported = CLOUD / "exports"
     if words[0] == "tee":

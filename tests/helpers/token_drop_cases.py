@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_fast import bert
+from bert_fast import bert, qkv
 from bert_fast.method import Program, Stage
 from bert_fast.methods import token_drop
 from bert_fast.plan import whole
@@ -69,7 +69,7 @@ def ordered(score_V=SCORE_V, batch=BATCH, plan=None, key=None, **arguments):
 
 def reference_layer(config, params, x_QD, y_KD, allowed_QK):
     """One encoder layer in NumPy and float64. It updates the tokens x, which attend to the tokens y."""
-    eps, pre = config.norm_eps, config.norm == "pre"
+    eps, pre, params = config.norm_eps, config.norm == "pre", qkv.separate(params)
 
     def attention(x_QD, y_KD):
         out_QD = params["attention_output"]["bias"]

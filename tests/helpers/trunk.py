@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_fast import bert
+from bert_fast.dropout import draws
 from bert_fast.method import Program
 from bert_fast.plan import pack, whole
 from helpers import reference
@@ -30,9 +31,9 @@ DENSE = whole(3)
 BATCH = reference.random_batch(POST, rows=3, length=12, slots=4)
 
 
-def losses_sum(config, params, frozen, batch, plan, route, key):
+def losses_sum(config, params, frozen, batch, plan, route, draws):
     """(sum of all losses, hidden states)."""
-    x_BSD = bert.encode(config, params, frozen, batch, plan, route, key)
+    x_BSD = bert.encode(config, params, frozen, batch, plan, route, draws)
     losses = bert.losses(config, params, frozen, x_BSD, batch)
     return jnp.sum(losses.mlm_BP) + jnp.sum(losses.next_B), x_BSD
 
@@ -46,9 +47,9 @@ def run(config, params, plan=DENSE, scale_L=None, batch=BATCH, seed=None, frozen
     Not jitted by default: JAX then compiles each operation separately, once for all tests.
     """
     plan, route = pack(plan, None if scale_L is None else np.array([scale_L], np.float32))
-    key = None if seed is None else jax.random.key(seed)
+    found = None if seed is None else draws(jax.random.key(seed), len(batch["ids"]))
     route = jax.tree.map(lambda of_micro_batches: of_micro_batches[0], route)
-    (loss, x_BSD), grads = of(config, params, frozen or {}, batch, plan, route, key)
+    (loss, x_BSD), grads = of(config, params, frozen or {}, batch, plan, route, found)
     return loss, x_BSD, grads
 
 

@@ -1,0 +1,27 @@
+"""Attention by cuDNN's kernel, for NVIDIA GPUs. Its dropout masks would differ from the other backends', so it is used
+only in steps without attention dropout.
+
+Axes: as in layers.py.
+"""
+
+import jax
+
+from bert_fast.attention.plain import heads_of
+
+
+def problem(shape, platform: str) -> str:
+    """Why cuDNN cannot be used for this shape; "" if it can."""
+    if platform not in ("gpu", "cuda"):
+        return "cuDNN needs an NVIDIA GPU"
+    if shape.dtype == "float32":
+        return "cuDNN's attention does not support float32"
+    if shape.rate:
+        return "cuDNN draws its own dropout masks, so it is used only without attention dropout"
+    return "" if shape.head_size % 8 == 0 else "cuDNN's attention needs a head size that is a multiple of 8"
+
+
+def attend(product_BNW, bias_W, segments_BN, shape):
+    """See `attention.attend`."""
+    q_BQHE, k_BKHE, v_BKHE, allowed_BQK = heads_of(product_BNW, bias_W, segments_BN, shape)
+    out = jax.nn.dot_product_attention(q_BQHE, k_BKHE, v_BKHE, mask=allowed_BQK[:, None], implementation="cudnn")
+    return out.reshape(*out.shape[:2], -1)

@@ -1,0 +1,40 @@
+"""Where the wall time of a run went, over all of its processes, and the share that made progress."""
+
+import pathlib
+import time
+
+from bert_fast.train.counters import Counters, total
+
+
+def last_sign(path: pathlib.Path) -> float:
+    """When the run's previous process last touched this file, in seconds since 1970; 0: never."""
+    return path.stat().st_mtime if path.is_file() else 0.0
+
+
+def begin(counters: Counters, began: float, folder: pathlib.Path | None, sign: float, restored: float):
+    """Counts the time up to now, at the start of a process, and starts the first lap.
+
+    began: when the process began, on the monotonic clock. folder: the checkpoint that it continues from. sign: the
+    previous process's last sign of life. The steps between the checkpoint and this sign are lost. After the sign,
+    nothing ran. If that process did not wait for the checkpoint, it took steps while the checkpoint was written.
+    restored: seconds spent on restoring.
+    """
+    now = time.monotonic()
+    if folder is not None and counters.saved_at:
+        start, times = time.time() - (now - began), counters.times
+        written = folder.stat().st_mtime if counters.waited else 0.0  # when its last file was created
+        saved = min(max(written, counters.saved_at), start)
+        died = min(max(sign, saved), start)
+        times["save_seconds"] += max(saved - counters.saved_at, 0.0)
+        times["wasted_seconds"] += died - saved
+        times["idle_seconds"] += start - died
+    counters.times["restore_seconds"] += restored
+    counters.times["idle_seconds"] += now - began - restored
+    counters.mark = now
+
+
+def summary(counters: Counters) -> dict[str, float]:
+    """The run's wall time in seconds, and the share of it spent in steps that were not lost."""
+    wall = total(counters.times)
+    steps = counters.times["seconds"] - counters.times["input_seconds"]
+    return {"wall_seconds": round(wall, 3), "goodput": steps / wall if wall else 0.0}

@@ -1,0 +1,146 @@
+"""Saves that do not keep the run waiting: it copies its state to host memory and continues, and a thread writes the
+copy.
+"""
+
+import copy
+import dataclasses
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from bert_fast.train import checkpoint
+from bert_fast.train.description import Description
+from bert_fast.train.engine import Engine, Waits
+from bert_fast.train.log import MetricWriter
+from bert_fast.train.settings import Checkpoints
+from bert_fast.train.step import TrainState
+
+
+class Saver:
+    """Writes a run's checkpoints, one at a time, inside a `with` block.
+
+    Several processes write together: they meet while they write, which a thread must not do beside steps. So each of
+    their saves is waited for.
+    """
+
+    def __init__(self, root: pathlib.Path, settings: Checkpoints, initial: bool, waits: Waits, say: Callable):
+        """initial: whether checkpoint 0 is kept. waits: makes a block count as a wait for a save, for the watchdog."""
+        self.root, self.settings, self.initial, self.waits, self.say = root, settings, initial, waits, say
+        self.alone = jax.process_count() == 1
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+        self.saved: int | None = None  # the step of this process's newest save
+        self.buffers: list[np.ndarray] = []
+        self.began = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        """Waits for the save in flight, unless the user wants to stop immediately. Its error does not hide another
+        one.
+        """
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            return
+        try:
+            self.wait()
+        except Exception as other:
+            if error is None:
+                raise
+            self.say(str(other))
+
+    def due(self) -> bool:
+        """Whether `checkpoint.minutes` have passed since the last save, or since the start."""
+        minutes = self.settings.minutes
+        return minutes > 0 and time.monotonic() - self.began >= 60 * minutes
+
+    def check(self):
+        """Raises the error of a save that has ended."""
+        if self.thread is not None and not self.thread.is_alive():
+            self.wait()
+
+    def wait(self):
+        """Returns once no save is in flight. Raises its error."""
+        if self.thread is not None:
+            self.thread.join()
+        self.thread, error, self.error = None, self.error, None
+        if error is not None:
+            self.saved = None
+            raise error
+
+    def forget(self):
+        """Waits as `wait` does. The next save is written even if it has the same step as the last one."""
+        self.wait()
+        self.saved = None
+
+    def save(self, engine: Engine, describe: Callable[[], Description], rows: MetricWriter | None, wait: bool):
+        """Begins to write a checkpoint of the engine's step, after the previous save has ended.
+
+        Does nothing if it has been written. wait: returns once it is written. rows: those that the description counts
+        are on the disk before the checkpoint is complete. Counts the time that the run waits.
+
+        Raises the error of the save before, and with `wait` of this one: BadInput if it cannot be written.
+        """
+        counters = engine.counters
+        self.wait()
+        if self.saved != engine.step:
+            self.began = time.monotonic()
+            state = self.copied(engine.state)
+            counters.lap("save_seconds")
+            counters.saved_at, counters.waited = time.time(), wait or not self.alone
+            self.begin(state, describe(), rows)
+        if wait:
+            self.wait()
+        counters.lap("save_seconds")
+
+    def copied(self, state: TrainState) -> TrainState:
+        """The arrays of a state to save, which no later step changes. With several processes, the state itself."""
+        if not self.alone:
+            return state
+        leaves, structure = jax.tree.flatten(state)
+        self.buffers = on_host(leaves, self.buffers)
+        return jax.tree.unflatten(structure, self.buffers)
+
+    def begin(self, state: TrainState, about: Description, rows: MetricWriter | None):
+        """Starts the thread. With several processes, returns once the checkpoint is written."""
+        older = [step for step in checkpoint.steps(self.root) if step < about.step]
+        keep = {*older[::-1][: self.settings.keep - 1], *([0] if self.initial else [])}
+        about = dataclasses.replace(about, counters=copy.deepcopy(about.counters))  # the run continues to count
+        self.saved = about.step
+
+        def write():
+            try:
+                with self.waits("save"):
+                    if rows is not None:
+                        rows.to_disk()
+                    checkpoint.save(self.root, state, about, keep, self.say)
+            except BaseException as error:
+                self.error = error
+
+        if self.alone:
+            self.thread = threading.Thread(target=write, name=f"save {about.step}", daemon=True)
+            self.thread.start()
+        else:
+            write()
+            self.wait()
+
+
+def on_host(leaves: Sequence[jax.Array], buffers: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Copies of these arrays in host memory. On a CPU, `buffers` are reused, because fresh memory costs more than the
+    copy.
+
+    A NumPy view of an array on a CPU is the device's memory, which the next step may use for its results.
+    """
+    if all(device.platform != "cpu" for leaf in leaves for device in leaf.devices()):
+        for leaf in leaves:
+            leaf.copy_to_host_async()
+        return [np.asarray(leaf) for leaf in leaves]
+    if [(x.shape, x.dtype) for x in buffers] != [(x.shape, x.dtype) for x in leaves]:
+        buffers = [np.empty(leaf.shape, leaf.dtype) for leaf in leaves]
+    for buffer, leaf in zip(buffers, leaves, strict=True):
+        np.copyto(buffer, leaf)
+    return list(buffers)

@@ -1,0 +1,60 @@
+"""The main part of the study of the four methods: equal reference time, under one epoch of books, five paired seeds.
+
+    python -m experiments.study tier1
+    bert-fast compare tier1 --data=SHARDS --out=runs/tier1
+
+The first command uses the project's own text and keeps the runs in its repository. The model has six layers of width
+96 and the recipe of experiments/plateau.md, so that every arm learns from context. The peak rate of each arm is the
+best of the same three (tier1_rates.py). Every schedule falls to 0 at the end of the budget.
+"""
+
+from bert_fast.compare.study import Study
+
+LAYER_DROP = {"methods": "layer_drop", "layer_drop.sampling": "systematic"}  # fewer programs to compile
+TOKEN_DROP = {"methods": "token_drop", "token_drop.shortest": 16}  # rows of 8 tokens have none to spare
+EARLY_BERT = {"methods": "early_bert", "early_bert.search": 0.15}  # the search ends well after the warm-up
+STACKING = {"methods": "stacking", "stacking.learning_rate": "run"}  # "segments" would end with a rate above 0
+MSLT = {"methods": "stacking", "stacking.variant": "mslt"}
+ARMS = {
+    "dense": {},
+    "shallower": {"model.depth": 4},  # a step costs about as much as a step of the methods
+    "layer dropping": LAYER_DROP,
+    "token dropping": TOKEN_DROP,
+    "EarlyBERT": EARLY_BERT,
+    "stacking": STACKING,
+    "MSLT": MSLT,
+    "stacking + token dropping": {**STACKING, **TOKEN_DROP, "methods": "stacking,token_drop"},
+}
+RATES = {  # the best of tier1_rates
+    "dense": 6e-3,
+    "shallower": 6e-3,
+    "layer dropping": 6e-3,
+    "token dropping": 6e-3,
+    "EarlyBERT": 6e-3,
+    "stacking": 6e-3,
+    "MSLT": 6e-3,
+    "stacking + token dropping": 6e-3,
+}
+SECONDS = 400
+
+
+def get_study() -> Study:
+    return Study(
+        config="quickstart",
+        changes={
+            "model.depth": 6,
+            "model.width": 96,
+            "model.heads": 3,  # EarlyBERT prunes a third of them
+            "model.head_size": 32,
+            "model.mlp_dim": 384,
+            "learning_rate.warmup_steps": 50,
+            "log_every": 25,
+            "eval.every": 250,
+            "eval.examples": 1000,
+            "checkpoint.every": 0,
+            "sinks": "",
+        },
+        arms={arm: {**changes, "learning_rate.peak": RATES[arm]} for arm, changes in ARMS.items()},
+        seeds=(0, 1, 2, 3, 4),
+        budgets=(f"seconds:{SECONDS}",),
+    )

@@ -1,0 +1,25 @@
+"""Peak learning rates for the main part of the study: three trials for every arm, on a seed that the study does not
+use.
+
+    python -m experiments.study tier1_rates
+    bert-fast compare tier1_rates --data=SHARDS --out=runs/tier1_rates
+
+Trials have the study's budget: in half of it, a model does not get beyond word frequencies ("A pilot of the study" in
+experiments/LOG.md). Their rows are kept separate from the study's.
+"""
+
+import dataclasses
+
+from bert_fast.compare.study import Study
+from bert_fast.configs.studies import tier1
+
+RATES = (3e-3, 6e-3, 1.2e-2)
+
+
+def get_study() -> Study:
+    arms = {
+        f"{arm}, rate {rate:g}": {**changes, "learning_rate.peak": rate}
+        for arm, changes in tier1.ARMS.items()
+        for rate in RATES
+    }
+    return dataclasses.replace(tier1.get_study(), arms=arms, seeds=(100,))

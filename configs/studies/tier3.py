@@ -1,0 +1,56 @@
+"""Ablations of each paper, at half of the study's main budget, three seeds.
+
+    python -m experiments.study tier3
+    bert-fast compare tier3 --data=SHARDS --out=runs/tier3
+
+The arms keep the peak rates of tier1.py, unless a name says otherwise.
+"""
+
+import dataclasses
+
+from bert_fast.compare.study import Study
+from bert_fast.configs.studies import tier1
+from bert_fast.configs.studies.tier1 import EARLY_BERT, LAYER_DROP, MSLT, RATES, STACKING, TOKEN_DROP
+
+RATE, HIGHER_RATE = ({"learning_rate.peak": factor * RATES["layer dropping"]} for factor in (1, 2))
+
+
+def get_study() -> Study:
+    arms = {
+        "dense": {"learning_rate.peak": RATES["dense"]},
+        # Layer dropping: rescaling and learning rate, two by two, then its schedules one by one. The paper trains at
+        # ten times the rate of its baseline (arXiv 2010.13369, section 5).
+        "layer dropping": {**LAYER_DROP, **RATE},
+        "layer dropping, not rescaled": {**LAYER_DROP, "layer_drop.rescale": False, **RATE},
+        "layer dropping, higher rate": {**LAYER_DROP, **HIGHER_RATE},
+        "layer dropping, higher rate, not rescaled": {**LAYER_DROP, "layer_drop.rescale": False, **HIGHER_RATE},
+        "layer dropping, no time schedule": {**LAYER_DROP, "layer_drop.time_schedule": False, **RATE},
+        "layer dropping, no depth schedule": {**LAYER_DROP, "layer_drop.depth_schedule": False, **RATE},
+        # Token dropping and EarlyBERT: does what they learn matter?
+        "token dropping": TOKEN_DROP,
+        "token dropping, random tokens": {**TOKEN_DROP, "token_drop.scores": "random"},
+        "token dropping, by frequency": {**TOKEN_DROP, "token_drop.scores": "frequency"},
+        "EarlyBERT": EARLY_BERT,
+        "EarlyBERT, random ticket": {**EARLY_BERT, "early_bert.ticket": "random"},
+        # Stacking and MSLT: stages, shares, how layers start, and the released learning rate.
+        "stacking": STACKING,
+        "stacking, from two layers": {**STACKING, "stacking.depths": "2,6"},
+        "stacking, half and half": {**STACKING, "stacking.shares": "0.5,0.5"},
+        "stacking, random layers": {**STACKING, "stacking.init": "random"},
+        "stacking, identity": {**STACKING, "stacking.init": "identity"},
+        "stacking, moments carried": {**STACKING, "stacking.optimizer": "carry"},
+        "stacking, released rates": {"methods": "stacking"},
+        "MSLT": MSLT,
+        "MSLT, half of it joint": {**MSLT, "stacking.shares": "0.125,0.125,0.125,0.125,0.5"},
+        "MSLT, random layers": {**MSLT, "stacking.init": "random"},
+        "MSLT, embeddings A": {**MSLT, "stacking.embedding": "A"},
+    }
+    known = {"token": "token dropping", "EarlyBERT": "EarlyBERT", "stacking": "stacking", "MSLT": "MSLT"}
+
+    def rate(arm: str) -> float:
+        return RATES[next((name for start, name in known.items() if arm.startswith(start)), "dense")]
+
+    arms = {arm: {"learning_rate.peak": rate(arm), **changes} for arm, changes in arms.items()}
+    return dataclasses.replace(
+        tier1.get_study(), arms=arms, seeds=(0, 1, 2), budgets=(f"seconds:{tier1.SECONDS // 2}",)
+    )

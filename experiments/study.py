@@ -1,0 +1,85 @@
+"""The study of the methods: runs one of its parts in a separate clone, and keeps each finished run in the repository.
+
+    python -m experiments.study tier1 --dry_run     prints what is left, and the hours that it takes
+    python -m experiments.study tier1               runs what is left; Ctrl-C saves, the same command continues
+
+Finished runs are in experiments/records/PART, one small file each. Commit them: on another machine the same command
+continues from these files alone. All runs of a part come from one commit. The first run records it, and the script
+checks it out in runs/study. Text comes from $BERT_FAST_DATA/corpus. On a shared machine, pin the command to one core
+(taskset -c 1): runs are charged by the table of step costs in the folder of records, so other work on the machine does
+not change results. The parts are configs/studies/PART.py; `python -m experiments.study_pages` writes the pages.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from bert_fast.compare import records
+from experiments import common
+
+ROOT = common.HERE.parent
+RECORDS = common.HERE / "records"
+VOCABULARY = 1024  # small words: the model soon learns from its neighbours, and the head is cheap
+# Each part trains on one of these texts: files of $BERT_FAST_DATA, and the share of documents that is held out. The small
+# one is passed over many times within a budget, so more of it is held out.
+TEXTS = {"books": ("corpus/books/*.txt.gz", 0.01), "small": ("corpus/books/valid.txt.gz", 0.65)}
+PARTS = {
+    "tier1_rates": "books",
+    "tier1": "books",
+    "tier2": "books",
+    "tier2_rivals": "books",
+    "tier2_epochs": "small",
+    "tier3": "books",
+}
+
+
+def git(*arguments: str | pathlib.Path) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def commit_of(part: str, kept: Mapping, root: pathlib.Path) -> str:
+    """The commit that a part runs from: the one in its records, or the repository's newest if there are none."""
+    found = {record.figures["commit"] for record in kept.values()}
+    if len(found) > 1:
+        sys.exit(f"error: the records of {part} come from several commits: {', '.join(sorted(found))}")
+    return found.pop() if found else git("-C", root, "rev-parse", "HEAD")
+
+
+def clone(commit: str, root: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """A clone of the repository at a commit."""
+    made = folder / f"code-{commit[:12]}"
+    if not made.exists():
+        git("clone", "--quiet", "--no-checkout", root, made)
+    git("-C", made, "checkout", "--quiet", "--detach", commit)
+    return made
+
+
+def main():
+    parser = common.parser(__doc__)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--dry_run", action="store_true", help="only print what is left")
+    parser.add_argument("--processes", type=int, default=0, help="runs at once [one per core]")
+    args = parser.parse_args()
+    folder, kept = ROOT / "runs/study", RECORDS / args.part
+    code = clone(commit_of(args.part, records.read_all(kept), ROOT), ROOT, folder)
+
+    def run(*arguments: str) -> int:
+        """Runs a command of the clone."""
+        command = [sys.executable, "-m", "bert_fast", *arguments]
+        return subprocess.run(command, cwd=code, env=os.environ | {"PYTHONPATH": str(code)}, check=False).returncode
+
+    text, held_out = TEXTS[PARTS[args.part]]
+    shards = folder / f"shards-{PARTS[args.part]}"
+    source = f"--source=files:{common.data_root(text) / text}"
+    if not (shards / "manifest.json").exists() and run(
+        "prepare", source, f"--out={shards}", f"--vocab_size={VOCABULARY}", f"--valid_fraction={held_out}"
+    ):
+        sys.exit(f"error: {shards} could not be prepared")
+    flags = [f"--out={folder / args.part}", f"--data={shards}", f"--records={kept}", f"--processes={args.processes}"]
+    sys.exit(run("compare", args.part, *flags, *(["--dry_run"] if args.dry_run else [])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The text of the study's pages: the papers' claims, and what each page does and does not establish."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Page(NamedTuple):
+    """A page. arms: the arms of tier 1 other than dense training. more: prefixes of arm names in the other parts.
+    planned: rows of the table of costs in tpu_plan.md. config: the shipped config. not_tried: what did not work, and
+    what was changed. limits: what the page does not establish.
+    """
+
+    title: str
+    claim: str
+    config: str
+    arms: Sequence[str]
+    more: Sequence[str]
+    planned: Sequence[str]
+    not_tried: str
+    limits: str
+
+
+PAGES = {
+    "layer_drop": Page(
+        "Layer dropping",
+        """Progressive layer dropping ([Zhang and He 2020](https://arxiv.org/abs/2010.13369)) skips layers at random, higher ones more often,
+and more of them as training progresses. Its paper reports 24 % less time per sample, training that reaches similar downstream scores 2.5
+times as fast, and GLUE scores 1.1 points higher. The paper's run passed over the corpus about 186 times. "No Train No Gain"
+([2023](https://arxiv.org/abs/2307.06440)) found no gain at equal budgets under one epoch; its code does not divide a layer's output by the
+probability that the layer runs.""",
+        "layer_drop",
+        ("layer dropping", "shallower"),
+        ("layer dropping",),
+        ("dense", "layer dropping"),
+        """The learning rate was one of the same three for every arm. The paper trains at ten times the rate of a post-LN baseline; the
+baseline here is pre-LN too, and has the same rates. The two-by-two of rescaling and learning rate is in `tier3`.""",
+        """Whether dropping helps when a corpus is passed over many times (`tier2_epochs`), or in models deep enough to have layers to
+spare.""",
+    ),
+    "token_drop": Page(
+        "Token dropping",
+        """Token dropping ([Hou et al. 2022](https://arxiv.org/abs/2203.13240)) lets half of the tokens skip the middle layers: those whose
+loss has been low. Its paper reports 25 % less pre-training time at similar downstream scores. Dropping random tokens
+([random-LTD](https://arxiv.org/abs/2211.11586)) and leaving [MASK] tokens out of the lower layers
+([3ML](https://arxiv.org/abs/2211.04898)) promise as much, and neither has to learn which tokens matter.""",
+        "token_drop",
+        ("token dropping", "shallower"),
+        ("token dropping", "random token dropping", "3ML"),
+        ("dense", "token dropping", "token dropping, examples_per_row=2"),
+        """Every run begins with rows of 8 tokens, which have none to spare. So nothing is dropped in this first part, and nothing is saved. At
+512 tokens, attention shrinks too, and more is saved ([speed](speed.md)).""",
+        """Whether it matters that tokens are chosen by their loss: random tokens and 3ML are in `tier2_rivals`, tokens chosen by frequency in
+`tier3`.""",
+    ),
+    "early_bert": Page(
+        "EarlyBERT",
+        """EarlyBERT ([Chen et al. 2021](https://arxiv.org/abs/2101.00063)) trains coefficients of heads and neurons for a short while, prunes
+those that fall lowest, rewinds the rest to their first values, and trains the slim model. Its paper reports 35 to 45 % less time. The
+model stays smaller: two thirds of the heads, 60 % of the neurons.""",
+        "early_bert",
+        ("EarlyBERT", "shallower"),
+        ("EarlyBERT", "random ticket"),
+        ("dense", "EarlyBERT, align=128"),
+        """The search counts: its steps are part of the budget. Three heads per layer leave little to choose from: one of them is pruned.""",
+        """Whether the ticket matters: a random one is in `tier2_rivals` and `tier3`. Nothing here says what the smaller model is worth where
+inference must be cheap.""",
+    ),
+    "stacking": Page(
+        "Stacking and MSLT",
+        """Progressive stacking ([Gong et al. 2019](https://proceedings.mlr.press/v97/gong19a.html)) trains a few layers, copies the stack on top
+of itself, and trains on. MSLT ([Yang et al. 2020](https://arxiv.org/abs/2011.13635)) adds layers in stages and trains only the newest,
+until a last stage trains all; its abstract reports 110 % more speed. In "No Train No Gain" ([2023](https://arxiv.org/abs/2307.06440))
+stacking had the lowest training loss of three methods at every budget, but at the largest budget almost no gap to the baseline was left.""",
+        "stacking",
+        ("stacking", "MSLT", "shallower"),
+        ("stacking", "MSLT", "late growth"),
+        ("dense", "stacking", "MSLT"),
+        """In the released recipe of stacking, the learning rate is still above 0 at the end. At a fixed budget, stacking would then have an
+unfinished schedule, and dense training a finished one. So here every arm follows the run's single schedule, which ends at 0
+(`stacking.learning_rate=run`). The released schedule is in `tier3`.""",
+        """Whether growth pays at 12 layers and more, where there is more to grow. Late growth in one step is in `tier2_rivals`.""",
+    ),
+    "combined": Page(
+        "Methods together",
+        """No paper combines these methods. Stacking saves layers at the start, token dropping saves tokens throughout, and they change
+different things, so their savings multiply.""",
+        "combined",
+        ("stacking + token dropping", "stacking", "token dropping", "shallower"),
+        (),
+        ("dense", "combined, neurons=layer, examples_per_row=2"),
+        """The combination of all four is not part of the study: on one seed at 12 layers of width 128 it ended 0.03 nats above dense training
+in a third of its time. On words behind [MASK], both were still near the loss of a unigram model ([small_truth](small_truth.md)).""",
+        """That these two are the best pair: the pair was chosen beforehand, from one seed of an earlier comparison.""",
+    ),
+}
+
+# For the table of README.md: what does less work, and the saving of time that the paper reports.
+METHODS = {
+    "token dropping": (
+        "token dropping ([2022](https://arxiv.org/abs/2203.13240))", "unimportant tokens, in the middle layers", "25 %"
+    ),
+    "EarlyBERT": (
+        "EarlyBERT ([2021](https://arxiv.org/abs/2101.00063))", "heads and neurons outside the early-bird ticket", "35-45 %"
+    ),
+    "stacking": (
+        "progressive stacking ([2019](https://proceedings.mlr.press/v97/gong19a.html))", "layers that have not been added yet", ""
+    ),
+    "MSLT": (
+        "MSLT ([2020](https://arxiv.org/abs/2011.13635))", "the same, and the backward pass of finished layers", "52 %"
+    ),
+    "layer dropping": (
+        "layer dropping ([2020](https://arxiv.org/abs/2010.13369))", "random layers, drawn in each step", "24 %"
+    ),
+    "stacking + token dropping": ("stacking + token dropping", "both", ""),
+    "shallower": ("dense training of a shallower model", "a third of the layers, left out of the whole run", ""),
+}  # fmt: skip

@@ -1,0 +1,37 @@
+"""Checks the flags that a task has for `pretrain`, on this machine, before anything is made that costs money."""
+
+import warnings
+
+from bert_fast import BadInput
+from experiments.tpu_vm.task import Task
+
+
+def check(task: Task, path: str) -> str:
+    """Raises BadInput for flags that `bert-fast pretrain` would refuse on the TPU, with the message that it would give.
+
+    The shards are not read: BERT's vocabulary stands in for theirs. Returns "", or why the flags cannot be checked:
+    this machine may have nothing but Python and gcloud.
+    """
+    try:
+        from absl import flags
+
+        from bert_fast import __main__ as program
+        from bert_fast import commands, methods
+        from bert_fast.commands import pretrain
+        from bert_fast.planner.estimate import BERT
+        from bert_fast.train import budget, settings, timeline
+    except ImportError as error:
+        return f"args are not checked here, because {error.name} is not installed: `pip install .` in this clone"
+    values = flags.FlagValues()
+    with warnings.catch_warnings():
+        warnings.showwarning = program.warn
+        try:
+            argv = ["pretrain", *commands.with_config_files(list(task.args))]
+            pretrain.define(values, argv)
+            commands.nothing(program.parse(values, argv))
+            made = settings.make(values.config.to_dict(), BERT, tuple(methods.known()))
+            method = methods.make(made.methods)
+            timeline.stages(budget.resolved(made, method), method)
+        except (BadInput, flags.Error) as error:
+            raise BadInput(f"{path}: args: {error}") from None
+    return ""

@@ -1,0 +1,176 @@
+"""The study of the methods: its parts, where a part runs, and that its pages match its records."""
+
+import pathlib
+import subprocess
+
+import pytest
+
+from bert_fast import methods
+from bert_fast.compare import records, study
+from bert_fast.compare.records import Record
+from bert_fast.compare.study import Run
+from bert_fast.train import budget, timeline
+from experiments import study as part_script
+from experiments import study_pages
+from experiments.speedrun import rules
+from experiments.study_words import METHODS, PAGES
+from helpers.command_line import ROOT
+
+
+def settings_of(arm: str, small_shards, part: str = "tier1"):
+    made = study.load(part)
+    return study.settings_of(made, Run(arm, "", 0), small_shards, None)
+
+
+TIER1 = study.load("tier1")
+
+
+def test_parts_ship():
+    assert set(part_script.PARTS) == {path.stem for path in study.SHIPPED.glob("tier*.py")}
+    assert set(METHODS) == set(TIER1.arms) - {"dense"}
+
+
+@pytest.mark.parametrize("arm", TIER1.arms)
+def test_arms_end_deep_and_with_a_rate_of_zero(arm, small_shards):
+    settings = budget.with_steps(settings_of(arm, small_shards), 2000)
+    stages = timeline.stages(settings, methods.make(settings.methods))
+    last, begins = stages[-1], [sum(stage.steps for stage in stages[:index]) for index in range(len(stages))]
+    assert last.program.model.depth >= (4 if arm == "shallower" else 6)
+    began = max(begin for stage, begin in zip(stages, begins, strict=True) if stage.data == "restart" or not begin)
+    clock = timeline.clock_of(stages, len(stages) - 1, begins[-1] + last.steps - 1, began)
+    rate = last.learning_rate(clock, last.steps - 1)
+    assert 0 <= rate < 0.002 * settings.schedule.peak
+
+
+def test_each_arm_had_the_same_trials_as_dense():
+    found: dict[str, set[str]] = {}
+    for arm in study.load("tier1_rates").arms:
+        name, _, rate = arm.partition(", rate ")
+        found.setdefault(name, set()).add(rate)
+    assert list(found) == list(TIER1.arms)
+    assert len({frozenset(rates) for rates in found.values()}) == 1
+
+
+def figures(arm: str, seed: int, loss: float, commit: str = "c0ffee", **changes) -> dict:
+    return {
+        "arm": arm, "budget": "seconds:10", "seed": seed, "mlm_loss": loss, "mask_loss": loss + 0.25, "tokens": 2e6,
+        "mlm_accuracy": 0.25, "flops": 1e12, "seconds": 10.0, "clock_seconds": 11.0, "overhead": 1.0, "commit": commit,
+        "unigram_loss": 6.5, "unigram_mask_loss": 6.75, "corpus_tokens": 8_000_000, "config": "quickstart",
+        "changes": {"model.depth": 6}, "machine": "a test", "costs": "f00d", **changes,
+    }  # fmt: skip
+
+
+def fill(folder: pathlib.Path, arm: str, losses: list[float], **changes):
+    rows = [{"step": 1, "split": "valid", "mlm_loss": losses[0], "flops": 1e12}]
+    for seed, loss in enumerate(losses):
+        records.write(folder, Record(figures(arm, seed, loss, **changes), rows))
+
+
+@pytest.fixture
+def made_records(tmp_path, monkeypatch):
+    for module in (part_script, study_pages):
+        monkeypatch.setattr(module, "RECORDS", tmp_path)
+    fill(tmp_path / "tier1", "dense", [5.0, 5.1, 4.9])
+    fill(tmp_path / "tier1", "token dropping", [4.9, 5.01, 4.79], tokens=2.5e6)
+    fill(tmp_path / "tier1", "stacking", [5.1, 5.05, 4.9])
+    for rate, loss in (("0.003", 5.3), ("0.006", 5.2)):
+        fill(tmp_path / "tier1_rates", f"dense, rate {rate}", [loss])
+    return tmp_path
+
+
+def test_pages_have_the_numbers_of_the_records(made_records):
+    text = study_pages.text_of("token_drop")
+    # Differences of -0.1, -0.09 and -0.11: resolved. 2 M of 8 M tokens. 6.75 - 5.25 nats below the unigram model.
+    assert (
+        "| token dropping | 3 (seeds 0, 1, 2) | 4.900 ± 0.110 | -0.100 [-0.125, -0.075] | 5.150 | 25.0% | 2.50 |"
+        in text
+    )
+    assert "Token dropping ends 0.100 nats below dense training at equal time, after 3 seeds (t -17.3)." in text
+    assert "2.0 M of the 8.0 M tokens of the text (0.25 epochs). It ends 1.50 nats below" in text
+    assert "**9 of 40 runs have finished" in text
+    assert "| dense | 5.300 | **5.200** |" in text
+    assert "| token dropping | 47 h, 56 USD | 0.87 |" in text  # from tpu_plan.md
+
+
+def test_differences_within_the_noise_are_called_unresolved(made_records):
+    text = study_pages.text_of("stacking")
+    assert "The difference between stacking and dense training is unresolved (+0.017 nats at equal time" in text
+    assert "| +0.017 [-0.173, +0.206] (unresolved) |" in text
+
+
+def test_the_block_of_the_readme_has_every_arm_that_ran(made_records):
+    block = study_pages.readme_block()
+    names = [line.split("|")[1].split(" (")[0].strip() for line in block.splitlines() if line.startswith("| ")]
+    assert names == ["method", "token dropping", "progressive stacking"]
+    assert "| 0.80 | -0.100 [-0.125, -0.075] | 3 |" in block
+    assert "The study is not finished" in block
+    readme = study_pages.with_block((ROOT / "README.md").read_text(), block)
+    assert readme.count(block) == 1
+    assert study_pages.with_block(readme, block) == readme
+    assert "## Install" in readme
+
+
+HAVE_RUN = any((part_script.RECORDS / "tier1").rglob("*.gz"))
+
+
+@pytest.mark.skipif(not HAVE_RUN, reason="no run of tier1 is recorded yet")
+def test_peak_rates_are_the_best_of_the_trials():
+    kept = study_pages.read("tier1_rates")
+    losses: dict[str, dict[float, float]] = {}
+    for run, record in kept.items():
+        arm, _, rate = run.arm.partition(", rate ")
+        losses.setdefault(arm, {})[float(rate)] = record.figures["mlm_loss"]
+    for arm, found in losses.items():
+        assert TIER1.arms[arm]["learning_rate.peak"] == min(found, key=found.__getitem__)
+
+
+@pytest.mark.skipif(not HAVE_RUN, reason="no run of tier1 is recorded yet")
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_follow_from_the_records(name):
+    text = (ROOT / f"experiments/{name}.md").read_text()
+    assert text == study_pages.text_of(name), "write the pages again: python -m experiments.study_pages"
+
+
+@pytest.mark.skipif(not HAVE_RUN, reason="no run of tier1 is recorded yet")
+def test_the_readme_follows_from_the_records():
+    assert study_pages.readme_block() in (ROOT / "README.md").read_text(), "python -m experiments.study_pages"
+
+
+def test_a_part_runs_from_the_commit_of_its_records(tmp_path):
+    kept = {1: Record({"commit": "c0ffee"}, []), 2: Record({"commit": "c0ffee"}, [])}
+    assert part_script.commit_of("tier1", kept, tmp_path) == "c0ffee"
+    kept[3] = Record({"commit": "decaf"}, [])
+    with pytest.raises(SystemExit, match="several commits: c0ffee, decaf"):
+        part_script.commit_of("tier1", kept, tmp_path)
+
+
+def test_a_clone_has_the_recorded_commit_and_not_the_newest(tmp_path):
+    root = tmp_path / "repository"
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a"]
+    subprocess.run(["git", "init", "-q", root], check=True)
+    for content in ("one", "two"):
+        (root / "file").write_text(content)
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-qm", content], check=True)
+        if content == "one":
+            recorded = part_script.commit_of("tier1", {}, root)
+    for _ in range(2):  # the second time, the clone exists
+        code = part_script.clone(recorded, root, tmp_path / "runs")
+        assert (code / "file").read_text() == "one"
+
+
+def test_the_speedrun_page_follows_from_its_rules_and_records():
+    assert (rules.HERE / "README.md").read_text() == rules.page(), "python -m experiments.speedrun --page"
+
+
+def test_a_record_of_the_speedrun_needs_losses_significantly_below_the_target(monkeypatch):
+    monkeypatch.setitem(rules.TRACKS, "tiny", rules.Track("here", "text", 5.0, 64))
+    record = {"entry": "baseline", "track": "tiny", "date": "2026-01-02", "commit": "c0ffee"}
+    low = [{"mlm_loss": loss, "seconds": 10.0} for loss in (4.90, 4.91, 4.92)]
+    noisy = [{"mlm_loss": loss, "seconds": 10.0} for loss in (4.2, 5.0, 4.9)]
+    assert "| 3 | 0.002 | yes |" in rules.row({**record, "runs": low})
+    assert "| no |" in rules.row({**record, "runs": noisy})
+    assert "| no |" in rules.row({**record, "runs": low[:2]})
+    scipy_stats = pytest.importorskip("scipy.stats")
+    expected = scipy_stats.ttest_1samp([4.90, 4.91, 4.92], 5.0).pvalue / 2
+    assert rules.chance({**record, "runs": low}, 5.0) == pytest.approx(expected)
