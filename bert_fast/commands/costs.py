@@ -5,7 +5,7 @@ import pathlib
 
 from absl import flags
 
-from bert_fast.commands import keep_programs, needs, nothing
+from bert_fast.commands import begin_computing, needs, nothing
 
 WHAT = "measure what steps cost, for budgets in time or money"
 EXAMPLE = "--config=bert:size=mini --config.data.dir=SHARDS --out=runs/costs.json"
@@ -53,7 +53,7 @@ def run(args, texts: list[str]) -> int:
     if args.topology:
         costs = made.compiled(runs, args.topology, pathlib.Path(args.cache).expanduser())
     else:
-        keep_programs()
+        begin_computing()
         costs = made.measured(runs, args.rounds)
     step_costs.write(costs, out)
     for key, curve in costs.curves.items():

@@ -5,7 +5,7 @@ import json
 
 from absl import flags
 
-from bert_fast.commands import keep_programs, nothing
+from bert_fast.commands import begin_computing, nothing
 
 WHAT = "check this machine: devices, packages, memory, disk or bucket, shards, a step, a checkpoint"
 EXAMPLE = "--data=shards --workdir=runs"
@@ -24,7 +24,7 @@ def run(args, texts: list[str]) -> int:
     from bert_fast import doctor
 
     nothing(texts)
-    keep_programs()
+    begin_computing()
     results = []
     for result in doctor.examine(args.data, args.workdir):
         results.append(result)

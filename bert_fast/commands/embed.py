@@ -7,7 +7,7 @@ import sys
 from absl import flags
 
 from bert_fast import BadInput
-from bert_fast.commands import checkpoint_flag, keep_programs, needs
+from bert_fast.commands import begin_computing, checkpoint_flag, needs
 
 WHAT = "turn texts into vectors"
 EXAMPLE = '--checkpoint=runs/mini --out=vectors.npy "The first text." "The second."'
@@ -43,7 +43,7 @@ def run(args, texts: list[str]) -> int:
 
     from bert_fast import encoder, inference
 
-    keep_programs()
+    begin_computing()
     vectors_ND = inference.embed(encoder.load(args.checkpoint), texts, args.pooling, args.batch_size)
     if args.out:
         np.save(out, vectors_ND)

@@ -4,7 +4,7 @@ import json
 
 from absl import flags
 
-from bert_fast.commands import checkpoint_flag, keep_programs, needs, nothing
+from bert_fast.commands import begin_computing, checkpoint_flag, needs, nothing
 
 WHAT = "print the held-out loss of a checkpoint, as one JSON line"
 EXAMPLE = "--checkpoint=runs/mini"
@@ -27,7 +27,7 @@ def run(args, texts: list[str]) -> int:
     from bert_fast.inference import evaluate
 
     nothing(texts)
-    keep_programs()
+    begin_computing()
     needs(args, "checkpoint")
     changes = {name: args[name].value for name in ("examples", "seq_len") if args[name].value is not None}
     print(json.dumps(evaluate(args.checkpoint, args.data or "", args.unigram, **changes)))

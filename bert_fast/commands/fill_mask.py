@@ -3,7 +3,7 @@
 from absl import flags
 
 from bert_fast import BadInput
-from bert_fast.commands import checkpoint_flag, keep_programs, needs
+from bert_fast.commands import begin_computing, checkpoint_flag, needs
 
 WHAT = "find the most probable words for each [MASK]"
 EXAMPLE = '--checkpoint=runs/mini "The capital of France is [MASK]."'
@@ -18,7 +18,7 @@ def run(args, texts: list[str]) -> int:
     from bert_fast import encoder
     from bert_fast.inference import fill_mask
 
-    keep_programs()
+    begin_computing()
     needs(args, "checkpoint")
     if not texts:
         raise BadInput('no text: give at least one, such as "The capital of France is [MASK]."')

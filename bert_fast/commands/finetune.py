@@ -4,7 +4,7 @@ import pathlib
 
 from absl import flags
 
-from bert_fast.commands import REQUIRED, keep_programs, needs, nothing, process_flags, processes
+from bert_fast.commands import REQUIRED, begin_computing, needs, nothing, process_flags, processes
 
 WHAT = "fine-tune a checkpoint on GLUE, SQuAD or your own file, and score it; the same command continues"
 EXAMPLE = "--config=glue:task=mrpc --checkpoint=runs/mini --workdir=runs/mrpc --config.data.dir=GLUE"
@@ -34,7 +34,7 @@ def run(args, texts: list[str]) -> int:
     from bert_fast.tasks import settings, sweep
 
     nothing(texts)
-    keep_programs()
+    begin_computing()
     needs(args, "config", "workdir")
     config = args.config.to_dict()
     with processes(args, config):

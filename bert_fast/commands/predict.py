@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from bert_fast.commands import REQUIRED, keep_programs, needs, nothing
+from bert_fast.commands import REQUIRED, begin_computing, needs, nothing
 
 WHAT = "apply a fine-tuned model to a file of texts: labels, scores, tags or answers"
 EXAMPLE = "--checkpoint=runs/mrpc/mrpc/lr=3e-05,seed=0 --data=pairs.tsv --out=predictions.tsv"
@@ -40,7 +40,7 @@ def run(args, texts: list[str]) -> int:
     from bert_fast.tasks.predict import predict_file
 
     nothing(texts)
-    keep_programs()
+    begin_computing()
     needs(args, "checkpoint", "data")
     print(predict_file(args.checkpoint, args.data, args.out or "", args.columns or (), args.batch_size), end="")
     return 0

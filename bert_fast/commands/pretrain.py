@@ -6,7 +6,7 @@ import pathlib
 from absl import flags
 
 from bert_fast import STARTED, BadInput, command
-from bert_fast.commands import REQUIRED, keep_programs, needs, nothing, process_flags, processes
+from bert_fast.commands import REQUIRED, begin_computing, needs, nothing, process_flags, processes
 
 WHAT = "train a model on shards; the same command continues an interrupted run"
 EXAMPLE = "--config=bert:size=mini --workdir=runs/mini --config.data.dir=shards"
@@ -45,7 +45,7 @@ def run(args, texts: list[str]) -> int:
     from bert_fast.train.loop import pretrain
 
     nothing(texts)
-    keep_programs()
+    begin_computing()
     needs(args, "config", "workdir")
     config = args.config.to_dict()
     if not config["data"]["dir"]:

@@ -15,7 +15,7 @@ from bert_fast import BadInput, methods
 from bert_fast.compare import study as studies
 from bert_fast.compare.study import Run, Study
 from bert_fast.planner import step_costs as made
-from bert_fast.train import cache, step_costs, timeline
+from bert_fast.train import cache, host_memory, step_costs, timeline
 from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.step_costs import Point, StepCosts, key_of
 
@@ -80,6 +80,7 @@ def make(study: Study, out: pathlib.Path, data: pathlib.Path):
 
 def main(argv: list[str]) -> int:
     study, out, data = argv
+    host_memory.keep_freed()  # as in the runs
     try:
         make(studies.load(study), pathlib.Path(out), pathlib.Path(data))
     except BadInput as error:
