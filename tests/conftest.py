@@ -31,11 +31,11 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory, worker_id):
-    """Shares compiled programs between tests and processes: the first test that needs a program compiles it."""
-    root = tmp_path_factory.getbasetemp()
-    os.environ["BERT_FAST_CACHE"] = str((root if worker_id == "master" else root.parent) / "compiled")
+def compile_once(request):
+    """Keeps compiled programs in .pytest_cache: the first test that needs a program compiles it, for later sessions too."""
+    os.environ["BERT_FAST_CACHE"] = str(request.config.cache.mkdir("compiled"))
     cache.keep_programs()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(scope="session")
