@@ -32,7 +32,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(request):
-    """Keeps compiled programs in .pytest_cache: the first test that needs a program compiles it, for later sessions too."""
+    """Keeps compiled programs in .pytest_cache: each is compiled once, also for later sessions."""
     os.environ["BERT_FAST_CACHE"] = str(request.config.cache.mkdir("compiled"))
     cache.keep_programs()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
