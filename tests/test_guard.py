@@ -14,7 +14,7 @@ from bert_fast.plan import Route
 from bert_fast.train import checkpoint, guard, inputs, rollback
 from bert_fast.train.counters import Counters
 from bert_fast.train.guard import BadSteps, Diverged, Guard
-from bert_fast.train.log import read_rows
+from bert_fast.train.log import MetricWriter, read_rows
 from bert_fast.train.step import LARGEST
 from helpers.interruption import interrupted
 from helpers.small_runs import run, small_config
@@ -180,13 +180,33 @@ def test_run_without_a_checkpoint_goes_back_to_its_first_step(small_shards, tmp_
 
 def test_run_does_not_go_back_to_a_checkpoint_from_among_bad_steps(small_shards, tmp_path, monkeypatch):
     poison(monkeypatch, lambda after: after > 8 * 7)
-    policy = {**BACK, "guard__in_a_row": 3}
+    policy = {"guard__in_a_row": 3, "guard__rollbacks": 0}  # it stops, and leaves the checkpoint
     with pytest.raises(Diverged):
         run(small_config(small_shards, **SMALL, **policy), tmp_path)
     assert checkpoint.about(tmp_path / "checkpoints/8").counters.streak == 1
     counters = Counters(streak=3)
     found = rollback.target(tmp_path / "checkpoints", Guard(), counters, BadSteps("x"), print)
     assert found == tmp_path / "checkpoints/4"
+
+
+def test_run_that_is_killed_after_it_went_back_continues_from_where_it_went(small_shards, tmp_path, monkeypatch):
+    poison(monkeypatch, lambda after: after in (8 * 8, 8 * 9))  # a checkpoint is saved after the first of them
+    config = small_config(small_shards, **SMALL, **BACK)
+    run(config, tmp_path / "once")
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricWriter, "go_back", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(config, tmp_path / "twice")
+    assert checkpoint.steps(tmp_path / "twice/checkpoints") == [4]
+    run(config, tmp_path / "twice")
+    equal(state_of(tmp_path / "once"), state_of(tmp_path / "twice"))
+    steps = [[row["step"] for row in read_rows(tmp_path / name / "metrics.jsonl")] for name in ("once", "twice")]
+    assert steps[0] == steps[1]
+
+
+def killed(writer, step, go_back=MetricWriter.go_back):
+    go_back(writer, step)
+    raise RuntimeError("killed")
 
 
 def test_run_stops_once_it_has_skipped_more_steps_than_it_may(small_shards, tmp_path, monkeypatch):

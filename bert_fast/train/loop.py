@@ -188,7 +188,8 @@ class PretrainRun:
         folder = rollback.target(self.root, self.settings.guard, before, error, self.progress.say)
         self.load(folder)
         rollback.carry(before, at, self.engine.counters, self.step)
-        if self.rows is not None:
+        if self.rows is not None:  # the main process
+            rollback.discard_later(self.root, self.step)
             self.rows.go_back(self.step)
         self.write_stages()
         self.progress.say(f"{error}: back to step {self.step}, skipping the data read up to step {at}")
@@ -324,8 +325,7 @@ class PretrainRun:
 
     def write_stages(self):
         if self.is_main:
-            stages = [stage_to_json(stage) for stage in self.engine.timeline]
-            sealed.write(self.workdir / "stages.json", {"stages": stages})
+            sealed.write(self.workdir / "stages.json", {"stages": [*map(stage_to_json, self.engine.timeline)]})
 
     def close(self):
         for part in (self.engine, self.programs, self.profile, self.progress):

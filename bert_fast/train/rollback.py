@@ -36,6 +36,16 @@ def target(
     return None
 
 
+def discard_later(root: pathlib.Path, step: int):
+    """Deletes the checkpoints after the one to which a run went back. They are from among the bad steps, or damaged.
+
+    If the run is killed before its next save, it continues from there too, where its rows end.
+    """
+    for later in checkpoint.steps(root):
+        if later > step:
+            checkpoint.discard(root / str(later))
+
+
 def carry(before: Counters, at: int, now: Counters, step: int):
     """Adds to the counters of a checkpoint (at `step`) what the run had counted before it went back at step `at`.
 
