@@ -12,7 +12,7 @@ from absl import flags
 
 from bert_fast import BadInput, Interrupted, __version__, command, commands
 
-# Remedies for errors about a path, if no command handles the error. Other errors are reported where they occur.
+# Remedies for errors about a path that no command has handled. Any other OSError is raised again, with its traceback.
 REMEDIES = {
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "correct the symbolic links, or give another path",
@@ -79,7 +79,7 @@ def unused_setting(flag: str, config, argv: list[str]):
         method = key.removeprefix(f"{flag}.").partition(".")[0]
         if key.startswith(f"{flag}.") and method in known and method not in used:
             names = ",".join([*used, method])
-            raise BadInput(f"--{key} has no effect without --{flag}.methods={names}: add the method, or leave it out")
+            raise BadInput(f"--{key} has no effect without --{flag}.methods={names}: add the method, or omit --{key}")
 
 
 def unknown_key(argv: list[str], error: Exception) -> str:

@@ -2,8 +2,8 @@
 
     python -m bert_fast.quickstart
 
-Arguments: size=tiny|mini|small|medium|base|large, seq=LENGTH, objective=mlm|mlm_packed|mlm+nsp, norm=post|pre, debug
-(shrinks everything to seconds).
+Arguments of --config=quickstart:ARGUMENTS: size=tiny|mini|small|medium|base|large, seq=LENGTH,
+objective=mlm|mlm_packed|mlm+nsp, norm=post|pre, debug (shrinks everything to seconds).
 """
 
 from bert_fast.configs import common
@@ -16,8 +16,8 @@ def get_config(text=None):
     config.steps = 2_000
     config.batch_size = 32
     if not args["seq"]:
-        # Short rows first: they teach most of what longer rows need, and leave the plateau sooner. Muon, a high rate
-        # and large initial weights also leave it sooner (experiments/plateau.md).
+        # Short rows first: they teach most of what longer rows need, and the model leaves the plateau of word
+        # frequencies sooner. Muon, a high rate and large initial weights help too (experiments/plateau.md).
         config.phases = "8@256:0.4,64@32:0.6"
         config.eval.seq_len = 64
     config.log_every = 50

@@ -6,8 +6,8 @@
 Finished runs are in experiments/records/PART, one small file each. Commit them: on another machine the same command
 continues from these files alone. All runs of a part come from one commit. The first run records it, and the script
 checks it out in runs/study. Text comes from $BERT_FAST_DATA/corpus. On a shared machine, pin the command to one core
-(taskset -c 1): runs are charged by the table of step costs in the folder of records, so other work on the machine does
-not change results. The parts are configs/studies/PART.py; `python -m experiments.study_pages` writes the pages.
+(taskset -c 1) to leave the others free. Other work on the machine does not change results: runs are charged by the table
+of step costs in the folder of records. The parts are configs/studies/PART.py; `python -m experiments.study_pages` writes the pages.
 """
 
 import os
@@ -21,9 +21,9 @@ from experiments import common
 
 ROOT = common.HERE.parent
 RECORDS = common.HERE / "records"
-VOCABULARY = 1024  # small words: the model soon learns from its neighbours, and the head is cheap
-# Each part trains on one of these texts: files of $BERT_FAST_DATA, and the share of documents that is held out. The small
-# one is passed over many times within a budget, so more of it is held out.
+VOCABULARY = 1024  # a small one: the model soon learns from neighbouring word pieces, and the head is cheap
+# Each part trains on one of these texts: files of $BERT_FAST_DATA, and the share of documents that is held out. A run
+# reads the small one many times within its budget, so more of it is held out.
 TEXTS = {"books": ("corpus/books/*.txt.gz", 0.01), "small": ("corpus/books/valid.txt.gz", 0.65)}
 PARTS = {
     "tier1_rates": "books",

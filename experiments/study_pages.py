@@ -29,7 +29,7 @@ BEGIN, END = (
     "<!-- The study: written by experiments/study_pages.py -->",
     "<!-- The end of the study -->",
 )  # in README.md
-MARGIN = 1.5  # nats that dense training must be below a unigram model, on words behind [MASK]
+MARGIN = 1.5  # dense training must end at least this many nats below a unigram model, on words hidden by [MASK]
 
 
 def read(part: str) -> dict[Run, Record]:
@@ -58,7 +58,7 @@ def counted(seeds: Sequence[int]) -> str:
 
 def table(arms: Mapping[str, dict], names: Sequence[str]) -> str:
     """The rows of some arms, compared with dense training at an equal budget."""
-    head = "| arm | seeds | loss | minus dense | behind [MASK] | accuracy | M tokens | FLOPs | FLOPs per token | seconds per token | realised |"
+    head = "| arm | seeds | loss | minus dense | loss at [MASK] | accuracy | M tokens | FLOPs | FLOPs per token | seconds per token | realised |"
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for name in [DENSE, *names]:
         if name not in arms:
@@ -107,9 +107,9 @@ def setting(part: str, kept: Mapping[Run, Record]) -> str:
         else f"**{len(kept)} of {runs} runs have finished; the table says which seeds. Nothing below is final.**"
     )
     return f"""`python -m experiments.study {part}`; `{first["config"]}` with {changes}; each arm has the best of three peak rates (below).
-Every arm has the same budget, {first["budget"].partition(":")[2]} reference seconds of one core ({first["machine"]}; step costs `{first["costs"]}`), and its learning rate ends at 0
-there. Dense training sees {tokens / 1e6:.1f} M of the {first["corpus_tokens"] / 1e6:.1f} M tokens of the text ({tokens / first["corpus_tokens"]:.2f} epochs). It ends {margin:.2f} nats below a unigram model on words
-behind [MASK] (the study asks for {MARGIN}). Runs with the same seed share data, masks and, where shapes are equal, initial weights. Commit
+Every arm has the same budget, {first["budget"].partition(":")[2]} [reference seconds](../docs/budgets.md) of one core ({first["machine"]}; step costs `{first["costs"]}`), and its learning rate falls to 0
+at the end of it. Dense training sees {tokens / 1e6:.1f} M of the {first["corpus_tokens"] / 1e6:.1f} M tokens of the text ({tokens / first["corpus_tokens"]:.2f} epochs). It ends {margin:.2f} nats below a unigram model on words
+hidden by [MASK] (the study asks for at least {MARGIN}). Runs with the same seed share data, masks and, where shapes are equal, initial weights. Commit
 `{first["commit"][:12]}`. {done}"""
 
 
@@ -208,7 +208,7 @@ def others(page: Page) -> str:
                 sections.append(f"### `{part}`, {text.partition(':')[2]} reference seconds\n\n{table(arms, names)}\n")
     return (
         "\n".join(sections)
-        or "None of these parts has been run yet: `tier2`, `tier2_rivals`, `tier2_epochs`, `tier3`.\n"
+        or "No arm of this page has been run yet in `tier2`, `tier2_rivals`, `tier2_epochs` or `tier3`.\n"
     )
 
 
@@ -236,8 +236,8 @@ in [configs/studies/tier1.py](../configs/studies/tier1.py).
 
 {table(arms, page.arms)}
 
-*loss*: held-out loss of the whole model in nats, mean ± deviation of seeds. *minus dense*: over paired seeds, with its interval
-at 95 %; it is unresolved with one seed, with |t| below {results.RESOLVED}, or below the critical value at {results.CONFIDENCE:.0%}. *per token*: relative to dense training. *realised*: share of time
+*loss*: held-out loss of the whole model in nats, mean ± deviation of seeds. *minus dense*: the mean difference over paired seeds, with its interval
+at 95 %; it is unresolved with one seed, or if |t| is below {results.RESOLVED} or below its critical value at {results.CONFIDENCE:.0%}. *per token*: relative to dense training. *realised*: share of time
 saved / share of FLOPs saved.
 
 ![held-out loss against FLOPs, and paired differences]({name}.png)
@@ -270,9 +270,7 @@ def readme_block() -> str:
     kept = read("tier1")
     ((text, arms),) = summarized("tier1", kept).items()
     first, dense = next(iter(kept.values())).figures, arms[DENSE]
-    head = (
-        "| method | what does less work | its paper promises | time per token | loss minus dense training's | seeds |"
-    )
+    head = "| method | what does less work | time saved, by its paper | time per token | loss minus dense training's | seeds |"
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for arm, (name, what, promise) in METHODS.items():
         if arm in arms:
@@ -288,10 +286,10 @@ def readme_block() -> str:
 
 {chr(10).join(lines)}
 
-Every run has the same time: {text.partition(":")[2]} reference seconds of one core, {first["changes"]["model.depth"]} layers, {dense["tokens"] / 1e6:.1f} M tokens for dense training.{unfinished} *Loss*: held-out
-loss in nats, over paired seeds; *unresolved* is within the noise of seeds, and t says how far outside it is otherwise. *Time per
+Every run has {text.partition(":")[2]} [reference seconds](docs/budgets.md) of one core; in this time, dense training of {first["changes"]["model.depth"]} layers sees {dense["tokens"] / 1e6:.1f} M tokens.{unfinished} *Loss minus dense
+training's*: held-out, in nats, the mean over paired seeds with its interval at 95 %; *unresolved*: within the noise between seeds. *Time per
 token*: relative to dense training. The pages: [layer dropping](experiments/layer_drop.md), [token dropping](experiments/token_drop.md),
-[EarlyBERT](experiments/early_bert.md), [stacking and MSLT](experiments/stacking.md), [both together](experiments/combined.md);
+[EarlyBERT](experiments/early_bert.md), [stacking and MSLT](experiments/stacking.md), [stacking and token dropping together](experiments/combined.md);
 [how claims are made](docs/claims.md)."""
 
 

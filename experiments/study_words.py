@@ -89,7 +89,7 @@ different things, so their savings multiply.""",
         (),
         ("dense", "combined, neurons=layer, examples_per_row=2"),
         """The combination of all four is not part of the study: on one seed at 12 layers of width 128 it ended 0.03 nats above dense training
-in a third of its time. On words behind [MASK], both were still near the loss of a unigram model ([small_truth](small_truth.md)).""",
+in a third of its time. On words hidden by [MASK], both were still near the loss of a unigram model ([small_truth](small_truth.md)).""",
         """That these two are the best pair: the pair was chosen beforehand, from one seed of an earlier comparison.""",
     ),
 }

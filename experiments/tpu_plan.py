@@ -5,7 +5,8 @@
 
 Needs requirements-tpu.txt, but no TPU. A BERT-base program takes two to four minutes to compile on one core; all
 programs together take several hours. You can stop it at any time; the same command resumes. --only and --arms select a
-part of the plans. Writes experiments/tpu_plan.md. --depth=2 tries the script on a smaller model, and only prints.
+part of the plans. Writes experiments/tpu_plan.md. --depth=2 tries the script on a smaller model; --page then prints the
+page instead of writing it.
 """
 
 import dataclasses
@@ -62,7 +63,7 @@ AT_128 = (*METHODS, "token dropping, examples_per_row=2", "combined, neurons=lay
 # (topology, size, tokens, arms). An arm that saves nothing on one chip is not compiled for the others.
 WANTED = (
     ("v5e:1x1", "base", 128, (*AT_128, "layer dropping, cond", "dense, no dropout")),
-    # Here, 256 kept tokens fill the lanes by themselves.
+    # With 512 tokens, the 256 that one example keeps fill the TPU's lanes: examples_per_row=2 is not needed.
     ("v5e:1x1", "base", 512, (*METHODS, "combined, neurons=layer", "dense, no dropout")),
     ("v5e:4x4", "base", 128, AT_128),
     ("v5p:2x2x1", "base", 128, AT_128),

@@ -32,7 +32,7 @@ def define(args, argv: list[str]):
     flags.DEFINE_float(
         "utilisation",
         0.4,
-        "Also give hours and price at this share of the TPU's peak. Left out if the estimated cycles take longer.",
+        "Also give hours and price at this share of the TPU's peak, if the estimated cycles allow that share.",
         0.01,
         1.0,
         flag_values=args,
@@ -83,12 +83,10 @@ def run(args, texts: list[str]) -> int:
         for key in lengths:
             args.compare[key] = args.config[key]
         shown = " ".join(f"--compare.{key}={args.compare[key]}" for key in lengths)
-        say(
-            f"the compared config gets the same length: {shown} (neither --compare.steps nor --compare.budget is given)"
-        )
+        say(f"the compared config gets the same length: {shown} (because no length is given for --compare)")
     if args.picture:
         if args.search:
-            raise BadInput("--picture draws one run, and --search looks for settings: give one of them")
+            raise BadInput("--picture draws the given configs, and --search looks for others: give one of them")
         draw(args.picture, {name: args[name].value.to_dict() for name in given}, settings_of)
     where, cache = estimate.on(args.topology), pathlib.Path(args.cache).expanduser()
     for flag in ("profile", "search"):

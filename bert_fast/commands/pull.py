@@ -5,7 +5,7 @@ from absl import flags
 from bert_fast import BadInput, command
 from bert_fast.commands import REQUIRED, needs
 
-WHAT = "download a model from the Hugging Face Hub as a folder, for a machine that cannot reach the Hub"
+WHAT = "download a model from the Hugging Face Hub as a folder, to copy to a machine that cannot reach the Hub"
 EXAMPLE = "google/bert_uncased_L-2_H-128_A-2 --out=bert-tiny"
 
 

@@ -106,7 +106,7 @@ def optimizer(section: ConfigSection, result: Conversion):
     for key, value in zip(("b1", "b2"), betas, strict=True):
         result.set(f"optimizer.{key}", value, params.name("betas"))
     params.set("lr", "learning_rate.peak") if "learning_rate.peak" not in result.changes else params.leave(
-        {"lr": "bing_bert sets the rate from its own file in every step"}
+        {"lr": "the model file of DeepSpeedExamples' bing_bert sets the rate, in every step"}
     )
     params.set("eps", "optimizer.eps", default=1e-8)
     params.set("weight_decay", "optimizer.weight_decay", default=0.0)
@@ -180,6 +180,7 @@ def layer_drop(file: ConfigSection, result: Conversion):
         if depth := result.changes.get("model.depth"):  # as in configs/layer_drop.py, but for this depth
             std = 0.02 / (2 * depth.value) ** 0.5
             result.set("model.residual_init_std", std, "init_bert_weights of modelingpreln_layerdrop.py")
+        section.end()
     section.leave(dict.fromkeys(tuple(section.values), "layer dropping is not enabled in the file"))
 
 
@@ -189,8 +190,8 @@ def token_drop(file: ConfigSection, result: Conversion):
     enabled = outer.take("enabled", "dynamic_train" in file)
     outer.leave({"seed": "the seed of data_sampling, which is not converted"})
     sampling = outer.part("data_sampling")
-    sampling.leave(dict.fromkeys(tuple(sampling.values), "here, examples come in one random order; for lengths that "
-        "grow, write --config.phases, such as 64:0.5,128:0.5"))  # fmt: skip
+    sampling.leave(dict.fromkeys(tuple(sampling.values), "here, examples come in one random order; for sequences "
+        "that get longer, write --config.phases, such as 64:0.5,128:0.5"))  # fmt: skip
     routing, older = outer.part("data_routing"), file.part("dynamic_train")
     enabled = bool(enabled and routing.take("enabled", bool(older.values)))
     for section in (routing.part("random_ltd"), older.part("random_ltd")):
@@ -228,8 +229,8 @@ def random_ltd(section: ConfigSection, result: Conversion):
     result.leave(
         section.path,
         "random_ltd",
-        "there, each layer draws its own tokens. Here, one draw serves all of these layers, [MASK] and special tokens "
-        f"are always kept, and layer {first} attends to all tokens",
+        "in DeepSpeed, each layer draws anew which tokens it keeps. Here, one draw serves all of these layers, "
+        f"[MASK] and special tokens are always kept, and layer {first} attends to all tokens",
     )
     key = "random_ltd_schedule" if "random_ltd_schedule" in section else "randomltd_schedule"
     schedule(section.part(key), result)
@@ -255,8 +256,8 @@ def schedule(section: ConfigSection, result: Conversion):
 
 
 def kept(growth: tuple[int, int, int, int], steps: int) -> tuple[float, float]:
-    """For a run of this many steps: (share of the tokens that are kept while tokens are dropped, share of the steps at
-    the end in which none are dropped).
+    """For a run of this many steps: (share of the tokens that a dropping step keeps, share of the run's steps, at its
+    end, that drop none).
 
     `RandomLTDScheduler.get_value` increases the number of kept tokens linearly, by `by` tokens at a time. Here the
     number is fixed at its mean, so that over the whole run, the layers update as many tokens as with the schedule.

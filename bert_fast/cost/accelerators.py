@@ -148,7 +148,7 @@ def peak_of(device) -> float | None:
 def peak_of_all(mesh: Mesh, measure: bool) -> float | None:
     """Peak FLOP/s of all devices of a mesh together. None if the table lacks the device, unless `measure` is True.
 
-    With `measure`, the peak of such a device is measured. Raises BadInput if the device is not a CPU.
+    With `measure`, the peak of a device that the table lacks is measured. Raises BadInput if that device is not a CPU.
     """
     device = mesh.local_devices[0]
     known = peak_of(device)

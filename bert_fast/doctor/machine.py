@@ -51,7 +51,9 @@ def devices() -> Result:
     except subprocess.TimeoutExpired:
         found = f"JAX did not list its devices within {PATIENCE:.0f} s"
         return failed(
-            "devices", found, "end the process that holds the accelerator (see others), or restart the machine"
+            "devices",
+            found,
+            "end the process that holds the accelerator (see check 'others'), or restart the machine",
         )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -100,7 +102,7 @@ def clock(folder: pathlib.Path | None) -> Result:
         skew = os.stat(file.name).st_mtime - now
     if abs(skew) > SKEW:
         remedy = "set both clocks by NTP: the times of files tell whether a source has changed"
-        return failed("clock", f"a file written to {folder} has a time {skew:+.0f} s from {shown}", remedy)
+        return failed("clock", f"a new file in {folder} has a time that differs from {shown} by {skew:+.0f} s", remedy)
     return passed("clock", f"{shown}, {abs(skew):.1f} s from the clock of {folder}")
 
 

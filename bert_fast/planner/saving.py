@@ -1,4 +1,4 @@
-"""How much of a method's saving in FLOPs becomes a saving in cycles, by each instrument, and how much could."""
+"""How much of a method's FLOP saving becomes a saving in cycles, and how much could, by each instrument (tpu.py)."""
 
 from typing import NamedTuple
 
@@ -60,5 +60,5 @@ def ceiling(instrument: str, dense: StageEstimate) -> float:
 
 
 def lower(savings: dict[str, Saving]) -> Saving:
-    """The saving that realises the smaller part of its ceiling."""
+    """The saving with the lowest `of_ceiling` of all instruments; None counts as 0."""
     return min(savings.values(), key=lambda saving: saving.of_ceiling or 0.0)

@@ -1,8 +1,9 @@
 """Finds the batch, micro-batches, recomputation and mesh with which a run costs least on a slice.
 
-Not every choice is compiled. Micro-batches, recomputation and other meshes save memory, and a choice that fits without
-them is cheaper than the same choice with them. So they are tried only until something fits. Batches of twice or half
-the size are tried as long as this makes an example cheaper by WORTH.
+Not every choice is compiled. Micro-batches, recomputation, and meshes that split the parameters save memory, and a
+choice that fits without them is cheaper than the same choice with them. So micro-batches are doubled only until
+something fits. After that, more recomputation and further meshes are tried only with at most half as many
+micro-batches. Batches of twice or half the size are tried as long as this makes an example cheaper by WORTH.
 """
 
 import dataclasses
@@ -134,8 +135,8 @@ def tried(plan: Plan, choice: Choice, settings: PretrainSettings) -> CostEstimat
 
 
 def meshes(devices: int) -> list[Mesh]:
-    """Meshes to try, in order of the bytes that they send: all data; all fsdp; fsdp, with each layer split over two
-    devices.
+    """Meshes to try, those that send the fewest bytes first: data=N; fsdp=N; fsdp=N/2 and tensor=2, which splits each
+    layer over two devices.
     """
     found = [Mesh(devices, 1, 1)]
     if devices > 1:

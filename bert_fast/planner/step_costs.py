@@ -25,12 +25,12 @@ from bert_fast.train.step_costs import Point, StepCosts, check, key_of, not_asce
 
 ROUNDS = 7
 LONG, MOST = 0.1, 50  # steps are repeated until they take this many seconds together, but at most this many times
-REST = 0.05  # seconds of rest before each measurement; the first step after it may be slow, but it is one of many
+REST = 0.05  # seconds of rest before each measurement; a step after it may be slow, but short steps are repeated
 AGAIN = 3  # how often a table that is not ascending is measured before it is refused
 
 
 class Timed(NamedTuple):
-    """A program to time: its curve, its cost in FLOPs, and the stage and route that it runs with."""
+    """A program to time: the key of its curve in the table, its FLOPs, its stage, the stage's index, and its draw."""
 
     key: str
     flops: float
@@ -124,7 +124,7 @@ def machine() -> str:
 
 
 def compiled(runs: Sequence[PretrainSettings], topology: str, cache: pathlib.Path) -> StepCosts:
-    """The step costs of runs on a TPU slice, by its compiler's estimate: a lower bound. See estimate.py.
+    """The step costs of runs on a TPU slice, by the compiler: a lower bound (`StageEstimate.seconds` in estimate.py).
 
     Raises BadInput if a run does not fit on the slice.
     """

@@ -71,7 +71,7 @@ def plan(settings: PretrainSettings, method: Method, engine: Engine, manifest: d
             f"  stage {stage.name}: {length} at {program.seq_len} tokens, {positions:,} positions "
             f"({positions / tokens:.1f} times the corpus), {stage.steps * flops:.3g} FLOPs"
             + (f", {flops / dense:.0%} of dense" if abs(flops / dense - 1) > 1e-9 else "")
-            + (" (widths guessed: the search decides)" if stage.guess else "")
+            + (" (widths guessed: the search stage decides them)" if stage.guess else "")
         )
     passes = sum(stage.steps * stage.program.batch_size * stage.program.seq_len for stage in stages) / max(tokens, 1)
     if passes > MANY_PASSES:
@@ -89,7 +89,7 @@ def plan(settings: PretrainSettings, method: Method, engine: Engine, manifest: d
 
 
 def course(method: Method, engine: Engine) -> list[tuple[int, float]]:
-    """(step, FLOPs until there) at the start of a run and at the end of each stage, as far as they are known by now."""
+    """(step, FLOPs spent by then) at a run's start and each stage's end; as planned if the stage has not ended."""
     found, ends = [(0, 0.0)], engine.counters.ends
     for index, stage in enumerate(engine.timeline):
         step, spent = found[-1]
