@@ -99,7 +99,7 @@ def main() -> int:
         fitting += any(fits(word, accepted) for word, _ in words)
         print(sentence)
         print("    " + "   ".join(f"{word} {share:.0%}" for word, share in words))
-    print(f"{fitting} of {len(SENTENCES)} sentences have a word that fits among the first {TOP}.")
+    print(f"In {fitting} of {len(SENTENCES)} sentences, at least one of the first {TOP} words fits.")
 
     page = out / "report.html"
     reporting.write([out], page)

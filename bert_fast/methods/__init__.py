@@ -26,7 +26,7 @@ GROUP = "bert_fast.methods"  # of entry points
 def modules() -> Mapping[str, types.ModuleType]:
     """The modules of all methods by name: the files of this package, and the entry points of other packages.
 
-    Raises BadInput if an entry point cannot be imported, has no `make`, or has the name of a method of this package.
+    Raises BadInput if an entry point cannot be imported, has no `make`, or has the name of another method.
     """
     found = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
     for entry in importlib.metadata.entry_points(group=GROUP):
@@ -72,7 +72,7 @@ def keys() -> dict[str, Mapping[str, str]]:
 def make(methods: Iterable[tuple[str, Mapping[str, Any]]]) -> Method:
     """The chain of the named methods, each made with its arguments.
 
-    Raises BadInput for an unknown argument or an invalid value.
+    Raises BadInput for a method that is not installed, an unknown argument or an invalid value.
     """
     made, makes, has = [], known(), defaults()
     for name, arguments in methods:

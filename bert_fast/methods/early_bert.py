@@ -44,9 +44,9 @@ KEYS = {
     "head_penalty": "L1 penalty of the heads at the newest mask.",
     "neuron_penalty": "L1 penalty of the neurons at the newest mask.",
     "head_distance": "Share of the heads in which the newest mask differs from the one before.",
-    "head_distance_max": "The same for the most different mask of the window.",
+    "head_distance_max": "Largest share of the heads in which the newest mask differs from any mask of the window.",
     "neuron_distance": "Share of the neurons in which the newest mask differs from the one before.",
-    "neuron_distance_max": "The same for the most different mask of the window.",
+    "neuron_distance_max": "Largest share of the neurons in which the newest mask differs from any mask of the window.",
 }
 
 

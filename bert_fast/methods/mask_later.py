@@ -19,8 +19,8 @@ def make(layers: float = 0.5, left_out: float = 0.8) -> Method:
 
     layers: share of the layers, from the bottom, without [MASK] tokens.
     left_out: number of positions that these layers leave out, as a share of the prediction slots. 80 % of the predicted
-        tokens become [MASK]. If an example has more [MASK] tokens than that, the first ones stay. If it has fewer,
-        padding is left out too, and then its last ordinary tokens.
+        tokens become [MASK]. In each example, padding is left out first, then [MASK] tokens from the last to the first,
+        then ordinary tokens from the last to the first.
 
     Raises BadInput for shares out of range.
     """

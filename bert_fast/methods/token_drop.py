@@ -59,10 +59,11 @@ def make(
     scores: "loss", or a control with the same plan: "random" draws new scores in every step, "frequency"
         keeps the rarest ids. The paper has such controls, but their code was not released. "frequency" counts ids
         during training; the paper's control reportedly uses counts over a corpus (unverified).
-    repeats: how a batch updates the score of an id that is its label, once or several times. "mean": one step towards
-        the weighted mean of its losses; special ids keep their scores and unfilled slots are ignored. "last_write",
-        as released: one step towards one of its losses (in the released code the one written last, here the last
-        in batch order); special ids drift if they are ever a label, and unfilled slots count as losses of label 0.
+    repeats: how a batch updates the score of an id that occurs once or several times among its labels. "mean": one step
+        towards the weighted mean of the id's losses; special ids keep their scores and unfilled slots are ignored.
+        "last_write", as released: one step towards one of its losses (in the released code the one written last, here
+        the last in batch order); special ids drift if they are ever a label, and unfilled slots count as losses of
+        label 0.
         The released table is per replica: `add_weight` in routing.py requests no aggregation, so each replica learns
         from its own examples. Here both values of `repeats` update one table from the whole batch.
     full_tail: share of the training steps, at the end of training, without dropping. After a restart, training means

@@ -17,7 +17,7 @@ def for_minutes(
 ) -> dict[str, Any]:
     """`changes` with a budget of `minutes` of training on this machine, for `bert_fast.pretrain`.
 
-    If `run` was started before, returns its budget and step costs. Both are part of its schedules, so a later session
+    If `run` was started before, returns its budget and step costs. Both determine its schedules, so a later session
     finishes what the first one planned. The time for compiling, evaluating and saving is not in the budget.
     """
     run = pathlib.Path(run)

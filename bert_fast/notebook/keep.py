@@ -134,7 +134,8 @@ def resume(work: str | pathlib.Path, where: str) -> None:
 def kept(work: str | pathlib.Path, where: str, minutes: float = MINUTES) -> Iterator[None]:
     """Copies a work folder to where it is kept: every few minutes while the block runs, and at its end in any case.
 
-    A copy that fails is reported and retried, and the block continues. where: as in `place`.
+    While the block runs, a copy that fails is reported and retried. If the copy at the end fails, its error is raised.
+    where: as in `place`.
     """
     work, kept_at = pathlib.Path(work), place(where)
     if kept_at is None:

@@ -61,7 +61,7 @@ def flops_of(made: settings.PretrainSettings) -> float:
 
 
 def course(made: settings.PretrainSettings, columns: int = COLUMNS) -> Course:
-    """What a run with these settings would do, drawn as the run itself would draw it. Raises BadInput."""
+    """What a run with these settings would do, with the random draws of the run itself. Raises BadInput."""
     method = methods.make(made.methods)
     made = budget.resolved(made, method)
     stages = timeline.stages(made, method)

@@ -11,7 +11,10 @@ from bert_fast.train import checkpoint
 
 
 def method_state(path: str | pathlib.Path) -> dict[str, Any]:
-    """The methods' state in a checkpoint, or in a run's newest: NumPy arrays, by each method's place in the chain."""
+    """The methods' state in a checkpoint, or in the newest checkpoint of a run.
+
+    The state is NumPy arrays, by each method's place in the chain.
+    """
     folder = checkpoint.find(path)
     wanted = {"method": checkpoint.shapes(folder).get("method", {})}
     restore = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)

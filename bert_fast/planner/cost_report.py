@@ -10,11 +10,12 @@ from bert_fast.train.settings import PretrainSettings
 
 CAVEAT = """\
 Cycles come from two instruments of the TPU compiler, and neither is a measurement. The estimate is the compiler's own
-figure for each operation; it is too high for small batched products. The schedule is counted from the code that it
-wrote for each operation and Pallas kernel: instruction words x passes, or the time to move its bytes at the memory's
-bandwidth if that is longer. If one instrument has no figure for an operation, the other's figure is used. Hours come
-from the larger sum, plus the time of collectives that overlaps no other work. They leave out copies that overlap other
-work, the start-up of kernels, waiting for input, evaluation and saving. Prices are list prices, dated above."""
+figure for each operation; it is too high for small batched products. The schedule is counted from the code that the
+compiler wrote for each operation and Pallas kernel: instruction words x passes, or the time to move its bytes at the
+memory's bandwidth if that is longer. If one instrument has no figure for an operation, the other's figure is used.
+Hours come from the larger sum, plus the time of collectives that overlaps no other work. They leave out copies that
+overlap other work, the start-up of kernels, waiting for input, evaluation and saving. Prices are list prices, dated
+above."""
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
@@ -168,7 +169,8 @@ def choices(found: list[Found], own: Found | None, settings: PretrainSettings, w
     elif own != found[0]:
         flags = " ".join(f"--config.{key}={value}" for key, value in own.choice.flags(settings).items())
         lines.append(
-            f"with a batch of {settings.batch_size:,}, the least cost is {own.seconds / found[0].seconds:.2f}: {flags}"
+            f"with a batch of {settings.batch_size:,}, the least cost is {own.seconds / found[0].seconds:.2f} times "
+            f"that of the first row: {flags}"
         )
     return "\n".join(lines)
 

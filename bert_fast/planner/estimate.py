@@ -123,7 +123,7 @@ class CostEstimate(NamedTuple):
         return None if chip is None else self.flops / (self.chips * chip.peak * utilisation) / 3600
 
     def utilisation(self) -> float | None:
-        """Share of the peak if the run takes these hours."""
+        """Share of the peak if the run takes `hours()`; None if they are unknown."""
         hours, at_peak = self.hours(), self.hours_at(1.0)
         return None if hours is None or at_peak is None else at_peak / hours
 

@@ -1,4 +1,4 @@
-"""Estimates with the TPU compiler, which needs no TPU, what a train step costs on a slice.
+"""Estimates what a train step costs on a slice, with the TPU compiler, which needs no TPU.
 
 Two instruments give the cycles: the compiler's own estimate, and its static schedule (cost/schedule.py). Neither is a
 measurement: they rank programs and show waste. The estimate has no figure for gathers, scatters, sorts and Pallas

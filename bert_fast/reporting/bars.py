@@ -1,4 +1,4 @@
-"""Charts with one line for each name: means with their intervals, and bars made of parts."""
+"""Charts with one row for each name: means with their intervals, and bars made of parts."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ def widths(texts: Sequence[tuple[str, str]]) -> str:
 
 
 def dots(entries: Sequence[Dot], axis: str, about: str, zero: bool = False) -> Html:
-    """A line for each entry. zero: whether 0 is on the axis, with its own line."""
+    """A row for each entry. zero: whether 0 is on the axis, with its own line."""
     values = [value for dot in entries for value in (dot.low, dot.value, dot.high)] + ([0.0] if zero else [])
     scale = scales.scale_of(values, log=False, room=0.05)
     rows = []
@@ -77,7 +77,10 @@ def dots(entries: Sequence[Dot], axis: str, about: str, zero: bool = False) -> H
 
 
 def bars(entries: Sequence[tuple[str, Sequence[float], str]], parts: Sequence[str], about: str) -> Html:
-    """A bar for each entry (name, amounts of the parts, words at the right), as shares of its sum, and a legend."""
+    """A bar for each entry (name, amounts of the parts, words at the right), and a legend.
+
+    Each part is drawn as a share of the sum of its bar.
+    """
     rows = []
     for name, amounts, words in entries:
         total = math.fsum(amounts) or 1.0

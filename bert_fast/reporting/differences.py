@@ -51,7 +51,7 @@ def figure(budget: Mapping[str, Any], first: str, text: str, looks: Mapping[str,
         rows.append([dot.name, f"{dot.value:+.3f}", interval, dot.words.split()[-1]])
     heads = ["arm", "difference", f"{CONFIDENCE:.0%} interval", "verdict"]
     small = Table(f"Differences at {text}, in nats", heads, rows)
-    return Figure(f"Difference to {first}", picture, small, note)
+    return Figure(f"Difference from {first}", picture, small, note)
 
 
 def sentence(budget: Mapping[str, Any], first: str, text: str) -> str:

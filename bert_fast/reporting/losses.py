@@ -47,7 +47,7 @@ def points(run: LoggedRun, axis: str, split: str, clock: ReferenceClock) -> list
 
 
 def lines_of(curves: Curves, runs: Sequence[LoggedRun], axis: str, split: str) -> list[ChartLine]:
-    """A line for each run. If an arm has several runs, the one in the middle has the arm's name."""
+    """A line for each run. If an arm has several runs, the one with the median final loss has the arm's name."""
     found = []
     for arm, number in curves.looks.items():
         own = [run for run in runs if run.arm == arm]
@@ -106,8 +106,8 @@ def figure(curves: Curves) -> Figure:
     entries = [(arm, number) for arm, number in curves.looks.items()]
     picture = tag("div", switch("losses", groups, view), chart.legend(entries))
     note = (
-        "Lower is better. The held-out loss is measured with every layer and token active, the training loss with what "
-        f"each method runs. Seconds: {curves.clock.words}."
+        "Lower is better. The held-out loss is measured with every layer and token active, the training loss only with "
+        f"those that each method runs. Seconds: {curves.clock.words}."
     )
     if curves.unigram is not None:
         note += (

@@ -48,7 +48,7 @@ def lead_of(content: ReportContent) -> str:
 
 
 def page_of(content: ReportContent) -> tuple[Page, Curves]:
-    """The page of a report, and the curves that its picture also shows."""
+    """The page of a report, and the curves that its PNG also shows."""
     runs = content.runs
     curves = losses.curves_of(content)
     found: list[Section | None] = []

@@ -31,7 +31,7 @@ CHARACTER = 22  # width of a character of a stage name, in units of WIDTH, if th
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """A layer in one stage. on: for each slice of the stage, the share of steps that run it. width: its share of the
-    widest model's heads and neurons.
+    heads and neurons of the run's widest layer.
     """
 
     index: int
