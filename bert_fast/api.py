@@ -30,7 +30,8 @@ Path = str | pathlib.Path
 def prepare(source: str, out: Path, **options) -> dict:
     """Turns text into shards and a vocabulary in `out`; returns the manifest.
 
-    source: "docs" (the documentation installed on this machine), "files:GLOB" or "tfds:NAME/CONFIG:SPLIT".
+    source: "docs" (the documentation installed on this machine), "files:GLOB", "hf:ORG/NAME:SPLIT" or
+        "tfds:NAME/CONFIG:SPLIT".
     options: `vocab`, `vocab_size`, `cased`, ...: see `bert_fast.data.prepare.prepare`.
 
     In a script, call this under `if __name__ == "__main__":`, because the worker processes import the script.

@@ -19,7 +19,7 @@ from bert_fast.plan import Plan, Route, frozen_depth
 
 Params = Mapping[str, Any]
 
-# Numbers of the parts outside the layers that draw dropout masks. A layer's number is its index.
+# Dropout masks depend on the number of the part that draws them: a layer's index, or one of these.
 EMBED, TASK_HEAD = 10_000, 10_001
 
 

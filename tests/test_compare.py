@@ -301,7 +301,7 @@ def test_making_step_costs_shows_progress_and_mentions_dry_runs(small_shards, tm
     found = runs.make_costs("mine", made, tmp_path, small_shards, one_core=False)
     assert found.curves
     said = capsys.readouterr().err
-    assert "step costs of 2 arms: measuring on this machine, some minutes" in said
+    assert "step costs of 2 arms: measuring them on this machine takes a few minutes" in said
     assert "a dry run makes them too" in said
     assert said.endswith("  [1/2] compiling\n  timing\n")
     runs.make_costs("mine", made, tmp_path, small_shards, one_core=False)

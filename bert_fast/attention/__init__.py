@@ -4,7 +4,7 @@
 - `pallas`: a kernel for TPUs.
 - `cudnn`: the kernel of NVIDIA's library.
 
-Axes: as in layers.py.
+Axes: as in layers.py; A = H E, the width of all heads together.
 """
 
 from typing import NamedTuple

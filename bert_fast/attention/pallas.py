@@ -5,7 +5,7 @@ kernel; the backward pass recomputes both. Logits are stored as keys by queries,
 registers, not the lanes within a register. A head of size 64 fills half of the lanes, so two heads share a tile. In a
 matrix product for one of them, the other's lanes are zero in one operand.
 
-Axes: as in layers.py; C columns of a tile (two heads), U queries of a unit.
+Axes: as in attention/__init__.py; C columns of a tile (two heads), U queries of a unit.
 """
 
 import functools

@@ -33,7 +33,7 @@ def heads_of(product_BNW, bias_W, segments_BN, shape):
 def of_heads(q_BQHE, k_BKHE, v_BKHE, allowed_BQK, salts_2BQ, rate: float, joined: int = 1):
     """Softmax attention of each head over the allowed keys: [B, Q, H, E].
 
-    A query without any key, such as padding, gets the mean of all values. Nothing may depend on that output, because
+    A query that may attend to no key gets the mean of all values. Nothing may depend on that output, because
     its gradient would reach the queries and keys.
 
     The gradient is written by hand. It keeps only one array of the size of the logits: the probabilities, in the type
@@ -56,7 +56,7 @@ def dropped(x_BHQK, salts_2BQ, rate: float, joined: int):
 def _forward(q_BQHE, k_BKHE, v_BKHE, allowed_BQK, salts_2BQ, rate: float, joined: int):
     q_BQHE = q_BQHE * q_BQHE.shape[-1] ** -0.5
     logits_BHQK = jnp.einsum("BQHE,BKHE->BHQK", q_BQHE, k_BKHE, preferred_element_type=jnp.float32)
-    # Finite, because minus infinity would make a row without any key NaN.
+    # Finite, because minus infinity would give NaN for a query that may attend to no key.
     logits_BHQK = jnp.where(allowed_BQK[:, None], logits_BHQK, -0.7 * np.finfo(np.float32).max)
     probs_BHQK = jax.nn.softmax(logits_BHQK).astype(v_BKHE.dtype)
     out_BQHE = jnp.einsum("BHQK,BKHE->BQHE", dropped(probs_BHQK, salts_2BQ, rate, joined), v_BKHE)

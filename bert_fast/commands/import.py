@@ -12,8 +12,8 @@ def define(args, argv: list[str]):
     flags.DEFINE_string(
         "hf",
         None,
-        "A Hugging Face folder, or a model's NAME[@REVISION] on the Hub: bert, megatron-bert or roberta-prelayernorm. "
-        + REQUIRED,
+        "A Hugging Face folder, or a model's NAME[@REVISION] on the Hub. Its model_type must be bert, megatron-bert or "
+        "roberta-prelayernorm. " + REQUIRED,
         flag_values=args,
     )
     flags.DEFINE_string("out", None, "The run folder to create. The model is its step 0. " + REQUIRED, flag_values=args)

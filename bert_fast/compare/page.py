@@ -153,12 +153,12 @@ def markdown(results: Mapping[str, Any], name: str) -> str:
         "- *seconds*: reference time of all steps, including the steps of a search. It is computed from one table of "
         f"step costs ({costs['instrument']} on {costs['machine']}; `{costs['fingerprint']}`). *own clock*: the time of "
         "the steps by each run's own clock, which also counts the machine's other work. *overhead*: compiling, "
-        "growing and saving, by the same clocks; it is not part of a budget.",
+        "growing the model and saving, by the same clocks; it is not part of a budget.",
         "- *realised*: the share of time saved per token, divided by the share of FLOPs saved per token, both relative "
         f"to *{first}*.",
         f"- *speed-up*: the tokens, FLOPs or seconds that {first} needs to reach the arm's final loss, divided by what "
         f"the arm used. What {first} needs is interpolated between its final losses at the budgets given in the same "
-        "unit; `-` where that is impossible. Only arms that finished with all seeds are ranked, even if their "
+        "unit; `-` where that is impossible. An arm is ranked if it finished with all seeds, even if its "
         "difference is unresolved.",
     ]
     return "\n".join(lines) + "\n"

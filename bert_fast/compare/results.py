@@ -37,7 +37,7 @@ LEAST_SAVING = 0.02  # a smaller saving of FLOPs has no meaningful realised frac
 def figures(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path, costs: StepCosts) -> dict[str, Any] | None:
     """The figures of a finished run; None if it has not finished, or has no checkpoint or no finite loss.
 
-    seconds: reference time of its steps. overhead: compiling, growing and saving, by the run's own clock.
+    seconds: reference time of its steps. overhead: compiling, growing the model and saving, by the run's own clock.
     """
     folder = out / run.folder
     if not (folder / "summary.json").exists():

@@ -117,16 +117,16 @@ def start(command: Sequence[str], log, core: int | None) -> subprocess.Popen:
 
 
 def make_costs(name: str, study: Study, out: pathlib.Path, data: pathlib.Path, one_core: bool) -> StepCosts:
-    """The step costs of a study, made if they are missing, with the lines of their log. Raises BadInput, with the end
-    of the log, if they cannot be made.
+    """The step costs of a study. If some are missing, makes them in another process and prints the lines of its log.
+    Raises BadInput, with the end of the log, if they cannot be made.
     """
     path = out / study_costs.NAME
     known = step_costs.read(path) if path.exists() else None
     if lacking := study_costs.missing(study_costs.settings_of(study, data), known):
-        how = f"asking the compiler for {study.topology}" if study.topology else "measuring on this machine"
+        how = f"the compiler for {study.topology}" if study.topology else "measuring them on this machine"
         say(
-            f"step costs of {counted(len(lacking), 'arm')}: {how}, some minutes. The plan needs them, so a dry run "
-            f"makes them too. All runs take them from one table, {path}, which is made once"
+            f"step costs of {counted(len(lacking), 'arm')}: {how} takes a few minutes. The plan needs them, so a dry "
+            f"run makes them too. All runs take them from one table, {path}, which is made once"
         )
         command = [sys.executable, "-m", "bert_fast.compare.costs", name, str(out), str(data)]
         log = out / "costs.log"

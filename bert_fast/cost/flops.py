@@ -38,7 +38,7 @@ class Product(NamedTuple):
 
 
 def step_flops(program: Program, on_L: Sequence[float] | None = None) -> Flops:
-    """FLOPs of one train step of a program with its plan packed.
+    """FLOPs of one train step of a program whose plan is packed (`plan.pack`).
 
     on_L: for each layer, the share of micro-batches that run it, or the probability that it runs. Only read
     for spans with `cond`: their plan does not say which layers run. None: all layers run.

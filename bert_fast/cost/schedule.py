@@ -69,7 +69,10 @@ def _without_names(text: str) -> str:
 
 
 def cost(work: Work, bundles: dict[str, int], chip: Accelerator) -> Cost:
-    """The least cycles of an instruction: the largest of its schedule, its bytes and, for a kernel, its FLOPs."""
+    """The least cycles of an instruction: the larger of its schedule's cycles and those that moving its bytes takes.
+
+    If there is no schedule, the compiler's estimate and, for a kernel, the cycles of its FLOPs take its place.
+    """
     passes, found = iterations(work.instruction.text), bundles.get(work.instruction.name)
     least = work.bytes / chip.bandwidth * chip.devices * chip.clock
     if passes is None or found is None:

@@ -30,7 +30,7 @@ _END = re.compile(
     r"(?<!\b[A-Z]\.)(?<!\b(?:Mr|Ms|Dr|St|vs|pp|cf|Jr)\.)(?<!\b(?:Mrs|Col|Gen|Rev|Vol|Fig|e\.g|i\.e)\.)"
     r"[\"'”’)\]»]*\s+(?=[\"'“‘(\[«]*[^\W_a-z])))"
 )
-# The class of each byte of UTF-8: a space is 0, a mark is 2, all others are 1
+# The class of each byte of UTF-8: a space is 0, a mark (punctuation or a line end) is 2, all others are 1
 _CLASSES = bytes(0 if c == " " else 2 if c in string.punctuation + "\n" else 1 for c in map(chr, range(256)))
 _KNOWN = 500_000  # pieces whose ids are kept, about 90 MB
 _LONGEST_KNOWN = 40  # maximum bytes of such a piece. Text without spaces has longer ones, which rarely occur twice

@@ -176,7 +176,7 @@ class SegmentPairs:
     tokens are removed one by one from its longer segment, at the front or at the back with equal probability.
 
     One difference from Google's create_pretraining_data.py: if B is random, Google's next pair starts with the
-    sentences that B replaced. An example there depends on the draws of all examples before it. Here the starts are
+    sentences that B replaced, so an example depends on the draws of all examples before it. Here the starts are
     fixed. The replaced sentences are used in epochs in which B is not random.
     """
 

@@ -39,7 +39,7 @@ def sync(path: pathlib.Path) -> None:
 def rename_synced(folder: pathlib.Path, name: pathlib.Path, aside: pathlib.Path | None = None) -> None:
     """Renames a folder after all its content is on the disk, so that a folder with this name is never half written.
 
-    aside: a folder that already has this name is renamed to this first.
+    aside: if there is a folder called `name` already, it is renamed to `aside` first.
     """
     for path in (*folder.rglob("*"), folder):
         sync(path)
@@ -111,7 +111,9 @@ def full_disk_reported(folder: pathlib.Path) -> Iterator[None]:
 
 
 def check_output(folder: pathlib.Path, flag: str):
-    """Raises BadInput if `folder`, or else the lowest folder above it that exists, is a file or cannot be written."""
+    """Raises BadInput if `folder` is a file or cannot be written. If it does not exist, the nearest path above
+    it that exists is checked.
+    """
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     what = f"{flag}={folder}" if place == folder.absolute() else f"{flag}={folder}: {place}"
     if not place.is_dir():

@@ -203,7 +203,7 @@ def _wait_or_raise(spec: str, name: str, error: Exception, failures: int) -> Non
 
 
 def _is_network(error: BaseException) -> bool:
-    """Whether this is an error of the HTTP client: `huggingface_hub` uses httpx or httpx2, by its version."""
+    """Whether this is an error of the HTTP client: `huggingface_hub` uses httpx or httpx2, depending on its version."""
     return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
 
 
