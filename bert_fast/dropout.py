@@ -19,7 +19,7 @@ import numpy as np
 # (lowbias32, Chris Wellons 2018, nullprogram.com/blog/2018/07/31).
 FIRST, SECOND = 0x7FEB352D, 0x846CA68B
 GOLDEN = 0x9E3779B9  # 2^32 divided by the golden ratio: spreads small numbers
-HEAD = np.int32(1 << 16)  # distance between the indices of two heads' attention probabilities: more than any row's keys
+HEAD = np.int32(1 << 16)  # distance between the indices of neighbouring heads; above the number of keys in any row
 
 
 def hashed(x):

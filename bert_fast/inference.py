@@ -68,7 +68,7 @@ def warn_if_untrained(trained: Encoder, *heads: str) -> list[str]:
     if found:
         warnings.warn(
             f"{trained.folder} has random weights in its {' and '.join(found)}, which were never trained: "
-            "the results say nothing about the model. Pre-train it further first (pretrain --config.init=DIR)",
+            "the results say nothing about the model. First pre-train it further (pretrain --config.init=DIR)",
             stacklevel=3,
         )
     return found

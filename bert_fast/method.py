@@ -1,7 +1,8 @@
 """The interface of a training method: programs, stages, and the hooks that the train loop calls.
 
 A method is a `Method`: a tuple of pure functions. By default, each function changes nothing. Each file in
-`methods/` makes a method with its `make`, and `chain` composes methods. The trunk and the loop never name a method.
+`methods/` makes a method with its `make`, and `chain` composes methods. The trunk (bert.py) and the train loop
+never name a method.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ State = Any  # a pytree of arrays; checkpointed
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Everything a compiled train step depends on. With its plan packed, it is the key of a compiled program.
+    """Everything a compiled train step depends on. With its plan packed (plan.py), it is the key of a compiled program.
 
     batch_size: examples per step, over all devices and micro-batches.
     frozen_paths: regular expressions for the paths of frozen leaves outside the layer stack.

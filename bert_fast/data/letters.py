@@ -95,7 +95,7 @@ def of_vocabulary(path: pathlib.Path) -> Letters:
 
 
 def of_hugging_face(settings: dict, whole: dict) -> tuple[bool, bool | None]:
-    """(cased, strip_accents) of a tokenizer_config.json and a tokenizer.json. If neither has them, BERT's are used."""
+    """(cased, strip_accents) of a tokenizer_config.json and a tokenizer.json. By default (False, None), as in BERT."""
     normalizer = whole.get("normalizer")
     normalizer = normalizer if isinstance(normalizer, dict) else {}
     lower = settings.get("do_lower_case", normalizer.get("lowercase", True))

@@ -81,7 +81,7 @@ class Reader:
                 raw = text.encode()
                 hashed = follow(hashed, digest(raw))
                 if documents == skip:
-                    self._bad.count = start.skipped  # counts the bad documents up to here, which are now read again
+                    self._bad.count = start.skipped  # it already counts the bad documents that were just read again
                     self._compare(part.name, start, hashed)
                 if documents > skip:
                     position = self.position
@@ -155,7 +155,7 @@ class Mixture:
 
 
 class Stream:
-    """The documents of a mixture that follow the given positions, or all of them."""
+    """The documents of a mixture after the given positions; all of its documents if no positions are given."""
 
     def __init__(self, mixture: Mixture, after_K: Sequence[Position], skip_bad: bool):
         self._mixture = mixture

@@ -1,5 +1,5 @@
 """Turns text into shards: plans, makes the vocabulary, tokenises units of text on all cores, and writes the manifest.
-It can be killed at any point and resumes from there.
+It can be killed at any point: the next call resumes after the last finished unit.
 
 The sources form one stream of documents. It is cut into units by the length of the text alone, so with the same
 vocabulary the output is the same, byte for byte, with any number of processes and after any interruption.

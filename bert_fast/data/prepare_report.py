@@ -123,7 +123,7 @@ def say_result(out: pathlib.Path, manifest: dict, words: Vocab, lines: list[str]
         print(f"{cut:,} document(s) longer than {document_tokenizer.MAX_TOKENS:,} tokens were split")
     if lost := manifest["skipped_documents"] + manifest["empty_documents"]:
         print(f"{lost:,} document(s) skipped: unreadable, or without tokens")
-    print(f"\nWhat the vocabulary does to {len(lines)} lines of the text ([UNK: ...] is not in it):")
+    print(f"\nWhat the vocabulary does to {len(lines)} lines of the text ([UNK: ...] is not in the vocabulary):")
     for line, tokens in zip(lines, shown(lines, words), strict=True):
         print(f"  {line}\n      {tokens}")
     tokens, unknown = (sum(split[key] for split in manifest["splits"].values()) for key in ("tokens", "unknown"))

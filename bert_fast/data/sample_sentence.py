@@ -10,7 +10,7 @@ from bert_fast.data.masking import read_vocab
 from bert_fast.data.shards import Split
 
 ANY = "Write a sentence here with [MASK] in place of a word."
-DOCUMENTS = 20  # that are looked at
+DOCUMENTS = 20  # maximum number of held-out documents to search
 SHORTEST, LONGEST = 6, 20  # tokens of the sentence
 
 

@@ -23,8 +23,8 @@ from bert_fast.data.files import atomic_write, hold
 from bert_fast.data.mixture import Position
 
 NAME = ".unfinished"
-# The settings that a later call may change: those that prepare suggests for unusable text. `refuse_changed` finds parts
-# that were read before and would now be read differently.
+# The settings that a later call may change, because prepare's errors about unusable text suggest changing them.
+# `refuse_changed` finds parts that were read before and would now be read differently.
 REMEDIES = ("skip_bad", "source_identity", "text_key")
 COUNTS = ("documents", "sentences", "tokens", "unknown", "raw_bytes")
 

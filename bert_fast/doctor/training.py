@@ -31,7 +31,7 @@ TOLERANCE = 1.0  # nats between the first loss and the loss of random guessing, 
 
 
 def shards(data: str) -> Result:
-    """Whether every file of a shards folder is undamaged, and examples can be made of it with its vocabulary."""
+    """Whether every file of a shards folder is undamaged, and examples can be made from it with its vocabulary."""
     if not data:
         return skipped("shards", "no --data=DIR given")
     manifest = shards_folder.verify(data)

@@ -12,9 +12,9 @@ verify.verify(...)          compares an export with transformers; the only file 
 layouts.py     which Hugging Face layout fits a model; converts `config.json` in both directions
 tensors.py     Hugging Face's tensor names and ours: one table, read in both directions
 tokenizer.py   reads and writes the tokenizer files
-weights.py     reads files of tensors, safetensors or PyTorch's, whole or sharded; writes safetensors
+weights.py     reads weights from safetensors or PyTorch files, whole or sharded; writes safetensors
 torch_file.py  reads a `pytorch_model.bin` without executing its pickle
-hub.py         requests to the Hub: names, attempts, and errors that say what to do
+hub.py         requests to the Hub: names, retries, and errors that say what to do
 metadata.py    the metadata of a model card, which the Hub reads
 card.py        the model card of a pre-trained or imported model
 task_card.py   the model card of a fine-tuned model

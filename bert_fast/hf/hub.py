@@ -1,4 +1,4 @@
-"""Requests to the Hugging Face Hub: names of models, attempts, and errors that say what to do.
+"""Requests to the Hugging Face Hub: names of models, retries, and errors that say what to do.
 
 huggingface_hub transfers the files. It handles the login (`hf auth login`, or HF_TOKEN) and has its own settings
 (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE). It is imported on first use, because most commands do not need it.

@@ -39,7 +39,7 @@ LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code")
 class Stated(NamedTuple):
     """Facts about a model that only the user knows.
 
-    place: the arguments of `from_pretrained` that load it; "": those for the folder of the export.
+    place: the arguments with which `from_pretrained` loads the model; "": the name of the export's folder.
     """
 
     license: str = ""

@@ -50,8 +50,8 @@ def model_of(given: str) -> HubModel:
 def download(model: HubModel, with_card: bool = False) -> Source:
     """The files of a model that `read` needs, from the Hub or, if that cannot be reached, from the cache.
 
-    with_card: also its README.md. Raises BadInput. If we cannot read the model, this happens before its weights are
-    downloaded.
+    with_card: also its README.md. Raises BadInput as `find` does; for a model that we cannot read, before its weights
+    are downloaded.
     """
     try:
         about = hub.attempt(lambda: hub.client().model_info(model.name, revision=model.revision, timeout=hub.TIMEOUT))

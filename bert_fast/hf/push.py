@@ -38,7 +38,7 @@ def push(
 
     Raises BadInput if `export` refuses the checkpoint, if nobody is logged in, if the repository is public although
     `private` is set, and if the Hub cannot be reached or refuses the upload. Nothing is changed on the Hub then, except
-    that the repository may have been created.
+    that the repository or the branch may have been created.
     """
     model = target(repo, revision)
     api = hub.client()
