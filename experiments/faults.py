@@ -103,7 +103,7 @@ def page(records: list[Record]) -> str:
         f"Written by `experiments/faults.py` on {platform.machine()} {platform.system()}, Python {platform.python_version()}. "
         "Detected: an error message says what is wrong and what to do. Survived: the result is the same as without the fault, or the changed input is valid. "
         "The other columns are defects: a wrong result without an error, lost work, a traceback, a command that does not end "
-        "within two minutes, and an unfinished output under its final name.\n",
+        "within two minutes (a training run: 15 minutes), and an unfinished output under its final name.\n",
         f"| fault | tried | {' | '.join(VERDICTS)} |",
         "|---|" + "---|" * (len(VERDICTS) + 1),
         *(f"| {' | '.join(f'`{cell}`' if n == 0 else f'{cell:,}' for n, cell in enumerate(row))} |" for row in rows),

@@ -113,7 +113,7 @@ compared on this plateau are compared before the model has learned anything from
 leave it?
 
 `bert-fast compare plateau --out=runs/plateau`, then `python -m experiments.plateau --folder=runs/plateau`. Two layers of width 128,
-the documentation of Python and of the installed packages ({found["corpus_tokens"] / 1e6:.1f} M tokens, a vocabulary of {found["vocab_size"]:,}), 2,048 tokens a step, {float(found["budget"].split(":")[1]) / 1e6:.2f} M tokens, and a
+the documentation of Python and of the installed packages ({found["corpus_tokens"] / 1e6:.1f} M tokens, a vocabulary of {found["vocab_size"]:,}), 2,048 tokens a step, {float(found["budget"].split(":")[1]) / 1e6:.2f} M tokens in all, and a
 learning rate that falls to 0 at the end. Common to all, unless a recipe changes it: {", ".join(f"`{key}={value}`" for key, value in found["changes"].items())}.
 
 A unigram model has {unigram:.2f} nats on the same masked words. *Off the plateau* is {BELOW:.0f} nat below it: {goal:.2f}. Means over seeds,

@@ -95,7 +95,7 @@ pieces, AdamW: {found["size"][0]:.0f} MiB. Milliseconds: median (least to most) 
 
 | | ms |
 |---|---|
-| a save that the run waits for, as at its end | {ms["waited"]} |
+| a save that the run waits for, such as the one at its end | {ms["waited"]} |
 | the wait for a save that a thread writes | {ms["blocked"]} |
 | the same, at the first save, which allocates memory | {1e3 * found["first"][0]:.0f} |
 | from the beginning to the end of such a save | {ms["in all"]} |

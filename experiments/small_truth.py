@@ -235,6 +235,7 @@ All arms but one are pre-LN. All but two share a seed, and therefore data, masks
 *loss* is the loss of the full model, with nothing dropped, on the first {COMMON["eval.examples"]:,} examples of the valid split (fingerprint
 `{dense["fingerprint"]}`). The arms were trained at different times, alongside other work. So *seconds* are the sum of step times that were
 measured later, stage by stage, in turns with a dense step ({clock["rounds"]} rounds; a dense step takes {clock["dense_seconds"]:.2f} s).
+*realised* is the share of seconds saved / the share of FLOPs saved.
 
 | arm | loss | minus dense | minus dense at equal FLOPs | loss on words hidden by [MASK] | examples | FLOPs / dense | seconds / dense | realised | reaches dense training's final loss at this share of dense training's examples / FLOPs / seconds | saving in the paper |
 |---|---|---|---|---|---|---|---|---|---|---|

@@ -1,10 +1,10 @@
-"""Kills one run with all methods again and again, and compares what it leaves with a run that nothing happened to.
+"""Kills a run of all four methods again and again, and compares its result with that of a run that is not killed.
 
     python -m experiments.storm [--kills=200] [--mean=15] [--workdir=runs/storm]
 
 Each process of the run gets SIGKILL after a time drawn from an exponential distribution with this mean, in seconds; the
-same command then continues. After the last kill the run may finish. Run it alone on two cores: the run that nothing
-happens to trains on the second one. Ctrl-C stops; the same command begins again with the next kill. Writes
+same command then continues. After the last kill the run may finish. Run it alone on two cores: the run that is not
+killed trains on the second one. Ctrl-C stops; the same command continues with the next kill. Writes
 experiments/storm.json, which `python -m experiments.faults` shows on its page.
 """
 

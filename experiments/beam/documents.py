@@ -30,9 +30,9 @@ _BLOCK = 1 << 19  # characters tokenised at once
 class Sizes(NamedTuple):
     """What the plan needs to know about the D documents of a block. `first` documents precede them in their file.
 
-    sizes_D3: characters, bytes, and unusable documents of the file before this document.
+    sizes_D3: each document's characters, its bytes, and the number of unusable documents before it in the file.
     digests_D: a hash of each text, for computing the position that `prepare` would have.
-    skipped: unusable documents of the file until the end of the block.
+    skipped: number of unusable documents in the file, up to the end of the block.
     """
 
     file: int

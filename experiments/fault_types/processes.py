@@ -1,7 +1,8 @@
-"""Faults in runs with every method. Each run has its own process, which is killed, stopped or kept from writing.
+"""Faults in dense runs and in runs with each of the four methods.
 
-The same command then continues the run. At its end, the last checkpoint and the rows must equal those of a run without
-a fault, bit for bit. Runs with a faulty data worker are not continued: they must end with an error.
+Each run has its own process, which is killed, stopped or kept from writing. The same command then continues the run. At
+its end, the last checkpoint and the rows must equal those of a run without a fault, bit for bit. Runs with a faulty
+data worker are not continued: they must end with an error.
 """
 
 import contextlib
@@ -137,7 +138,7 @@ def continued(bench: Bench, workdir: pathlib.Path, method: str, what: str) -> Ou
 
 
 def signalled(bench: Bench, rng: random.Random, method: str, sent: signal.Signals, code: int) -> Outcome:
-    """Sends a signal in any step, half of the time next to the beginning of a stage, then continues the run."""
+    """Sends a signal in a random step, half of the time next to the beginning of a stage, then continues the run."""
     rows = whole(bench, method).rows
     begins = [n for n, (one, two) in enumerate(itertools.pairwise(rows), 1) if one["stage"] != two["stage"]]
     near = [min(max(step + shift, 0), STEPS - 1) for step in begins for shift in (-1, 0, 1)]

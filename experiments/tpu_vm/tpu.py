@@ -72,7 +72,7 @@ class Tpu:
         self._tpus(group, "delete", self.task.name, *force, "--quiet")
 
     def setup(self):
-        """Copies the package and vm.sh to every worker, then installs it and copies the shards there."""
+        """Copies the package and vm.sh to every worker, then installs the package and copies the shards there."""
         task, folder = self.task, pathlib.Path(LOCAL).expanduser() / self.task.name / FOLDER
         package = task.package
         self.gcloud(["rm", "-rf", str(folder)])
@@ -82,7 +82,7 @@ class Tpu:
             source = str(pathlib.Path(package).expanduser())
             package = "wheel"
             self.gcloud([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", f"--wheel-dir={folder}", source])
-        self.on("all", f"rm -f {FOLDER}/*.whl")  # another version's
+        self.on("all", f"rm -f {FOLDER}/*.whl")  # a wheel of another version
         self._tpus("tpu-vm", "scp", "--quiet", "--recurse", str(folder), f"{task.name}:", "--worker=all")
         self.script("all", "setup", package, task.shards)
 
