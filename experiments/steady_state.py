@@ -43,7 +43,14 @@ def main():
         prepare("docs", str(data), vocab_size=8_000)
         config = quickstart.get_config()
         config.update_from_flattened_dict(
-            {"steps": steps, "data.dir": str(data), "batch_size": 8, "eval.every": 0, "checkpoint.every": 0}
+            {
+                "steps": steps,
+                "data.dir": str(data),
+                "batch_size": 8,
+                "phases": "64:1",
+                "eval.every": 0,
+                "checkpoint.every": 0,
+            }
         )
         config = config.to_dict()
         made = settings.make(config, shards.read_manifest(data)["vocab"], tuple(methods.known()))

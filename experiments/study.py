@@ -59,7 +59,7 @@ def clone(commit: str, root: pathlib.Path, folder: pathlib.Path) -> pathlib.Path
 def main():
     parser = common.parser(__doc__)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--dry_run", action="store_true", help="only print what is left")
+    parser.add_argument("--dry_run", action="store_true", help="prepare the text, and print what is left")
     parser.add_argument("--processes", type=int, default=0, help="runs at once [one per core]")
     args = parser.parse_args()
     folder, kept = ROOT / "runs/study", RECORDS / args.part

@@ -257,7 +257,7 @@ What a BERT-base with the paper's number of examples costs, by the planner ([tpu
 
 ## What did not work, and what was changed
 
-{page.not_tried}
+{page.shortfall}
 
 ## What this does not establish
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 class Page(NamedTuple):
     """A page. arms: the arms of tier 1 other than dense training. more: prefixes of arm names in the other parts.
-    planned: rows of the table of costs in tpu_plan.md. config: the shipped config. not_tried: what did not work, and
+    planned: rows of the table of costs in tpu_plan.md. config: the shipped config. shortfall: what did not work, and
     what was changed. limits: what the page does not establish.
     """
 
@@ -16,7 +16,7 @@ class Page(NamedTuple):
     arms: Sequence[str]
     more: Sequence[str]
     planned: Sequence[str]
-    not_tried: str
+    shortfall: str
     limits: str
 
 

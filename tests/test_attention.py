@@ -24,7 +24,7 @@ def test_attention_and_its_gradient_equal_the_formula(rate):
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, count, 2, 8)).astype(np.float32) for count in (5, 7, 7))
     allowed_BQK = rng.random((2, 5, 7)) < 0.5
-    allowed_BQK[0, 1] = False  # a query that may attend to no key, such as a padding token
+    allowed_BQK[0, 1] = False  # a query that may attend to no key
     weights_BQHE = rng.standard_normal(q.shape).astype(np.float32)
     weights_BQHE[0, 1] = 0  # nothing depends on its output
     salts_2BQ = dropout.draws(KEY, 2).salts(5) if rate else None

@@ -35,7 +35,7 @@ def figure(budget: Mapping[str, Any], first: str, text: str, looks: Mapping[str,
         words = f"{middle:+.3f} " + ("resolved" if about["resolved"] else "unresolved")
         entries.append(Dot(arm, middle, middle - half, middle + half, looks.get(arm, 0), words, about["resolved"]))
     if not entries:
-        entries = [Dot(first, 0.0, 0.0, 0.0, 0, "the only arm")]
+        entries = [Dot(first, 0.0, 0.0, 0.0, 0, "baseline")]
     about_all = f"Difference of the held-out loss from {first} at {text}: " + "; ".join(
         f"{dot.name} {dot.value:+.3f} nats, from {dot.low:+.3f} to {dot.high:+.3f}, {dot.words.split()[-1]}"
         for dot in entries
