@@ -30,7 +30,7 @@ def get_config(text=None):
     if args["control"] not in ("", "post", "pre"):
         raise BadInput(
             f"config argument control={args['control']!r}: expected control=post (post-LN, 1e-4), control=pre (pre-LN, "
-            "1e-3, nothing dropped), or none (the method)"
+            "1e-3, nothing dropped), or no control (the method)"
         )
     post = args["control"] == "post"
     config = common.from_arguments(args | {"norm": "post" if post else "pre"})

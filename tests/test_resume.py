@@ -56,8 +56,8 @@ def test_settings_that_do_not_affect_the_weights_may_change(whole, stopped, smal
     run(config_of(shards, **changes), stopped)
     assert_equal(weights(stopped), weights(whole / "whole"))
     said = capsys.readouterr().err
-    assert "changed since this run was last started: checkpoint.every: 8 there, 5 now, " in said
-    assert f"data.dir: '{small_shards}' there, '{shards}' now" in said
+    assert "changed since this run was last started: checkpoint.every: 8 before, 5 now, " in said
+    assert f"data.dir: '{small_shards}' before, '{shards}' now" in said
     assert [row["step"] for row in read_rows(stopped / "metrics.jsonl")][-3:] == [21, 24, 24]
 
 

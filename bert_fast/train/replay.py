@@ -56,8 +56,8 @@ def check(every: int, mesh: Mesh):
 def hash_of(x):
     """A hash of an array as a uint32. It changes if any single element changes, and with nearly every other change.
 
-    It is the sum over the elements of MurmurHash3's finalizer (fmix32, github.com/aappleby/smhasher), a one-to-one
-    function, of the element's bits and place.
+    Each element's bits are combined with its place and mixed by MurmurHash3's finalizer (fmix32,
+    github.com/aappleby/smhasher), a one-to-one function. The hash is the sum of the results.
     """
     words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32).reshape(-1)
     h = words ^ (jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(0x9E3779B9))  # odd, so that all places differ

@@ -20,7 +20,8 @@ from bert_fast.train.step_costs import StepCosts
 from bert_fast.train.timeline import clock_of
 
 # Settings that a continued run may change. They decide what is logged, evaluated and kept, and how the input is read.
-# They do not affect weights. `check_shards` compares the shards. `refuse_other_costs` compares the costs.
+# They do not affect weights, except that `model.attention` and `model.recompute` may change how sums are rounded.
+# `check_shards` compares the shards. `refuse_other_costs` compares the costs.
 MAY_CHANGE = (
     "data.dir",
     "data.workers",
@@ -43,7 +44,7 @@ KINDS = {"optimizer": Optimizer, "data": Data, "model": Config, "guard": Guard, 
 
 
 def differences(workdir: pathlib.Path, config: dict, newer: Mapping = types.MappingProxyType({})) -> dict[str, tuple]:
-    """Key -> (value there, value now) of every setting in which the folder's run differs from this config.
+    """Key -> (value in the folder's run, value in this config) of every setting in which the two differ.
 
     newer: keys that older versions did not have, with the values that reproduce what those versions did.
     Raises BadInput if the folder's `config.json` is damaged.
@@ -81,7 +82,7 @@ def refuse_changed(workdir: pathlib.Path, config: dict, extend: str, say: Callab
     free = (*MAY_CHANGE, *MESH, *(("steps",) if extend else ()))
     _refuse(workdir, {key: both for key, both in found.items() if key not in free})
     if found:
-        say("changed since this run was last started: " + _listed(found, ", "))
+        say("changed since this run was last started: " + _listed(found, ", ", "before"))
 
 
 def _refuse(workdir: pathlib.Path, found: dict[str, tuple]):
@@ -96,12 +97,12 @@ def _refuse(workdir: pathlib.Path, found: dict[str, tuple]):
     )
 
 
-def _listed(found: dict[str, tuple], between: str) -> str:
-    return between.join(f"{key}: {before!r} there, {now!r} now" for key, (before, now) in found.items())
+def _listed(found: dict[str, tuple], between: str, where: str = "there") -> str:
+    return between.join(f"{key}: {before!r} {where}, {now!r} now" for key, (before, now) in found.items())
 
 
 def extended(timeline: Sequence[Stage], about: Description, steps: int, how: str) -> list[Stage]:
-    """The timeline of a run whose checkpoint planned fewer than `steps` steps, with the rest in its last stage.
+    """The timeline of a run that was planned for fewer than `steps` steps, with the added steps in its last stage.
 
     how: how the learning rate continues. "stretch": as in a run that had `steps` steps from the start,
     so a rate that decays begins with a jump upwards. "constant": it stays as it was in the last step.

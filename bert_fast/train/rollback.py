@@ -14,8 +14,8 @@ def target(
     """The newest undamaged checkpoint whose last step was not skipped. None if the run has no checkpoints:
     it then goes back to its first step.
 
-    Raises Diverged if the run has skipped too many steps in total, has gone back as often as it may, or has only other
-    checkpoints.
+    Raises Diverged if the run has skipped too many steps in total, has gone back as often as it may, or has
+    checkpoints but none that qualifies.
     """
     skipped, backs = counters.counts["skipped_steps"], counters.counts["rollbacks"]
     spent = f"{error}. The run has skipped {skipped} steps and gone back {backs} times"
@@ -39,7 +39,7 @@ def target(
 def discard_later(root: pathlib.Path, step: int):
     """Deletes the checkpoints after the one to which a run went back. They are from among the bad steps, or damaged.
 
-    If the run is killed before its next save, it continues from there too, where its rows end.
+    So if the run is killed before its next save, it also continues from that checkpoint, at which its log rows end.
     """
     for later in checkpoint.steps(root):
         if later > step:
@@ -49,7 +49,7 @@ def discard_later(root: pathlib.Path, step: int):
 def carry(before: Counters, at: int, now: Counters, step: int):
     """Adds to the counters of a checkpoint (at `step`) what the run had counted before it went back at step `at`.
 
-    The data read since the checkpoint is avoided from now on. The time since is wasted.
+    The data read since the checkpoint is avoided from now on. The time since then counts as wasted.
     """
     for order, end in before.data.items():
         begin = now.data.get(order, 0)

@@ -23,8 +23,8 @@ from bert_fast.train.step import TrainState
 class Saver:
     """Writes a run's checkpoints, one at a time, inside a `with` block.
 
-    Several processes write together: they meet while they write, which a thread must not do beside steps. So each of
-    their saves is waited for.
+    Several processes write one checkpoint together and synchronize while they write. A thread must not do this while
+    steps run, so with several processes the run waits for each save.
     """
 
     def __init__(self, root: pathlib.Path, settings: Checkpoints, initial: bool, waits: Waits, say: Callable):
@@ -41,8 +41,8 @@ class Saver:
         return self
 
     def __exit__(self, kind, error, trace):
-        """Waits for the save in flight, unless the user wants to stop immediately. Its error does not hide another
-        one.
+        """Waits for the save in flight, unless the user wants to stop immediately. If the block raises an error, an
+        error of the save is only printed.
         """
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             return
@@ -80,10 +80,11 @@ class Saver:
     def save(self, engine: Engine, describe: Callable[[], Description], rows: MetricWriter | None, wait: bool):
         """Begins to write a checkpoint of the engine's step, after the previous save has ended.
 
-        Does nothing if it has been written. wait: returns once it is written. rows: those that the description counts
-        are on the disk before the checkpoint is complete. Counts the time that the run waits.
+        Does not write a step again that has just been saved. wait: returns once the checkpoint is written. rows: the
+        log; the rows that the description counts are on the disk before the checkpoint is complete. Counts the time
+        that the run waits.
 
-        Raises the error of the save before, and with `wait` of this one: BadInput if it cannot be written.
+        Raises the error of the previous save and, with `wait`, of this one: BadInput if it cannot be written.
         """
         counters = engine.counters
         self.wait()
@@ -98,7 +99,7 @@ class Saver:
         counters.lap("save_seconds")
 
     def copied(self, state: TrainState) -> TrainState:
-        """The arrays of a state to save, which no later step changes. With several processes, the state itself."""
+        """A copy of a state in host memory, which no later step changes. With several processes, the state itself."""
         if not self.alone:
             return state
         leaves, structure = jax.tree.flatten(state)

@@ -75,7 +75,7 @@ class StopSignal:
 
 
 def of_any(step: int, *values: int) -> list[int]:
-    """The largest of each value over all processes. Several processes check every tenth step, and else return zeros."""
+    """The maximum of each value over all processes. Several processes only check every tenth step: at others, zeros."""
     if jax.process_count() == 1:
         return list(values)
     if step % 10:  # the check waits for all processes

@@ -50,7 +50,7 @@ class StepCosts:
         """
         if key not in self.curves:
             raise BadInput(
-                f"the step costs have no entry for stage {key}: measure them for this config with the command costs, "
+                f"the step costs have no entry for stage {key}: measure them for this config with `bert-fast costs`, "
                 "and give the file as --config.costs"
             )
         points = self.curves[key]
@@ -125,10 +125,10 @@ def check(costs: StepCosts, where: str) -> None:
 
 
 def read(path: str | pathlib.Path) -> StepCosts:
-    """Reads a table. Raises BadInput if it is missing, damaged, of a newer format or not ascending."""
+    """Reads a table. Raises BadInput if it is missing, damaged, in another format or not ascending."""
     path = pathlib.Path(path)
     if not path.is_file():
-        raise BadInput(f"--config.costs={path}: no such file; make it with the command costs")
+        raise BadInput(f"--config.costs={path}: no such file; make it with `bert-fast costs`")
     try:
         tree = json.loads(path.read_text())
         number = tree.pop("format")
@@ -137,6 +137,6 @@ def read(path: str | pathlib.Path) -> StepCosts:
         curves = {key: tuple(Point(*map(float, point)) for point in curve) for key, curve in tree["curves"].items()}
         costs = StepCosts(**{**tree, "curves": curves})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadInput(f"{path} is not a table of step costs ({error}): make it with the command costs") from error
+        raise BadInput(f"{path} is not a table of step costs ({error}): make it with `bert-fast costs`") from error
     check(costs, str(path))
     return costs

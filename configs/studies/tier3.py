@@ -18,8 +18,8 @@ RATE, HIGHER_RATE = ({"learning_rate.peak": factor * RATES["layer dropping"]} fo
 def get_study() -> Study:
     arms = {
         "dense": {"learning_rate.peak": RATES["dense"]},
-        # Layer dropping: rescaling and learning rate, two by two, then its schedules one by one. The paper trains at
-        # ten times the rate of its baseline (arXiv 2010.13369, section 5).
+        # Layer dropping: rescaling and learning rate in all four combinations, then its schedules one by one. The paper
+        # trains at ten times the rate of its baseline (arXiv 2010.13369, section 5).
         "layer dropping": {**LAYER_DROP, **RATE},
         "layer dropping, not rescaled": {**LAYER_DROP, "layer_drop.rescale": False, **RATE},
         "layer dropping, higher rate": {**LAYER_DROP, **HIGHER_RATE},
