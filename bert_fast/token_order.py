@@ -12,8 +12,8 @@ MOVED = ("ids", "types", "positions", "segments")
 def kept_first(score_BS, batch):
     """The batch with each example's tokens sorted by descending score. Padding comes last, and ties stay in order.
 
-    One sort moves the arrays, and a second one inverts its permutation. The only gather is for the few
-    positions that point into the example.
+    One sort moves the arrays, and a second one inverts its permutation. Only `slots` and `cls`, the few positions
+    that refer to tokens, need a gather.
     """
     key_BS = jnp.where(batch["segments"] != 0, -score_BS, jnp.inf)
     place_BS = jax.lax.broadcasted_iota(jnp.int32, key_BS.shape, 1)

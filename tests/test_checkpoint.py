@@ -153,7 +153,7 @@ def test_everything_is_on_the_disk_before_a_step_gets_its_name(tmp_path, monkeyp
 
 def test_save_that_fails_on_a_bad_array_does_not_blame_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_arrays", lambda _: {"a": object()})
-    with pytest.raises(BadInput, match=r"could not be written.*fix that, then run the same"):
+    with pytest.raises(BadInput, match=r"could not be written.*fix the cause, then run the same"):
         save(tmp_path, 3, set())
 
 

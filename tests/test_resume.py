@@ -170,12 +170,12 @@ def test_a_removed_row_is_found_and_a_removed_file_is_reported(stopped, small_sh
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:1] + lines[2:]))
     with pytest.raises(
-        BadInput, match=rf"has {len(lines) - 1} rows until step 18, but the checkpoint .* {len(lines)}: "
+        BadInput, match=rf"has {len(lines) - 1} rows up to step 18, but the checkpoint .* {len(lines)}: "
     ):
         run(config_of(small_shards), stopped)
     path.unlink()
     run(config_of(small_shards), stopped)
-    assert f"{path} is missing, with {len(lines)} rows until step 18: starting a new one" in capsys.readouterr().err
+    assert f"{path} is missing, with its {len(lines)} rows up to step 18: starting a new one" in capsys.readouterr().err
     assert [row["step"] for row in read_rows(path)] == [20, 24, 24]
 
 

@@ -68,7 +68,7 @@ def test_a_tag_i_that_continues_nothing_begins_an_entity(capsys):
     names, train, (valid,) = tags.prepared([sentence("I-Y", "O")], [[sentence("B-Y", "I-Y", "I-Y")]])
     assert names == ("O", "B-Y", "I-Y")
     assert (train[0].tags, valid[0].tags) == (("B-Y", "O"), ("B-Y", "I-Y", "I-Y"))
-    assert "1 tag I- at the start of an entity became B-, as in IOB2 (first: line 0)" in capsys.readouterr().err
+    assert "1 I- tag at the start of an entity became B-, as in IOB2 (first: line 0)" in capsys.readouterr().err
 
 
 def test_other_schemes_and_unknown_tags_are_refused():

@@ -42,7 +42,7 @@ class Head:
 
     @property
     def on_tokens(self) -> bool:
-        """Whether each token has logits, and not [CLS] alone."""
+        """Whether every token has logits, not only [CLS]."""
         return self.kind in ("tags", "span")
 
 
@@ -170,7 +170,7 @@ def make_predict(method: Method, head: Head):
 def no_logits(head: Head, count: int, seq_len: int) -> np.ndarray:
     """Uninformative logits for `count` examples: equal for all choices, [N, C], or [N, S, C] for tags.
 
-    For spans, [N, S, 2], only [CLS] can be chosen, which is no answer: with equal logits, every answer would be the
+    For spans, [N, S, 2], only [CLS] can be chosen, which means no answer: with equal logits, every answer would be the
     first token of its context.
     """
     shape = (count, seq_len, head.outputs) if head.on_tokens else (count, head.outputs)

@@ -123,8 +123,8 @@ def label_of(line: Line, column: str) -> str:
 def class_names(labels: Sequence[tuple[str, str]], path: str) -> tuple[str, ...]:
     """The distinct labels: in numerical order if all are numbers, else in alphabetical order.
 
-    labels: (label, place) of each example. Raises BadInput if the labels cannot be classes: if there are fractions,
-    fewer than two examples per label on average, or only one label.
+    labels: (label, place) of each example. Raises BadInput if the labels cannot be classes: if all are numbers and
+    one is a fraction, if there is only one label, or if there are fewer than two examples per label on average.
     """
     names = {label for label, _ in labels}
     numbers = {name: _number(name) for name in names}

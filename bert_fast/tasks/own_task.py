@@ -23,7 +23,7 @@ from bert_fast.train.report import say
 
 
 def read(settings: FinetuneSettings) -> Own:
-    """The files of the task, reduced to the requested samples. Raises BadInput as `own.read`.
+    """The files of the task, reduced to the requested samples. Raises BadInput like `own.read`.
 
     Without a valid file, a share of the training examples is held out.
     """
@@ -42,7 +42,7 @@ def read(settings: FinetuneSettings) -> Own:
         splits |= {TRAIN: whole.take(np.setdiff1d(np.arange(len(labels)), apart)), VALID: whole.take(apart)}
         say(
             f"{files.train}: {len(apart):,} of {len(labels):,} examples are held out, the same ones in every run "
-            "(--config.own.valid_share); valid=FILE gives others"
+            "(--config.own.valid_share); to choose them yourself, give valid=FILE"
         )
     wanted = {TRAIN: data.train_examples, VALID: data.held_out_examples}
     parts = {split: part.take(sample(len(part.indices), wanted.get(split, 0))) for split, part in splits.items()}

@@ -34,7 +34,7 @@ Prediction = dict[str, Any]
 
 
 def predict(encoder: Encoder, rows: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Prediction]:
-    """A fine-tuned model's prediction for each row, in order. The functions `of_...` list the keys.
+    """A fine-tuned model's prediction for each row, in order. For its keys, see the functions `of_...`.
 
     rows: for each row, one text per column of the task (`encoder.about.task.columns`); for spans, a question and its
         context; for tags, the tokens of a sentence. Long texts are truncated, or split into windows, as in fine-tuning.
@@ -150,8 +150,8 @@ def of_spans(encoder: Encoder, task: TaskHead, texts_N: Sequence[tuple[str, ...]
 def predict_file(path: str, data: str, out: str = "", columns: Sequence[str] = (), batch_size: int = 32) -> str:
     """A checkpoint's predictions for the rows of a file, as JSON Lines; "" if they were written to `out`.
 
-    `out` ends in .jsonl, .tsv or (for tags) .conll, and is written atomically. Raises BadInput for a bad argument or
-    row before the first prediction, and if `out` cannot be written.
+    `out` ends in .jsonl, .tsv or (for tags) .conll, and is written atomically. Before the first prediction, raises
+    BadInput for a bad argument or row. Also raises BadInput if `out` cannot be written.
     """
     folder = find(path)
     task = task_of(checkpoint.about(folder), folder)

@@ -57,7 +57,7 @@ def split_lines(text: str) -> list[str]:
 
 
 def from_tsv(text: str, path: str) -> list[Line]:
-    """The rows below the header line, tab-separated and without quoting, as in GLUE. Raises BadInput as `from_csv`."""
+    """The rows below the header, tab-separated and without quoting, as in GLUE. Raises BadInput like `from_csv`."""
     rows = [(number, line.split("\t")) for number, line in enumerate(split_lines(text), 1)]
     return _below_header(rows, path, "a text must not contain a tab")
 

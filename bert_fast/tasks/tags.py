@@ -41,7 +41,8 @@ def prepared(
     """The names of the tags, then the training sentences and the other sentences, with tags in IOB2.
 
     Entity tags are O, then B-X and I-X for each type X of the training file, in alphabetical order; plain tags are in
-    alphabetical order. Raises BadInput for tags of another scheme, and for a tag that no training sentence has.
+    alphabetical order. Raises BadInput for tags of another scheme, and if `others` have a tag that is not among
+    the names.
     """
     used = {tag for sentence in train for tag in sentence.tags}
     iob = is_iob(used)
@@ -70,7 +71,7 @@ def prepared(
         if old != new
     ]
     if changed:
-        say(f"{counted(len(changed), 'tag')} I- at the start of an entity became B-, as in IOB2 (first: {changed[0]})")
+        say(f"{counted(len(changed), 'I- tag')} at the start of an entity became B-, as in IOB2 (first: {changed[0]})")
     return tuple(names), fixed[0], fixed[1:]
 
 
@@ -143,7 +144,8 @@ def predicted(made: TagWindows, logits_NSC: np.ndarray, names: Sequence[str]) ->
 def score(wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]], names: Sequence[str]) -> dict[str, float]:
     """Metrics in percent. For entities: precision, recall and f1 over whole entities, and the accuracy of tags.
 
-    They are equal to the default of seqeval, and `score` is f1. For plain tags: accuracy, the `score`, and macro_f1.
+    These equal what seqeval computes by default, and `score` is f1. For plain tags: accuracy and macro_f1, and `score`
+    is the accuracy.
     """
     flat = [[tag for tags in part for tag in tags] for part in (wanted, found)]
     accuracy = 100 * sklearn.metrics.accuracy_score(*flat)

@@ -38,7 +38,7 @@ class Trainer:
         # Widths are multiples of batches.STEP, so the widest may exceed seq_len.
         self.widths = tuple(min(width, settings.data.seq_len) for width in widths)
         self.per_epoch = len(batches.epoch(task.train.lengths_N, self.widths, settings.batch_size, None))
-        self.timeline(1.0)  # raises BadInput for bad stages, with any rate
+        self.timeline(1.0)  # raises BadInput for bad stages, whatever the rate
 
     def timeline(self, rate: float) -> list[Stage]:
         """The stages of a run with this peak learning rate: one stage, as changed by the methods.
@@ -127,7 +127,10 @@ class Trainer:
             yield number, mine(batch)
 
     def logits(self, params: Params, rows: TaskExamples, program: Program) -> np.ndarray:
-        """Logits of every example, in order: [N, C], or [N, S, 2] for spans, padded with `model.NEVER`."""
+        """Logits of every example, in order: [N, C], or [N, S, C] for tags and spans.
+
+        For spans, padding has the logit `model.NEVER` up to the width of its batch, and -inf after that.
+        """
 
         def step(arrays: dict[str, np.ndarray]):
             with jax.set_mesh(self.mesh):  # kernels look it up: see attention/

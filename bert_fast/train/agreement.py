@@ -191,7 +191,7 @@ def together() -> Iterator[None]:
 
 
 def on_abort(own: Board, address: str):
-    """Installs a handler for SIGABRT, which JAX raises if the first process has ended. It prints why this one ends.
+    """Installs a handler for SIGABRT, which JAX raises if the first process has ended. It prints why this process ends.
 
     JAX aborts from its own thread, where no Python code can run, only a C handler.
     """

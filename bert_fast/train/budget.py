@@ -1,8 +1,8 @@
 """Turns a budget into steps before a run begins, so that every schedule ends exactly where the budget does.
 
 A run's costs are known in advance, because stages are fixed and the methods' draws depend only on the seed and the
-step. Two things are known only during the run: the step at which a search stops, and the widths of its ticket. So the
-rest of the run is planned again when it enters the next stage.
+step. Two things are known only during the run: the step at which a search for a ticket (a pruned model) stops, and
+the widths of that ticket. So the rest of the run is planned again whenever a new stage begins.
 """
 
 import dataclasses
@@ -82,7 +82,7 @@ class Meter:
         return total
 
     def course(self, stages: Sequence[Stage]) -> list[tuple[int, float]]:
-        """(step, cost until there) at the start of a run and at the end of each of its stages."""
+        """(step, cost up to that step) at the start of a run and at the end of each of its stages."""
         found, began = [(0, 0.0)], 0
         for index, stage in enumerate(stages):
             first, cost = found[-1]
@@ -105,8 +105,8 @@ def factor(budget: Budget, costs: StepCosts | None) -> float:
     """The cost of a reference second in the unit of a timed budget. Raises BadInput if the step costs do not fit it."""
     if costs is None:
         raise BadInput(
-            f"--config.budget={budget} needs the costs of steps. Make their table, and give it as "
-            f"--config.costs={TABLE}:\n  {costs_command(sys.argv[2:], budget)}"
+            f"--config.budget={budget} needs the costs of steps. Make a table of them with this command, and give it "
+            f"as --config.costs={TABLE}:\n  {costs_command(sys.argv[2:], budget)}"
         )
     if not budget.chip:
         return 1.0
@@ -121,7 +121,7 @@ def factor(budget: Budget, costs: StepCosts | None) -> float:
 
 
 def costs_command(argv: Sequence[str], budget: Budget) -> str:
-    """The command that makes the table for the run of a command line."""
+    """The command that makes the table of step costs for a run. argv: the arguments of the run's command."""
     given = [arg for arg in argv if re.match(r"--?config(=|\.(?!(budget|costs|steps)=))", arg)]
     if not any(re.match("--?config=", arg) for arg in given):  # called from Python, for example
         given = ["--config=CONFIG", "--config.data.dir=SHARDS"]
@@ -214,7 +214,7 @@ def replanned(meter: Meter, planned: Sequence[Stage], stages: Sequence[Stage], e
             found[i] = dataclasses.replace(stages[i], steps=int(count))
         for i in range(index, len(found)):
             schedule, skipped = stretched(planned, found, i), 0
-            if planned[i].skipped:  # the later part of a stage that was cut: its earlier parts are stretched too
+            if planned[i].skipped:  # a later part of a stage that was cut in parts: earlier ones are stretched too
                 skipped = found[i - 1].skipped + found[i - 1].steps
             found[i] = dataclasses.replace(found[i], schedule=schedule, skipped=skipped)
         return found

@@ -155,7 +155,7 @@ def save(root: pathlib.Path, state: TrainState, about: Description, keep: set[in
         raise BadInput(
             f"the checkpoint of step {step} could not be written to {final}: {reason}. "
             f"Older checkpoints are untouched ({', '.join(map(str, steps(root))) or 'there are none'}): "
-            f"{'free some disk space' if full else 'fix that'}, then run the same command again"
+            f"{'free some disk space' if full else 'fix the cause'}, then run the same command again"
         ) from error
     _barrier(f"end {step}")
     if _main_process():
@@ -250,7 +250,7 @@ def find(path: str | pathlib.Path, warn=print) -> pathlib.Path:
 def read(path: str | pathlib.Path, use: Callable[[pathlib.Path], T], warn=print) -> T:
     """The result of `use` for the checkpoint that `find` finds, or for a newer one if a run deletes it in the meantime.
 
-    Raises BadInput as `find` does, and if it is deleted and PATH names only this one.
+    Raises BadInput as `find` does, and if `path` names a single checkpoint that is deleted.
     """
     for _ in range(TRIES):
         folder = find(path, warn)
@@ -262,7 +262,7 @@ def read(path: str | pathlib.Path, use: Callable[[pathlib.Path], T], warn=print)
             if folder == pathlib.Path(path):
                 raise BadInput(f"{folder} {DELETED}") from error
             warn(f"checkpoint {folder} was deleted by a run in progress while it was read: reading the newest one")
-    raise BadInput(f"{path}: {TRIES} checkpoints {DELETED}")
+    raise BadInput(f"{path}: {TRIES} times in a row, the newest checkpoint {DELETED}")
 
 
 def _is_complete(folder: pathlib.Path) -> bool:

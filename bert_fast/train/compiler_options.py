@@ -1,7 +1,8 @@
 """The compiler options for train steps, by platform, both for real runs and for plans.
 
-An option is listed here if it saves 1% of a step by both instruments of the planner: experiments/compiler_flags.md.
-LIBTPU_INIT_ARGS and XLA_FLAGS in the environment are for experiments. The plan's cache keeps their results apart.
+An option is listed here if it saves at least 1% of a step's cycles by both of the planner's instruments, its two counts
+of cycles (planner/tpu.py). experiments/compiler_flags.py compares options. The environment variables LIBTPU_INIT_ARGS
+and XLA_FLAGS are for experiments: the planner's cache has separate entries for each of their values.
 """
 
 from collections.abc import Mapping

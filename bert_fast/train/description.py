@@ -56,7 +56,7 @@ class Description:
     fingerprint: identifies the held-out examples; see `evaluate.fingerprint`.
     init: the run whose weights this run started from. imported: see `hf.read.description`.
     task: the head of a fine-tuned model. scored: the results of its evaluations so far.
-    mesh: number of devices along each axis; {} if unknown. planned: number of steps in the config; None if unknown.
+    mesh: number of devices along each axis; {} if unknown. planned: number of steps planned in total; None if unknown.
     rows: number of rows in the run's `metrics.jsonl` at this step; None if unknown, or if there is no such file.
     """
 

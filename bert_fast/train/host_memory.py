@@ -1,6 +1,6 @@
 """Keeps freed memory in the process, so that steps on a CPU do not wait for page faults.
 
-XLA allocates a step's temporaries anew at every step. By default, glibc returns large blocks to the system when they
+XLA allocates new memory for temporaries at every step. By default, glibc returns large blocks to the system when they
 are freed, and the system clears their pages again when they are next used. On one core, that took 14 to 27 % of a small
 model's step (experiments/LOG.md).
 """

@@ -56,7 +56,7 @@ def _warm(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: 
         if len(set(theirs.widths_L)) > 1 or not theirs.tied:
             remedy = "its layers differ in width, or its head has its own word table: a new run cannot start from it"
         raise BadInput(f"--config.init={settings.init} holds a different model ({lines}): {remedy}")
-    # Fold the parameters that methods added into the others, so that this run starts from a plain model.
+    # Methods may have added parameters. Fold those into the others, so that this run starts from a plain model.
     params, _ = methods.make(about.methods).weights(checkpoint.restore_params(folder))
     params = {name: leaf for name, leaf in params.items() if name != "next" or model.pooler}
     # The other run's word table may have more or fewer rows of padding than this model's.

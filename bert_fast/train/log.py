@@ -28,20 +28,18 @@ class MetricWriter:
     ):
         """Opens the file and drops rows later than `after_step`, which a resumed run writes again.
 
-        expected: number of rows up to `after_step`; None if unknown. If there are not as many, or a row is damaged,
-        raises BadInput and leaves the file unchanged. If the file is missing, begins a new one and prints a line that
-        says so.
+        expected: number of rows up to `after_step`; None if unknown. If the file has another number, or a row is
+        damaged, raises BadInput and leaves the file unchanged. If the file is missing, begins a new one and prints a
+        line that says so.
         """
         self.path, self.sinks = workdir / "metrics.jsonl", to
         kept = rows_until(self.path, after_step)
         if expected and not self.path.is_file():
-            gone = (
-                f"{self.path} is missing, with {counted(expected, 'row')} until step {after_step}: starting a new one"
-            )
-            tqdm.tqdm.write(gone, file=sys.stderr)
+            gone = f"{self.path} is missing, with its {counted(expected, 'row')} up to step {after_step}"
+            tqdm.tqdm.write(f"{gone}: starting a new one", file=sys.stderr)
         elif expected is not None and len(kept) != expected:
             raise BadInput(
-                f"{self.path} has {counted(len(kept), 'row')} until step {after_step}, but the checkpoint of that step "
+                f"{self.path} has {counted(len(kept), 'row')} up to step {after_step}, but the checkpoint of that step "
                 f"counted {expected}: restore the file, or move it away to begin a new one here"
             )
         self.open(kept)
@@ -144,7 +142,7 @@ class Progress:
             self.bar = tqdm.tqdm(total=total, initial=done, unit=noun, dynamic_ncols=True, bar_format=form)
 
     def follow(self, course: Sequence[tuple[int, float]]):
-        """Estimates the time left from `course` from now on: (step, work until there) at the end of each stage."""
+        """From now on, estimates the time left from `course`: (step, work up to that step) at the end of each stage."""
         self.course, self.total = list(course), course[-1][0]
         if self.bar is not None:
             self.bar.total = self.total

@@ -295,7 +295,7 @@ class PretrainRun:
             self.rows.write(self.last[split])
 
     def save(self, wait: bool = False):
-        """Begins to write a checkpoint of this step; `wait`: until it is written. Raises the error of a save."""
+        """Starts writing a checkpoint of this step. If `wait`, waits for its end. Raises the error of a failed save."""
         self.settle()
         self.saver.save(self.engine, self.description, self.rows, wait)
 
