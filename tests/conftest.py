@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,7 +15,6 @@ import pytest
 
 from bert_fast.data import shards
 from bert_fast.data.masking import read_vocab
-from bert_fast.train import cache
 from helpers import started_runs
 from helpers.made_shards import make_folder, make_small_folder
 
@@ -26,15 +26,26 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+MOST_KEPT = 2**30  # bytes of compiled programs
+
+
 def pytest_addoption(parser):
     parser.addoption("--accept_goldens", action="store_true", help="store the losses of these runs as golden losses")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compile_once(request):
-    """Keeps compiled programs in .pytest_cache: each is compiled once, also for later sessions."""
-    os.environ["BERT_FAST_CACHE"] = str(request.config.cache.mkdir("compiled"))
-    cache.keep_programs()
+def compile_once(request, worker_id):
+    """Keeps compiled programs in .pytest_cache: each is compiled once, also for later sessions.
+
+    At every write, JAX's cache of limited size locks its folder and reads all of it. So only the processes that tests
+    start use one. The tests' own caches are unlimited. Those have no lock, so each worker has its own.
+    """
+    kept = request.config.cache.mkdir("compiled")
+    os.environ["BERT_FAST_CACHE"] = str(kept / "processes")
+    own = kept / worker_id
+    if sum(path.stat().st_size for path in own.glob("*")) > MOST_KEPT:
+        shutil.rmtree(own)
+    jax.config.update("jax_compilation_cache_dir", str(own))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
