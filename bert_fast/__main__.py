@@ -46,6 +46,7 @@ def parse(args: flags.FlagValues, argv: list[str]) -> list[str]:
             if name in args and (config := args[name].value) is not None:
                 config.lock()
                 unused_setting(name, config, argv)
+        commands.refuse_urls(argv[0], args, texts)
         return texts
     except ImportError as error:
         raise BadInput(

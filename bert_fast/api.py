@@ -1,7 +1,8 @@
 """The Python interface, for scripts and notebooks. Each example builds on the previous one.
 
-A checkpoint is given as a run folder (for its newest undamaged checkpoint) or as one `checkpoints/STEP`. Invalid
-values raise `BadInput` with the remedy. Ctrl-C saves the work and raises `Interrupted`; the same call continues it.
+A checkpoint is given as a run folder (for its newest undamaged checkpoint) or as one `checkpoints/STEP`. It may be in a
+bucket, and so may the shards and the `workdir` of `pretrain`: give the URL as a string. Invalid values raise `BadInput`
+with the remedy. Ctrl-C saves the work and raises `Interrupted`; the same call continues it.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_fast import BadInput, encoder, inference, methods, reporting
+from bert_fast import BadInput, encoder, inference, methods, reporting, storage
 from bert_fast.commands import config_flag
 from bert_fast.data import shards
 from bert_fast.data.prepare import prepare as prepare_shards
@@ -22,7 +23,7 @@ from bert_fast.hf import write
 from bert_fast.inference import Model
 from bert_fast.tasks import settings as finetune_settings
 from bert_fast.tasks import sweep
-from bert_fast.train import cache, loop, resume, settings
+from bert_fast.train import cache, loop, remote, resume, settings
 
 Path = str | pathlib.Path
 
@@ -40,6 +41,7 @@ def prepare(source: str, out: Path, **options) -> dict:
     >>> manifest["vocab"]["size"] <= 300
     True
     """
+    storage.refuse(out, "out")
     with contextlib.redirect_stdout(sys.stderr):  # where the other functions report their progress
         return prepare_shards(source, out, **options)
 
@@ -68,9 +70,10 @@ def pretrain(
         raise BadInput("data is missing: give the folder that bert_fast.prepare made")
     cache.keep_programs()
     vocab = shards.read_manifest(made["data"]["dir"])["vocab"]
-    resume.settle_activation(pathlib.Path(workdir), made)
-    chosen = dataclasses.replace(settings.make(made, vocab, tuple(methods.known())), extend=extend)
-    return loop.pretrain(chosen, made, pathlib.Path(workdir))
+    with remote.run_folder(workdir) as (folder, mirror):
+        resume.settle_activation(folder, made)
+        chosen = dataclasses.replace(settings.make(made, vocab, tuple(methods.known())), extend=extend)
+        return loop.pretrain(chosen, made, folder, mirror=mirror)
 
 
 def load(checkpoint: Path) -> Model:
@@ -138,6 +141,8 @@ def finetune(
     >>> sorted(results["tasks"]["mrpc"]["last"])
     ['accuracy', 'f1', 'score']
     """
+    storage.refuse(workdir, "workdir")
+    storage.refuse(data, "data")
     made = _config(config, data, changes)
     cache.keep_programs()
     return sweep.finetune(finetune_settings.make(made), made, pathlib.Path(workdir), str(checkpoint), str(hf))
@@ -153,6 +158,7 @@ def report(paths: Path | Sequence[Path], out: Path = "") -> list[pathlib.Path]:
     >>> [path.name for path in bert_fast.report(["run", "mrpc"], out="report.html")]
     ['report.html']
     """
+    storage.refuse(out, "out")
     return reporting.write([paths] if isinstance(paths, Path) else paths, out)
 
 
@@ -164,6 +170,7 @@ def export(checkpoint: Model | Path, out: Path, verify: bool = False, **options)
     >>> bert_fast.export("run", "exported").class_name
     'BertForMaskedLM'
     """
+    storage.refuse(out, "out")
     return write.export(_folder(checkpoint), out, compare=verify, **options)
 
 

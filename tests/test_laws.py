@@ -17,6 +17,8 @@ METHODS |= {"stacking": "stacking", "mslt": "stacking"}  # method: its file
 ALLOWED = {
     "__init__": set(),
     "versions": set(),
+    "cached": set(),
+    "storage": set(),
     "plan": set(),
     "schedule": set(),
     "qkv": set(),
@@ -29,13 +31,13 @@ ALLOWED = {
     "method": {"bert", "plan", "schedule"},
     "token_order": set(),
     "methods": {"bert", "qkv", "method", "plan", "schedule", "token_order"},
-    "data": set(),
+    "data": {"cached", "storage"},
     "cost": {"bert", "method", "plan"},
     "train": {
         *("bert", "layers", "qkv", "dropout", "activations", "attention"),
-        *("plan", "schedule", "method", "methods", "data", "cost"),
+        *("plan", "schedule", "method", "methods", "data", "cost", "cached", "storage"),
     },
-    "doctor": {"bert", "plan", "schedule", "method", "data", "train"},
+    "doctor": {"storage", "bert", "plan", "schedule", "method", "data", "train"},
     "encoder": {"bert", "method", "methods", "data", "train"},
     "inference": {"bert", "plan", "method", "data", "train", "encoder"},
     "hf": {
@@ -46,12 +48,13 @@ ALLOWED = {
         "schedule",
         "method",
         "data",
+        "storage",
         "train",
         "encoder",
         "tasks",
     },  # tasks: metadata.py, verify.py, write.py
     "planner": {"bert", "plan", "method", "methods", "data", "cost", "train"},
-    "reporting": {"method", "methods", "plan", "data", "train", "compare"},
+    "reporting": {"storage", "method", "methods", "plan", "data", "train", "compare"},
     "convert": {"data"},
     "tasks": {"bert", "layers", "dropout", "plan", "schedule", "method", "methods", "data", "train", "encoder", "hf"},
 }

@@ -34,6 +34,20 @@ NAMES = (
 )
 
 
+# What may be a URL of a bucket, besides what is no place on a disk: the flags and config keys of each command.
+CHECKPOINT = {"checkpoint"}
+BUCKETS = {
+    "doctor": {"data", "workdir"},
+    "plan": {"config.data.dir", "compare.data.dir"},
+    "costs": {"config.data.dir", "compare.data.dir"},
+    "pretrain": {"workdir", "config.data.dir", "config.init"},
+    "report": {""},  # the arguments without a flag
+    "evaluate": {"checkpoint", "data"},
+    "finetune": CHECKPOINT,
+    **dict.fromkeys(("fill-mask", "embed", "predict", "export", "push"), CHECKPOINT),
+}
+
+
 def known() -> dict[str, types.ModuleType]:
     """The module of each command, by its name."""
     return {name: importlib.import_module(f"{__name__}.{name.replace('-', '_')}") for name in NAMES}
@@ -112,6 +126,30 @@ def needs(args, *names: str):
     for name in names:
         if args[name].value in (None, ""):
             raise BadInput(f"--{name} is missing: {args[name].help.replace(REQUIRED, '').strip()}")
+
+
+def refuse_urls(command_name: str, args, texts: list[str]):
+    """Raises BadInput if a place must be on a disk, and is the URL of a bucket."""
+    from bert_fast import storage
+
+    def check(key: str, value):
+        if isinstance(value, str) and storage.is_bucket(value) and key not in BUCKETS.get(command_name, ()):
+            what = f"--{key}={value}" if key else value
+            raise BadInput(
+                f"{what} is in a bucket: {command_name} needs a place on a disk here. Copy it with `aws s3 sync` or "
+                "`gcloud storage rsync` (docs/buckets.md)"
+            )
+
+    for name in args:
+        value = args[name].value
+        if name in ("config", "compare") and value is not None:
+            check(f"{name}.data.dir", value["data"]["dir"])
+            check(f"{name}.init", value.get("init", ""))
+        else:
+            check(name, value)
+    if command_name == "report":
+        for text in texts:
+            check("", text)
 
 
 def nothing(texts: list[str]):

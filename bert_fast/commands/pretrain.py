@@ -1,7 +1,6 @@
 """The command `pretrain`."""
 
 import dataclasses
-import pathlib
 
 from absl import flags
 
@@ -17,7 +16,11 @@ def define(args, argv: list[str]):
 
     config_flag.define(args, argv, what="The config")
     flags.DEFINE_string(
-        "workdir", None, "The run folder. An unfinished run in it is continued. " + REQUIRED, flag_values=args
+        "workdir",
+        None,
+        "The run folder, or a place in a bucket: s3://BUCKET/PATH or gs://BUCKET/PATH. An unfinished run in it is "
+        "continued. " + REQUIRED,
+        flag_values=args,
     )
     flags.DEFINE_integer(
         "profile",
@@ -41,7 +44,7 @@ def define(args, argv: list[str]):
 def run(args, texts: list[str]) -> int:
     from bert_fast import methods
     from bert_fast.data import shards
-    from bert_fast.train import resume, settings
+    from bert_fast.train import remote, resume, settings
     from bert_fast.train.loop import pretrain
 
     nothing(texts)
@@ -50,10 +53,10 @@ def run(args, texts: list[str]) -> int:
     config = args.config.to_dict()
     if not config["data"]["dir"]:
         raise BadInput(f"--config.data.dir is missing: give the folder that `{command()} prepare --out=DIR` made")
-    with processes(args, config):
+    with processes(args, config), remote.run_folder(args.workdir) as (workdir, mirror):
         manifest = shards.read_manifest(config["data"]["dir"])
-        resume.settle_activation(pathlib.Path(args.workdir), config)
+        resume.settle_activation(workdir, config)
         made = settings.make(config, manifest["vocab"], tuple(methods.known()))
         made = dataclasses.replace(made, profile=args.profile, extend=args.extend or "")
-        pretrain(made, config, pathlib.Path(args.workdir), STARTED)
+        pretrain(made, config, workdir, STARTED, mirror)
     return 0

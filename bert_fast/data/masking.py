@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 
 from bert_fast import BadInput
-from bert_fast.data import shards, vocab
+from bert_fast.data import fetched, shards, vocab
 from bert_fast.data.vocab import Vocab
 
 # Of the predicted positions, 80 % become [MASK], 10 % stay and 10 % become a random token (BERT, arXiv
@@ -23,7 +23,7 @@ def read_vocab(folder: str | pathlib.Path) -> Vocab:
 
     Raises BadInput if `vocab.txt` cannot be used, or is not the one that the shards were made with.
     """
-    path = pathlib.Path(folder) / "vocab.txt"
+    path = fetched.folder(folder) / "vocab.txt"
     found = vocab.from_json(shards.read_manifest(folder)["vocab"], path)
     if found.size == len(found.special):
         raise BadInput(f"{path} holds only special tokens: masking needs words; prepare again with another vocabulary")

@@ -9,6 +9,8 @@ A record is one document: the number of sentences, where each begins, and the to
 and [SEP]). All documents of a split, one after another, are its *stream*. The lengths file is the index
 that locates every example at every sequence length, so one preparation serves all sequence lengths.
 
+A folder may also be in a bucket: fetched.py makes a local copy, which is read.
+
 Axes: D documents, N sentences of one document, T tokens.
 """
 
@@ -25,7 +27,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from bert_fast import BadInput, command
-from bert_fast.data import sealed, vocab
+from bert_fast.data import fetched, sealed, vocab
 
 FORMAT = 2
 UNSEALED = 1  # this format had no seal, and no hash of the text
@@ -92,7 +94,7 @@ def _fits(value, expected) -> bool:
 
 def read_manifest(folder: str | pathlib.Path) -> dict[str, Any]:
     """The manifest of a shards folder. Raises BadInput if there is none, it is damaged, or it has another format."""
-    path = pathlib.Path(folder) / "manifest.json"
+    path = fetched.manifest(folder)
     if not path.is_file():
         raise BadInput(
             f"no manifest.json in {folder}: expected a folder made by `{command()} prepare "
@@ -116,11 +118,17 @@ def verify(folder: str | pathlib.Path) -> dict[str, Any]:
 
     Raises BadInput naming the first file that is missing, truncated or changed.
     """
-    folder = pathlib.Path(folder)
+    try:
+        return _verified(fetched.folder(folder))
+    except BadInput:
+        if not fetched.repaired(folder):
+            raise
+    return _verified(fetched.folder(folder))
+
+
+def _verified(folder: pathlib.Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
-    listed = [entry for split in manifest["splits"].values() for entry in (*split["shards"], split["lengths"])]
-    listed += [manifest["tokenizer"]] if "tokenizer" in manifest else []  # format 1 did not list it
-    for entry in listed:
+    for entry in fetched.listed(manifest):
         path = folder / entry["file"]
         if not path.is_file():
             raise BadInput(f"{path} is missing, but the manifest lists it: {REMEDY}")
@@ -150,8 +158,8 @@ class Split:
     """
 
     def __init__(self, folder: str | pathlib.Path, split: str):
-        self.folder = pathlib.Path(folder)
-        manifest = read_manifest(folder)
+        self.folder = fetched.folder(folder)
+        manifest = read_manifest(self.folder)
         entry = manifest["splits"][split]
         self.name = split
         self.dtype = manifest["token_dtype"]

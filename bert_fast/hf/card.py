@@ -12,7 +12,7 @@ from bert_fast import BadInput
 from bert_fast.bert import Config
 from bert_fast.encoder import Encoder
 from bert_fast.hf import hub
-from bert_fast.hf.metadata import Stated, front, heads_of
+from bert_fast.hf.metadata import Stated, front, heads_of, manifest_of
 from bert_fast.hf.tokenizer import read_json
 from bert_fast.train.description import Description
 from bert_fast.train.log import clock, read_rows
@@ -202,7 +202,7 @@ def steps_of(about: Description) -> list[int]:
 
 def source_of(folder: str) -> str:
     """The source of the text, from the shards' manifest if there is one; else the name of the shards folder."""
-    manifest = read_json(pathlib.Path(folder) / "manifest.json")
+    manifest = manifest_of(folder)
     if "source" not in manifest:
         return f"shards in `{pathlib.Path(folder).name}`"
     split = manifest["splits"]["train"]

@@ -1,15 +1,16 @@
 """The metadata of a model card: the YAML block that the Hub reads, with licence, languages, data and scores."""
 
 import math
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bert_fast import BadInput
+from bert_fast import BadInput, storage
+from bert_fast.data import fetched
 from bert_fast.hf import hub
 from bert_fast.hf.tokenizer import read_json
 from bert_fast.train.description import Description, TaskHead
+from bert_fast.train.report import say
 
 # The Hub's pipeline tag, by the ending of the transformers class; all others have "feature-extraction".
 PIPELINES = {
@@ -152,7 +153,16 @@ def source_in(about: Description) -> str:
     """The source of the text that a model was pre-trained on, as given to `prepare`; "" if it is not recorded."""
     if about.data is None or not about.data.dir:
         return ""
-    return read_json(pathlib.Path(about.data.dir) / "manifest.json").get("source", "")
+    return manifest_of(about.data.dir).get("source", "")
+
+
+def manifest_of(place: str) -> dict[str, Any]:
+    """The manifest of a shards folder, which a card can do without: {} if it is gone. Says so if a bucket fails."""
+    try:
+        return read_json(fetched.manifest(place))
+    except storage.BucketError as error:
+        say(f"the card does not name the source of the text: {error}")
+        return {}
 
 
 def data_sets(about: Description) -> list[str]:

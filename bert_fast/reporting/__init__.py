@@ -14,7 +14,7 @@ The command is `report`. The package is not called report, because `bert_fast.re
 import pathlib
 from collections.abc import Sequence
 
-from bert_fast import BadInput
+from bert_fast import BadInput, storage
 from bert_fast.data.files import atomic_write
 
 KINDS = (".html", ".md", ".png")
@@ -23,15 +23,17 @@ KINDS = (".html", ".md", ".png")
 def write(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path = "") -> list[pathlib.Path]:
     """Writes the report of runs, or of a study, and returns the files written.
 
+    paths: folders, or the URLs of runs in a bucket.
     out: a file that ends in .html, .md or .png, or a folder for report.html, report.md and, if matplotlib is installed,
     report.png. "": the folder of the study or of the only run, else the current folder.
     Raises BadInput if a path is not a run, study or fine-tuning folder, if it has no rows, or if `out` cannot be
     written.
     """
     from bert_fast.reporting import page, png, read
+    from bert_fast.train import remote_checkpoints
 
     files = files_of(paths, str(out))
-    made, curves = page.page_of(read.read(paths))
+    made, curves = page.page_of(read.read([remote_checkpoints.described(path) for path in paths]))
     if not curves.runs:
         files = [file for file in files if file.suffix != ".png"]
     picture = next((file.name for file in files if file.suffix == ".png"), "")
@@ -64,5 +66,6 @@ def files_of(paths: Sequence[str | pathlib.Path], out: str) -> list[pathlib.Path
     if out and path.exists() and not path.is_dir():
         raise BadInput(f"--out={out} is a file without a known ending: expected a folder, or a file that ends in "
                        f"{', '.join(KINDS)}")  # fmt: skip
-    folder = path if out else pathlib.Path(paths[0]) if len(paths) == 1 else pathlib.Path()
+    alone = len(paths) == 1 and not storage.is_url(paths[0])
+    folder = path if out else pathlib.Path(paths[0]) if alone else pathlib.Path()
     return [folder / f"report{kind}" for kind in KINDS if kind != ".png" or png.available()]

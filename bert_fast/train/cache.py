@@ -6,10 +6,9 @@ import pathlib
 import filelock
 import jax
 
+from bert_fast.cached import COMPILED, VARIABLE
 from bert_fast.train.report import say
 
-VARIABLE = "BERT_FAST_CACHE"  # environment variable: another folder, or "off"
-FOLDER = "~/.cache/bert_fast/compiled"
 BYTES = 4 * 2**30  # size limit; the least recently used programs are removed first
 SECONDS = 0.1  # programs that compile faster are not kept
 
@@ -19,7 +18,7 @@ def keep_programs():
 
     Does nothing if `VARIABLE` is "off", or if JAX already has a cache folder (JAX_COMPILATION_CACHE_DIR).
     """
-    place = os.environ.get(VARIABLE, FOLDER)
+    place = os.environ.get(VARIABLE, COMPILED)
     if getattr(jax.config, "jax_compilation_cache_dir") is not None or place == "off":  # noqa: B009
         return
     folder = pathlib.Path(place).expanduser()

@@ -23,7 +23,7 @@ from bert_fast import BadInput, qkv
 from bert_fast.bert import Params
 from bert_fast.data.files import rename_synced
 from bert_fast.data.shards import sha256
-from bert_fast.train import description, orbax_messages
+from bert_fast.train import description, orbax_messages, remote_checkpoints
 from bert_fast.train.description import Description
 from bert_fast.train.step import TrainState, join
 
@@ -230,7 +230,7 @@ def find(path: str | pathlib.Path, warn=print) -> pathlib.Path:
 
     Raises BadInput if there is none, or if the requested step is damaged.
     """
-    path = pathlib.Path(path)
+    path = remote_checkpoints.local(path, warn)
     if _is_complete(path):
         problem = damage(path)
         if problem and not _is_complete(path):

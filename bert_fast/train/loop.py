@@ -40,7 +40,7 @@ from bert_fast.train.guard import BadSteps
 from bert_fast.train.log import MetricWriter, Progress, rows_until
 from bert_fast.train.objective import PRETRAINING, make_eval_step, row_of
 from bert_fast.train.profile import Profile
-from bert_fast.train.saver import Saver
+from bert_fast.train.saver import ALONE, Mirror, Saver
 from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.sharding import make_mesh
 from bert_fast.train.signals import Break
@@ -48,18 +48,20 @@ from bert_fast.train.step import make_step
 from bert_fast.train.waiting import Waiting
 
 
-def pretrain(settings: PretrainSettings, config: dict, workdir: pathlib.Path, began: float | None = None) -> dict:
+def pretrain(
+    settings: PretrainSettings, config: dict, workdir: pathlib.Path, began: float | None = None, mirror: Mirror = ALONE
+) -> dict:
     """Starts or continues a run in `workdir`; returns its summary.
 
-    `config` is what `settings` were made from. It is saved in the folder. When the run continues, only what resume.py
-    lists may have changed. Raises BadInput before any training if the settings, the shards or the folder cannot be
-    used. Raises it later if a checkpoint cannot be written. Raises Diverged, a BadInput, if the guard stops the run.
-    Raises Interrupted after a signal, once the step is saved.
+    `config`, of which `settings` were made, is saved in the folder. When the run continues, only what resume.py lists
+    may have changed. Raises BadInput before any training if the settings, the shards or the folder cannot be used, and
+    later if a checkpoint cannot be written; Diverged if the guard stops the run; Interrupted if a signal did.
 
-    began: when the process began, on the monotonic clock; None: now.
+    began: when the process began, on the monotonic clock; None: now. mirror: copies each save elsewhere.
     """
     signum, began = 0, time.monotonic() if began is None else began
     with contextlib.closing(PretrainRun(settings, config, workdir, began)) as run, run.waiting, run.saver:
+        run.saver.mirror = mirror
         while True:
             try:
                 if signum:
@@ -167,9 +169,8 @@ class PretrainRun:
         self.progress = Progress(self.engine.planned_steps(), self.step, self.is_main)
         self.progress.follow(report.course(self.method, self.engine))
         self.profile = Profile(workdir / "profile", settings.profile if self.is_main else None)
-        tracked = sinks.Tracked(workdir, config, self.step)
-        self.sinks = [sinks.Sink(name, tracked, self.progress.say) for name in settings.sinks]
-        self.rows = MetricWriter(workdir, self.step, self.sinks, self.expected) if self.is_main else None
+        to = sinks.begin(settings.sinks, sinks.Tracked(workdir, config, self.step), self.progress.say)
+        self.rows = MetricWriter(workdir, self.step, to, self.expected) if self.is_main else None
         self.write_stages()
         self.waiting = Waiting(settings.watchdog, workdir / ".lock" if self.is_main else None)
         self.saver = Saver(self.root, settings.checkpoint, self.method.needs_initial, self.waits, self.progress.say)

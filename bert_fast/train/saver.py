@@ -20,6 +20,19 @@ from bert_fast.train.settings import Checkpoints
 from bert_fast.train.step import TrainState
 
 
+class Mirror:
+    """What copies a run elsewhere after each save. This one copies nothing."""
+
+    def saved(self, step: int, keep: int):
+        """Called in the thread of a save, once the checkpoint of this step is on the disk. keep: as in the settings."""
+
+    def check(self):
+        """Called after each step. Raises BadInput if the run must stop."""
+
+
+ALONE = Mirror()
+
+
 class Saver:
     """Writes a run's checkpoints, one at a time, inside a `with` block.
 
@@ -30,6 +43,7 @@ class Saver:
     def __init__(self, root: pathlib.Path, settings: Checkpoints, initial: bool, waits: Waits, say: Callable):
         """initial: whether checkpoint 0 is kept. waits: makes a block count as a wait for a save, for the watchdog."""
         self.root, self.settings, self.initial, self.waits, self.say = root, settings, initial, waits, say
+        self.mirror = ALONE
         self.alone = jax.process_count() == 1
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
@@ -59,7 +73,8 @@ class Saver:
         return minutes > 0 and time.monotonic() - self.began >= 60 * minutes
 
     def check(self):
-        """Raises the error of a save that has ended."""
+        """Raises the error of a save that has ended, or of the mirror."""
+        self.mirror.check()
         if self.thread is not None and not self.thread.is_alive():
             self.wait()
 
@@ -119,6 +134,7 @@ class Saver:
                     if rows is not None:
                         rows.to_disk()
                     checkpoint.save(self.root, state, about, keep, self.say)
+                self.mirror.saved(about.step, self.settings.keep)
             except BaseException as error:
                 self.error = error
 

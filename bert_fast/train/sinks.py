@@ -110,6 +110,11 @@ class Sink:
             )
 
 
+def begin(names: Sequence[str], run: Tracked, say: Callable[[str], None]) -> list[Sink]:
+    """The sinks of these names."""
+    return [Sink(name, run, say) for name in names]
+
+
 def close(sinks: Iterable[Sink]):
     """Waits until the sinks have sent everything, up to a limit for all together."""
     begun = [sink for sink in sinks if sink.begun()]

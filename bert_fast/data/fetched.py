@@ -1,0 +1,155 @@
+"""Local copies of shards folders that are in a bucket. A copy is made once, and used by all runs of this machine.
+
+A copy is in the folder `shards/FINGERPRINT` of the cache, with the fingerprint of the manifest.
+"""
+
+import hashlib
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import filelock
+
+from bert_fast import BadInput, cached, storage
+from bert_fast.data.files import atomic_write, full_disk_reported
+
+PATIENCE = 3600.0  # seconds to wait for another process that makes the same copy
+SPEAK = 10.0  # seconds between lines that show progress
+_manifests: dict[str, pathlib.Path] = {}  # URL -> the copy of its manifest, which this process has compared
+_complete: set[pathlib.Path] = set()  # copies whose files this process has found
+
+
+def folder(place: str | pathlib.Path) -> pathlib.Path:
+    """The shards folder at a place: the place itself, or its local copy if it is a URL. Makes or completes the copy.
+
+    Raises BadInput if there are no shards at the URL, if they are damaged there, or if the bucket cannot be used.
+    """
+    if not storage.is_url(place):
+        return pathlib.Path(place)
+    copy = manifest(place).parent
+    if copy not in _complete:
+        _complete_copy(str(place), copy, check=False)
+    return copy
+
+
+def manifest(place: str | pathlib.Path) -> pathlib.Path:
+    """The manifest.json of the shards folder at a place. Copies only this file, if it is a URL. Raises as `folder`."""
+    if not storage.is_url(place):
+        return pathlib.Path(place) / "manifest.json"
+    url = str(place)
+    if url not in _manifests or not _manifests[url].is_file():
+        _manifests[url] = _copied_manifest(url)
+    return _manifests[url]
+
+
+def repaired(place: str | pathlib.Path) -> bool:
+    """Gets the damaged files of the copy of a URL again. Returns False, and does nothing, if the place is a folder."""
+    if not storage.is_url(place):
+        return False
+    copy = manifest(place).parent
+    print(f"{copy}, the copy of {place}, is damaged: getting the damaged files again", file=sys.stderr, flush=True)
+    _complete_copy(str(place), copy, check=True)
+    return True
+
+
+def listed(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The entries of a manifest's files: name, sha256 and size. The vocabulary is not among them."""
+    for split in manifest["splits"].values():
+        yield from (*split["shards"], split["lengths"])
+    if "tokenizer" in manifest:  # format 1 did not list it
+        yield manifest["tokenizer"]
+
+
+def write_object(store: storage.Place, name: str, path: pathlib.Path) -> bool:
+    """Writes an object to a file, atomically. Returns False if there is no such object."""
+    content = store.read(name)
+    if content is None:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with full_disk_reported(path.parent):
+        atomic_write(path, content)
+    return True
+
+
+def _copied_manifest(url: str) -> pathlib.Path:
+    store = storage.open(url)
+    content = store.read("manifest.json")
+    if content is None:
+        store.check()
+        raise BadInput(f"no manifest.json in {url}: expected a shards folder made by `prepare`, copied there as it is")
+    try:
+        name = str(json.loads(content)["fingerprint"])[:32]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{url}/manifest.json is damaged ({error!r}): copy it there again") from None
+    if not name.isalnum():
+        raise BadInput(f"{url}/manifest.json is damaged: its fingerprint is {name!r}: copy it there again")
+    path = cached.folder("shards") / name / "manifest.json"
+    with full_disk_reported(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_bytes() != content:
+            atomic_write(path, content)
+    return path
+
+
+def _complete_copy(url: str, copy: pathlib.Path, check: bool):
+    """Gets the files that a copy lacks. check: whether files of the right size are read and compared too."""
+    about = json.loads((copy / "manifest.json").read_bytes())
+    try:
+        wanted = {entry["file"]: (entry["sha256"], entry["bytes"]) for entry in listed(about)}
+        wanted["vocab.txt"] = about["vocab"]["sha256"], None
+        if any(pathlib.PurePath(file).name != file for file in wanted):
+            raise ValueError("a file outside the folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{url}/manifest.json is damaged ({error!r}): copy it there again") from None
+    with full_disk_reported(copy), _alone(copy):
+        lacking = {file: facts for file, facts in wanted.items() if not _there(copy / file, *facts, check)}
+        _fetch(storage.open(url), lacking, copy)
+    _complete.add(copy)
+
+
+def _alone(copy: pathlib.Path) -> filelock.AcquireReturnProxy:
+    """Holds the lock of a copy until the end of a `with` block. Raises BadInput if it waits for too long."""
+    lock = filelock.FileLock(f"{copy}.lock", timeout=1)
+    try:
+        return lock.acquire()
+    except filelock.Timeout:
+        print(f"waiting for another process, which makes {copy}", file=sys.stderr, flush=True)
+        try:
+            return lock.acquire(timeout=PATIENCE)
+        except filelock.Timeout:
+            raise BadInput(
+                f"another process has held {copy}.lock for {PATIENCE:.0f} s: end it, then run the same command again"
+            ) from None
+
+
+def _there(path: pathlib.Path, sha256: str, size: int | None, check: bool) -> bool:
+    if not path.is_file() or (size is not None and path.stat().st_size != size):
+        return False
+    return not (check or size is None) or _digest(path.read_bytes()) == sha256
+
+
+def _fetch(store: storage.Place, lacking: dict[str, tuple[str, int | None]], copy: pathlib.Path):
+    """Writes these files of the copy. Raises BadInput for one that is missing or damaged in the bucket."""
+    total, done, said = sum(size or 0 for _, size in lacking.values()), 0, 0.0
+    for number, (file, (sha256, size)) in enumerate(lacking.items(), 1):
+        if time.monotonic() - said > SPEAK or number == len(lacking):
+            said = time.monotonic()
+            line = f"{store}: getting file {number} of {len(lacking)} ({done / 1e6:,.0f} of {total / 1e6:,.0f} MB done)"
+            print(line, file=sys.stderr, flush=True)
+        content = store.read(file)
+        if content is None:
+            raise BadInput(f"{store}/{file} is missing, but the manifest lists it: copy the shards there again")
+        if (digest := _digest(content)) != sha256:
+            raise BadInput(
+                f"{store}/{file} is damaged: it has sha256 {digest[:12]}..., expected {sha256[:12]}...: copy the "
+                "shards there again"
+            )
+        atomic_write(copy / file, content)
+        done += size or 0
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

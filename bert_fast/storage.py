@@ -1,0 +1,172 @@
+"""Objects in a bucket: s3://BUCKET/PATH and gs://BUCKET/PATH. This is the only file that talks to one.
+
+tensorstore does the requests, and finds the login as the vendor's own tools do. A request that fails for a passing
+reason (no connection, no progress, an error of the server) is repeated, with longer and longer pauses. Every wait has a
+limit.
+"""
+
+import os
+import re
+from typing import Any, NamedTuple
+
+from bert_fast import BadInput
+
+RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "16s"}  # half a minute of pauses, if all fail
+STALL = 20  # seconds without a byte after which a request counts as failed
+LIMIT = 1800.0  # seconds for a request with all of its repetitions
+SCHEMES = ("s3", "gs", "file")  # file: a folder used like a bucket
+DRIVERS = {"s3": "s3", "gs": "gcs"}
+
+
+class BucketError(BadInput):
+    """Raised if a bucket cannot be used: it does not exist, refuses a request, or does not answer."""
+
+
+class StoredObject(NamedTuple):
+    """An object's content, and the version that a conditional write replaces. content: None if there is no object."""
+
+    content: bytes | None
+    version: bytes
+
+
+def is_url(place: str | os.PathLike[str]) -> bool:
+    """Whether a place is a URL such as s3://BUCKET/PATH. Raises BadInput for a pathlib.Path that was made of one."""
+    if not isinstance(place, str):
+        if str(place).startswith(tuple(f"{scheme}:/" for scheme in DRIVERS)):
+            raise BadInput(f"{place} is a path made of the URL of a bucket: give the URL as a string")
+        return False
+    return re.match(r"[A-Za-z][\w+.-]*://", place) is not None
+
+
+def is_bucket(place: str) -> bool:
+    """Whether a text begins like the URL of a bucket."""
+    return place.startswith(tuple(f"{scheme}://" for scheme in DRIVERS))
+
+
+def refuse(place: str | os.PathLike[str], what: str):
+    """Raises BadInput if a place is a URL. what: names it in the message."""
+    if is_url(place):
+        raise BadInput(f"{what}={place} is a URL: expected a place on a disk. Copy it with the tools of the bucket")
+
+
+def name_of(url: str) -> str:
+    """The last part of a URL's path, or the bucket."""
+    return url.rstrip("/").rpartition("/")[2]
+
+
+def open(url: str) -> "Place":
+    """The objects below a URL. Sends no request. Raises BadInput for a URL that is none of a bucket."""
+    import tensorstore  # takes long to import
+
+    scheme, _, rest = url.partition("://")
+    bucket, _, path = rest.rstrip("/").partition("/")
+    if scheme not in SCHEMES or (scheme != "file" and not bucket):
+        raise BucketError(f"{url}: expected a folder, s3://BUCKET/PATH or gs://BUCKET/PATH")
+    # Without these, a server that accepts a connection and says nothing would hold a request forever.
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(STALL))
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+    os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", "10")
+    context = tensorstore.Context({"s3_request_retries": RETRIES, "gcs_request_retries": RETRIES})
+    spec: dict[str, Any]
+    if scheme == "file":
+        spec = {"driver": "file", "path": f"{rest.rstrip('/')}/"}
+    else:
+        spec = {"driver": DRIVERS[scheme], "bucket": bucket, "path": f"{path}/" if path else ""}
+    if scheme == "s3":
+        spec |= _s3_options()
+    try:
+        store = tensorstore.KvStore.open(spec, context=context).result(timeout=LIMIT)
+    except Exception as error:  # tensorstore has no error classes of its own
+        raise BucketError(f"{url} cannot be opened: {_first_line(error)}") from None
+    return Place(url.rstrip("/"), store)
+
+
+def _s3_options() -> dict[str, Any]:
+    """Options from the environment variables of AWS's own tools."""
+    options: dict[str, Any] = {"use_conditional_write": True}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        options |= {"endpoint": endpoint.rstrip("/"), "aws_region": region}
+    if os.environ.get(
+        "AWS_ACCESS_KEY_ID"
+    ):  # the default chain would look for files first, and log that they are missing
+        options["aws_credentials"] = {"type": "environment"}
+    return options
+
+
+class Place:
+    """The objects below a URL, by name. Any thread may use it. Every function raises BucketError if it fails."""
+
+    def __init__(self, url: str, store):
+        self.url, self.store = url, store
+
+    def __str__(self):
+        return self.url
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names of all objects that begin with `prefix`, sorted."""
+        listed = self._result(f"list {prefix}", self.store.list(_below(prefix)))
+        return sorted(name.decode() for name in listed)
+
+    def check(self):
+        """Returns if the bucket exists and answers."""
+        self.names("checkpoints/0/about.json")
+
+    def look(self, name: str) -> StoredObject:
+        """An object with its version."""
+        found = self._result(f"read {name}", self.store.read(name))
+        return StoredObject(found.value if found.state == "value" else None, found.stamp.generation)
+
+    def read(self, name: str) -> bytes | None:
+        """The content of an object; None if there is none of this name (or no such bucket)."""
+        return self.look(name).content
+
+    def write(self, name: str, content: bytes):
+        self._result(f"write {name}", self.store.write(name, content))
+
+    def replace(self, name: str, content: bytes, version: bytes) -> bytes | None:
+        """Writes an object if it still has this version (see `look`). Returns the new version; None if it has not."""
+        return self._result(f"write {name}", self.store.write(name, content, if_equal=version)).generation or None
+
+    def delete(self, name: str):
+        """Deletes an object. Does nothing if there is none."""
+        self._result(f"delete {name}", self.store.write(name, None))
+
+    def _result(self, what: str, future):
+        try:
+            return future.result(timeout=LIMIT)
+        except TimeoutError:
+            future.cancel()
+            raise BucketError(f"{self.url}: could not {what} within {LIMIT:.0f} s: {_remedy('')}") from None
+        except Exception as error:
+            line = _first_line(error)
+            raise BucketError(f"{self.url}: could not {what}: {line[:300]}: {_remedy(str(error))}") from None
+
+
+def _below(prefix: str):
+    import tensorstore
+
+    if not prefix:
+        return tensorstore.KvStore.KeyRange()
+    return tensorstore.KvStore.KeyRange(prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1))
+
+
+def _first_line(error: Exception) -> str:
+    """The message of tensorstore's error, without its details in brackets except for the code of HTTP."""
+    text = str(error).strip() or type(error).__name__
+    code = re.search(r"http_response_code='(\d+)'", text)
+    line = re.sub(r"\s*\[\w[\w-]*='.*", "", text.splitlines()[0])
+    line = re.sub(r"^ABORTED: All (\d+) retry attempts failed: ", r"tried again \1 times: ", line)
+    return line + (f" (HTTP {code[1]})" if code else "")
+
+
+def _remedy(text: str) -> str:
+    """What to do about an error with this text."""
+    if "NoSuchBucket" in text or "bucket does not exist" in text:
+        return "create the bucket, or correct its name"
+    if re.search(r"PERMISSION_DENIED|AccessDenied|UNAUTHENTICATED|http_response_code='40[13]'|[Cc]redential", text):
+        return (
+            "log in (aws configure, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; gcloud auth application-default "
+            "login), and get the rights to read, write, list and delete there"
+        )
+    return "check the network, the URL and (for a server of your own) AWS_ENDPOINT_URL, then run the same command again"

@@ -1,0 +1,182 @@
+"""The lock of a run in a bucket: only its owner writes there.
+
+    lock.json   run: the run's identity; owner: the process that writes there, or null; beat: a count it increases
+
+A bucket has no locks, but it can replace an object on the condition that nobody else has replaced it. The owner does so
+every BEAT seconds, as a sign of life. Another process takes the lock if there was none for STALE seconds.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bert_fast import BadInput
+from bert_fast.storage import BucketError, Place, StoredObject
+
+NAME = "lock.json"
+BEAT = 20.0  # seconds between signs of life
+STALE = 180.0  # seconds without one after which the owner counts as lost
+POLL = 5.0  # seconds between looks at another owner's lock
+_held: set[str] = set()  # tokens of the locks that this process holds
+
+
+class LockLost(BadInput):
+    """Raised by a run whose lock another process has taken."""
+
+
+class RemoteLock:
+    """The lock of the run in `store`, between `take` and `release`. `run` is the run's identity."""
+
+    def __init__(self, store: Place, say: Callable[[str], object]):
+        self.store, self.say = store, say
+        self.run, self.version, self.beat, self.lost = "", b"", 0, ""
+        self.owner = {"host": socket.gethostname(), "machine": machine(), "pid": os.getpid(), "began": began("self")}
+        self.owner["token"] = self.token = secrets.token_hex(8)
+        self.over, self.busy = threading.Event(), threading.Lock()
+        self.thread = threading.Thread(target=self.follow, name="lock", daemon=True)
+
+    def take(self):
+        """Takes the lock. Waits if its owner may be lost. Raises BadInput if another run holds it."""
+        found = self.store.look(NAME)
+        there = self.read(found)
+        if there["owner"] and not is_gone(there["owner"]):
+            found = self.outwait(found, there["owner"])
+            there = self.read(found)
+        self.run = there["run"]
+        version = self.store.replace(NAME, self.content(self.owner), found.version)
+        if version is None:
+            found = self.store.look(NAME)  # this process's own request may have been repeated
+            there = self.read(found)
+            if not self.is_own(there["owner"]):
+                raise BadInput(self.taken(there["owner"]))
+            version = found.version
+        self.version = version
+        _held.add(self.token)
+        self.thread.start()
+
+    def read(self, found: StoredObject) -> dict[str, Any]:
+        """The content of the lock. A new run's, if there is none."""
+        if found.content is None:
+            return {"run": secrets.token_hex(8), "owner": None}
+        try:
+            there = json.loads(found.content)
+            return {"run": str(there["run"]), "owner": there["owner"] and dict(there["owner"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(
+                f"{self.store}/{NAME} is damaged ({error!r}): delete it if no other run is writing there"
+            ) from None
+
+    def content(self, owner: dict[str, Any] | None) -> bytes:
+        return json.dumps({"run": self.run, "owner": owner, "beat": self.beat}).encode()
+
+    def is_own(self, owner: dict[str, Any] | None) -> bool:
+        return bool(owner) and owner.get("token") == self.token
+
+    def taken(self, owner: dict[str, Any] | None) -> str:
+        busy = f"another run ({name_of(owner)}) is writing to {self.store}"
+        return f"{busy}: wait for it to finish, or choose another --workdir"
+
+    def outwait(self, found: StoredObject, owner: dict[str, Any]) -> StoredObject:
+        """The lock, once its owner has released it or has given no sign of life for STALE seconds."""
+        self.say(
+            f"{self.store} is locked by {name_of(owner)}. It was killed if it gives no sign of life within "
+            f"{STALE:.0f} s: waiting for one"
+        )
+        end = time.monotonic() + STALE
+        while time.monotonic() < end:
+            time.sleep(POLL)
+            now = self.store.look(NAME)
+            if now.version != found.version:
+                if self.read(now)["owner"]:
+                    raise BadInput(self.taken(self.read(now)["owner"]))
+                return now
+        self.say(f"no sign of life from {name_of(owner)}: this run continues {self.store}")
+        return found
+
+    def follow(self):
+        """Gives signs of life until the lock is released or lost."""
+        while not self.over.wait(BEAT):
+            with contextlib.suppress(BucketError):  # an upload will report it
+                try:
+                    self.renew()
+                except LockLost:
+                    return
+
+    def renew(self):
+        """Gives a sign of life. Raises LockLost if another process has taken the lock."""
+        with self.busy:
+            self.check()
+            self.beat += 1
+            version = self.store.replace(NAME, self.content(self.owner), self.version)
+            if version is None:
+                found = self.store.look(NAME)
+                owner = self.read(found)["owner"] if found.content is not None else None
+                if not self.is_own(owner):
+                    self.lost = f"{self.store}/{NAME} was deleted while this run was writing there"
+                    if owner:
+                        self.lost = (
+                            f"{name_of(owner)} has taken over {self.store}, because this run gave no sign of life "
+                            f"there for {STALE:.0f} s (its network failed, or it was suspended)"
+                        )
+                    self.check()
+                version = found.version
+            self.version = version
+
+    def check(self):
+        """Raises LockLost if the lock is known to be lost."""
+        if self.lost:
+            raise LockLost(f"{self.lost}. This run stops, and uploads nothing more")
+
+    def stop(self):
+        """Gives no more signs of life. The lock stays, until another process finds that its owner is gone."""
+        self.over.set()
+        _held.discard(self.token)
+
+    def release(self):
+        """Gives the lock back. If that fails, says so."""
+        self.stop()
+        try:
+            with self.busy:
+                if not self.lost:
+                    self.beat += 1
+                    self.store.replace(NAME, self.content(None), self.version)
+        except BucketError as error:
+            self.say(f"the lock is not released ({error}): on another machine, the next run waits {STALE:.0f} s for it")
+
+
+def name_of(owner: dict[str, Any] | None) -> str:
+    return f"process {owner.get('pid')} on {owner.get('host')}" if owner else "an unknown process"
+
+
+def machine() -> str:
+    """What distinguishes this machine, or this container, in which a process has its number."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # not Linux
+        parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def began(process: int | str) -> str:
+    """When a process of this machine began, in its kernel's ticks: "" if unknown, "gone" if it has ended."""
+    try:
+        state, *fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "gone" if pathlib.Path("/proc/self/stat").is_file() else ""
+    return "gone" if state in "ZX" else fields[18]
+
+
+def is_gone(owner: dict[str, Any]) -> bool:
+    """Whether the owner of a lock was a process of this machine that has ended without releasing it."""
+    if owner.get("machine") != machine():
+        return False
+    if owner.get("pid") == os.getpid() and owner.get("began") == began("self"):
+        return owner.get("token") not in _held
+    return began(owner.get("pid", 0)) not in ("", owner.get("began"))
