@@ -54,8 +54,11 @@ def name_of(url: str) -> str:
     return url.rstrip("/").rpartition("/")[2]
 
 
-def open(url: str) -> "Place":
-    """The objects below a URL. Sends no request. Raises BadInput for a URL that is none of a bucket."""
+def open(url: str, hasty: bool = False) -> "Bucket":
+    """The objects below a URL. Sends no request. Raises BadInput for a URL that is none of a bucket.
+
+    hasty: whether a request that fails is repeated only once, after a second.
+    """
     import tensorstore  # takes long to import
 
     scheme, _, rest = url.partition("://")
@@ -66,7 +69,8 @@ def open(url: str) -> "Place":
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(STALL))
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
     os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", "10")
-    context = tensorstore.Context({"s3_request_retries": RETRIES, "gcs_request_retries": RETRIES})
+    retries = RETRIES | ({"max_retries": 1} if hasty else {})
+    context = tensorstore.Context({"s3_request_retries": retries, "gcs_request_retries": retries})
     spec: dict[str, Any]
     if scheme == "file":
         spec = {"driver": "file", "path": f"{rest.rstrip('/')}/"}
@@ -78,7 +82,7 @@ def open(url: str) -> "Place":
         store = tensorstore.KvStore.open(spec, context=context).result(timeout=LIMIT)
     except Exception as error:  # tensorstore has no error classes of its own
         raise BucketError(f"{url} cannot be opened: {_first_line(error)}") from None
-    return Place(url.rstrip("/"), store)
+    return Bucket(url.rstrip("/"), store)
 
 
 def _s3_options() -> dict[str, Any]:
@@ -94,7 +98,7 @@ def _s3_options() -> dict[str, Any]:
     return options
 
 
-class Place:
+class Bucket:
     """The objects below a URL, by name. Any thread may use it. Every function raises BucketError if it fails."""
 
     def __init__(self, url: str, store):
@@ -105,7 +109,7 @@ class Place:
 
     def names(self, prefix: str = "") -> list[str]:
         """The names of all objects that begin with `prefix`, sorted."""
-        listed = self._result(f"list {prefix}", self.store.list(_below(prefix)))
+        listed = self._result("list its objects", self.store.list(_below(prefix)))
         return sorted(name.decode() for name in listed)
 
     def check(self):

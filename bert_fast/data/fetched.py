@@ -63,7 +63,7 @@ def listed(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield manifest["tokenizer"]
 
 
-def write_object(store: storage.Place, name: str, path: pathlib.Path) -> bool:
+def write_object(store: storage.Bucket, name: str, path: pathlib.Path) -> bool:
     """Writes an object to a file, atomically. Returns False if there is no such object."""
     content = store.read(name)
     if content is None:
@@ -131,7 +131,7 @@ def _there(path: pathlib.Path, sha256: str, size: int | None, check: bool) -> bo
     return not (check or size is None) or _digest(path.read_bytes()) == sha256
 
 
-def _fetch(store: storage.Place, lacking: dict[str, tuple[str, int | None]], copy: pathlib.Path):
+def _fetch(store: storage.Bucket, lacking: dict[str, tuple[str, int | None]], copy: pathlib.Path):
     """Writes these files of the copy. Raises BadInput for one that is missing or damaged in the bucket."""
     total, done, said = sum(size or 0 for _, size in lacking.values()), 0, 0.0
     for number, (file, (sha256, size)) in enumerate(lacking.items(), 1):

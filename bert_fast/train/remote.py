@@ -66,7 +66,7 @@ def _meet(folder: pathlib.Path):
 class BucketMirror(Mirror):
     """Copies a run from its local folder to the bucket."""
 
-    def __init__(self, store: storage.Place, folder: pathlib.Path):
+    def __init__(self, store: storage.Bucket, folder: pathlib.Path):
         self.store, self.folder, self.root = store, folder, folder / remote_checkpoints.FOLDER
         self.lock = RemoteLock(store, say)
         self.keep: int | None = None  # checkpoints to keep; None until the first save
@@ -134,6 +134,8 @@ class BucketMirror(Mirror):
         """
         self.keep = keep
         try:
+            if self.behind is not None:
+                self.lock.hasty.check()  # while the bucket does not answer, a save is not kept waiting again
             self.copy()
         except BucketError as error:
             self.behind = error
@@ -212,7 +214,7 @@ class BucketMirror(Mirror):
             say(where if error is None or isinstance(error, Interrupted) else f"{where}, as far as it was saved")
             return
         self.lock.stop()
-        left = f"the run is complete in {self.folder}, but not in the bucket, so do not delete that folder. {behind}"
+        left = f"everything is in {self.folder}, but not all of it in the bucket: do not delete that folder. {behind}"
         if error is None:
             raise BadInput(left)
         say(f"WARNING: {left}")

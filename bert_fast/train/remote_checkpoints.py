@@ -20,7 +20,7 @@ import filelock
 from bert_fast import BadInput, cached, storage
 from bert_fast.data.fetched import write_object
 from bert_fast.data.files import atomic_write, full_disk_reported, rename_synced
-from bert_fast.storage import BucketError, Place
+from bert_fast.storage import Bucket, BucketError
 
 FOLDER = "checkpoints"
 COMMIT = "checksums.json"
@@ -47,7 +47,7 @@ def steps(names: Collection[str]) -> list[int]:
     return sorted(step for step, own in begun(names).items() if key(step, COMMIT) in own)
 
 
-def upload(store: Place, folder: pathlib.Path, names: Collection[str], before_commit: Callable[[], None]):
+def upload(store: Bucket, folder: pathlib.Path, names: Collection[str], before_commit: Callable[[], None]):
     """Writes a checkpoint to the bucket. `before_commit` is called when only its commit marker is lacking.
 
     names: the objects there. Raises BucketError, also if the local checkpoint is damaged.
@@ -67,14 +67,14 @@ def upload(store: Place, folder: pathlib.Path, names: Collection[str], before_co
     store.write(key(step, COMMIT), commit)
 
 
-def delete(store: Place, step: int, names: Collection[str]):
+def delete(store: Bucket, step: int, names: Collection[str]):
     """Deletes a checkpoint, its commit marker first. names: the objects in the bucket."""
     own = begun(names).get(step, [])
     for name in sorted(own, key=lambda name: name != key(step, COMMIT)):
         store.delete(name)
 
 
-def fetch(store: Place, step: int, root: pathlib.Path) -> str:
+def fetch(store: Bucket, step: int, root: pathlib.Path) -> str:
     """Copies a checkpoint into `root`, replacing one of the same step. Returns what is wrong with it, else "".
 
     A checkpoint that is damaged in the bucket is not copied.
@@ -155,7 +155,7 @@ def described(place: str | pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _copy_of(store: Place) -> Iterator[pathlib.Path]:
+def _copy_of(store: Bucket) -> Iterator[pathlib.Path]:
     """The folder for a local copy of a run, which no other process changes inside the block."""
     folder = cached.folder("read") / cached.digest(store.url) / storage.name_of(store.url)
     with full_disk_reported(folder):
@@ -169,7 +169,7 @@ def _copy_of(store: Place) -> Iterator[pathlib.Path]:
             ) from None
 
 
-def _copied(store: Place, asked: Collection[int], root: pathlib.Path, warn: Callable[[str], object]) -> int:
+def _copied(store: Bucket, asked: Collection[int], root: pathlib.Path, warn: Callable[[str], object]) -> int:
     """The newest of these steps that is undamaged. Its copy is in `root`, and no other one."""
     for step in sorted(asked, reverse=True):
         commit, folder = store.read(key(step, COMMIT)), root / str(step)
@@ -189,7 +189,7 @@ def _reader(folder: pathlib.Path) -> Callable[[str], bytes | None]:
     return lambda name: (folder / name).read_bytes() if (folder / name).is_file() else None
 
 
-def copy_files(store: Place, folder: pathlib.Path, names: Collection[str]):
+def copy_files(store: Bucket, folder: pathlib.Path, names: Collection[str]):
     """Copies objects into a folder, each atomically."""
     for name in names:
         if ".." not in pathlib.PurePosixPath(name).parts:

@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bert_fast import BadInput
-from bert_fast.storage import BucketError, Place, StoredObject
+from bert_fast import BadInput, storage
+from bert_fast.storage import Bucket, BucketError, StoredObject
 
 NAME = "lock.json"
 BEAT = 20.0  # seconds between signs of life
@@ -34,8 +34,9 @@ class LockLost(BadInput):
 class RemoteLock:
     """The lock of the run in `store`, between `take` and `release`. `run` is the run's identity."""
 
-    def __init__(self, store: Place, say: Callable[[str], object]):
+    def __init__(self, store: Bucket, say: Callable[[str], object]):
         self.store, self.say = store, say
+        self.hasty = storage.open(store.url, hasty=True)  # so that a sign of life does not keep an upload waiting
         self.run, self.version, self.beat, self.lost = "", b"", 0, ""
         self.owner = {"host": socket.gethostname(), "machine": machine(), "pid": os.getpid(), "began": began("self")}
         self.owner["token"] = self.token = secrets.token_hex(8)
@@ -105,18 +106,19 @@ class RemoteLock:
         while not self.over.wait(BEAT):
             with contextlib.suppress(BucketError):  # an upload will report it
                 try:
-                    self.renew()
+                    self.renew(self.hasty)
                 except LockLost:
                     return
 
-    def renew(self):
+    def renew(self, store: Bucket | None = None):
         """Gives a sign of life. Raises LockLost if another process has taken the lock."""
+        store = store or self.store
         with self.busy:
             self.check()
             self.beat += 1
-            version = self.store.replace(NAME, self.content(self.owner), self.version)
+            version = store.replace(NAME, self.content(self.owner), self.version)
             if version is None:
-                found = self.store.look(NAME)
+                found = store.look(NAME)
                 owner = self.read(found)["owner"] if found.content is not None else None
                 if not self.is_own(owner):
                     self.lost = f"{self.store}/{NAME} was deleted while this run was writing there"

@@ -91,7 +91,7 @@ def with_faults(app: Callable, folder: pathlib.Path) -> Callable:
 
 
 def serve(folder: pathlib.Path):
-    from moto.server import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
     (folder / "requests").touch()
