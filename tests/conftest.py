@@ -6,6 +6,7 @@ import shutil
 import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"] = "2"  # for tests of a server that says nothing
 # One thread and one instruction set, so that losses are reproducible: see test_golden.py.
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=AVX2"
 
@@ -13,9 +14,11 @@ os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=
 import jax
 import pytest
 
+from bert_fast import storage
 from bert_fast.data import shards
 from bert_fast.data.masking import read_vocab
 from helpers import started_runs
+from helpers.bucket_server import BucketServer
 from helpers.made_shards import make_folder, make_small_folder
 
 # Compilation takes most of the tests' time, and models this small gain nothing from optimised code.
@@ -70,6 +73,26 @@ def start_run():
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stderr.close()
+
+
+@pytest.fixture(scope="session")
+def bucket_server(tmp_path_factory):
+    """An object store on this machine."""
+    server = BucketServer(tmp_path_factory.mktemp("bucket_server"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(bucket_server, tmp_path, monkeypatch) -> str:
+    """The URL of a new bucket. Requests to it are repeated after a short time. The cache is in `tmp_path`."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    for name, value in bucket_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("BERT_FAST_CACHE", str(tmp_path / "cache/compiled"))
+    monkeypatch.setattr(storage, "RETRIES", {"max_retries": 3, "initial_delay": "10ms", "max_delay": "50ms"})
+    yield bucket_server.new_bucket()
+    bucket_server.recover()
 
 
 @pytest.fixture(scope="session")
