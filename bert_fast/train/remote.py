@@ -60,7 +60,8 @@ def _meet(folder: pathlib.Path):
     agreement.agree("run in the bucket", dict)
     path = folder / MEETING
     token = path.read_text() if path.is_file() else "missing"
-    agreement.agree("local folder of the run", lambda: {f"{folder} (share it, or set {cached.VARIABLE})": token})
+    topic = f"local folder for the run, which all must share (let {cached.VARIABLE} name a shared place)"
+    agreement.agree(topic, lambda: {"token in it": token})
 
 
 class BucketMirror(Mirror):

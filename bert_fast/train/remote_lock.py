@@ -46,6 +46,8 @@ class RemoteLock:
     def take(self):
         """Takes the lock. Waits if its owner may be lost. Raises BadInput if another run holds it."""
         found = self.store.look(NAME)
+        if found.content is None:
+            self.store.check()  # without a bucket, a conditional write looks as if another process had been faster
         there = self.read(found)
         if there["owner"] and not is_gone(there["owner"]):
             found = self.outwait(found, there["owner"])
