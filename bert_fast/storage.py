@@ -21,6 +21,10 @@ DRIVERS = {"s3": "s3", "gs": "gcs"}
 class BucketError(BadInput):
     """Raised if a bucket cannot be used: it does not exist, refuses a request, or does not answer."""
 
+    def __init__(self, problem: str, remedy: str = ""):
+        super().__init__(": ".join(filter(None, [problem, remedy])))
+        self.problem, self.remedy = problem, remedy
+
 
 class StoredObject(NamedTuple):
     """An object's content, and the version that a conditional write replaces. content: None if there is no object."""
@@ -141,10 +145,10 @@ class Bucket:
             return future.result(timeout=LIMIT)
         except TimeoutError:
             future.cancel()
-            raise BucketError(f"{self.url}: could not {what} within {LIMIT:.0f} s: {_remedy('')}") from None
+            raise BucketError(f"{self.url}: could not {what} within {LIMIT:.0f} s", _remedy("")) from None
         except Exception as error:
             line = _first_line(error)
-            raise BucketError(f"{self.url}: could not {what}: {line[:300]}: {_remedy(str(error))}") from None
+            raise BucketError(f"{self.url}: could not {what}: {line[:300]}", _remedy(str(error))) from None
 
 
 def _below(prefix: str):

@@ -10,6 +10,7 @@ import pytest
 
 from bert_fast import __main__ as commands
 from bert_fast import doctor
+from bert_fast import storage as buckets
 from bert_fast.doctor import machine, software, storage, training
 from helpers.made_shards import make_small_folder
 
@@ -127,28 +128,36 @@ def test_a_full_disk_or_a_path_that_is_a_file_fails(tmp_path, monkeypatch):
     assert storage.disk(tmp_path).verdict == doctor.FAIL
 
 
-def test_a_bucket_needs_every_permission(tmp_path, monkeypatch):
-    url = f"file://{tmp_path}/bucket"  # the same interface as gs:// and s3://
+def test_a_bucket_needs_every_permission(bucket, bucket_server):
+    url = f"{bucket}/runs"
     assert storage.bucket(url).verdict == doctor.PASS
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert "could not open" in storage.bucket("nowhere://bucket").found
-    (tmp_path / "file").touch()
-    found = storage.bucket(f"file://{tmp_path}/file")
-    assert (found.verdict, "could not write" in found.found) == (doctor.FAIL, True)
-    for permission in ("read", "list", "delete_range"):
-        opened = storage.tensorstore.KvStore.open(url + "/").result()
-        names = {name: getattr(opened, name) for name in ("write", "read", "list", "delete_range")}
-        store = types.SimpleNamespace(**names | {permission: lambda *_: pytest.fail("no permission")})
-        future = types.SimpleNamespace(result=lambda timeout, store=store: store)
-        with monkeypatch.context() as patch:
-            patch.setattr(storage, "tensorstore", stand_in(future))
-            with pytest.raises(pytest.fail.Exception):
-                storage.bucket(url)
+    assert buckets.open(bucket).names() == []
+    for request, what in {
+        "PUT": "write doctor-",
+        "GET .*doctor-": "read doctor-",
+        "GET [^.]*/$": "list its objects",
+        "DELETE": "delete doctor-",
+    }.items():
+        bucket_server.fail(request, 403)
+        found = storage.bucket(url)
+        assert (found.verdict, f"{url}: could not {what}" in found.found) == (doctor.FAIL, True)
+        assert "get the rights to read, write, list and delete" in found.remedy
+        bucket_server.recover()
 
 
-def stand_in(future):
-    real = storage.tensorstore.KvStore
-    return types.SimpleNamespace(KvStore=types.SimpleNamespace(open=lambda _: future, KeyRange=real.KeyRange))
+def test_a_bucket_that_is_not_there_fails(bucket, bucket_server):
+    assert storage.bucket("nowhere://bucket").verdict == doctor.FAIL
+    assert storage.bucket("s3://no-such-bucket").remedy == "create the bucket, or correct its name"
+    bucket_server.fail("PUT", 503)
+    assert "tried again 1 times" in storage.bucket(bucket).found
+
+
+def test_a_bucket_that_ignores_conditions_or_loses_objects_fails(bucket, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(buckets.Bucket, "replace", lambda *_: b"version")
+        assert "If-Match is ignored" in storage.bucket(bucket).found
+    monkeypatch.setattr(buckets.Bucket, "names", lambda *_: [])
+    assert "cannot be read or listed" in storage.bucket(bucket).found
 
 
 def test_damaged_shards_fail(tmp_path):

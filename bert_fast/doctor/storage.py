@@ -6,13 +6,11 @@ import secrets
 import shutil
 import tempfile
 
-import tensorstore
-
+from bert_fast import storage
 from bert_fast.data.files import atomic_write, check_output, hold
 from bert_fast.doctor import Result, failed, passed
 
 LEAST_DISK = 2 * 2**30  # bytes: room for a few checkpoints of BERT-base
-PATIENCE = 20.0  # seconds for a bucket to answer
 
 
 def disk(folder: pathlib.Path) -> Result:
@@ -30,27 +28,25 @@ def disk(folder: pathlib.Path) -> Result:
 
 
 def bucket(url: str) -> Result:
-    """Whether objects can be written, read, listed and deleted below a URL such as gs://BUCKET/runs."""
+    """Whether objects can be written, read, listed, replaced on a condition and deleted below a URL."""
     name, content = f"doctor-{secrets.token_hex(4)}", os.urandom(1 << 10)
-    did = "open"
     try:
-        store = tensorstore.KvStore.open(url.rstrip("/") + "/").result(timeout=PATIENCE)
-        did = "write"
-        store.write(name, content).result(timeout=PATIENCE)
-        did = "read"
-        found = store.read(name).result(timeout=PATIENCE).value
-        did = "list"
-        listed = store.list().result(timeout=PATIENCE)
-        did = "delete"
-        store.delete_range(tensorstore.KvStore.KeyRange(name, name + "0")).result(timeout=PATIENCE)
-    except Exception as error:  # tensorstore has no error classes of its own
-        reason = (str(error).strip().splitlines() or [f"no answer within {PATIENCE:.0f} s"])[0]
-        remedy = (
-            "check its name, your login (gcloud auth application-default login; aws configure) and your permissions"
-        )
-        return failed("bucket", f"{url}: could not {did}: {reason}", f"{remedy}: to read, write, list and delete")
-    if found != content or name.encode() not in listed:
+        store = storage.open(url, hasty=True)
+        version = store.look(name).version
+        store.write(name, content)
+        found, listed = store.read(name), store.names(name)
+        condition = store.replace(name, b"", version) is None  # the object has another version by now
+        store.delete(name)
+    except storage.BucketError as error:
+        return failed("bucket", error.problem, f"{error.remedy or 'give another --workdir'}")
+    if (found, listed) != (content, [name]):
         return failed(
             "bucket", f"{url}: what was written cannot be read or listed", "use a bucket of a different service"
         )
-    return passed("bucket", f"objects in {url} can be written, read, listed and deleted")
+    if not condition:
+        return failed(
+            "bucket",
+            f"{url}: an object is replaced although its version has changed (If-Match is ignored)",
+            "use a bucket of a different service: in this one, two runs could write to the same place",
+        )
+    return passed("bucket", f"objects in {url} can be written, read, listed, replaced on a condition, and deleted")
