@@ -140,9 +140,10 @@ def test_run_that_loses_its_lock_stops_and_uploads_nothing_more(bucket, shards_u
     def delete():
         wait_for(url, 20)
         storage.open(url).delete("lock.json")
+        time.sleep(1)  # many signs of life, of which the first finds out
 
     monkeypatch.setattr(remote_lock, "BEAT", 0.05)
-    acting(monkeypatch, {25: delete})
+    acting(monkeypatch, {25: delete, 30: lambda: pytest.fail("the run goes on until its next save")})
     with pytest.raises(remote_lock.LockLost, match="This run stops"):
         run_in(url, small_config(shards_url))
     assert remote_checkpoints.steps(storage.open(url).names()) == [20]
