@@ -265,8 +265,7 @@ class PretrainRun:
         before = self.last.get("train", dict.fromkeys((*COUNTS, "seconds"), 0))
         counted = {key: count - before.get(key, 0) for key, count in counters.counts.items()}
         used = utilisation(counted, counters.times["seconds"] - before["seconds"], self.peak)
-        rate = engine.learning_rate(last)
-        self.write("train", row_of(counters.take_sums()), learning_rate=rate, **used, **report_of)
+        self.write("train", row_of(counters.take_sums()), learning_rate=engine.learning_rate(last), **used, **report_of)
 
     def evaluate(self):
         """Writes held-out losses. Raises BadInput if the weights are not finite."""
