@@ -158,6 +158,7 @@ def test_another_config_is_refused_on_a_new_machine(bucket, shards_url):
     assert storage.open(url).read("summary.json")
 
 
+@pytest.mark.slow
 def test_commands_and_functions_read_a_run_in_a_bucket(bucket, shards_url, finished, tmp_path, capsys):
     url = f"{bucket}/runs/first"
     run_in(url, small_config(shards_url))
