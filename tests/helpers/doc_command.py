@@ -39,6 +39,11 @@ def small_changes(changes: dict) -> dict:
     return kept
 
 
+def small_topology(name: str) -> str:
+    """One chip of a TPU slice, because a small batch does not divide over more. "" without the TPU compiler."""
+    return f"{name.partition(':')[0]}:1x1" if name and importlib.util.find_spec("libtpu") else ""
+
+
 def small_study(name: str, folder: pathlib.Path) -> str:
     """A study file in the folder: the same comparison with two arms, one small budget and the test's corpus."""
     from bert_fast.compare import study
@@ -49,8 +54,7 @@ def small_study(name: str, folder: pathlib.Path) -> str:
     fields["config"] = small_spec(made.config)
     fields["changes"] = small_changes(made.changes)
     fields |= {"seeds": made.seeds[:2], "budgets": ("tokens:8e3",), "source": "files:corpus/*.txt.gz"}
-    if not importlib.util.find_spec("libtpu"):
-        fields["topology"] = ""
+    fields["topology"] = small_topology(made.topology)
     path = folder / pathlib.Path(name).with_suffix(".py").name
     path.parent.mkdir(exist_ok=True)
     path.write_text(
@@ -73,9 +77,9 @@ def small(argv: list[str]) -> list[str]:
         flag, equals, value = arg.partition("=")
         name, _, key = flag.removeprefix("--").partition(".")
         if flag == "--topology" and ":" in value:
-            if not importlib.util.find_spec("libtpu"):
+            if not small_topology(value):
                 continue
-            arg = f"{flag}={value.partition(':')[0]}:1x1"  # a small batch does not divide over more chips
+            arg = f"{flag}={small_topology(value)}"
         if name in ("config", "compare") and equals and not key:
             arg = f"{flag}={small_spec(value)}"
         elif name in ("config", "compare") and equals:
