@@ -3,8 +3,8 @@
     python -m experiments.gpu_speed --folder=runs/gpu_speed           meant to take 8 minutes on an H100 or H200
     python -m experiments.gpu_speed --folder=/tmp/tiny --cases=tiny/64 --batch=8 --rounds=2   tries the script on a CPU
 
-All steps of a case take turns with one large bfloat16 matrix product and with transformers in PyTorch, which runs in
-separate processes. A case whose results are in the folder is not repeated. Writes experiments/gpu_speed.md once all
+In each case, every kind of step takes turns with a large bfloat16 matrix product and with Hugging Face transformers in
+PyTorch, which runs in separate processes. A case whose results are in the folder is not repeated. Writes experiments/gpu_speed.md once all
 CASES are finished. The comparison needs torch and transformers; without them it is left out.
 """
 
@@ -71,7 +71,7 @@ class Case:
     dtype: str
 
     def stage(self, names: str = "", changes: dict | None = None, at: float = 1.0, depth: int = 0):
-        """A method, and which of its stages to time."""
+        """A method, its stage to time, that stage's index, and the optimizer."""
         config = bert.get_config(f"size={self.size},seq={self.seq},objective=mlm,norm=pre")
         config.update(methods=names, batch_size=self.batch, steps=STEPS)
         config.update_from_flattened_dict(
@@ -213,9 +213,9 @@ def lines_of(case: Case, found: dict) -> list[str]:
 def main():
     parser = common.parser(__doc__)
     parser.add_argument("--folder", required=True, help="the folder for finished cases")
-    parser.add_argument("--cases", default=",".join(CASES), help="SIZE/TOKENS, separated by commas")
+    parser.add_argument("--cases", default=",".join(CASES), help="SIZE/ROW_LENGTH, separated by commas")
     parser.add_argument("--methods", default=";".join(METHODS), help="separated by semicolons")
-    parser.add_argument("--batch", type=int, default=0, help="examples (default: as many as make TOKENS of the size)")
+    parser.add_argument("--batch", type=int, default=0, help="examples in a batch (default: TOKENS[SIZE] / row length)")
     parser.add_argument("--rounds", type=int, default=7, help="how often each program takes its turn")
     parser.add_argument("--minutes", type=float, default=8.0, help="minutes after which no case is started")
     args = parser.parse_args()
@@ -232,7 +232,8 @@ def main():
         if not path.exists():
             if time.monotonic() - began > 60 * args.minutes:
                 print(
-                    f"{name}: not started, because {args.minutes:.0f} minutes have passed. The same command continues"
+                    f"{name}: not started, because {args.minutes:.0f} minutes have passed. "
+                    "Run the same command again to continue"
                 )
                 continue
             print(f"== {name}", flush=True)

@@ -48,4 +48,4 @@ def test_pictures_that_cannot_be_drawn_are_refused(tmp_path):
     assert "expected a file that ends in .html, .png, .svg" in plan(f"--picture={tmp_path}/plan.gif").stderr
     assert "cannot be written" in plan("--picture=/proc/nowhere/plan.html").stderr
     done = plan("--picture=plan.html", "--search", "--topology=v5e:1x1")
-    assert (done.returncode, "give one of them" in done.stderr) == (2, True)
+    assert (done.returncode, "drop one of these flags" in done.stderr) == (2, True)

@@ -86,7 +86,7 @@ def run(args, texts: list[str]) -> int:
         say(f"the compared config gets the same length: {shown} (because no length is given for --compare)")
     if args.picture:
         if args.search:
-            raise BadInput("--picture draws the given configs, and --search looks for others: give one of them")
+            raise BadInput("--picture draws the given configs, and --search looks for others: drop one of these flags")
         draw(args.picture, {name: args[name].value.to_dict() for name in given}, settings_of)
     where, cache = estimate.on(args.topology), pathlib.Path(args.cache).expanduser()
     for flag in ("profile", "search"):

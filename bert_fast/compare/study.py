@@ -123,7 +123,7 @@ def check(study: Study):
 
 
 def runs_of(study: Study) -> list[Run]:
-    """All runs, seed by seed, and for each seed budget by budget. A study that is stopped early has complete seeds."""
+    """All runs by seed, then by budget, so that a study that is stopped early has all runs of its first seeds."""
     return [Run(arm, text, seed) for seed in study.seeds for text in study.budgets for arm in study.arms]
 
 

@@ -63,7 +63,7 @@ def _tfds(spec: str, data_dir: str | None, option: str) -> tuple[Any, Any, str, 
 
     name, _, split = spec.rpartition(":")
     if not name:
-        raise BadInput(f"{option}=tfds:{spec}: expected tfds:NAME/CONFIG:SPLIT, such as tfds:lm1b:train")
+        raise BadInput(f"{option}=tfds:{spec}: expected tfds:NAME[/CONFIG][:VERSION]:SPLIT, such as tfds:lm1b:train")
     where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     without = (
         f"or prepare the data set elsewhere with file_format='array_record' and copy it into {where} (or the folder "

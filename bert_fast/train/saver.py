@@ -41,7 +41,7 @@ class Saver:
     """
 
     def __init__(self, root: pathlib.Path, settings: Checkpoints, initial: bool, waits: Waits, say: Callable):
-        """initial: whether checkpoint 0 is kept. waits: makes a block count as a wait for a save, for the watchdog."""
+        """initial: whether checkpoint 0 is kept. waits: opens a `with` block that the watchdog limits."""
         self.root, self.settings, self.initial, self.waits, self.say = root, settings, initial, waits, say
         self.mirror = ALONE
         self.alone = jax.process_count() == 1
@@ -95,9 +95,9 @@ class Saver:
     def save(self, engine: Engine, describe: Callable[[], Description], rows: MetricWriter | None, wait: bool):
         """Begins to write a checkpoint of the engine's step, after the previous save has ended.
 
-        Does not write a step again that has just been saved. wait: returns once the checkpoint is written. rows: the
-        log; the rows that the description counts are on the disk before the checkpoint is complete. Counts the time
-        that the run waits.
+        A step that has just been saved is not written again. wait: returns once the checkpoint is written. rows: the
+        log; its rows up to this step are on the disk before the checkpoint is complete. Counts the time that the run
+        waits.
 
         Raises the error of the previous save and, with `wait`, of this one: BadInput if it cannot be written.
         """
