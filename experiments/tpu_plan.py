@@ -1,14 +1,17 @@
 """What every method costs on TPUs at BERT's sizes, by the compiler's estimate and by its static schedule.
 
-    python -m experiments.tpu_plan --folder=runs/tpu_plan            compiles the unfinished plans
-    python -m experiments.tpu_plan --folder=runs/tpu_plan --page     writes the page from the finished plans
+    python -m experiments.tpu_plan            compiles the unfinished plans
+    python -m experiments.tpu_plan --page     writes the page from the finished plans
 
+Finished plans are kept in experiments/plans, one small file each. Commit them: the same command continues from them on
+another machine, as long as no code changes that decides what a program does or how its cycles are counted.
 Needs requirements-tpu.txt, but no TPU. A BERT-base program takes two to four minutes to compile on one core; all
 programs together take several hours. You can stop it at any time; the same command resumes. --only and --arms select a
 part of the plans. Writes experiments/tpu_plan.md. --depth=2 tries the script on a smaller model; --page then prints the
 page instead of writing it.
 """
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -16,7 +19,6 @@ import math
 import os
 import pathlib
 import platform
-import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # compiling needs no TPU
 
@@ -72,6 +74,12 @@ WANTED = (
     ("v5e:16x16", "base", 128, ("dense", "combined, neurons=layer, examples_per_row=2")),
 )
 PRICED = ("v5e:1x1", "v5p:2x2x1")
+# What decides the programs and how their cycles are counted.
+DECIDING = (
+    *("activations attention bert cross_entropy dropout layers method methods plan qkv schedule token_order").split(),
+    *("cost planner.estimate planner.programs planner.saving planner.tpu versions").split(),
+    *(f"train.{name}" for name in "compile compiler_options objective optim sharding state step timeline".split()),
+)
 
 
 def chips_of(topology: str) -> int:
@@ -141,11 +149,22 @@ class Plans:
 
 
 def code() -> str:
-    """A fingerprint of the imported bert_fast modules. Plans with another one come from another version of the code."""
-    sources = [
-        module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "bert_fast" and module.__file__
-    ]
-    return hashlib.sha256(b"".join(pathlib.Path(path).read_bytes() for path in sorted(sources))).hexdigest()[:16]
+    """A fingerprint of the code in the DECIDING modules, without comments and docstrings. Plans with another one are
+    out of date.
+    """
+    package = common.HERE.parent / "bert_fast"
+    paths = [package / name.replace(".", "/") for name in DECIDING]
+    files = [file for path in paths for file in (sorted(path.rglob("*.py")) or [path.with_suffix(".py")])]
+    texts = [without_docstrings(file.read_text()) for file in files]
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
+
+
+def without_docstrings(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree)
 
 
 def costs(plans: Plans) -> str:
@@ -188,7 +207,7 @@ def page(plans: Plans) -> str:
         tables.append(f"{title}\n\n{tpu_tables.methods(found, dense)}")
     return f"""# What every method costs on TPUs, by their compiler
 
-`python -m experiments.tpu_plan --folder=runs/tpu_plan`, then with `--page`; {platform.machine()}, no TPU. Pre-LN, MLM, bfloat16, dropout,
+`python -m experiments.tpu_plan`, then with `--page`; {platform.machine()}, no TPU. Pre-LN, MLM, bfloat16, dropout,
 AdamW. The compiled step is the step of a real run, built by the same function.
 
 - Cycles are the TPU compiler's (libtpu {versions.libtpu_of_jax()}), **not measurements**. Two instruments count them: the compiler's own *estimate* for
@@ -221,7 +240,7 @@ the one that counts more cycles, unless a row says otherwise.
 
 def main():
     parser = common.parser(__doc__)
-    parser.add_argument("--folder", required=True, help="the folder for finished plans")
+    parser.add_argument("--folder", default=str(common.HERE / "plans"), help="the folder for finished plans")
     parser.add_argument("--only", default="", help="only tables whose TOPOLOGY/SIZE/TOKENS contains this text")
     parser.add_argument("--arms", default="", help="only these arms, separated by semicolons")
     parser.add_argument("--cache", default="~/.cache/bert_fast/plan", help="the folder that caches compiled programs")

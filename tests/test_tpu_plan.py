@@ -1,0 +1,22 @@
+"""experiments/tpu_plan.py: which changes of the code make finished plans out of date."""
+
+import pytest
+
+from experiments import tpu_plan
+
+
+def test_every_deciding_module_exists():
+    assert len(tpu_plan.code()) == 16
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        ('"""Other words."""\nx = 1  # why\n', True),
+        ('"""A module."""\nx = 1\n\n\ndef f():\n    """Words."""\n    return 2\n', False),
+        ('"""A module."""\nx = 2\n', False),
+    ],
+)
+def test_only_code_counts(changed, same):
+    before = tpu_plan.without_docstrings('"""A module."""\nx = 1\n')
+    assert (tpu_plan.without_docstrings(changed) == before) is same
