@@ -4,14 +4,17 @@ import hashlib
 import os
 import pathlib
 
-VARIABLE = "BERT_FAST_CACHE"  # environment variable: another folder for compiled programs, or "off" to keep none
-COMPILED = "~/.cache/bert_fast/compiled"
+VARIABLE = (
+    "BERT_FAST_CACHE"  # environment variable: another folder for the cache, or "off" to keep no compiled programs
+)
+CACHE = "~/.cache/bert_fast"
+COMPILED = f"{CACHE}/compiled"  # if VARIABLE names a folder, the programs are directly in it
 
 
 def folder(kind: str) -> pathlib.Path:
-    """The folder for `kind`, next to the compiled programs. It may not exist yet."""
-    place = os.environ.get(VARIABLE, COMPILED)
-    return pathlib.Path(COMPILED if place == "off" else place).expanduser().absolute().parent / kind
+    """The folder for `kind`, inside the folder that VARIABLE names. It may not exist yet."""
+    place = os.environ.get(VARIABLE, "off")
+    return pathlib.Path(CACHE if place == "off" else place).expanduser().absolute() / kind
 
 
 def digest(url: str) -> str:

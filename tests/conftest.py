@@ -89,7 +89,7 @@ def bucket(bucket_server, tmp_path, monkeypatch) -> str:
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     for name, value in bucket_server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("BERT_FAST_CACHE", str(tmp_path / "cache/compiled"))
+    monkeypatch.setenv("BERT_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(storage, "RETRIES", {"max_retries": 3, "initial_delay": "10ms", "max_delay": "50ms"})
     yield bucket_server.new_bucket()
     bucket_server.recover()

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from bert_fast import cached
 from helpers.small_runs import small_config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -38,11 +39,24 @@ def test_cache_folder_is_bounded_and_an_environment_variable_moves_it_or_turns_i
     assert "cannot be used" in said
 
 
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [("/mnt/nfs", "/mnt/nfs/runs"), (None, "~/.cache/bert_fast/runs"), ("off", "~/.cache/bert_fast/runs")],
+)
+def test_copies_are_inside_the_folder_that_the_variable_names(monkeypatch, place, expected):
+    monkeypatch.delenv(cached.VARIABLE, raising=False)
+    if place:
+        monkeypatch.setenv(cached.VARIABLE, place)
+    assert cached.folder("runs") == pathlib.Path(expected).expanduser()
+
+
 def test_half_written_entry_is_removed(tmp_path):
+    (tmp_path / "runs").mkdir()  # copies of what is in a bucket
     (tmp_path / "whole-cache").write_bytes(b"1")
     (tmp_path / "whole-atime").write_bytes(b"1")
     (tmp_path / "half-cache").write_bytes(b"1")
     said_with(BERT_FAST_CACHE=str(tmp_path))
+    assert (tmp_path / "runs").is_dir()
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(("half", "whole"))) == [
         "whole-atime",
         "whole-cache",

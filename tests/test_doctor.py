@@ -156,6 +156,9 @@ def test_a_bucket_that_ignores_conditions_or_loses_objects_fails(bucket, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(buckets.Bucket, "replace", lambda *_: b"version")
         assert "If-Match is ignored" in storage.bucket(bucket).found
+        patch.setattr(buckets.Bucket, "replace", lambda *_: None)  # only If-None-Match works
+        assert "If-Match fails" in storage.bucket(bucket).found
+    assert buckets.open(bucket).names() == []  # nothing is left behind
     monkeypatch.setattr(buckets.Bucket, "names", lambda *_: [])
     assert "cannot be read or listed" in storage.bucket(bucket).found
 

@@ -276,7 +276,7 @@ def test_processes_without_a_shared_folder_are_refused(bucket, shards_url, tmp_p
     url, config = f"{bucket}/runs/first", small_config(shards_url, steps=20)
     flags, processes = [*with_port(), "--config.mesh.data=2"], []
     for index in range(2):
-        monkeypatch.setenv("BERT_FAST_CACHE", str(tmp_path / f"machine {index}/compiled"))
+        monkeypatch.setenv("BERT_FAST_CACHE", str(tmp_path / f"machine {index}"))
         processes.append(start(shards_url, url, config, *flags, f"--process_index={index}"))
     for process in processes:
         _, said = process.communicate(timeout=300)

@@ -29,24 +29,28 @@ def disk(folder: pathlib.Path) -> Result:
 
 def bucket(url: str) -> Result:
     """Whether objects can be written, read, listed, replaced on a condition and deleted below a URL."""
+    try:
+        problem, remedy = _tried(storage.open(url, hasty=True))
+    except storage.BucketError as error:
+        return failed("bucket", error.problem, error.remedy or "give another --workdir")
+    if problem:
+        return failed("bucket", f"{url}: {problem}", f"use a bucket of a different service{remedy}")
+    return passed("bucket", f"objects in {url} can be written, read, listed, replaced on a condition, and deleted")
+
+
+def _tried(store: storage.Bucket) -> tuple[str, str]:
+    """What is wrong with a bucket, and the end of the remedy: empty texts if nothing is. Leaves no object there."""
     name, content = f"doctor-{secrets.token_hex(4)}", os.urandom(1 << 10)
     try:
-        store = storage.open(url, hasty=True)
-        version = store.look(name).version
         store.write(name, content)
-        found, listed = store.read(name), store.names(name)
-        condition = store.replace(name, b"", version) is None  # the object has another version by now
+        found, version = store.look(name)
+        if (found, store.names(name)) != (content, [name]):
+            return "what was written cannot be read or listed", ""
+        if store.replace(name, b"", version) is None:
+            return "an object is not replaced although its version is the same (If-Match fails)", ""
+        if store.replace(name, b"", version) is not None:  # the object has another version by now
+            found = "an object is replaced although its version has changed (If-Match is ignored)"
+            return found, ": in this one, two runs could write to the same place"
+        return "", ""
+    finally:
         store.delete(name)
-    except storage.BucketError as error:
-        return failed("bucket", error.problem, f"{error.remedy or 'give another --workdir'}")
-    if (found, listed) != (content, [name]):
-        return failed(
-            "bucket", f"{url}: what was written cannot be read or listed", "use a bucket of a different service"
-        )
-    if not condition:
-        return failed(
-            "bucket",
-            f"{url}: an object is replaced although its version has changed (If-Match is ignored)",
-            "use a bucket of a different service: in this one, two runs could write to the same place",
-        )
-    return passed("bucket", f"objects in {url} can be written, read, listed, replaced on a condition, and deleted")

@@ -190,7 +190,7 @@ class PretrainRun:
         self.load(folder)
         rollback.carry(before, at, self.engine.counters, self.step)
         if self.rows is not None:  # the main process
-            rollback.discard_later(self.root, self.step)
+            self.saver.go_back(self.step)
             self.rows.go_back(self.step)
         self.write_stages()
         self.progress.say(f"{error}: back to step {self.step}, skipping the data read up to step {at}")

@@ -5,22 +5,26 @@ runs/NAME-HASH. What is in the bucket is enough to continue on another machine.
 """
 
 import contextlib
+import hashlib
 import json
+import math
 import pathlib
 import secrets
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 
 from bert_fast import BadInput, Interrupted, cached, storage
 from bert_fast.data.files import atomic_write
 from bert_fast.storage import BucketError
-from bert_fast.train import agreement, checkpoint, remote_checkpoints, remote_lock
-from bert_fast.train.remote_lock import LockLost, RemoteLock
+from bert_fast.train import agreement, checkpoint, remote_checkpoints, remote_lock, rollback
+from bert_fast.train.remote_lock import LockedBucket, LockLost, RemoteLock
 from bert_fast.train.report import say
 from bert_fast.train.saver import ALONE, Mirror
 
-MARKER = ".bucket"  # in the local folder: the identity of its run
+MARKER = ".bucket"  # in the local folder: see `BucketMirror.noted`
+UNKNOWN = {"run": "", "copied": "", "back": None}
 MEETING = ".meeting"  # in the local folder: a token that all processes must read
 
 
@@ -64,37 +68,82 @@ def _meet(folder: pathlib.Path):
     agreement.agree(topic, lambda: {"token in it": token})
 
 
+class Commit(NamedTuple):
+    """What identifies a checkpoint: its step, and a digest of its commit marker."""
+
+    step: int
+    digest: str
+
+
 class BucketMirror(Mirror):
     """Copies a run from its local folder to the bucket."""
 
     def __init__(self, store: storage.Bucket, folder: pathlib.Path):
-        self.store, self.folder, self.root = store, folder, folder / remote_checkpoints.FOLDER
+        self.folder, self.root = folder, folder / remote_checkpoints.FOLDER
         self.lock = RemoteLock(store, say)
+        self.store = LockedBucket(self.lock)
+        # run: its identity. copied: a digest of the newest commit marker that is both here and in the bucket. back: the
+        # step to which the run went back, until the later ones are deleted in the bucket.
+        self.noted: dict[str, Any] = UNKNOWN
         self.keep: int | None = None  # checkpoints to keep; None until the first save
         self.behind: BucketError | None = None  # why the newest checkpoint is not in the bucket
         self.sent: dict[str, tuple[int, int]] = {}  # name -> time and size of a file when it was copied
 
     def begin(self):
         """Takes the lock, and gets what the bucket has and the local folder lacks. Raises BadInput if it cannot."""
-        self.lock.take()
+        if (self.folder / MARKER).is_file():
+            self.noted = UNKNOWN | json.loads((self.folder / MARKER).read_bytes())
+        # Without a lock.json (it was deleted), the checkpoints there are those of the run in the local folder.
+        self.lock.take(self.noted["run"] if remote_checkpoints.steps(self.store.names()) else "")
         try:
             self.claim()
+            if self.noted["back"] is not None:
+                self.delete_later(self.noted["back"])
             self.fetch()
         except BaseException:
             self.lock.release()
             raise
 
     def claim(self):
-        """Moves the local folder aside if it belongs to a run that is no longer in the bucket."""
-        marker = self.folder / MARKER
-        mine = json.loads(marker.read_bytes())["run"] if marker.is_file() else ""
-        if mine != self.lock.run and self.folder.is_dir() and any(self.folder.iterdir()):
+        """Moves the local folder aside if it belongs to a run that is no longer in the bucket, or if another machine
+        has continued the run but not from its newest checkpoint.
+        """
+        there, local = self.newest_there(), [_digest(self.commit(step)) for step in checkpoint.steps(self.root)]
+        copied = self.noted["copied"]
+        if self.noted["run"] != self.lock.run:
+            self.move_aside(f"the run in {self.folder} is no longer the one in {self.store}")
+        elif there is not None and local and there.digest != copied:
+            if local[-1] == copied:  # another machine has continued from it, or went back
+                rollback.discard_later(self.root, there.step)
+            elif there.digest not in local:
+                self.move_aside(f"another machine has continued {self.store}, but not from the end of {self.folder}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.note(run=self.lock.run)
+
+    def move_aside(self, reason: str):
+        """Renames the local folder, and says why."""
+        if self.folder.is_dir() and any(self.folder.iterdir()):
             others = (self.folder.with_name(f"{self.folder.name}.{number}") for number in range(1, 10_000))
             aside = next(path for path in others if not path.exists())
             self.folder.rename(aside)
-            say(f"the run in {self.folder} is no longer the one in {self.store}: it was moved to {aside}")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        remote_checkpoints.write_marker(marker, self.lock.run)
+            say(f"{reason}: it was moved to {aside}")
+        self.noted = UNKNOWN
+
+    def note(self, **facts):
+        """Changes `noted`, also in the local folder."""
+        self.noted = self.noted | facts
+        atomic_write(self.folder / MARKER, json.dumps(self.noted).encode())
+
+    def newest_there(self) -> Commit | None:
+        """The commit marker of the newest checkpoint in the bucket."""
+        for step in remote_checkpoints.steps(self.store.names())[::-1]:
+            content = self.store.read(remote_checkpoints.key(step, remote_checkpoints.COMMIT))
+            return Commit(step, _digest(content or b""))
+        return None
+
+    def commit(self, step: int) -> bytes:
+        """The commit marker of a checkpoint in the local folder."""
+        return (self.root / str(step) / remote_checkpoints.COMMIT).read_bytes()
 
     def fetch(self):
         """Gets the newest undamaged checkpoint and the files of the run, if the bucket's checkpoint is newer."""
@@ -110,6 +159,7 @@ class BucketMirror(Mirror):
         for step in reversed(newer):
             if not self.fetched(step):
                 mine = step
+                self.note(copied=_digest(self.commit(step)))
                 break
         if newer and mine < 0:
             raise BadInput(f"every checkpoint in {self.store} is damaged: delete them to start again from step 0")
@@ -149,19 +199,51 @@ class BucketMirror(Mirror):
                 say(f"step {step} is in {self.store}: the bucket can be used again")
             self.behind = None
 
+    def go_back(self, step: int):
+        """Deletes the checkpoints after this step in the bucket. If that fails, the next copy or next start does it."""
+        self.note(back=step)
+        try:
+            self.delete_later(step)
+        except BucketError as error:
+            say(f"WARNING: the checkpoints after step {step} are still in the bucket, until the next save. {error}")
+
+    def delete_later(self, step: int):
+        """Deletes the checkpoints after this step in the bucket."""
+        names = self.store.names()
+        for later in remote_checkpoints.begun(names):
+            if later > step:
+                remote_checkpoints.delete(self.store, later, names)
+        newest = self.newest_there()
+        self.note(back=None, copied=newest.digest if newest else "")
+
+    def delete_discarded(self, saved: list[int]):
+        """Deletes the checkpoints in the bucket that the local folder should have, but has not. The run went back to an
+        earlier one, or they are damaged. saved: the steps in the local folder.
+        """
+        names, oldest = self.store.names(), min((step for step in saved if step), default=math.inf)
+        for step in remote_checkpoints.begun(names):
+            if step > oldest and step not in saved:
+                remote_checkpoints.delete(self.store, step, names)
+
     def copy(self):
         """Copies what is new: checkpoints, each with the other files before its commit marker. Deletes old ones."""
         self.lock.renew()
+        if self.noted["back"] is not None:
+            self.delete_later(self.noted["back"])
+        saved = checkpoint.steps(self.root)
+        self.delete_discarded(saved)  # before new rows are copied, which do not belong to them
         names = self.store.names()
-        saved, there = checkpoint.steps(self.root), remote_checkpoints.steps(names)
+        there = remote_checkpoints.steps(names)
         kept = self.kept({*saved, *there}, saved)
         for step in sorted(kept & set(saved), reverse=True):
             if self.is_there(step, there):
-                continue
-            if step != saved[-1] and (problem := checkpoint.damage(self.root / str(step))):
+                pass
+            elif step != saved[-1] and (problem := checkpoint.damage(self.root / str(step))):
                 say(f"checkpoint {self.root / str(step)} is damaged, and not uploaded: {problem}")
             else:
                 remote_checkpoints.upload(self.store, self.root / str(step), names, self.copy_files)
+            if step == saved[-1]:
+                self.note(copied=_digest(self.commit(step)))
         self.copy_files()
         if "summary.json" in names and not (self.folder / "summary.json").is_file():  # of a run that was extended
             self.store.delete("summary.json")
@@ -181,18 +263,17 @@ class BucketMirror(Mirror):
         """Whether the bucket has this checkpoint. A run that went back writes a step again, with other content."""
         if step not in there:
             return False
-        commit = (self.root / str(step) / remote_checkpoints.COMMIT).read_bytes()
-        return self.store.read(remote_checkpoints.key(step, remote_checkpoints.COMMIT)) == commit
+        return self.store.read(remote_checkpoints.key(step, remote_checkpoints.COMMIT)) == self.commit(step)
 
     def copy_files(self):
-        """Copies the files that have changed, and gives a sign of life."""
+        """Gives a sign of life, and copies the files that have changed."""
+        self.lock.renew()
         for name, path in remote_checkpoints.files_of(self.folder).items():
             with contextlib.suppress(FileNotFoundError):  # the run has deleted it since it was listed
                 about = path.stat()
                 if self.sent.get(name) != (stamp := (about.st_mtime_ns, about.st_size)):
                     self.store.write(name, path.read_bytes())
                     self.sent[name] = stamp
-        self.lock.renew()
 
     def end(self, error: BaseException | None):
         """Copies what is left, and releases the lock. error: why the run ends; None: it is finished.
@@ -202,20 +283,25 @@ class BucketMirror(Mirror):
         if isinstance(error, KeyboardInterrupt | LockLost):
             self.lock.stop()
             return
-        behind = self.behind
+        behind, copied = self.behind, False
         if error is None or (self.keep is not None and behind is None):
             try:
                 self.copy()
-                behind = None
+                behind, copied = None, True
             except (BucketError, LockLost) as other:
                 behind = other
         if behind is None:
             self.lock.release()
-            where = f"the run is in {self.store}"
-            say(where if error is None or isinstance(error, Interrupted) else f"{where}, as far as it was saved")
+            if copied:
+                whole = error is None or isinstance(error, Interrupted)
+                say(f"the run is in {self.store}" + ("" if whole else ", as far as it was saved"))
             return
         self.lock.stop()
         left = f"everything is in {self.folder}, but not all of it in the bucket: do not delete that folder. {behind}"
         if error is None:
             raise BadInput(left)
         say(f"WARNING: {left}")
+
+
+def _digest(commit: bytes) -> str:
+    return hashlib.sha256(commit).hexdigest()

@@ -4,7 +4,8 @@
     URL/checkpoints/STEP/checksums.json   written last and deleted first: without it, there is no checkpoint
     URL/metrics.jsonl, ...                the other files of a run folder
 
-A bucket cannot rename a folder, so this file says that a checkpoint is complete, where the name does so on a disk.
+A bucket cannot rename a folder. So checksums.json (the commit marker) shows that a checkpoint is complete; on a disk,
+its folder's name does.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import filelock
 
 from bert_fast import BadInput, cached, storage
 from bert_fast.data.fetched import write_object
-from bert_fast.data.files import atomic_write, full_disk_reported, rename_synced
+from bert_fast.data.files import full_disk_reported, rename_synced
 from bert_fast.storage import Bucket, BucketError
 
 FOLDER = "checkpoints"
@@ -104,7 +105,7 @@ def compared(commit: bytes, read: Callable[[str], bytes | None], into: pathlib.P
     except (ValueError, AttributeError) as error:
         return f"{COMMIT} cannot be read ({error})"
     for name, expected in sums.items():
-        if pathlib.PurePosixPath(name).is_absolute() or ".." in pathlib.PurePosixPath(name).parts:
+        if not is_inside(name):
             return f"{COMMIT} names {name}, which is outside the checkpoint"
         content = read(name)
         if content is None:
@@ -190,10 +191,15 @@ def _reader(folder: pathlib.Path) -> Callable[[str], bytes | None]:
 
 
 def copy_files(store: Bucket, folder: pathlib.Path, names: Collection[str]):
-    """Copies objects into a folder, each atomically."""
+    """Copies objects into a folder, each atomically. Leaves out those that a run would not have copied there."""
     for name in names:
-        if ".." not in pathlib.PurePosixPath(name).parts:
+        if is_inside(name) and not name.startswith("."):
             write_object(store, name, folder / name)
+
+
+def is_inside(name: str) -> bool:
+    """Whether an object's name is the path of a file inside a folder. A name that ends with "/" is no file's."""
+    return not {"", ".", ".."} & set(name.split("/"))
 
 
 def files_of(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -205,8 +211,3 @@ def files_of(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         if not hidden and path.is_file():
             found[inside.as_posix()] = path
     return found
-
-
-def write_marker(path: pathlib.Path, run: str):
-    """Notes in a local folder which run in a bucket it belongs to."""
-    atomic_write(path, json.dumps({"run": run}).encode())

@@ -3,7 +3,8 @@
     lock.json   run: the run's identity; owner: the process that writes there, or null; beat: a count it increases
 
 A bucket has no locks, but it can replace an object on the condition that nobody else has replaced it. The owner does so
-every BEAT seconds, as a sign of life. Another process takes the lock if there was none for STALE seconds.
+every BEAT seconds, as a sign of life. Another process takes the lock if its owner has given no sign of life for STALE
+seconds.
 """
 
 import contextlib
@@ -37,14 +38,18 @@ class RemoteLock:
     def __init__(self, store: Bucket, say: Callable[[str], object]):
         self.store, self.say = store, say
         self.hasty = storage.open(store.url, hasty=True)  # so that a sign of life does not keep an upload waiting
-        self.run, self.version, self.beat, self.lost = "", b"", 0, ""
+        self.run, self.version, self.beat, self.lost, self.signed = "", b"", 0, "", 0.0
         self.owner = {"host": socket.gethostname(), "machine": machine(), "pid": os.getpid(), "began": began("self")}
         self.owner["token"] = self.token = secrets.token_hex(8)
         self.over, self.busy = threading.Event(), threading.Lock()
         self.thread = threading.Thread(target=self.follow, name="lock", daemon=True)
 
-    def take(self):
-        """Takes the lock. Waits if its owner may be lost. Raises BadInput if another run holds it."""
+    def take(self, run: str = ""):
+        """Takes the lock. Waits if its owner may be lost. Raises BadInput if another run holds it.
+
+        run: the run's identity if the bucket has no lock; "": a new one.
+        """
+        self.run = run
         found = self.store.look(NAME)
         if found.content is None:
             self.store.check()  # without a bucket, a conditional write looks as if another process had been faster
@@ -60,14 +65,14 @@ class RemoteLock:
             if not self.is_own(there["owner"]):
                 raise BadInput(self.taken(there["owner"]))
             version = found.version
-        self.version = version
+        self.version, self.signed = version, time.time()
         _held.add(self.token)
         self.thread.start()
 
     def read(self, found: StoredObject) -> dict[str, Any]:
-        """The content of the lock. A new run's, if there is none."""
+        """The content of the lock. If there is none, no owner."""
         if found.content is None:
-            return {"run": secrets.token_hex(8), "owner": None}
+            return {"run": self.run or secrets.token_hex(8), "owner": None}
         try:
             there = json.loads(found.content)
             return {"run": str(there["run"]), "owner": there["owner"] and dict(there["owner"])}
@@ -89,8 +94,8 @@ class RemoteLock:
     def outwait(self, found: StoredObject, owner: dict[str, Any]) -> StoredObject:
         """The lock, once its owner has released it or has given no sign of life for STALE seconds."""
         self.say(
-            f"{self.store} is locked by {name_of(owner)}. It was killed if it gives no sign of life within "
-            f"{STALE:.0f} s: waiting for one"
+            f"{self.store} is locked by {name_of(owner)}, which may have been killed: waiting up to {STALE:.0f} s for "
+            "a sign of life from it"
         )
         end = time.monotonic() + STALE
         while time.monotonic() < end:
@@ -121,7 +126,11 @@ class RemoteLock:
             version = store.replace(NAME, self.content(self.owner), self.version)
             if version is None:
                 found = store.look(NAME)
-                owner = self.read(found)["owner"] if found.content is not None else None
+                try:
+                    owner = self.read(found)["owner"]
+                except BadInput as error:
+                    self.lost = str(error)
+                    self.check()
                 if not self.is_own(owner):
                     self.lost = f"{self.store}/{NAME} was deleted while this run was writing there"
                     if owner:
@@ -131,16 +140,28 @@ class RemoteLock:
                         )
                     self.check()
                 version = found.version
-            self.version = version
+            self.version, self.signed = version, time.time()
 
     def check(self):
         """Raises LockLost if the lock is known to be lost."""
         if self.lost:
             raise LockLost(f"{self.lost}. This run stops, and uploads nothing more")
 
+    def confirm(self):
+        """Raises LockLost if the lock is lost. Asks the bucket if the last sign of life is old, as it is in a process
+        that was suspended.
+        """
+        self.check()
+        if time.time() - self.signed > STALE / 2:
+            self.renew()
+
     def stop(self):
-        """Gives no more signs of life. The lock stays, until another process finds that its owner is gone."""
+        """Gives no more signs of life, and ends the use of the lock: `check` raises LockLost.
+
+        The lock stays, until another process finds that its owner is gone.
+        """
         self.over.set()
+        self.lost = self.lost or f"this run has ended its work in {self.store}"
         _held.discard(self.token)
 
     def release(self):
@@ -148,11 +169,26 @@ class RemoteLock:
         self.stop()
         try:
             with self.busy:
-                if not self.lost:
-                    self.beat += 1
-                    self.store.replace(NAME, self.content(None), self.version)
+                self.beat += 1
+                self.store.replace(NAME, self.content(None), self.version)  # if it is lost, it has another version
         except BucketError as error:
             self.say(f"the lock is not released ({error}): on another machine, the next run waits {STALE:.0f} s for it")
+
+
+class LockedBucket(Bucket):
+    """The objects of a run. Its owner alone may write and delete them: otherwise, that raises LockLost."""
+
+    def __init__(self, lock: RemoteLock):
+        super().__init__(lock.store.url, lock.store.store)
+        self.lock = lock
+
+    def write(self, name: str, content: bytes):
+        self.lock.confirm()
+        super().write(name, content)
+
+    def delete(self, name: str):
+        self.lock.confirm()
+        super().delete(name)
 
 
 def name_of(owner: dict[str, Any] | None) -> str:
@@ -160,7 +196,7 @@ def name_of(owner: dict[str, Any] | None) -> str:
 
 
 def machine() -> str:
-    """What distinguishes this machine, or this container, in which a process has its number."""
+    """Identifies this machine or container, inside which a process id is unique."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):  # not Linux
         parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())

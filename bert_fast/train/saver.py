@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from bert_fast.train import checkpoint
+from bert_fast.train import checkpoint, rollback
 from bert_fast.train.description import Description
 from bert_fast.train.engine import Engine, Waits
 from bert_fast.train.log import MetricWriter
@@ -25,6 +25,9 @@ class Mirror:
 
     def saved(self, step: int, keep: int):
         """Called in the thread of a save, once the checkpoint of this step is on the disk. keep: as in the settings."""
+
+    def go_back(self, step: int):
+        """Called before the run deletes its checkpoints after this step, to which it goes back."""
 
     def check(self):
         """Called after each step. Raises BadInput if the run must stop."""
@@ -91,6 +94,11 @@ class Saver:
         """Waits as `wait` does. The next save is written even if it has the same step as the last one."""
         self.wait()
         self.saved = None
+
+    def go_back(self, step: int):
+        """Deletes the checkpoints after this step, here and in the mirror."""
+        self.mirror.go_back(step)
+        rollback.discard_later(self.root, step)
 
     def save(self, engine: Engine, describe: Callable[[], Description], rows: MetricWriter | None, wait: bool):
         """Begins to write a checkpoint of the engine's step, after the previous save has ended.

@@ -1,0 +1,177 @@
+"""A run in a bucket that goes back, loses its lock, or was continued by another machine."""
+
+import json
+import shutil
+
+import pytest
+
+from bert_fast import storage
+from bert_fast.train import checkpoint, remote, remote_checkpoints, remote_lock, rollback
+from helpers.mirrored_runs import (
+    assert_holds,
+    empty_cache,
+    folder_of,
+    fork,
+    go_back,
+    made,
+    requests_of,
+    run_until,
+    save,
+    take_over,
+)
+
+
+@pytest.fixture
+def url(bucket) -> str:
+    return f"{bucket}/runs/first"
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """The lines that a run prints about its bucket."""
+    lines = []
+    monkeypatch.setattr(remote, "say", lines.append)
+    return lines
+
+
+@pytest.mark.parametrize("how", ["known", "suspended"])
+def test_run_that_loses_its_lock_in_a_copy_writes_and_deletes_nothing_more(url, bucket_server, monkeypatch, how):
+    requests, upload = [], remote_checkpoints.upload
+
+    def work(folder, mirror):
+        def losing(*arguments):
+            take_over(url)
+            if how == "known":
+                with pytest.raises(remote_lock.LockLost):
+                    mirror.lock.renew()
+            else:
+                mirror.lock.signed -= remote_lock.STALE
+            requests.append(len(bucket_server.requests()))
+            upload(*arguments)
+
+        save(folder, mirror, 1, keep=1)
+        monkeypatch.setattr(remote_checkpoints, "upload", losing)
+        save(folder, mirror, 2, keep=1)
+
+    with pytest.raises(remote_lock.LockLost, match="process 1 on elsewhere has taken over"):
+        run_until(url, ValueError("goes on"), work)
+    assert {name for _, name in requests_of(bucket_server, url, requests[0])} <= {"lock.json"}
+    assert remote_checkpoints.steps(storage.open(url).names()) == [1]
+
+
+def test_rows_are_not_copied_after_the_lock_is_lost(url, bucket_server):
+    def work(folder, mirror):
+        save(folder, mirror, 1)
+        take_over(url)
+        (folder / "metrics.jsonl").write_text("other")
+        mirror.copy_files()
+
+    with pytest.raises(remote_lock.LockLost):
+        run_until(url, ValueError("goes on"), work)
+    assert storage.open(url).read("metrics.jsonl") == b"1\n"
+
+
+def test_thread_that_outlives_its_run_copies_nothing(url):
+    mirrors = []
+    with pytest.raises(KeyboardInterrupt):
+        run_until(url, KeyboardInterrupt(), lambda *given: mirrors.append(given))
+    ((folder, mirror),) = mirrors
+    with pytest.raises(remote_lock.LockLost):
+        save(folder, mirror, 1)
+    assert remote_checkpoints.steps(storage.open(url).names()) == []
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_killed_run_that_went_back_does_not_get_the_later_checkpoint(url, bucket_server, failing, said):
+    def work(folder, mirror):
+        save(folder, mirror, 1, 2)
+        if failing:
+            bucket_server.fail("PUT|DELETE", 503)
+        go_back(folder, mirror, 1)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_until(url, KeyboardInterrupt(), work)
+    bucket_server.recover()
+    assert any("after step 1 are still in the bucket" in line for line in said) == failing
+    if not failing:
+        empty_cache()
+    with remote.run_folder(url) as (folder, mirror):
+        assert checkpoint.steps(folder / "checkpoints") == [1]
+        save(folder, mirror, 3)
+    assert remote_checkpoints.steps(storage.open(url).names()) == [1, 3]
+
+
+def test_run_that_went_back_while_the_bucket_failed_deletes_the_later_checkpoint_at_its_next_save(url, bucket_server):
+    with remote.run_folder(url) as (folder, mirror):
+        save(folder, mirror, 1)
+        bucket_server.fail("DELETE", 503)
+        go_back(folder, mirror, 0)
+        bucket_server.recover()
+        mirror.saved(0, 2)
+        assert remote_checkpoints.steps(storage.open(url).names()) == []
+
+
+def test_checkpoint_that_is_no_longer_on_the_disk_is_deleted_before_new_rows_are_copied(url, bucket_server):
+    with remote.run_folder(url) as (folder, mirror):
+        save(folder, mirror, 1, 2)
+        rollback.discard_later(folder / "checkpoints", 1)
+        since = len(bucket_server.requests())
+        save(folder, mirror, 3, keep=3)
+    requests = requests_of(bucket_server, url, since)
+    rows = requests.index(("PUT", "metrics.jsonl"))
+    assert requests.index(("DELETE", "checkpoints/2/checksums.json")) < rows
+    assert remote_checkpoints.steps(storage.open(url).names()) == [1, 3]
+
+
+def test_run_that_fails_before_its_first_save_does_not_claim_to_be_copied(url, said):
+    with pytest.raises(ValueError, match="early"):
+        run_until(url, ValueError("early"), lambda *_: None)
+    assert not any(line.startswith("the run is in") for line in said)
+    assert json.loads(storage.open(url).read("lock.json"))["owner"] is None
+
+
+def test_run_without_its_lock_file_keeps_what_was_not_copied(url, bucket_server, said):
+    fork(url, bucket_server, 2)
+    storage.open(url).delete("lock.json")
+    with remote.run_folder(url) as (folder, _):
+        assert checkpoint.newest(folder / "checkpoints").name == "2"
+    assert not any("was moved to" in line for line in said)
+    assert remote_checkpoints.steps(storage.open(url).names()) == [1, 2]
+
+
+def test_what_another_machine_has_continued_wins_and_the_local_folder_is_moved_aside(url, bucket_server, said):
+    fork(url, bucket_server, 2, 5)
+    folder = folder_of(url)
+    first = folder.rename(folder.with_name("first machine"))
+    made(url, 4)  # on another machine, from step 1
+    shutil.rmtree(folder)
+    first.rename(folder)
+    with remote.run_folder(url) as (folder, _):
+        assert checkpoint.steps(folder / "checkpoints") == [4]
+    aside = folder.with_name(f"{folder.name}.1")
+    assert_holds(aside, 5)
+    (line,) = (line for line in said if "was moved to" in line)
+    assert line == f"another machine has continued {url}, but not from the end of {folder}: it was moved to {aside}"
+
+
+def test_run_that_went_back_on_another_machine_does_not_continue_from_the_discarded_step(url, said):
+    folder = made(url, 1, 2)
+    first = folder.rename(folder.with_name("first machine"))
+    made(url)
+    with remote.run_folder(url) as (folder, mirror):
+        go_back(folder, mirror, 1)
+    shutil.rmtree(folder)
+    first.rename(folder)
+    with remote.run_folder(url) as (folder, _):
+        assert checkpoint.steps(folder / "checkpoints") == [1]
+    assert not any("was moved to" in line for line in said)
+
+
+def test_names_that_a_run_would_not_copy_are_left_out(tmp_path, bucket):
+    store = storage.open(f"{bucket}/run")
+    names = ["a/b", f"/{tmp_path}/outside", "../outside", "a/", ".lock", ".bucket", "c//d"]
+    for name in names:
+        storage.open(bucket).write(f"run/{name}", b"x")
+    assert set(names) <= set(store.names()) | {"../outside"}
+    remote_checkpoints.copy_files(store, tmp_path / "inside", names)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "inside/a/b"]
