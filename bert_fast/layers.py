@@ -131,7 +131,9 @@ def plus(y, bias):
 
 
 class Linear(nn.Module):
-    """`x . kernel + bias`: [..., to]. The kernel is [*of, to]; the sizes `of` multiply to the last axis of x."""
+    """`x . kernel + bias`: [..., to]. The kernel has shape [*of, to]. The product of the sizes in `of` is the size of x's
+    last axis.
+    """
 
     config: Config
     to: int

@@ -2,8 +2,8 @@
 
     python -m experiments.save_speed [--folder=DIR] [--saves=12]
 
-The checkpoints are written in DIR, and deleted at the end. Saves that the run waits for alternate with saves that a
-thread writes. Steps are timed before each save, and while a thread writes. Writes experiments/save_speed.md.
+The checkpoints are written in DIR, and deleted at the end. Two kinds of save take turns: one that the
+run waits for, and one that a thread writes. Steps are timed before each save, and while a thread writes. Writes experiments/save_speed.md.
 """
 
 import argparse
@@ -98,11 +98,11 @@ pieces, AdamW: {found["size"][0]:.0f} MiB. Milliseconds: median (least to most) 
 | a save that the run waits for, such as the one at its end | {ms["waited"]} |
 | the wait for a save that a thread writes | {ms["blocked"]} |
 | the same, at the first save, which allocates memory | {1e3 * found["first"][0]:.0f} |
-| from the beginning to the end of such a save | {ms["in all"]} |
+| from the beginning to the end of a save that a thread writes | {ms["in all"]} |
 | a training step of 16 x 128 tokens while no checkpoint is written | {ms["alone"]} |
 | a training step while a checkpoint is written | {ms["beside"]} |
 
-On a CPU, the thread takes its time from the steps. With an accelerator, it does not.
+On a CPU, the thread slows down the steps. With an accelerator, it does not.
 """,
     )
 

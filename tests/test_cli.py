@@ -202,6 +202,12 @@ def test_missing_import_of_a_config_is_named(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_unknown_type_of_numbers_is_refused(prepared, tmp_path, capsys):
+    flags = ["--config=bert:size=tiny,debug", f"--config.data.dir={prepared}", f"--workdir={tmp_path / 'run'}"]
+    assert commands_main(["pretrain", *flags, "--config.model.dtype=float16"]) == 2
+    assert "model.dtype='float16' is unknown: did you mean bfloat16" in capsys.readouterr().err
+
+
 def test_workdir_that_is_a_file_is_refused(prepared, tmp_path):
     (tmp_path / "file").write_text("mine")
     done = bert_fast(*pretrain(prepared, tmp_path / "file"))

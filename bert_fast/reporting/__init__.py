@@ -1,4 +1,4 @@
-"""Reports of runs and studies: a self-contained HTML page, the same as Markdown, and a PNG of the losses.
+"""Reports of runs and studies: a self-contained HTML page, the same report in Markdown, and a PNG of the losses.
 
     read.py                 what a report shows: runs, a study, scores
     axes.py, scales.py      how far a run was at each row; units and ticks

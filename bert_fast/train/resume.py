@@ -1,5 +1,6 @@
 """What must stay the same when a run continues, what may change, and how steps are added."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -143,8 +144,8 @@ def say_mesh(about: Description, mesh: Mapping[str, int], say: Callable[[str], o
         say(
             f"WARNING: step {about.step} was computed on {_mesh(before)}, and the run continues on "
             f"{_mesh(now)}. It sees the same examples, but sums are rounded differently: in float32, five steps on 8 "
-            "devices and on 1 differ by at most 1e-5 (losses and gradients: relative; weights: absolute), and more "
-            "steps by more"
+            "devices and on 1 differ by at most 1e-5 (losses and gradients: relative; weights: absolute), and the "
+            "difference grows with more steps"
         )
 
 
@@ -161,7 +162,8 @@ def settle_activation(workdir: pathlib.Path, config: dict):
     if model.get("activation") == "auto":
         found = sealed.read(path, "restore it, or give another --workdir", (None,)) if path.is_file() else config
         recorded = found["model"]["activation"]
-        model["activation"] = activations.resolved(recorded, model["dtype"])
+        with contextlib.suppress(KeyError):  # an unknown dtype, which settings.make refuses
+            model["activation"] = activations.resolved(recorded, model["dtype"])
 
 
 def defaults_of(kind) -> dict:

@@ -1,5 +1,5 @@
-"""Saves that do not keep the run waiting: it copies its state to host memory and continues, and a thread writes the
-copy.
+"""Saving without keeping the run waiting: the run copies its state to host memory and continues, and a thread writes
+the copy.
 """
 
 import copy

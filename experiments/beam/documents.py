@@ -1,9 +1,9 @@
 """What workers do with documents: read and tokenise them, and gather them into the units that `prepare` would make.
 Does not use Beam.
 
-file -> blocks of text -> encoded blocks -> their parts of units -> units
-             |                                   |
-             +-> sizes of documents -> plan -----+
+file -> blocks of text -> encoded blocks -> pieces, one for each unit -> units
+             |                                        |
+             +-> sizes of documents -> plan ----------+
 """
 
 import bisect
@@ -67,7 +67,7 @@ class Plan(NamedTuple):
 
 def texts_of(path: str, text_key: str, bad: corpora.Bad) -> Iterator[str]:
     """The cleaned documents of a file on this machine."""
-    if os.path.getsize(path):  # `open_corpus` refuses a source without text, but other files may have some
+    if os.path.getsize(path):  # `open_corpus` would refuse an empty file, although the other files may have text
         corpus = corpora.open_corpus(f"files:{glob.escape(path)}", text_key=text_key)
         yield from corpus.documents(corpus.parts[0], bad)
 
