@@ -131,8 +131,8 @@ def plus(y, bias):
 
 
 class Linear(nn.Module):
-    """`x . kernel + bias`: [..., to]. The kernel has shape [*of, to]. The product of the sizes in `of` is the size of x's
-    last axis.
+    """`x . kernel + bias`: [..., to]. The kernel has shape [*of, to]. The product of the sizes in `of` is the size of
+    x's last axis.
     """
 
     config: Config
