@@ -13,7 +13,9 @@ from bert_fast import BadInput
 
 RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "16s"}  # half a minute of pauses, if all fail
 STALL = 20  # seconds without a byte after which a request counts as failed
-LIMIT = 1800.0  # seconds for a request with all of its repetitions
+LIMIT = 1800.0  # seconds for a request with all of its repetitions, without the time for the bytes
+SLOWEST = 1e6  # bytes per second that a connection must carry
+LARGEST = 5 * 2**30  # bytes of an object: what S3 takes in one request
 SCHEMES = ("s3", "gs", "file")  # file: a folder used like a bucket
 DRIVERS = {"s3": "s3", "gs": "gcs"}
 
@@ -122,7 +124,7 @@ class Bucket:
 
     def look(self, name: str) -> StoredObject:
         """An object with its version."""
-        found = self._result(f"read {name}", self.store.read(name))
+        found = self._result(f"read {name}", self.store.read(name), LARGEST)
         return StoredObject(found.value if found.state == "value" else None, found.stamp.generation)
 
     def read(self, name: str) -> bytes | None:
@@ -130,7 +132,7 @@ class Bucket:
         return self.look(name).content
 
     def write(self, name: str, content: bytes):
-        self._result(f"write {name}", self.store.write(name, content))
+        self._result(f"write {name}", self.store.write(name, content), len(content))
 
     def replace(self, name: str, content: bytes, version: bytes) -> bytes | None:
         """Writes an object if it still has this version (see `look`). Returns the new version; None if it has not."""
@@ -140,12 +142,14 @@ class Bucket:
         """Deletes an object. Does nothing if there is none."""
         self._result(f"delete {name}", self.store.write(name, None))
 
-    def _result(self, what: str, future):
+    def _result(self, what: str, future, size: int = 0):
+        """The result of a request. size: bytes that it carries, at most."""
+        limit = LIMIT + size / SLOWEST
         try:
-            return future.result(timeout=LIMIT)
+            return future.result(timeout=limit)
         except TimeoutError:
             future.cancel()
-            raise BucketError(f"{self.url}: could not {what} within {LIMIT:.0f} s", _remedy("")) from None
+            raise BucketError(f"{self.url}: could not {what} within {limit:.0f} s", _remedy("")) from None
         except Exception as error:
             line = _first_line(error)
             raise BucketError(f"{self.url}: could not {what}: {line[:300]}", _remedy(str(error))) from None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bert_fast import BadInput
 from bert_fast.data import files
-from bert_fast.train import checkpoint
+from bert_fast.train import checkpoint, checksums
 from helpers.made_checkpoints import described, state_of
 
 
@@ -238,14 +238,14 @@ def test_another_error_of_a_reader_is_not_hidden(running):
 @pytest.mark.parametrize("name", ["checkpoints/2", ""])
 def test_a_checkpoint_that_is_deleted_while_its_files_are_compared_is_not_damaged(running, monkeypatch, name):
     folder, go_on = running
-    sha256, said = checkpoint.sha256, []
+    sha256, said = checksums.sha256, []
 
     def then_go_on(path):
-        monkeypatch.setattr(checkpoint, "sha256", sha256)
+        monkeypatch.setattr(checksums, "sha256", sha256)
         go_on()
         return sha256(path)
 
-    monkeypatch.setattr(checkpoint, "sha256", then_go_on)
+    monkeypatch.setattr(checksums, "sha256", then_go_on)
     if name:
         with pytest.raises(BadInput, match="was deleted while it was read"):
             checkpoint.find(folder / name, said.append)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 
 import pytest
 
@@ -135,6 +136,48 @@ def test_two_processes_make_one_copy(url, bucket_server, monkeypatch, capfd):
     other.join()
     assert gets(bucket_server, since).count("train-00000-of-00002.array_record") == 1
     assert "waiting for another process" in capfd.readouterr().err
+
+
+def test_copy_that_is_deleted_meanwhile_is_made_again(url, small_shards):
+    shutil.rmtree(fetched.folder(url))
+    assert {path.name for path in fetched.folder(url).iterdir()} == {path.name for path in small_shards.iterdir()}
+
+
+def test_bucket_that_fails_is_not_called_a_damaged_copy(url, bucket_server, capfd):
+    fetched.manifest(url)
+    bucket_server.fail(status=403)
+    with pytest.raises(storage.BucketError, match="HTTP 403"):
+        shards.verify(url)
+    assert "is damaged" not in capfd.readouterr().err
+
+
+def test_a_copy_is_waited_for_as_long_as_it_grows(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(fetched, "PATIENCE", 0.4)
+    monkeypatch.setattr(fetched, "POLL", 0.05)
+    copy, held, over = tmp_path / "copy", threading.Event(), threading.Event()
+    copy.mkdir()
+
+    def make(seconds):
+        with fetched.alone(copy):
+            held.set()
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                (copy / "file").write_text("")
+                time.sleep(0.05)
+            over.wait()
+
+    maker = threading.Thread(target=make, args=[1.5])
+    maker.start()
+    assert held.wait(5)
+    began = time.monotonic()
+    try:
+        with pytest.raises(BadInput, match="has written nothing for"), fetched.alone(copy):
+            pass
+    finally:
+        over.set()
+    assert time.monotonic() - began > 1.5
+    assert capfd.readouterr().err.count("waiting for another process") == 1
+    maker.join()
 
 
 def test_card_can_do_without_the_shards(url, bucket_server, capfd):

@@ -107,11 +107,17 @@ def test_run_survives_a_server_that_fails_for_a_while(bucket, shards_url, finish
     url, seen = f"{bucket}/runs/first", []
     with monkeypatch.context() as patch:
         patch.setattr(storage, "RETRIES", {"max_retries": 1, "initial_delay": "10ms", "max_delay": "10ms"})
-        actions = {15: lambda: bucket_server.fail(status=503), 35: bucket_server.recover}
-        actions[45] = lambda: seen.append(capfd.readouterr().err)
-        acting(patch, actions)
+
+        def recover():
+            end = time.monotonic() + 60
+            while not any("WARNING: step 20 is saved in" in text for text in seen):
+                seen.append(capfd.readouterr().err)
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            bucket_server.recover()
+
+        acting(patch, {15: lambda: bucket_server.fail(status=503), 35: recover})
         folder = run_in(url, small_config(shards_url))
-    assert "WARNING: step 20 is saved in" in seen[0]
     assert_same_end(folder, finished)
     assert remote_checkpoints.steps(storage.open(url).names()) == [40, 60]
 

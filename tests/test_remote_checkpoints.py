@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import threading
+import time
 
 import jax
 import numpy as np
@@ -87,33 +89,13 @@ def test_checkpoint_without_its_commit_marker_does_not_exist(url):
     assert not store.names("checkpoints/2/")  # the rest of the half one is deleted
 
 
-@pytest.mark.parametrize("damage", ["changed", "missing", "unreadable checksums"])
-def test_damaged_checkpoint_is_found_and_the_previous_one_is_used(url, said, damage):
-    made(url, 1, 2)
-    store = storage.open(url)
-    if damage == "changed":
-        store.write("checkpoints/2/vocab.txt", b"other")
-    elif damage == "missing":
-        store.delete("checkpoints/2/vocab.txt")
-    else:
-        store.write("checkpoints/2/checksums.json", b"{")
-    warnings = []
-    assert checkpoint.find(url, warnings.append).name == "1"
-    assert f"checkpoint {url}/checkpoints/2 is damaged: " in warnings[0]
-    with pytest.raises(BadInput, match=r"could be used is damaged"):
-        checkpoint.find(f"{url}/checkpoints/2", warnings.append)
-    empty_cache()
-    with remote.run_folder(url) as (folder, _):
-        assert_holds(folder, 1)
-        assert checkpoint.steps(folder / "checkpoints") == [1]
-    assert any("checkpoints/2 is damaged" in line and line.endswith("trying the previous one") for line in said)
-
-
 @pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/outside", "a/"])
-def test_file_outside_a_checkpoint_is_not_written(tmp_path, name):
+def test_file_outside_a_checkpoint_is_not_written(url, tmp_path, name):
     (tmp_path / "inside").mkdir()
     sums = json.dumps({name: hashlib.sha256(b"x").hexdigest()}).encode()
-    problem = remote_checkpoints.compared(sums, lambda _: b"x", tmp_path / "inside")
+    store = storage.open(url)
+    store.write("checkpoints/1/checksums.json", sums)
+    problem = remote_checkpoints.fetch(store, 1, tmp_path / "inside")
     assert problem.endswith("which is outside the checkpoint")
     assert not (tmp_path / "outside").exists()
 
@@ -180,17 +162,61 @@ def test_upload_that_fails_to_the_end_is_an_error_that_names_the_local_folder(ur
     assert remote_checkpoints.steps(storage.open(url).names()) == [1, 2]
 
 
-def test_a_bucket_that_fails_keeps_only_the_first_save_waiting(url, bucket_server, monkeypatch):
-    def work(folder, mirror):
-        bucket_server.fail("PUT|GET", 500)
-        save(folder, mirror, 1)
-        with monkeypatch.context() as patch:
-            patch.setattr(remote.BucketMirror, "copy", lambda _: pytest.fail("waited again"))
-            save(folder, mirror, 2)
+def test_a_save_does_not_wait_for_the_bucket(url, bucket_server):
+    with remote.run_folder(url) as (folder, mirror):
+        bucket_server.pause()
+        try:
+            began = time.monotonic()
+            for step in (1, 2, 3):
+                checkpoint.save(folder / "checkpoints", state_of(step), described(step), {step - 1})
+                mirror.saved(step, 2)
+                mirror.check()
+            assert time.monotonic() - began < 1.5  # a request takes two seconds to fail
+        finally:
+            bucket_server.go_on()
+    assert remote_checkpoints.steps(storage.open(url).names()) == [2, 3]
 
-    with pytest.raises(ValueError, match="over"):
-        run_until(url, ValueError("over"), work)
-    assert checkpoint.steps(folder_of(url) / "checkpoints") == [1, 2]
+
+def test_checkpoint_that_is_deleted_while_it_is_copied_is_copied_completely(url, monkeypatch):
+    upload, deleted = remote_checkpoints.upload, []
+    with remote.run_folder(url) as (folder, mirror):
+
+        def slow(store, linked, *more):
+            if not deleted:
+                deleted.append(checkpoint.discard(folder / "checkpoints/1"))
+            upload(store, linked, *more)
+            assert remote_checkpoints.steps(store.names())[-1] == int(linked.name)
+
+        monkeypatch.setattr(remote_checkpoints, "upload", slow)
+        save(folder, mirror, 1)
+        assert remote_checkpoints.steps(storage.open(url).names()) == [1]
+        save(folder, mirror, 2)
+    assert remote_checkpoints.steps(storage.open(url).names()) == [1, 2]
+    assert not (folder / ".uploading").exists()
+
+
+def test_interrupted_run_gives_up_the_upload_of_an_earlier_checkpoint(url, bucket_server, monkeypatch):
+    upload, reached, go_on = remote_checkpoints.upload, threading.Event(), threading.Event()
+
+    def slow(store, linked, *more):
+        if linked.name == "1":
+            reached.set()
+            assert go_on.wait(10)
+        upload(store, linked, *more)
+
+    def work(folder, mirror):
+        monkeypatch.setattr(remote_checkpoints, "upload", slow)
+        checkpoint.save(folder / "checkpoints", state_of(1), described(1), set())
+        mirror.saved(1, 1)
+        assert reached.wait(10)
+        checkpoint.save(folder / "checkpoints", state_of(2), described(2), set())
+        mirror.saved(2, 1)
+        threading.Timer(0.5, go_on.set).start()
+
+    with pytest.raises(Interrupted):
+        run_until(url, Interrupted(15, "saved"), work)
+    assert not [name for method, name in requests_of(bucket_server, url) if name.startswith("checkpoints/1/")]
+    assert remote_checkpoints.steps(storage.open(url).names()) == [2]
 
 
 def save_and_write(folder, mirror):
@@ -223,6 +249,7 @@ def test_step_that_is_written_again_replaces_the_one_in_the_bucket(url):
         again = state_of(2)._replace(params=state_of(7).params)
         checkpoint.save(folder / "checkpoints", again, described(2), {1})  # the run went back, and came to step 2 again
         mirror.saved(2, 2)
+        mirror.uploads.wait()
     empty_cache()
     with remote.run_folder(url) as (folder, _):
         found = checkpoint.restore(folder / "checkpoints/2", state_of(0))
@@ -245,6 +272,31 @@ def test_bucket_keeps_as_many_checkpoints_on_a_new_machine(url):
     with remote.run_folder(url) as (folder, mirror):
         save(folder, mirror, 4, keep=3)
     assert remote_checkpoints.steps(storage.open(url).names()) == [2, 3, 4]
+
+
+def test_damaged_checkpoint_0_is_not_said_to_have_a_previous_one(url, said):
+    made(url, 0, 1)
+    storage.open(url).write("checkpoints/0/vocab.txt", b"other")
+    empty_cache()
+    with remote.run_folder(url):
+        pass
+    (line,) = (line for line in said if "checkpoints/0 is damaged" in line)
+    assert "previous" not in line
+
+
+def test_damaged_local_checkpoint_leaves_the_one_in_the_bucket(url):
+    before = []
+
+    def work(folder, mirror):
+        save(folder, mirror, 1)
+        checkpoint.save(folder / "checkpoints", state_of(7), described(1, rows=1), set())
+        (folder / "checkpoints/1/vocab.txt").write_text("damaged")
+        before.append(storage.open(url).read("checkpoints/1/checksums.json"))
+        mirror.saved(1, 2)
+
+    with pytest.raises(ValueError, match="over"):
+        run_until(url, ValueError("over"), work)
+    assert [storage.open(url).read("checkpoints/1/checksums.json")] == before
 
 
 def test_summary_of_a_run_that_is_extended_is_deleted(url):
@@ -270,22 +322,3 @@ def test_local_folder_of_another_run_is_moved_aside(url, said):
     aside = folder.with_name(f"{folder.name}.1")
     assert_holds(aside, 2)
     assert f"the run in {folder} is no longer the one in {url}: it was moved to {aside}" in said
-
-
-def test_copy_for_reading_is_used_again_and_repaired(url, bucket_server):
-    made(url, 1, 2)
-    found = checkpoint.find(url)
-    assert found.name == "2"
-    since = len(bucket_server.requests())
-    assert checkpoint.find(url) == found
-    arrays = [request for request in bucket_server.requests()[since:] if "/arrays/" in request]
-    assert not arrays
-    (found / "vocab.txt").write_text("damaged")
-    assert checkpoint.find(url) == found
-    assert checkpoint.damage(found) is None
-    assert checkpoint.find(f"{url}/checkpoints/1/").name == "1"
-    assert not found.exists()  # only what was read last is kept
-    with pytest.raises(BadInput, match=r"no checkpoint in .*/checkpoints/7: .*it has the steps 1, 2"):
-        checkpoint.find(f"{url}/checkpoints/7")
-    with pytest.raises(BadInput, match=r"no checkpoint in .*nothing: .*it has none"):
-        checkpoint.find(f"{url}/nothing")

@@ -7,6 +7,8 @@ import pytest
 
 from bert_fast import storage
 from bert_fast.train import checkpoint, remote, remote_checkpoints, remote_lock, rollback
+from bert_fast.train.counters import Counters
+from helpers.made_checkpoints import described, state_of
 from helpers.mirrored_runs import (
     assert_holds,
     empty_cache,
@@ -108,6 +110,7 @@ def test_run_that_went_back_while_the_bucket_failed_deletes_the_later_checkpoint
         go_back(folder, mirror, 0)
         bucket_server.recover()
         mirror.saved(0, 2)
+        mirror.uploads.wait()
         assert remote_checkpoints.steps(storage.open(url).names()) == []
 
 
@@ -175,3 +178,35 @@ def test_names_that_a_run_would_not_copy_are_left_out(tmp_path, bucket):
     assert set(names) <= set(store.names()) | {"../outside"}
     remote_checkpoints.copy_files(store, tmp_path / "inside", names)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "inside/a/b"]
+
+
+def test_new_machine_gets_checkpoints_back_to_one_from_before_the_skipped_steps(url):
+    with remote.run_folder(url) as (folder, mirror):
+        for step, streak in ((1, 0), (2, 0), (3, 1), (4, 2)):
+            about = described(step, counters=Counters(streak=streak))
+            checkpoint.save(folder / "checkpoints", state_of(step), about, set(range(step)))
+            mirror.saved(step, 9)
+        mirror.uploads.wait()
+    empty_cache()
+    with remote.run_folder(url) as (folder, _):
+        assert checkpoint.steps(folder / "checkpoints") == [2, 3, 4]
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt(), OSError("disk")])
+def test_lock_does_not_stay_alive_if_the_last_copy_fails(url, monkeypatch, said, problem):
+    mirrors = []
+
+    def fail(mirror):
+        raise problem
+
+    def work(folder, mirror):
+        save(folder, mirror, 1)
+        mirrors.append(mirror)
+        monkeypatch.setattr(remote.BucketMirror, "copy", fail)
+
+    expected = KeyboardInterrupt if isinstance(problem, KeyboardInterrupt) else ValueError
+    with pytest.raises(expected):
+        run_until(url, ValueError("the error of the run"), work)
+    assert mirrors[0].lock.over.is_set()
+    if expected is ValueError:
+        assert any("not all of it in the bucket" in line and "disk" in line for line in said)

@@ -168,3 +168,12 @@ def test_damaged_lock_is_an_error(locks, bucket):
     storage.open(f"{bucket}/run").write("lock.json", b"{}")
     with pytest.raises(BadInput, match=r"lock\.json is damaged .*delete it if no other run is writing there"):
         locks().take()
+
+
+def test_lock_that_is_damaged_while_it_is_held_is_lost(locks, bucket):
+    lock = locks()
+    lock.take()
+    storage.open(f"{bucket}/run").write("lock.json", b"{")
+    lock.thread.join(5)
+    with pytest.raises(LockLost, match=r"lock\.json is damaged"):
+        lock.check()

@@ -1,6 +1,7 @@
 """Objects in a bucket: requests are repeated, every wait has a limit, and errors say what to do."""
 
 import pathlib
+import threading
 import time
 
 import pytest
@@ -103,6 +104,7 @@ def test_a_server_that_says_nothing_is_an_error(bucket, bucket_server):
 
 def test_a_request_has_a_limit_for_all_its_repetitions(bucket, bucket_server, monkeypatch):
     monkeypatch.setattr(storage, "LIMIT", 0.5)
+    monkeypatch.setattr(storage, "LARGEST", 0)
     store = storage.open(bucket)
     bucket_server.pause()
     try:
@@ -110,6 +112,19 @@ def test_a_request_has_a_limit_for_all_its_repetitions(bucket, bucket_server, mo
             store.read("x")
     finally:
         bucket_server.go_on()
+
+
+def test_a_large_object_gets_more_time(bucket, bucket_server, monkeypatch):
+    monkeypatch.setattr(storage, "LIMIT", 0.1)
+    monkeypatch.setattr(storage, "SLOWEST", 100)
+    store = storage.open(bucket)
+    bucket_server.pause()
+    threading.Timer(0.5, bucket_server.go_on).start()
+    store.write("x", bytes(1000))  # ten seconds more
+    bucket_server.pause()
+    threading.Timer(0.5, bucket_server.go_on).start()
+    with pytest.raises(BucketError, match="could not write x within"):
+        store.write("x", b"")
 
 
 @pytest.mark.parametrize("url", ["az://bucket/a", "https://example.org/a", "s3://", "gs:///a"])

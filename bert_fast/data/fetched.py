@@ -1,8 +1,9 @@
 """Local copies of shards folders that are in a bucket. A copy is made once, and used by all runs of this machine.
 
-A copy is in the folder `shards/FINGERPRINT` of the cache, with the fingerprint of the manifest.
+A copy is in the cache's folder shards/FINGERPRINT: the first 32 characters of the fingerprint in its manifest.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -16,9 +17,12 @@ import filelock
 from bert_fast import BadInput, cached, storage
 from bert_fast.data.files import atomic_write, full_disk_reported
 
-PATIENCE = 3600.0  # seconds to wait for another process that makes the same copy
+PATIENCE = 3600.0  # seconds to wait for another process that makes the same copy, and writes nothing
+POLL = 1.0  # seconds between looks at its progress
 SPEAK = 10.0  # seconds between lines that show progress
-_manifests: dict[str, pathlib.Path] = {}  # URL -> the copy of its manifest, which this process has compared
+_manifests: dict[
+    str, pathlib.Path
+] = {}  # URL -> the copy of its manifest, which this process has compared with the bucket's
 _complete: set[pathlib.Path] = set()  # copies whose files this process has found
 
 
@@ -42,6 +46,7 @@ def manifest(place: str | pathlib.Path) -> pathlib.Path:
     url = str(place)
     if url not in _manifests or not _manifests[url].is_file():
         _manifests[url] = _copied_manifest(url)
+        _complete.discard(_manifests[url].parent)  # the manifest, at least, was deleted
     return _manifests[url]
 
 
@@ -61,17 +66,6 @@ def listed(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from (*split["shards"], split["lengths"])
     if "tokenizer" in manifest:  # format 1 did not list it
         yield manifest["tokenizer"]
-
-
-def write_object(store: storage.Bucket, name: str, path: pathlib.Path) -> bool:
-    """Writes an object to a file, atomically. Returns False if there is no such object."""
-    content = store.read(name)
-    if content is None:
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with full_disk_reported(path.parent):
-        atomic_write(path, content)
-    return True
 
 
 def _copied_manifest(url: str) -> pathlib.Path:
@@ -104,25 +98,41 @@ def _complete_copy(url: str, copy: pathlib.Path, check: bool):
             raise ValueError("a file outside the folder")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{url}/manifest.json is damaged ({error!r}): copy it there again") from None
-    with full_disk_reported(copy), _alone(copy):
+    with full_disk_reported(copy), alone(copy):
         lacking = {file: facts for file, facts in wanted.items() if not _there(copy / file, *facts, check)}
         _fetch(storage.open(url), lacking, copy)
     _complete.add(copy)
 
 
-def _alone(copy: pathlib.Path) -> filelock.AcquireReturnProxy:
-    """Holds the lock of a copy until the end of a `with` block. Raises BadInput if it waits for too long."""
-    lock = filelock.FileLock(f"{copy}.lock", timeout=1)
-    try:
-        return lock.acquire()
-    except filelock.Timeout:
-        print(f"waiting for another process, which makes {copy}", file=sys.stderr, flush=True)
-        try:
-            return lock.acquire(timeout=PATIENCE)
-        except filelock.Timeout:
-            raise BadInput(
-                f"another process has held {copy}.lock for {PATIENCE:.0f} s: end it, then run the same command again"
-            ) from None
+def alone(copy: pathlib.Path) -> filelock.AcquireReturnProxy:
+    """Holds the lock of a copy until the end of a `with` block.
+
+    Waits as long as another process holds it and makes progress. Raises BadInput if it makes none.
+    """
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(copy.with_name(f"{copy.name}.lock"))
+    seen, since, waits = 0.0, time.monotonic(), False
+    while time.monotonic() - since < PATIENCE:
+        with contextlib.suppress(filelock.Timeout):
+            return lock.acquire(timeout=POLL)
+        if not waits:
+            print(f"waiting for another process, which makes {copy}", file=sys.stderr, flush=True)
+        waits = True
+        if (changed := _changed(copy)) > seen:
+            seen, since = changed, time.monotonic()
+    raise BadInput(
+        f"another process holds {lock.lock_file}, and has written nothing for {PATIENCE:.0f} s: end it, then run the "
+        "same command again"
+    )
+
+
+def _changed(folder: pathlib.Path) -> float:
+    """When a file in a folder was last written, in seconds since 1970."""
+    newest = 0.0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a part of a file that has been completed
+            newest = max(newest, path.stat().st_mtime)
+    return newest
 
 
 def _there(path: pathlib.Path, sha256: str, size: int | None, check: bool) -> bool:

@@ -118,12 +118,13 @@ def verify(folder: str | pathlib.Path) -> dict[str, Any]:
 
     Raises BadInput naming the first file that is missing, truncated or changed.
     """
+    copy = fetched.folder(folder)
     try:
-        return _verified(fetched.folder(folder))
+        return _verified(copy)
     except BadInput:
         if not fetched.repaired(folder):
             raise
-    return _verified(fetched.folder(folder))
+    return _verified(copy)
 
 
 def _verified(folder: pathlib.Path) -> dict[str, Any]:

@@ -19,11 +19,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bert_fast import BadInput, qkv
+from bert_fast import BadInput, qkv, storage
 from bert_fast.bert import Params
 from bert_fast.data.files import rename_synced
 from bert_fast.data.shards import sha256
 from bert_fast.train import description, orbax_messages, remote_checkpoints
+from bert_fast.train.checksums import damage
 from bert_fast.train.description import Description
 from bert_fast.train.step import TrainState, join
 
@@ -182,23 +183,6 @@ def steps(root: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in found)
 
 
-def damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None if they are intact."""
-    try:
-        sums = json.loads((folder / "checksums.json").read_text())
-    except (OSError, ValueError) as error:
-        return f"checksums.json cannot be read ({error})"
-    for name, expected in sums.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        try:
-            if sha256(folder / name) != expected:
-                return f"{name} has changed since it was written"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-    return None
-
-
 def newest(root: pathlib.Path, warn=print) -> pathlib.Path | None:
     """The newest undamaged checkpoint, or None if none was ever saved.
 
@@ -259,6 +243,9 @@ def read(path: str | pathlib.Path, use: Callable[[pathlib.Path], T], warn=print)
         except Exception as error:  # Orbax has no single exception for this: each thread raises a different one
             if _is_complete(folder):
                 raise
+            if storage.is_url(path):  # another command has replaced the local copy
+                warn(f"{folder}, the copy of {path}, was deleted while it was read: copying it again")
+                continue
             if folder == pathlib.Path(path):
                 raise BadInput(f"{folder} {DELETED}") from error
             warn(f"checkpoint {folder} was deleted by a run in progress while it was read: reading the newest one")

@@ -5,13 +5,10 @@ runs/NAME-HASH. What is in the bucket is enough to continue on another machine.
 """
 
 import contextlib
-import hashlib
-import json
 import math
 import pathlib
 import secrets
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import jax
 
@@ -19,12 +16,12 @@ from bert_fast import BadInput, Interrupted, cached, storage
 from bert_fast.data.files import atomic_write
 from bert_fast.storage import BucketError
 from bert_fast.train import agreement, checkpoint, remote_checkpoints, remote_lock, rollback
-from bert_fast.train.remote_lock import LockedBucket, LockLost, RemoteLock
+from bert_fast.train.remote_lock import GuardedBucket, LockLost, RemoteLock
+from bert_fast.train.remote_notes import Commit, Notes, digest
 from bert_fast.train.report import say
 from bert_fast.train.saver import ALONE, Mirror
+from bert_fast.train.uploads import Uploads
 
-MARKER = ".bucket"  # in the local folder: see `BucketMirror.noted`
-UNKNOWN = {"run": "", "copied": "", "back": None}
 MEETING = ".meeting"  # in the local folder: a token that all processes must read
 
 
@@ -68,37 +65,28 @@ def _meet(folder: pathlib.Path):
     agreement.agree(topic, lambda: {"token in it": token})
 
 
-class Commit(NamedTuple):
-    """What identifies a checkpoint: its step, and a digest of its commit marker."""
-
-    step: int
-    digest: str
-
-
 class BucketMirror(Mirror):
     """Copies a run from its local folder to the bucket."""
 
     def __init__(self, store: storage.Bucket, folder: pathlib.Path):
         self.folder, self.root = folder, folder / remote_checkpoints.FOLDER
         self.lock = RemoteLock(store, say)
-        self.store = LockedBucket(self.lock)
-        # run: its identity. copied: a digest of the newest commit marker that is both here and in the bucket. back: the
-        # step to which the run went back, until the later ones are deleted in the bucket.
-        self.noted: dict[str, Any] = UNKNOWN
+        self.store = GuardedBucket(store, self.may_go_on)
+        self.uploads = Uploads(self.upload)
+        self.notes = Notes(folder, say)
+        self.step = 0  # of the newest save
         self.keep: int | None = None  # checkpoints to keep; None until the first save
-        self.behind: BucketError | None = None  # why the newest checkpoint is not in the bucket
+        self.behind: Exception | None = None  # why the newest checkpoint is not in the bucket
         self.sent: dict[str, tuple[int, int]] = {}  # name -> time and size of a file when it was copied
 
     def begin(self):
         """Takes the lock, and gets what the bucket has and the local folder lacks. Raises BadInput if it cannot."""
-        if (self.folder / MARKER).is_file():
-            self.noted = UNKNOWN | json.loads((self.folder / MARKER).read_bytes())
         # Without a lock.json (it was deleted), the checkpoints there are those of the run in the local folder.
-        self.lock.take(self.noted["run"] if remote_checkpoints.steps(self.store.names()) else "")
+        self.lock.take(self.notes.run if remote_checkpoints.steps(self.store.names()) else "")
         try:
             self.claim()
-            if self.noted["back"] is not None:
-                self.delete_later(self.noted["back"])
+            if self.notes.back is not None:
+                self.delete_later(self.notes.back)
             self.fetch()
         except BaseException:
             self.lock.release()
@@ -108,37 +96,24 @@ class BucketMirror(Mirror):
         """Moves the local folder aside if it belongs to a run that is no longer in the bucket, or if another machine
         has continued the run but not from its newest checkpoint.
         """
-        there, local = self.newest_there(), [_digest(self.commit(step)) for step in checkpoint.steps(self.root)]
-        copied = self.noted["copied"]
-        if self.noted["run"] != self.lock.run:
-            self.move_aside(f"the run in {self.folder} is no longer the one in {self.store}")
+        there, local = self.newest_there(), [digest(self.commit(step)) for step in checkpoint.steps(self.root)]
+        copied = self.notes.copied
+        if self.notes.run != self.lock.run:
+            self.notes.move_aside(f"the run in {self.folder} is no longer the one in {self.store}")
         elif there is not None and local and there.digest != copied:
             if local[-1] == copied:  # another machine has continued from it, or went back
                 rollback.discard_later(self.root, there.step)
             elif there.digest not in local:
-                self.move_aside(f"another machine has continued {self.store}, but not from the end of {self.folder}")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.note(run=self.lock.run)
-
-    def move_aside(self, reason: str):
-        """Renames the local folder, and says why."""
-        if self.folder.is_dir() and any(self.folder.iterdir()):
-            others = (self.folder.with_name(f"{self.folder.name}.{number}") for number in range(1, 10_000))
-            aside = next(path for path in others if not path.exists())
-            self.folder.rename(aside)
-            say(f"{reason}: it was moved to {aside}")
-        self.noted = UNKNOWN
-
-    def note(self, **facts):
-        """Changes `noted`, also in the local folder."""
-        self.noted = self.noted | facts
-        atomic_write(self.folder / MARKER, json.dumps(self.noted).encode())
+                self.notes.move_aside(
+                    f"another machine has continued {self.store}, but not from the end of {self.folder}"
+                )
+        self.notes.write(run=self.lock.run)
 
     def newest_there(self) -> Commit | None:
         """The commit marker of the newest checkpoint in the bucket."""
         for step in remote_checkpoints.steps(self.store.names())[::-1]:
             content = self.store.read(remote_checkpoints.key(step, remote_checkpoints.COMMIT))
-            return Commit(step, _digest(content or b""))
+            return Commit(step, digest(content or b""))
         return None
 
     def commit(self, step: int) -> bytes:
@@ -159,36 +134,54 @@ class BucketMirror(Mirror):
         for step in reversed(newer):
             if not self.fetched(step):
                 mine = step
-                self.note(copied=_digest(self.commit(step)))
+                self.notes.write(copied=digest(self.commit(step)))
                 break
         if newer and mine < 0:
             raise BadInput(f"every checkpoint in {self.store} is damaged: delete them to start again from step 0")
+        if newer:
+            self.fetch_good([step for step in there if step <= mine])
         if 0 in there and mine > 0 and not (self.root / "0" / remote_checkpoints.COMMIT).is_file():
             self.fetched(0)  # methods may need the first parameters
         if saved and mine > (there[-1] if there else -1):
             say(f"{self.folder} is at step {mine}, which is newer than what is in {self.store}: continuing it")
         say(f"{self.store}: the run works in {self.folder}, and is copied to the bucket after each save")
 
+    def fetch_good(self, steps: list[int]):
+        """Gets older checkpoints until one is from before the skipped steps: the run may have to go back to it."""
+        for step in reversed(steps):
+            folder = self.root / str(step)
+            there = (folder / remote_checkpoints.COMMIT).is_file() or not self.fetched(step)
+            if there and checkpoint.about(folder).counters.streak == 0:
+                return
+
     def fetched(self, step: int) -> str:
         """Gets a checkpoint. Returns, and says, what is wrong with it; "" if it is undamaged."""
         if problem := remote_checkpoints.fetch(self.store, step, self.root):
-            say(f"checkpoint {self.store}/checkpoints/{step} is damaged: {problem}; trying the previous one")
+            next_one = "; trying the previous one" if step else ""
+            say(f"checkpoint {self.store}/checkpoints/{step} is damaged: {problem}{next_one}")
         return problem
 
+    def may_go_on(self):
+        """Called before an object is written or deleted. Raises LockLost, or GiveWay if an upload is to end."""
+        self.uploads.may_go_on()
+        self.lock.confirm()
+
     def check(self):
-        """Raises LockLost if another process has taken over the run."""
+        """Raises LockLost if another process has taken over the run, or the error of an upload."""
         self.lock.check()
+        self.uploads.check()
 
     def saved(self, step: int, keep: int):
-        """Copies the run after a save. If that fails, says so, and the next save tries again. keep: how many
-        checkpoints are kept. Raises LockLost.
-        """
-        self.keep = keep
+        """Has the run copied, in a thread. keep: how many checkpoints are kept."""
+        self.step, self.keep = step, keep
+        self.uploads.ask()
+
+    def upload(self):
+        """Copies the run. If that fails, says so, and the next save tries again."""
+        step = self.step
         try:
-            if self.behind is not None:
-                self.lock.hasty.check()  # while the bucket does not answer, a save is not kept waiting again
             self.copy()
-        except BucketError as error:
+        except (BucketError, OSError) as error:
             self.behind = error
             say(
                 f"WARNING: step {step} is saved in {self.folder}, but not in the bucket. The run goes on, and uploads "
@@ -201,7 +194,8 @@ class BucketMirror(Mirror):
 
     def go_back(self, step: int):
         """Deletes the checkpoints after this step in the bucket. If that fails, the next copy or next start does it."""
-        self.note(back=step)
+        self.uploads.cancel()
+        self.notes.write(back=step)
         try:
             self.delete_later(step)
         except BucketError as error:
@@ -214,7 +208,7 @@ class BucketMirror(Mirror):
             if later > step:
                 remote_checkpoints.delete(self.store, later, names)
         newest = self.newest_there()
-        self.note(back=None, copied=newest.digest if newest else "")
+        self.notes.write(back=None, copied=newest.digest if newest else "")
 
     def delete_discarded(self, saved: list[int]):
         """Deletes the checkpoints in the bucket that the local folder should have, but has not. The run went back to an
@@ -228,28 +222,37 @@ class BucketMirror(Mirror):
     def copy(self):
         """Copies what is new: checkpoints, each with the other files before its commit marker. Deletes old ones."""
         self.lock.renew()
-        if self.noted["back"] is not None:
-            self.delete_later(self.noted["back"])
+        if self.notes.back is not None:
+            self.delete_later(self.notes.back)
         saved = checkpoint.steps(self.root)
         self.delete_discarded(saved)  # before new rows are copied, which do not belong to them
         names = self.store.names()
         there = remote_checkpoints.steps(names)
         kept = self.kept({*saved, *there}, saved)
         for step in sorted(kept & set(saved), reverse=True):
-            if self.is_there(step, there):
-                pass
-            elif step != saved[-1] and (problem := checkpoint.damage(self.root / str(step))):
-                say(f"checkpoint {self.root / str(step)} is damaged, and not uploaded: {problem}")
-            else:
-                remote_checkpoints.upload(self.store, self.root / str(step), names, self.copy_files)
-            if step == saved[-1]:
-                self.note(copied=_digest(self.commit(step)))
+            with contextlib.suppress(FileNotFoundError):  # the run has deleted it meanwhile
+                if not self.is_there(step, there):
+                    self.copy_checkpoint(step, names, step == saved[-1])
+                if step == saved[-1]:
+                    self.notes.write(copied=digest(self.commit(step)))
         self.copy_files()
         if "summary.json" in names and not (self.folder / "summary.json").is_file():  # of a run that was extended
             self.store.delete("summary.json")
         for step in remote_checkpoints.begun(names):
             if step not in kept and self.keep is not None:
                 remote_checkpoints.delete(self.store, step, names)
+
+    def copy_checkpoint(self, step: int, names: list[str], is_newest: bool):
+        """Copies a checkpoint. If it is damaged: raises BucketError for the newest one, leaves out an earlier one."""
+        with remote_checkpoints.linked(self.root / str(step)) as folder:
+            problem = checkpoint.damage(folder)
+            if problem is None:
+                remote_checkpoints.upload(self.store, folder, names, self.copy_files)
+                return
+        problem = f"checkpoint {self.root / str(step)} is damaged, and not uploaded: {problem}"
+        if is_newest:
+            raise BucketError(problem)
+        say(problem)
 
     def kept(self, every: set[int], saved: list[int]) -> set[int]:
         """The steps that the bucket keeps: as many as the local folder, and the first one if it is there too."""
@@ -280,28 +283,38 @@ class BucketMirror(Mirror):
 
         Raises BadInput if a finished run cannot be copied.
         """
-        if isinstance(error, KeyboardInterrupt | LockLost):
+        try:
+            if not isinstance(error, KeyboardInterrupt | LockLost):
+                self.finish(error)
+        finally:
             self.lock.stop()
-            return
-        behind, copied = self.behind, False
+
+    def finish(self, error: BaseException | None):
+        """As `end`, for a run that was not stopped at once."""
+        behind, copied = self.settle(), False
         if error is None or (self.keep is not None and behind is None):
             try:
                 self.copy()
                 behind, copied = None, True
-            except (BucketError, LockLost) as other:
+            except Exception as other:  # the run's own error is the one to raise
                 behind = other
+        if behind is not None:
+            left = (
+                f"everything is in {self.folder}, but not all of it in the bucket: do not delete that folder. {behind}"
+            )
+            if error is None:
+                raise BadInput(left) from behind
+            say(f"WARNING: {left}")
         if behind is None:
             self.lock.release()
-            if copied:
-                whole = error is None or isinstance(error, Interrupted)
-                say(f"the run is in {self.store}" + ("" if whole else ", as far as it was saved"))
-            return
-        self.lock.stop()
-        left = f"everything is in {self.folder}, but not all of it in the bucket: do not delete that folder. {behind}"
-        if error is None:
-            raise BadInput(left)
-        say(f"WARNING: {left}")
+        if copied:
+            whole = error is None or isinstance(error, Interrupted)
+            say(f"the run is in {self.store}" + ("" if whole else ", as far as it was saved"))
 
-
-def _digest(commit: bytes) -> str:
-    return hashlib.sha256(commit).hexdigest()
+    def settle(self) -> Exception | None:
+        """Completes the upload of the newest checkpoint, or gives up that of an earlier one. Returns why one failed."""
+        if self.uploads.asked:
+            self.uploads.cancel()
+        self.uploads.wait()
+        error, self.uploads.error = self.uploads.error, None
+        return error if isinstance(error, Exception) else self.behind

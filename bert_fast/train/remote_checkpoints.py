@@ -9,24 +9,24 @@ its folder's name does.
 """
 
 import contextlib
-import hashlib
 import json
+import os
 import pathlib
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
 
-import filelock
-
 from bert_fast import BadInput, cached, storage
-from bert_fast.data.fetched import write_object
-from bert_fast.data.files import full_disk_reported, rename_synced
-from bert_fast.storage import Bucket, BucketError
+from bert_fast.data import fetched
+from bert_fast.data.files import atomic_write, full_disk_reported, rename_synced
+from bert_fast.storage import Bucket
+from bert_fast.train import checksums
 
 FOLDER = "checkpoints"
-COMMIT = "checksums.json"
+COMMIT = checksums.FILE
+LINKED = ".uploading"  # in a run folder: the checkpoint that is copied
 READ = ("config.json", "stages.json", "metrics.jsonl", "summary.json", "costs.json", "results.json")
-PATIENCE = 3600.0  # seconds to wait for another process that reads the same run
+TRIES = 5  # times that a run is read if it changes meanwhile
 
 
 def key(step: int, name: str) -> str:
@@ -51,21 +51,43 @@ def steps(names: Collection[str]) -> list[int]:
 def upload(store: Bucket, folder: pathlib.Path, names: Collection[str], before_commit: Callable[[], None]):
     """Writes a checkpoint to the bucket. `before_commit` is called when only its commit marker is lacking.
 
-    names: the objects there. Raises BucketError, also if the local checkpoint is damaged.
+    names: the objects there. Raises BucketError.
     """
     step, commit = int(folder.name), (folder / COMMIT).read_bytes()
     if key(step, COMMIT) in names:  # a checkpoint of this step that the run has replaced
         store.delete(key(step, COMMIT))
     sums: dict[str, str] = json.loads(commit)
-    for name, expected in sums.items():
-        content = (folder / name).read_bytes()
-        if hashlib.sha256(content).hexdigest() != expected:
-            raise BucketError(f"{folder / name} has changed since it was written, so this checkpoint is not uploaded")
-        store.write(key(step, name), content)
+    for name in sums:
+        store.write(key(step, name), (folder / name).read_bytes())
     for name in set(begun(names).get(step, ())) - {key(step, name) for name in (*sums, COMMIT)}:
         store.delete(name)
     before_commit()
     store.write(key(step, COMMIT), commit)
+
+
+@contextlib.contextmanager
+def linked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A second folder with the files of a checkpoint, which stay there if the run deletes the checkpoint meanwhile.
+
+    Raises FileNotFoundError if the run has deleted it already.
+    """
+    place = folder.parents[1] / LINKED
+    shutil.rmtree(place, ignore_errors=True)  # left by a killed process
+    try:
+        yield shutil.copytree(folder, place / folder.name, copy_function=_link)
+    except shutil.Error as error:
+        raise FileNotFoundError(f"{folder} was deleted while it was read") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _link(path: str, new: str):
+    try:
+        os.link(path, new)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links
+        shutil.copy2(path, new)
 
 
 def delete(store: Bucket, step: int, names: Collection[str]):
@@ -86,36 +108,34 @@ def fetch(store: Bucket, step: int, root: pathlib.Path) -> str:
     with full_disk_reported(root):
         part.mkdir(parents=True)
         commit = store.read(key(step, COMMIT)) or b""
-        problem = compared(commit, lambda name: store.read(key(step, name)), part)
-        if not problem:
-            (part / COMMIT).write_bytes(commit)
+        (part / COMMIT).write_bytes(commit)
+        names = _names_in(commit)
+        outside = [name for name in names if not is_inside(name)]
+        for name in () if outside else names:
+            _copy_object(store, key(step, name), part / name)
+        problem = f"{COMMIT} names {outside[0]}, which is outside the checkpoint" if outside else checksums.damage(part)
+        if problem is None:
             rename_synced(part, root / str(step), old)
             shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(part, ignore_errors=True)
-    return problem
+    return problem or ""
 
 
-def compared(commit: bytes, read: Callable[[str], bytes | None], into: pathlib.Path | None = None) -> str:
-    """What is wrong with a checkpoint's files, else "".
-
-    commit: its checksums. read: returns a file's content. into: a folder that gets a copy.
-    """
+def _names_in(commit: bytes) -> list[str]:
+    """The files that a commit marker names; none if it is damaged."""
     try:
-        sums = {str(name): str(expected) for name, expected in json.loads(commit).items()}
-    except (ValueError, AttributeError) as error:
-        return f"{COMMIT} cannot be read ({error})"
-    for name, expected in sums.items():
-        if not is_inside(name):
-            return f"{COMMIT} names {name}, which is outside the checkpoint"
-        content = read(name)
-        if content is None:
-            return f"{name} is missing"
-        if hashlib.sha256(content).hexdigest() != expected:
-            return f"{name} has changed since it was written"
-        if into is not None:
-            (into / name).parent.mkdir(parents=True, exist_ok=True)
-            (into / name).write_bytes(content)
-    return ""
+        return list(json.loads(commit).keys())
+    except (ValueError, AttributeError):
+        return []
+
+
+def _copy_object(store: Bucket, name: str, path: pathlib.Path):
+    """Writes an object to a file, atomically. Does nothing if there is no such object."""
+    content = store.read(name)
+    if content is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with full_disk_reported(path.parent):
+            atomic_write(path, content)
 
 
 def local(place: str | pathlib.Path, warn: Callable[[str], object] = print) -> pathlib.Path:
@@ -128,18 +148,26 @@ def local(place: str | pathlib.Path, warn: Callable[[str], object] = print) -> p
         return pathlib.Path(place)
     url = str(place).rstrip("/")
     match = re.fullmatch(rf"(.+)/{FOLDER}/(\d+)", url)
-    run = match[1] if match else url
-    store = storage.open(run)
-    names = store.names()
-    found = steps(names)
-    asked = [int(match[2])] if match else found
-    if not set(asked) & set(found):
-        there = f"it has the steps {', '.join(map(str, found))}" if found else "it has none"
-        raise BadInput(f"no checkpoint in {url}: expected the --workdir of a run, or its {FOLDER}/STEP; {there}")
-    with _copy_of(store) as folder:
-        copy_files(store, folder, [name for name in names if name in READ])
-        step = _copied(store, asked, folder / FOLDER, warn)
-    return folder / FOLDER / str(step) if match else folder
+    store = storage.open(match[1] if match else url)
+    for _ in range(TRIES):
+        names = store.names()
+        found = steps(names)
+        asked = [int(match[2])] if match else found
+        if not set(asked) & set(found):
+            there = f"it has the steps {', '.join(map(str, found))}" if found else "it has none"
+            raise BadInput(f"no checkpoint in {url}: expected the --workdir of a run, or its {FOLDER}/STEP; {there}")
+        with _copy_of(store) as folder:
+            _copy_facts(store, folder, names)
+            step = _copied(store, asked, folder / FOLDER, warn)
+            if step is None:
+                continue
+            if match:
+                return folder / FOLDER / str(step)
+            for other in (folder / FOLDER).iterdir():
+                if other.name != str(step):
+                    shutil.rmtree(other, ignore_errors=True)
+            return folder
+    raise BadInput(f"{url} has changed {TRIES} times while it was read: wait until the run saves less often")
 
 
 def described(place: str | pathlib.Path) -> pathlib.Path:
@@ -151,50 +179,51 @@ def described(place: str | pathlib.Path) -> pathlib.Path:
     if not names:
         raise BadInput(f"no run in {place}: expected the --workdir of pretrain, which has written a row there")
     with _copy_of(store) as folder:
-        copy_files(store, folder, names)
+        _copy_facts(store, folder, names)
     return folder
 
 
 @contextlib.contextmanager
 def _copy_of(store: Bucket) -> Iterator[pathlib.Path]:
     """The folder for a local copy of a run, which no other process changes inside the block."""
-    folder = cached.folder("read") / cached.digest(store.url) / storage.name_of(store.url)
-    with full_disk_reported(folder):
+    whole = cached.folder("read") / cached.digest(store.url)
+    folder = whole / storage.name_of(store.url)
+    with full_disk_reported(folder), fetched.alone(whole):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with filelock.FileLock(folder.with_name("lock"), timeout=PATIENCE):
-                yield folder
-        except filelock.Timeout:
-            raise BadInput(
-                f"another process has read {store} for {PATIENCE:.0f} s: end it, then run the same command again"
-            ) from None
+        yield folder
 
 
-def _copied(store: Bucket, asked: Collection[int], root: pathlib.Path, warn: Callable[[str], object]) -> int:
-    """The newest of these steps that is undamaged. Its copy is in `root`, and no other one."""
+def _copy_facts(store: Bucket, folder: pathlib.Path, names: Collection[str]):
+    """Copies the files that describe a run, and deletes those that are no longer in the bucket. names: its objects."""
+    copy_files(store, folder, [name for name in READ if name in names])
+    for name in READ:
+        if name not in names:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _copied(store: Bucket, asked: Collection[int], root: pathlib.Path, warn: Callable[[str], object]) -> int | None:
+    """The newest of these steps that is undamaged, after copying it to `root`. None if a run has changed one meanwhile.
+
+    Raises BadInput if all are damaged.
+    """
     for step in sorted(asked, reverse=True):
         commit, folder = store.read(key(step, COMMIT)), root / str(step)
         have = (folder / COMMIT).read_bytes() if (folder / COMMIT).is_file() else None
-        intact = have == commit and not compared(commit or b"", _reader(folder))
+        intact = have == commit and not checksums.damage(folder)
         problem = "" if intact else fetch(store, step, root)
         if not problem:
-            for other in root.iterdir():
-                if other.name != str(step):
-                    shutil.rmtree(other, ignore_errors=True)
             return step
+        if commit is None or store.read(key(step, COMMIT)) != commit:
+            return None
         warn(f"checkpoint {store}/{FOLDER}/{step} is damaged: {problem}")
-    raise BadInput(f"every checkpoint in {store} that could be used is damaged: give another one, or train again")
-
-
-def _reader(folder: pathlib.Path) -> Callable[[str], bytes | None]:
-    return lambda name: (folder / name).read_bytes() if (folder / name).is_file() else None
+    raise BadInput(f"every checkpoint in {store} that was asked for is damaged: give another one, or train again")
 
 
 def copy_files(store: Bucket, folder: pathlib.Path, names: Collection[str]):
     """Copies objects into a folder, each atomically. Leaves out those that a run would not have copied there."""
     for name in names:
         if is_inside(name) and not name.startswith("."):
-            write_object(store, name, folder / name)
+            _copy_object(store, name, folder / name)
 
 
 def is_inside(name: str) -> bool:

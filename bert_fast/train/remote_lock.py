@@ -175,19 +175,19 @@ class RemoteLock:
             self.say(f"the lock is not released ({error}): on another machine, the next run waits {STALE:.0f} s for it")
 
 
-class LockedBucket(Bucket):
-    """The objects of a run. Its owner alone may write and delete them: otherwise, that raises LockLost."""
+class GuardedBucket(Bucket):
+    """The objects of a run. `confirm` is called before one is written or deleted, and raises an error to prevent it."""
 
-    def __init__(self, lock: RemoteLock):
-        super().__init__(lock.store.url, lock.store.store)
-        self.lock = lock
+    def __init__(self, store: Bucket, confirm: Callable[[], object]):
+        super().__init__(store.url, store.store)
+        self.confirm = confirm
 
     def write(self, name: str, content: bytes):
-        self.lock.confirm()
+        self.confirm()
         super().write(name, content)
 
     def delete(self, name: str):
-        self.lock.confirm()
+        self.confirm()
         super().delete(name)
 
 

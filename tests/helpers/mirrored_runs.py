@@ -20,6 +20,8 @@ def save(folder, mirror, *steps, keep=2):
         kept = {old for old in checkpoint.steps(folder / "checkpoints") if old > step - keep or old == 0}
         checkpoint.save(folder / "checkpoints", state_of(step), described(step), kept)
         mirror.saved(step, keep)
+        mirror.uploads.wait()
+        mirror.check()
 
 
 def made(url, *steps, keep=2):
