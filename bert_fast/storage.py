@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 from bert_fast import BadInput
 
-RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "16s"}  # half a minute of pauses, if all fail
+RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "16s"}  # about 50 seconds of pauses, if all fail
 STALL = 20  # seconds without a byte after which a request counts as failed
 LIMIT = 1800.0  # seconds for a request with all of its repetitions, without the time for the bytes
 SLOWEST = 1e6  # bytes per second that a connection must carry
 LARGEST = 5 * 2**30  # bytes of an object: what S3 takes in one request
-SCHEMES = ("s3", "gs", "file")  # file: a folder used like a bucket
 DRIVERS = {"s3": "s3", "gs": "gcs"}
 
 
@@ -52,7 +51,10 @@ def is_bucket(place: str) -> bool:
 def refuse(place: str | os.PathLike[str], what: str):
     """Raises BadInput if a place is a URL. what: names it in the message."""
     if is_url(place):
-        raise BadInput(f"{what}={place} is a URL: expected a place on a disk. Copy it with the tools of the bucket")
+        raise BadInput(
+            f"{what}={place} is a URL: expected a folder on a disk. Copy to or from a bucket with aws s3 sync or "
+            "gcloud storage rsync"
+        )
 
 
 def name_of(url: str) -> str:
@@ -61,7 +63,7 @@ def name_of(url: str) -> str:
 
 
 def open(url: str, hasty: bool = False) -> "Bucket":
-    """The objects below a URL. Sends no request. Raises BadInput for a URL that is none of a bucket.
+    """The objects below a URL. Sends no request. Raises BadInput for any other URL.
 
     hasty: whether a request that fails is repeated only once, after a second.
     """
@@ -69,7 +71,7 @@ def open(url: str, hasty: bool = False) -> "Bucket":
 
     scheme, _, rest = url.partition("://")
     bucket, _, path = rest.rstrip("/").partition("/")
-    if scheme not in SCHEMES or (scheme != "file" and not bucket):
+    if scheme not in DRIVERS or not bucket:
         raise BucketError(f"{url}: expected a folder, s3://BUCKET/PATH or gs://BUCKET/PATH")
     # Without these, a server that accepts a connection and says nothing would hold a request forever.
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(STALL))
@@ -77,11 +79,7 @@ def open(url: str, hasty: bool = False) -> "Bucket":
     os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", "10")
     retries = RETRIES | ({"max_retries": 1} if hasty else {})
     context = tensorstore.Context({"s3_request_retries": retries, "gcs_request_retries": retries})
-    spec: dict[str, Any]
-    if scheme == "file":
-        spec = {"driver": "file", "path": f"{rest.rstrip('/')}/"}
-    else:
-        spec = {"driver": DRIVERS[scheme], "bucket": bucket, "path": f"{path}/" if path else ""}
+    spec: dict[str, Any] = {"driver": DRIVERS[scheme], "bucket": bucket, "path": f"{path}/" if path else ""}
     if scheme == "s3":
         spec |= _s3_options()
     try:
@@ -97,9 +95,7 @@ def _s3_options() -> dict[str, Any]:
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         options |= {"endpoint": endpoint.rstrip("/"), "aws_region": region}
-    if os.environ.get(
-        "AWS_ACCESS_KEY_ID"
-    ):  # the default chain would look for files first, and log that they are missing
+    if os.environ.get("AWS_ACCESS_KEY_ID"):  # the default chain would look for files first, and log what is missing
         options["aws_credentials"] = {"type": "environment"}
     return options
 
@@ -119,8 +115,8 @@ class Bucket:
         return sorted(name.decode() for name in listed)
 
     def check(self):
-        """Returns if the bucket exists and answers."""
-        self.names("checkpoints/0/about.json")
+        """Raises BucketError unless the bucket exists and answers."""
+        self.names("lock.json")  # any narrow prefix: a list of all objects could be long
 
     def look(self, name: str) -> StoredObject:
         """An object with its version."""
@@ -135,7 +131,10 @@ class Bucket:
         self._result(f"write {name}", self.store.write(name, content), len(content))
 
     def replace(self, name: str, content: bytes, version: bytes) -> bytes | None:
-        """Writes an object if it still has this version (see `look`). Returns the new version; None if it has not."""
+        """Writes an object if it still has this version (see `look`).
+
+        Returns the new version; None if the object has another version by now.
+        """
         return self._result(f"write {name}", self.store.write(name, content, if_equal=version)).generation or None
 
     def delete(self, name: str):

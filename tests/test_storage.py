@@ -48,6 +48,10 @@ def test_a_request_that_fails_for_a_passing_reason_is_repeated(bucket, bucket_se
         assert store.read("x") == str(status).encode()
     bucket_server.fail("GET", 500, times=2)
     assert store.names() == ["x"]
+    for _ in range(2):
+        bucket_server.fail("GET", 500, times=4)  # one more than it is repeated
+        with pytest.raises(BucketError):
+            store.names()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A run whose folder is in a bucket: it works in a local folder, which is copied to the bucket after each save.
 
-A bucket neither renames nor appends. So the loop, its rows and its checkpoints stay on the disk, in the cache's folder
+A bucket neither renames nor appends. So the loop works on the disk: its rows and checkpoints are in the cache's folder
 runs/NAME-HASH. What is in the bucket is enough to continue on another machine.
 """
 
@@ -220,7 +220,7 @@ class BucketMirror(Mirror):
                 remote_checkpoints.delete(self.store, step, names)
 
     def copy(self):
-        """Copies what is new: checkpoints, each with the other files before its commit marker. Deletes old ones."""
+        """Copies each new checkpoint; its checksums.json follows the run's other files. Deletes old checkpoints."""
         self.lock.renew()
         if self.notes.back is not None:
             self.delete_later(self.notes.back)
@@ -255,7 +255,7 @@ class BucketMirror(Mirror):
         say(problem)
 
     def kept(self, every: set[int], saved: list[int]) -> set[int]:
-        """The steps that the bucket keeps: as many as the local folder, and the first one if it is there too."""
+        """The steps that the bucket keeps: as many as the local folder, and step 0 if the local folder has it."""
         if not saved:
             return every
         older = sorted((step for step in every if step < saved[-1]), reverse=True)

@@ -234,9 +234,10 @@ def is_inside(name: str) -> bool:
 def files_of(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """The files of a run folder by name, without checkpoints, hidden files and files that are being written."""
     found = {}
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        hidden = inside.parts[0] == FOLDER or inside.parts[0].startswith(".") or path.name.endswith(".partial")
-        if not hidden and path.is_file():
-            found[inside.as_posix()] = path
+    for top in sorted(folder.iterdir()):
+        if top.name == FOLDER or top.name.startswith("."):
+            continue
+        for path in (top, *sorted(top.rglob("*"))):
+            if path.is_file() and not path.name.endswith(".partial"):
+                found[path.relative_to(folder).as_posix()] = path
     return found

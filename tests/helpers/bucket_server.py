@@ -26,10 +26,14 @@ class BucketServer:
         command = [sys.executable, __file__, str(folder)]
         self.process = subprocess.Popen(command, env=os.environ | LOGIN, stdout=self.log, stderr=self.log)
         end = time.monotonic() + 60
-        while not (folder / "port").is_file():
-            assert self.process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        try:
+            while not (folder / "port").is_file():
+                assert self.process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        except BaseException:
+            self.close()
+            raise
         self.environment = LOGIN | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{(folder / 'port').read_text()}"}
 
     def new_bucket(self) -> str:
@@ -44,7 +48,9 @@ class BucketServer:
     def fail(self, pattern: str = ".", status: int = 500, times: int = 10**9):
         """Answers the next `times` requests that match, such as "PUT /bucket/name", with this status."""
         part = self.folder / "fault.part"
-        part.write_text(json.dumps({"pattern": pattern, "status": status, "times": times}))
+        part.write_text(
+            json.dumps({"pattern": pattern, "status": status, "times": times, "token": secrets.token_hex(4)})
+        )
         part.replace(self.folder / "fault")
 
     def recover(self):
