@@ -1,4 +1,4 @@
-"""Kills a run of all four methods again and again, and compares its result with that of a run that is not killed.
+"""Kills a run of all four methods again and again, and compares its result with an undisturbed run's.
 
     python -m experiments.storm [--kills=200] [--mean=15] [--workdir=runs/storm]
 

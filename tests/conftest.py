@@ -17,6 +17,7 @@ import pytest
 from bert_fast import storage
 from bert_fast.data import shards
 from bert_fast.data.masking import read_vocab
+from bert_fast.train import remote
 from helpers import started_runs
 from helpers.bucket_server import BucketServer
 from helpers.made_shards import make_folder, make_small_folder
@@ -93,6 +94,29 @@ def bucket(bucket_server, tmp_path, monkeypatch) -> str:
     monkeypatch.setattr(storage, "RETRIES", {"max_retries": 3, "initial_delay": "10ms", "max_delay": "50ms"})
     yield bucket_server.new_bucket()
     bucket_server.recover()
+
+
+@pytest.fixture
+def url(bucket) -> str:
+    """The URL of a run in a new bucket."""
+    return f"{bucket}/runs/first"
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """The lines that a run prints about its bucket."""
+    lines = []
+    monkeypatch.setattr(remote, "say", lines.append)
+    return lines
+
+
+@pytest.fixture
+def shards_url(bucket, small_shards) -> str:
+    """The URL of a copy of `small_shards` in a new bucket."""
+    store = storage.open(f"{bucket}/shards")
+    for path in small_shards.iterdir():
+        store.write(path.name, path.read_bytes())
+    return store.url
 
 
 @pytest.fixture(scope="session")

@@ -12,14 +12,6 @@ from bert_fast.data import fetched, masking, shards
 from bert_fast.hf import metadata
 
 
-@pytest.fixture
-def url(bucket, small_shards) -> str:
-    store = storage.open(f"{bucket}/shards")
-    for path in small_shards.iterdir():
-        store.write(path.name, path.read_bytes())
-    return store.url
-
-
 def forget(monkeypatch):
     """Behaves like a new process."""
     monkeypatch.setattr(fetched, "_manifests", {})
@@ -30,24 +22,24 @@ def gets(bucket_server, since):
     return [request.rpartition("/")[2] for request in bucket_server.requests()[since:] if request.startswith("GET")]
 
 
-def test_shards_are_copied_once_and_read_from_the_copy(url, small_shards, bucket_server, monkeypatch, capfd):
+def test_shards_are_copied_once_and_read_from_the_copy(shards_url, small_shards, bucket_server, monkeypatch, capfd):
     since = len(bucket_server.requests())
-    assert shards.read_manifest(url) == shards.read_manifest(small_shards)
+    assert shards.read_manifest(shards_url) == shards.read_manifest(small_shards)
     assert gets(bucket_server, since) == ["manifest.json"]
-    assert shards.verify(url) == shards.verify(small_shards)
-    copy = fetched.folder(url)
+    assert shards.verify(shards_url) == shards.verify(small_shards)
+    copy = fetched.folder(shards_url)
     assert copy == cached.folder("shards") / shards.read_manifest(small_shards)["fingerprint"][:32]
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == {
         path.name: path.read_bytes() for path in small_shards.iterdir()
     }
-    assert f"{url}: getting file 1 of" in capfd.readouterr().err
-    assert [len(document.tokens_T) for document in shards.Split(url, "valid")] == shards.Split(
+    assert f"{shards_url}: getting file 1 of" in capfd.readouterr().err
+    assert [len(document.tokens_T) for document in shards.Split(shards_url, "valid")] == shards.Split(
         small_shards, "valid"
     ).lengths_D.tolist()
-    assert masking.read_vocab(url).fingerprint == masking.read_vocab(small_shards).fingerprint
+    assert masking.read_vocab(shards_url).fingerprint == masking.read_vocab(small_shards).fingerprint
     forget(monkeypatch)
     since = len(bucket_server.requests())
-    shards.verify(url)
+    shards.verify(shards_url)
     assert gets(bucket_server, since) == ["manifest.json"]
 
 
@@ -57,9 +49,9 @@ def test_folder_is_used_as_it_is(small_shards):
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "missing", "vocabulary", "everything"])
-def test_damaged_copy_is_made_whole(url, small_shards, damage, monkeypatch, bucket_server):
-    shards.verify(url)
-    copy = fetched.folder(url)
+def test_damaged_copy_is_made_whole(shards_url, small_shards, damage, monkeypatch, bucket_server):
+    shards.verify(shards_url)
+    copy = fetched.folder(shards_url)
     path = copy / ("vocab.txt" if damage == "vocabulary" else "train-00000-of-00002.array_record")
     content = path.read_bytes()
     if damage == "everything":
@@ -70,18 +62,18 @@ def test_damaged_copy_is_made_whole(url, small_shards, damage, monkeypatch, buck
         path.write_bytes(content[:-1] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
     forget(monkeypatch)
     since = len(bucket_server.requests())
-    assert shards.verify(url) == shards.verify(small_shards)
+    assert shards.verify(shards_url) == shards.verify(small_shards)
     assert path.read_bytes() == content
     if damage != "everything":
         assert gets(bucket_server, since) == ["manifest.json", path.name]  # only this file is read again
 
 
-def test_copy_that_another_run_damages_is_made_whole_by_verify(url, capfd):
-    shards.verify(url)
-    path = fetched.folder(url) / "train-lengths.npy"
+def test_copy_that_another_run_damages_is_made_whole_by_verify(shards_url, capfd):
+    shards.verify(shards_url)
+    path = fetched.folder(shards_url) / "train-lengths.npy"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + b"x")
-    shards.verify(url)  # in the same process, which has found the copy complete
+    shards.verify(shards_url)  # in the same process, which has found the copy complete
     assert path.read_bytes() == content
     assert "is damaged: getting the damaged files again" in capfd.readouterr().err
 
@@ -98,20 +90,20 @@ def test_copy_that_another_run_damages_is_made_whole_by_verify(url, capfd):
         ("vocab.txt", None, "vocab.txt is missing, but the manifest lists it"),
     ],
 )
-def test_shards_that_are_damaged_in_the_bucket_are_refused(url, name, content, said):
-    store = storage.open(url)
+def test_shards_that_are_damaged_in_the_bucket_are_refused(shards_url, name, content, said):
+    store = storage.open(shards_url)
     store.write(name, content) if content is not None else store.delete(name)
     with pytest.raises(BadInput, match=said):
-        shards.verify(url)
+        shards.verify(shards_url)
 
 
-def test_a_file_outside_the_folder_is_not_written(url):
-    store = storage.open(url)
+def test_a_file_outside_the_folder_is_not_written(shards_url):
+    store = storage.open(shards_url)
     manifest = json.loads(store.read("manifest.json"))
     manifest["splits"]["train"]["lengths"]["file"] = "../outside"
     store.write("manifest.json", json.dumps(manifest).encode())
     with pytest.raises(BadInput, match="a file outside the folder"):
-        fetched.folder(url)
+        fetched.folder(shards_url)
 
 
 def test_bucket_that_does_not_exist_is_named(bucket):
@@ -119,7 +111,7 @@ def test_bucket_that_does_not_exist_is_named(bucket):
         shards.read_manifest("s3://no-such-bucket/shards")
 
 
-def test_two_processes_make_one_copy(url, bucket_server, monkeypatch, capfd):
+def test_two_processes_make_one_copy(shards_url, bucket_server, monkeypatch, capfd):
     since, original = len(bucket_server.requests()), fetched._fetch
     began = threading.Event()
 
@@ -129,25 +121,28 @@ def test_two_processes_make_one_copy(url, bucket_server, monkeypatch, capfd):
         original(*arguments)
 
     monkeypatch.setattr(fetched, "_fetch", slow)
-    other = threading.Thread(target=fetched.folder, args=[url])
+    other = threading.Thread(target=fetched.folder, args=[shards_url])
     other.start()
     assert began.wait(10)
-    shards.verify(url)
+    shards.verify(shards_url)
     other.join()
     assert gets(bucket_server, since).count("train-00000-of-00002.array_record") == 1
     assert "waiting for another process" in capfd.readouterr().err
 
 
-def test_copy_that_is_deleted_meanwhile_is_made_again(url, small_shards):
-    shutil.rmtree(fetched.folder(url))
-    assert {path.name for path in fetched.folder(url).iterdir()} == {path.name for path in small_shards.iterdir()}
+def test_copy_that_is_deleted_meanwhile_is_made_again(shards_url, small_shards):
+    shutil.rmtree(fetched.folder(shards_url))
+    copied, made = (
+        sorted(path.name for path in place.iterdir()) for place in (fetched.folder(shards_url), small_shards)
+    )
+    assert copied == made
 
 
-def test_bucket_that_fails_is_not_called_a_damaged_copy(url, bucket_server, capfd):
-    fetched.manifest(url)
+def test_bucket_that_fails_is_not_called_a_damaged_copy(shards_url, bucket_server, capfd):
+    fetched.manifest(shards_url)
     bucket_server.fail(status=403)
     with pytest.raises(storage.BucketError, match="HTTP 403"):
-        shards.verify(url)
+        shards.verify(shards_url)
     assert "is damaged" not in capfd.readouterr().err
 
 
@@ -180,9 +175,9 @@ def test_a_copy_is_waited_for_as_long_as_it_grows(tmp_path, monkeypatch, capfd):
     maker.join()
 
 
-def test_card_can_do_without_the_shards(url, bucket_server, capfd):
-    assert metadata.manifest_of(url)["fingerprint"]
+def test_card_can_do_without_the_shards(shards_url, bucket_server, capfd):
+    assert metadata.manifest_of(shards_url)["fingerprint"]
     fetched._manifests.clear()
     bucket_server.fail(status=403)
-    assert metadata.manifest_of(url) == {}
+    assert metadata.manifest_of(shards_url) == {}
     assert "the card does not name the source of the text" in capfd.readouterr().err

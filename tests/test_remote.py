@@ -29,14 +29,6 @@ def finished(small_shards, tmp_path_factory):
     return workdir
 
 
-@pytest.fixture
-def shards_url(bucket, small_shards) -> str:
-    store = storage.open(f"{bucket}/shards")
-    for path in small_shards.iterdir():
-        store.write(path.name, path.read_bytes())
-    return store.url
-
-
 def run_in(url, config):
     with remote.run_folder(url) as (folder, mirror):
         loop.pretrain(make_settings(config), config, folder, mirror=mirror)
@@ -146,7 +138,7 @@ def test_run_that_loses_its_lock_stops_and_uploads_nothing_more(bucket, shards_u
     def delete():
         wait_for(url, 20)
         storage.open(url).delete("lock.json")
-        time.sleep(1)  # many signs of life, of which the first finds out
+        time.sleep(1)  # the first of many signs of life finds out
 
     monkeypatch.setattr(remote_lock, "BEAT", 0.05)
     acting(monkeypatch, {25: delete, 30: lambda: pytest.fail("the run goes on until its next save")})

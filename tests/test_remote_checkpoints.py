@@ -24,19 +24,6 @@ from helpers.mirrored_runs import (
 )
 
 
-@pytest.fixture
-def url(bucket) -> str:
-    return f"{bucket}/runs/first"
-
-
-@pytest.fixture
-def said(monkeypatch) -> list[str]:
-    """The lines that a run prints about its bucket."""
-    lines = []
-    monkeypatch.setattr(remote, "say", lines.append)
-    return lines
-
-
 def test_what_is_in_the_bucket_is_enough_to_continue(url, said):
     made(url, 1, 2, 3)
     names = storage.open(url).names()

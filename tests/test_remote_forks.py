@@ -23,19 +23,6 @@ from helpers.mirrored_runs import (
 )
 
 
-@pytest.fixture
-def url(bucket) -> str:
-    return f"{bucket}/runs/first"
-
-
-@pytest.fixture
-def said(monkeypatch) -> list[str]:
-    """The lines that a run prints about its bucket."""
-    lines = []
-    monkeypatch.setattr(remote, "say", lines.append)
-    return lines
-
-
 @pytest.mark.parametrize("how", ["known", "suspended"])
 def test_run_that_loses_its_lock_in_a_copy_writes_and_deletes_nothing_more(url, bucket_server, monkeypatch, how):
     requests, upload = [], remote_checkpoints.upload

@@ -9,19 +9,6 @@ from bert_fast.train import checkpoint, remote, remote_checkpoints, rollback
 from helpers.mirrored_runs import assert_holds, empty_cache, made, save
 
 
-@pytest.fixture
-def url(bucket) -> str:
-    return f"{bucket}/runs/first"
-
-
-@pytest.fixture
-def said(monkeypatch) -> list[str]:
-    """The lines that a run prints about its bucket."""
-    lines = []
-    monkeypatch.setattr(remote, "say", lines.append)
-    return lines
-
-
 @pytest.mark.parametrize("damage", ["changed", "missing", "unreadable checksums"])
 def test_damaged_checkpoint_is_found_and_the_previous_one_is_used(url, said, damage):
     made(url, 1, 2)

@@ -53,7 +53,7 @@ def pretrain(
 ) -> dict:
     """Starts or continues a run in `workdir`; returns its summary.
 
-    `config`, of which `settings` were made, is saved in the folder. When the run continues, only what resume.py lists
+    `settings` were made from `config`, which is saved in the folder. When the run continues, only what resume.py lists
     may have changed. Raises BadInput before any training if the settings, the shards or the folder cannot be used, and
     later if a checkpoint cannot be written; Diverged if the guard stops the run; Interrupted if a signal did.
 

@@ -312,7 +312,7 @@ class BucketMirror(Mirror):
             say(f"the run is in {self.store}" + ("" if whole else ", as far as it was saved"))
 
     def settle(self) -> Exception | None:
-        """Completes the upload of the newest checkpoint, or gives up that of an earlier one. Returns why one failed."""
+        """Completes the newest checkpoint's upload, and gives up an earlier one. Returns why an upload failed."""
         if self.uploads.asked:
             self.uploads.cancel()
         self.uploads.wait()
