@@ -7,16 +7,19 @@ Finished runs are in experiments/records/PART, one small file each. Commit them:
 continues from these files alone. All runs of a part come from one commit. The first run records it, and the script
 checks it out in runs/study. Text comes from $BERT_FAST_DATA/corpus. On a shared machine, pin the command to one core
 (taskset -c 1) to leave the others free. Other work on the machine does not change results: runs are charged by the table
-of step costs in the folder of records. The parts are configs/studies/PART.py; `python -m experiments.study_pages` writes the pages.
+of step costs in the folder of records, which is tier1's for every part: measure it first, on an idle machine, with
+`python -m experiments.study tier1 --dry_run`. The parts are configs/studies/PART.py; `python -m experiments.study_pages` writes the pages.
 """
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 
 from bert_fast.compare import records
+from bert_fast.compare.costs import NAME
 from experiments import common
 
 ROOT = common.HERE.parent
@@ -56,6 +59,13 @@ def clone(commit: str, root: pathlib.Path, folder: pathlib.Path) -> pathlib.Path
     return made
 
 
+def share_costs(part: pathlib.Path, first: pathlib.Path):
+    """Copies the step costs in the folder `first` to a part that has none, so that all parts have equal costs."""
+    if (first / NAME).exists() and not (part / NAME).exists():
+        part.mkdir(parents=True, exist_ok=True)
+        shutil.copy(first / NAME, part / NAME)
+
+
 def main():
     parser = common.parser(__doc__)
     parser.add_argument("part", choices=PARTS)
@@ -63,6 +73,7 @@ def main():
     parser.add_argument("--processes", type=int, default=0, help="runs at once [one per core]")
     args = parser.parse_args()
     folder, kept = ROOT / "runs/study", RECORDS / args.part
+    share_costs(kept, RECORDS / "tier1")
     code = clone(commit_of(args.part, records.read_all(kept), ROOT), ROOT, folder)
 
     def run(*arguments: str) -> int:

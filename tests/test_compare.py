@@ -53,6 +53,7 @@ def test_runs_are_ordered_seed_by_seed():
         ({"seeds": ()}, "has no seeds"),
         ({"seeds": (1, 1)}, "one of its seeds twice: 1, 1"),
         ({"budgets": ("token:1",)}, "did you mean tokens"),
+        ({"rounds": 0}, "times each program 0 times: expected rounds of at least 1"),
         ({"arms": {"a b": {}, "a-b": {}}}, "would share the folder 'a-b'"),
         ({"changes": {"seed": 3}}, "changes seed, which the comparison sets itself"),
         ({"arms": {"dense": {"budget": "tokens:1"}}}, "changes budget, which the comparison sets itself"),
@@ -106,6 +107,11 @@ def test_every_arm_of_a_shipped_study_is_comparable_and_can_be_planned(name, sma
         meter = runs.reference(settings, table)
         monkeypatch.setattr(budget, "DRAWS", 50)
         assert meter.of_all(stages) > 0
+
+
+def test_a_step_cost_is_the_mean_of_the_fastest_fifth_of_the_rounds():
+    assert made_costs.unhindered([9.0, 2.0, 8.0, 9.0, 8.0, 1.0, 9.0, 9.0, 8.0, 7.0]) == 1.5
+    assert made_costs.unhindered([3.0, 2.0]) == 2.0
 
 
 @pytest.mark.parametrize(

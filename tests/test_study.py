@@ -144,6 +144,19 @@ def test_a_part_runs_from_the_commit_of_its_records(tmp_path):
         part_script.commit_of("tier1", kept, tmp_path)
 
 
+def test_every_part_takes_the_step_costs_of_the_first(tmp_path):
+    first, part = tmp_path / "tier1", tmp_path / "tier2"
+    part_script.share_costs(part, first)
+    assert not part.exists()
+    first.mkdir()
+    (first / "costs.json").write_text("first")
+    part_script.share_costs(part, first)
+    assert (part / "costs.json").read_text() == "first"
+    (part / "costs.json").write_text("with added stages")
+    part_script.share_costs(part, first)
+    assert (part / "costs.json").read_text() == "with added stages"
+
+
 def test_a_clone_has_the_recorded_commit_and_not_the_newest(tmp_path):
     root = tmp_path / "repository"
     git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a"]

@@ -25,7 +25,7 @@ def define(args, argv: list[str]):
         "A TPU such as v5e:1x1. Its compiler estimates the costs; nothing is measured.",
         flag_values=args,
     )
-    flags.DEFINE_integer("rounds", 7, "How many times each program is timed.", lower_bound=3, flag_values=args)
+    flags.DEFINE_integer("rounds", 15, "How many times each program is timed.", lower_bound=3, flag_values=args)
     flags.DEFINE_string(
         "cache", "~/.cache/bert_fast/plan", "The folder in which the compiler's results are kept.", flag_values=args
     )

@@ -69,12 +69,12 @@ def make(study: Study, out: pathlib.Path, data: pathlib.Path):
         new = made.compiled(lacking, study.topology, pathlib.Path("~/.cache/bert_fast/plan").expanduser())
         costs = dataclasses.replace(new, curves={**(known.curves if known else {}), **new.curves})
     elif known is None:
-        costs = made.measured(lacking)
+        costs = made.measured(lacking, study.rounds)
     else:
         reference = next((settings for settings in runs if settings not in lacking), None)
         if reference is None:
             raise BadInput(f"{path} has the step costs of another study: choose another --out, or delete it")
-        costs = joined(known, made.measured([reference, *lacking]), keys_of(reference))
+        costs = joined(known, made.measured([reference, *lacking], study.rounds), keys_of(reference))
     step_costs.write(costs, path)
 
 

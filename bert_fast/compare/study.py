@@ -13,6 +13,7 @@ from bert_fast import BadInput, methods
 from bert_fast.commands import config_flag
 from bert_fast.cost import budget
 from bert_fast.data import shards
+from bert_fast.planner.step_costs import ROUNDS
 from bert_fast.train import settings
 from bert_fast.train.evaluate import fingerprint
 
@@ -35,6 +36,7 @@ class Study:
         data.
     source, vocab_size: the corpus, as `prepare` takes it.
     topology: the TPU whose compiler estimates the step costs, such as "v5e:1x1". "": they are measured on this machine.
+    rounds: how often each program is timed to measure the step costs.
     """
 
     arms: Mapping[str, Arm]
@@ -47,6 +49,7 @@ class Study:
     source: str = "docs"
     vocab_size: int = 8_000
     topology: str = ""
+    rounds: int = ROUNDS
 
 
 class Run(NamedTuple):
@@ -111,6 +114,8 @@ def check(study: Study):
             raise BadInput(f"arms {known!r} and {arm!r} would share the folder {slug(arm)!r}: rename one")
     for text in study.budgets:
         budget.parse(text)
+    if study.rounds < 1:
+        raise BadInput(f"the study times each program {study.rounds} times: expected rounds of at least 1")
     for task in study.tasks:
         if not pathlib.Path(study.task_data or "/nowhere").is_dir():
             raise BadInput(
