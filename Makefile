@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help install quickstart test slow long lint format lock docs clean
 
 help:
-	@echo "make quickstart   install, prepare a corpus, pre-train a small BERT, try it (5 to 7 minutes, and one to five to install)"
+	@echo "make quickstart   install, prepare a corpus, pre-train and compare two small BERTs (5 to 7 minutes, after one to five minutes to install)"
 	@echo "make test         install what tests need, check style and types, run the tests that are not slow"
 	@echo "make slow         run the slow tests"
 	@echo "make long         run more cases of the slow tests (an hour): before a release"
@@ -65,7 +65,7 @@ lock: .venv/installed
 	@.venv/lock/bin/pip install --quiet --disable-pip-version-check uv
 	$(LOCK) --output-file requirements.txt
 	$(LOCK) --constraint requirements.txt --extra test --output-file requirements-test.txt
-	@# a build of torch for NVIDIA GPUs requires these packages by itself
+	@# these packages come with torch: its builds for NVIDIA GPUs require them
 	@sed -i.old -E '/^(nvidia|cuda|triton)/d' requirements-test.txt && rm requirements-test.txt.old
 	$(LOCK) --constraint requirements.txt --extra tpu --output-file requirements-tpu.txt
 	$(LOCK) --constraint requirements.txt --extra gpu --output-file requirements-gpu.txt

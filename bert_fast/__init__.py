@@ -1,6 +1,6 @@
 """Accelerated BERT pre-training: one trunk, one engine, methods as small files.
 
-The Python functions, documented in `bert_fast.api`. All but `load` are also commands of `python -m bert_fast`.
+These Python functions are documented in `bert_fast.api`. All but `load` are also commands of `python -m bert_fast`.
 
     prepare     turns text into shards and a vocabulary
     pretrain    trains a model on shards

@@ -12,7 +12,8 @@ from absl import flags
 
 from bert_fast import BadInput, Interrupted, __version__, command, commands
 
-# Remedies for errors about a path that no command has handled. Any other OSError is raised again, with its traceback.
+# Remedies for errors about a path, if the command itself did not handle the error. Any other OSError is raised again,
+# with its traceback.
 REMEDIES = {
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "correct the symbolic links, or give another path",

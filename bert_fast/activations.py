@@ -28,8 +28,8 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 def gelu_tanh(x):
     """GELU's approximation by tanh (Hendrycks and Gimpel 2016, arXiv 1606.08415): same shape and type.
 
-    It differs from the erf form by at most 5e-4, which is below the rounding of bfloat16 near 1, and takes a TPU less
-    time. Hugging Face calls it `gelu_new`.
+    It differs from the erf form by at most 5e-4, which is less than the rounding of bfloat16 near 1. On a TPU, it takes
+    less time than the erf form. Hugging Face calls it `gelu_new`.
     """
     return 0.5 * x * (1 + jnp.tanh(_inner(x)))
 

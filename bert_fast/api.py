@@ -152,8 +152,8 @@ def report(paths: Path | Sequence[Path], out: Path = "") -> list[pathlib.Path]:
     """Writes a page about runs, a comparison and fine-tuning; returns the files written.
 
     paths: run folders and finetune folders, or the folder of a comparison. out: a folder for report.html, report.md and
-    (if matplotlib is installed) report.png, or one file that ends in .html, .md or .png. "": the folder of the
-    comparison or of the only run, else the current folder.
+    (if matplotlib is installed) report.png, or one file that ends in .html, .md or .png. By default, it is the folder
+    of the comparison or of the only run, else the current folder.
 
     >>> [path.name for path in bert_fast.report(["run", "mrpc"], out="report.html")]
     ['report.html']

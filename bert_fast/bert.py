@@ -185,7 +185,7 @@ def encode(config: Config, params: Params, frozen: Params, batch, plan: Plan, ro
 
             of_layer = draws.of(index) if draws is not None and span.dropout else None
             if span.cond and scale is not None:
-                # Without jax.checkpoint, reverse mode carries every residual of the branch through the conditional.
+                # Without jax.checkpoint, every intermediate value of the branch is carried through the conditional.
                 stay = lambda x_BQD, *_: x_BQD  # noqa: E731
                 x_BQD = jax.lax.cond(scale != 0, jax.checkpoint(update), stay, x_BQD, layer, scale, of_layer)
             else:

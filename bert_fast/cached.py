@@ -12,7 +12,7 @@ COMPILED = f"{CACHE}/compiled"  # if VARIABLE names a folder, the programs are d
 
 
 def folder(kind: str) -> pathlib.Path:
-    """The folder for `kind`, inside the folder that VARIABLE names. It may not exist yet."""
+    """The folder for `kind`, inside the folder that VARIABLE names, else inside CACHE. It may not exist yet."""
     place = os.environ.get(VARIABLE, "off")
     return pathlib.Path(CACHE if place == "off" else place).expanduser().absolute() / kind
 

@@ -84,7 +84,7 @@ def kept(salts, index, rate: float):
 
 
 def index_of(head, key):
-    """The index of an attention probability at its query's position: int32, broadcast over heads and keys."""
+    """The index of an attention probability among those of its query: int32. `head` and `key` broadcast together."""
     return HEAD * np.asarray(head, np.int32) + np.asarray(key, np.int32)
 
 

@@ -57,7 +57,8 @@ class Encoder:
 def load(path: str | pathlib.Path) -> Encoder:
     """The encoder of a checkpoint, or of the newest undamaged checkpoint in a run folder.
 
-    If a run in progress deletes it in the meantime, loads the run's next one. Raises BadInput if there is none.
+    If a run in progress deletes that checkpoint in the meantime, loads the run's next one. Raises BadInput if there is
+    no checkpoint.
     """
     return checkpoint.read(path, _encoder, say)
 

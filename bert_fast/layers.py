@@ -82,10 +82,10 @@ def residual(x):
     """x itself; its gradient is written to memory once.
 
     In a pre-LN model the gradient of the residual stream is a sum over all branches above, and XLA for CPU (jax
-    0.10.2) recomputes that sum at each use. This took a third of a step's time with 12 layers at BERT-base widths and
-    half with slim ones, and grows with the square of the depth. So the gradient passes through a conditional, across
-    which XLA does not fuse. (It removes an optimization_barrier before it fuses.) Doing the same for x itself costs
-    more time than it saves.
+    0.10.2) recomputes that sum at each use. With 12 layers, this took a third of a step's time at BERT-base widths, and
+    half of it with slim (pruned) layers. The cost grows with the square of the depth. So the gradient passes through a
+    conditional, because XLA does not fuse across one. (XLA removes an optimization_barrier before it fuses.) Doing the
+    same for x itself costs more time than it saves.
     """
     return x
 
@@ -210,8 +210,8 @@ class Embed(nn.Module):
 class Block(nn.Module):
     """One encoder layer: x_BQD, updated by attention to other tokens and a feed-forward network.
 
-    z_BND, segments_BN: all tokens that are updated or attended to, N = max(Q, K); the first Q are x_BQD, the first K
-    are attended to. `scale` multiplies both residual branches; None leaves them unscaled.
+    z_BND, segments_BN: all tokens that are updated or attended to, N = max(Q, K). The first Q are those of x_BQD;
+    the first K are attended to. `scale` multiplies both residual branches; None leaves them unscaled.
     """
 
     config: Config

@@ -21,7 +21,7 @@ State = Any  # a pytree of arrays; checkpointed
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Everything a compiled train step depends on. With its plan packed (plan.py), it is the key of a compiled program.
+    """Everything a compiled train step depends on. With its plan packed (plan.py), it identifies a compiled program.
 
     batch_size: examples per step, over all devices and micro-batches.
     frozen_paths: regular expressions for the paths of frozen leaves outside the layer stack.
@@ -49,7 +49,7 @@ class Stage:
     skipped: if a stage was cut into parts, the number of its steps in earlier parts.
     data: "continue" takes the next examples, in the order that all stages of this objective and sequence length share.
         "restart" starts training over: the data, the schedule and the methods' clock begin at 0.
-    guess: the widths of the program's model are a guess until `Method.enter` settles them. A guess is used to
+    guess: whether the widths of the program's model are a guess, until `Method.enter` settles them. A guess is used to
         estimate a run's cost; it is never stored, and never compiled for a run.
     """
 
@@ -110,7 +110,7 @@ class Method(NamedTuple):
     stages   (stages) -> stages: host, once: changes the timeline. Widths that only the run can determine
              are guessed, and their stages are marked with `guess`
     observe  (params, state, stage, step) -> (state, done): host, every `stage.ask_every` steps: does work
-             that is too rare or too expensive for `update`. If `done`, the stage ends here
+             that is too expensive for `update`, or not needed in every step. If `done`, the stage ends here
     enter    (params, state, old, new, initial, key) -> (params, moments, state, new): host, between stages:
              grows, prunes or rewinds the model. `moments` is a function that is applied to each optimizer
              moment, a tree like the parameters; None resets the optimizer. Settles the guesses in

@@ -80,7 +80,7 @@ def at_length(plan: Plan, seq_len: int, other: int) -> Plan:
 
 
 def pack(plan: Plan, scale_ML: np.ndarray | None, widths_L: Sequence = ()) -> tuple[Plan, Route]:
-    """The plan with a static number of layers that run in each span, and the route that tells which ones run.
+    """The plan, with the number of layers that run in each span (static), and the route: which layers run (traced).
 
     `scale_ML`: 0 skips a layer in a micro-batch, any other value multiplies its residual branches. None: all
     layers run. `widths_L` are the layers' (heads, neurons), or () if all are equal. A span whose layers differ in

@@ -69,7 +69,7 @@ def columns(array_W, head_size: int, which: slice):
 
 
 def with_zeros(array_BNC, head_size: int, which: slice):
-    """The inverse of `columns`, with zeros for the others: [B, N, W]."""
+    """The inverse of `columns`, with zeros in the columns that it leaves out: [B, N, W]."""
     count = len(range(3)[which])
     array_BNHCE = array_BNC.reshape(*array_BNC.shape[:2], -1, count, head_size)
     padding = [(0, 0)] * 3 + [(which.start, 3 - which.stop), (0, 0)]

@@ -1,6 +1,6 @@
-"""Objects in a bucket: s3://BUCKET/PATH and gs://BUCKET/PATH. This is the only file that talks to one.
+"""Objects in a bucket: s3://BUCKET/PATH and gs://BUCKET/PATH. This is the only file that talks to a bucket.
 
-tensorstore does the requests, and finds the login as the vendor's own tools do. A request that fails for a passing
+tensorstore sends the requests, and finds the login as the vendor's own tools do. A request that fails for a temporary
 reason (no connection, no progress, an error of the server) is repeated, with longer and longer pauses. Every wait has a
 limit.
 """
@@ -13,9 +13,9 @@ from bert_fast import BadInput
 
 RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "16s"}  # about 50 seconds of pauses, if all fail
 STALL = 20  # seconds without a byte after which a request counts as failed
-LIMIT = 1800.0  # seconds for a request with all of its repetitions, without the time for the bytes
+LIMIT = 1800.0  # seconds for a request with all of its repetitions, not counting the transfer of its bytes
 SLOWEST = 1e6  # bytes per second that a connection must carry
-LARGEST = 5 * 2**30  # bytes of an object: what S3 takes in one request
+LARGEST = 5 * 2**30  # bytes of the largest object that S3 accepts in one request
 DRIVERS = {"s3": "s3", "gs": "gcs"}
 
 
@@ -35,7 +35,7 @@ class StoredObject(NamedTuple):
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:
-    """Whether a place is a URL such as s3://BUCKET/PATH. Raises BadInput for a pathlib.Path that was made of one."""
+    """Whether a place is a URL such as s3://BUCKET/PATH. Raises BadInput for a pathlib.Path made from a URL."""
     if not isinstance(place, str):
         if str(place).startswith(tuple(f"{scheme}:/" for scheme in DRIVERS)):
             raise BadInput(f"{place} is a path made of the URL of a bucket: give the URL as a string")
@@ -63,7 +63,7 @@ def name_of(url: str) -> str:
 
 
 def open(url: str, hasty: bool = False) -> "Bucket":
-    """The objects below a URL. Sends no request. Raises BadInput for any other URL.
+    """The objects below the URL of a bucket. Sends no request. Raises BucketError for any other URL.
 
     hasty: whether a request that fails is repeated only once, after a second.
     """
@@ -95,7 +95,7 @@ def _s3_options() -> dict[str, Any]:
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         options |= {"endpoint": endpoint.rstrip("/"), "aws_region": region}
-    if os.environ.get("AWS_ACCESS_KEY_ID"):  # the default chain would look for files first, and log what is missing
+    if os.environ.get("AWS_ACCESS_KEY_ID"):  # AWS's default lookup tries files first, and logs each missing one
         options["aws_credentials"] = {"type": "environment"}
     return options
 
@@ -163,7 +163,7 @@ def _below(prefix: str):
 
 
 def _first_line(error: Exception) -> str:
-    """The message of tensorstore's error, without its details in brackets except for the code of HTTP."""
+    """The first line of a tensorstore error, without its details in brackets, but with its HTTP status code."""
     text = str(error).strip() or type(error).__name__
     code = re.search(r"http_response_code='(\d+)'", text)
     line = re.sub(r"\s*\[\w[\w-]*='.*", "", text.splitlines()[0])

@@ -1,4 +1,4 @@
-"""Differences between versions of the packages that bert_fast needs."""
+"""Versions of the packages that bert_fast needs."""
 
 import importlib.metadata
 import re

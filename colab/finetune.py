@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Fine-tune: from a model to a score, and back
 #
-# A model, a file with texts and labels, a score with its deviation over seeds, and a folder that Hugging Face
-# transformers loads. The model is one of yours, or one from the Hub.
+# You give a model, one of yours or one from the Hub, and a file with texts and labels. You get a score with its
+# deviation over seeds, and a folder that Hugging Face transformers loads.
 
 # %%
 NAME = "finetune"  # @param {type: "string"}
@@ -17,7 +17,7 @@ WORK = pathlib.Path(NAME)  # shards and runs, on the runtime's own disk
 # %% tags=["keep"]
 # @title Where to keep your work { display-mode: "form" }
 # @markdown `drive`: a folder in your Google Drive. `hub:USER/NAME`: a private repository on the Hugging Face Hub
-# @markdown (add a secret `HF_TOKEN` with write access: the key on the left). Empty: nowhere, for a first look.
+# @markdown (click the key on the left to add a secret `HF_TOKEN` with write access). Empty: nowhere, for a first look.
 KEEP = ""  # @param ["", "drive", "hub:USER/NAME"] {allow-input: true}
 
 PLACE = KEEP
@@ -271,7 +271,7 @@ else:
     print(transformers.pipeline(kind, str(exported), top_k=None)(pair))
 
 # %% [markdown]
-# To put it on the Hub, write `USER/NAME` in `REPO`. It needs the secret `HF_TOKEN`, with a token that may write.
+# To put the model on the Hub, write `USER/NAME` in `REPO`. You need the secret `HF_TOKEN`, with a token that may write.
 
 # %%
 REPO = ""  # @param {type: "string"}
@@ -282,6 +282,6 @@ if REPO:
 
 # %% tags=["finish"]
 # @title Before you close this tab
-# @markdown The training cells have copied everything. Drive's mount may still be uploading: this waits for it.
+# @markdown The training cells have copied everything. Drive's mount may still be uploading. This cell waits for it.
 if KEEP == "drive":
     drive.flush_and_unmount()

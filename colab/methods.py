@@ -101,9 +101,8 @@ print(install(SOURCE, UPGRADE_JAX))
 # %% [markdown]
 # ## All of them at a glance
 #
-# Each picture is a whole run: layers from bottom to top, steps from left to right. Below it, what a step costs
-# compared with a dense step. FLOPs are an upper bound on what can be saved; how much of it becomes time depends on
-# the machine.
+# Each picture is a whole run: layers from bottom to top, steps from left to right. The chart below it shows what a
+# step costs compared with a dense step. How much of the saved FLOPs becomes saved time depends on the machine.
 
 # %%
 SIZE = "base"  # @param ["mini", "small", "medium", "base", "large"]
@@ -131,11 +130,11 @@ pictures.plans(
 # ## Progressive layer dropping
 #
 # Zhang and He, 2020 ([arXiv 2010.13369](https://arxiv.org/abs/2010.13369)). In each step, random layers are skipped.
-# At first all layers run. Soon the topmost layer runs only with probability $\theta$, and lower layers more often, the
-# lowest most often. If a layer runs, its output is scaled up, so that the expected sum does not change.
+# At first all layers run. Soon the topmost layer runs only with probability $\theta$. Lower layers run more often, and
+# the lowest runs most often. If a layer runs, its output is scaled up, so that the expected sum does not change.
 #
-# $\theta(t) = (1 - \bar\theta)\, e^{-\gamma t} + \bar\theta$ falls within about $5/\gamma$ steps. With `GAMMA = 0`,
-# $\gamma$ is the paper's 100 divided by the number of steps.
+# $\theta(t) = (1 - \bar\theta)\, e^{-\gamma t} + \bar\theta$ falls almost to $\bar\theta$ within about $5/\gamma$
+# steps. With `GAMMA = 0`, $\gamma$ is the paper's 100 divided by the number of steps.
 
 # %%
 THETA = 0.5  # @param {type: "slider", min: 0.1, max: 1.0, step: 0.05}
@@ -186,7 +185,7 @@ pictures.plans(
 # well need less work.
 #
 # - `KEEP`: the share of the tokens that the middle layers update.
-# - `BOUNDARY`: the first layer (counted from 0) that drops tokens. -1: half of the layers minus 1, as released.
+# - `BOUNDARY`: the first layer (from 0) that drops tokens. -1: half of the layers minus 1, as in the released code.
 
 # %%
 KEEP_TOKENS = 0.5  # @param {type: "slider", min: 0.25, max: 1.0, step: 0.05}
@@ -243,8 +242,8 @@ summary = bert_fast.pretrain(
 )
 
 # %% [markdown]
-# Heads and neurons by their coefficient, each layer in a line. Change the ratios above, and run that cell and this
-# one again: the search stays the same, but the ticket changes.
+# Heads and neurons in the order of their coefficients, one line per layer. Change the ratios above, then run that cell
+# and this one again: the search stays the same, but the ticket changes.
 
 # %%
 from bert_fast.methods import early_bert
@@ -276,8 +275,9 @@ figure.suptitle("the ticket: kept in blue, pruned in orange", fontsize=11)
 pyplot.show()
 
 # %% [markdown]
-# Masks are taken during the search. Their *distance* is the share of units in which two of them differ. When it stays
-# small, the ticket has stabilised, and the search may end (`--config.early_bert.stop=early_bird`).
+# During the search, masks record which units would be kept. The *distance* of two masks is the share of units in which
+# they differ. When it stays small, the ticket has stabilised, and the search may end
+# (`--config.early_bert.stop=early_bird`).
 
 # %%
 from bert_fast.train.log import read_rows
@@ -296,8 +296,8 @@ pyplot.show()
 # %% [markdown]
 # ### Which tokens the middle layers would drop
 #
-# The darker a word piece, the higher its running loss. Struck out: dropped by the middle layers. `[MASK]`, `[CLS]`
-# and `[SEP]` are always kept. After so few steps the scores mostly tell frequent words from rare ones.
+# The darker a word piece, the higher its running loss. The middle layers drop the pieces that are struck out. `[MASK]`,
+# `[CLS]` and `[SEP]` are always kept. After so few steps the scores mostly tell frequent words from rare ones.
 
 # %%
 SENTENCE = "Return a copy of the array with the [MASK] of the axes changed, or raise an error if the shape does not match."  # @param {type: "string"}
@@ -326,7 +326,7 @@ HTML(pictures.marked(pieces.tokens, learned, kept))
 # these, until a last stage trains everything: frozen layers need no backward pass.
 #
 # - `DEPTHS`: layers of each stage. Empty: a quarter, a half and all of them.
-# - `SHARES`: each stage's share of the steps, one more for MSLT's last stage. Empty: the papers' shares.
+# - `SHARES`: each stage's share of the steps, in the picture of stacking only. Empty: the paper's shares.
 
 # %%
 DEPTHS = ""  # @param {type: "string"}
@@ -358,5 +358,5 @@ except bert_fast.BadInput as reason:
     print(reason)
 
 # %% [markdown]
-# What these savings cost in quality is another question. Notebook `quickstart` compares at equal time, and `bert-fast
-# compare` does it with several seeds and budgets.
+# What these savings cost in quality is another question. Notebook `quickstart` compares losses at equal time, and
+# `bert-fast compare` does so with several seeds and budgets.

@@ -145,8 +145,8 @@ pictures.plans({"dense": (CONFIG, CHANGES), METHODS: (CONFIG, CHANGES | {"method
 # %% [markdown]
 # ## 3. Hours and dollars by chip
 #
-# These hold if a share `UTILISATION` of the peak is reached. Prices are on-demand list prices in the United States,
-# with the date in `bert_fast/cost/accelerators.py`: look up your own. Spot chips cost less.
+# These hold if a share `UTILISATION` of the peak is reached. Prices are on-demand list prices in the United States.
+# Their dates are in `bert_fast/cost/accelerators.py`. Look up the prices that you pay: spot chips cost less.
 
 # %%
 UTILISATION = 0.4  # @param {type: "slider", min: 0.1, max: 0.8, step: 0.05}
@@ -190,7 +190,7 @@ else:
 # %% [markdown]
 # ## 5. The settings that cost least
 #
-# This searches for one chip with 16 GB, as in Colab's v5e-1. It compiles many programs.
+# For one chip with 16 GB, as in Colab's v5e-1, this cell searches for these settings. It compiles many programs.
 
 # %%
 SEARCH = False  # @param {type: "boolean"}

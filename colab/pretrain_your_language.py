@@ -21,7 +21,7 @@ WORK = pathlib.Path(NAME)  # shards and runs, on the runtime's own disk
 # %% tags=["keep"]
 # @title Where to keep your work { display-mode: "form" }
 # @markdown `drive`: a folder in your Google Drive. `hub:USER/NAME`: a private repository on the Hugging Face Hub
-# @markdown (add a secret `HF_TOKEN` with write access: the key on the left). Empty: nowhere, for a first look.
+# @markdown (click the key on the left to add a secret `HF_TOKEN` with write access). Empty: nowhere, for a first look.
 KEEP = ""  # @param ["", "drive", "hub:USER/NAME"] {allow-input: true}
 
 PLACE = KEEP
@@ -126,11 +126,11 @@ keep.resume(WORK, PLACE)
 # %% [markdown]
 # ## 1. Your text
 #
-# `TEXT` is where it comes from:
+# `TEXT` says where your text comes from:
 #
-# - `files:/content/text/*.txt`: files that you uploaded, or on your Drive
+# - `files:/content/text/*.txt`: files that you uploaded, or files on your Drive
 #   (`files:/content/drive/MyDrive/text/*.txt`). A blank line ends a document. `.jsonl` and `.parquet` have a record
-#   for each document. Each may be gzipped.
+#   for each document. Each file may be gzipped.
 # - `docs`: the English documentation on this machine, to try the notebook out.
 #
 # A few gigabytes are plenty for one session: BERT's own corpus has about 16 GB.
@@ -142,7 +142,7 @@ VOCAB_SIZE = 8000  # @param {type: "integer"}
 # %% [markdown]
 # ## 2. What a vocabulary must keep
 #
-# A vocabulary may lower all letters and remove accents. That suits English. In other scripts it destroys words:
+# A vocabulary may lowercase all letters and remove accents. That suits English. In other scripts it destroys words:
 # German *für* becomes *fur*, Korean syllables fall apart into single letters, Japanese *が* loses its voicing mark.
 # Write some sentences in your language, and compare what is left of them.
 
@@ -180,7 +180,7 @@ tokens = manifest["splits"]["train"]["tokens"]
 print(f"{tokens:,} training tokens, {manifest['vocab']['size']:,} word pieces")
 
 # %% [markdown]
-# If long words are split into many pieces, the vocabulary is too small, or its text is in another language. `[UNK]`
+# If long words are split into many pieces, the vocabulary is too small, or was trained on another language. `[UNK]`
 # stands for a word with a letter that the vocabulary does not have.
 
 # %%
@@ -199,8 +199,8 @@ for text in SAMPLES:
 #
 # - `SIZE`: a starting point is `mini` on a CPU, `small` on a GPU, and `medium` or `base` on a TPU.
 # - `SESSION`: how long this runtime lasts, in minutes. Free TPUs: about 90.
-# - `SESSIONS`: the number of sessions for the run. Learning rate, stages and schedules end with the budget, so decide
-#   now: a later session continues the same run.
+# - `SESSIONS`: the number of sessions for the run. The schedules of the learning rate and the methods end with the
+#   budget, so decide now: a later session continues the same run.
 # - `METHODS`: see notebook `methods`. Empty: dense.
 
 # %%
@@ -232,7 +232,7 @@ if DEBUG:
     CHANGES |= {"eval.every": 200, "log_every": 100, "checkpoint.every": 200}
 
 # %% [markdown]
-# The cost of a step is measured here once. The budget then becomes a number of steps, and the picture shows the
+# This cell measures the cost of a step once. The budget then becomes a number of steps, and the picture shows the
 # resulting run.
 
 # %%
@@ -297,8 +297,8 @@ with keep.kept(WORK, PLACE):
     print(sorted(path.name for path in exported.iterdir()))
 
 # %% [markdown]
-# To put it on the Hub, write `USER/NAME` in `REPO`, and the language of your text, such as `de`. It needs the secret
-# `HF_TOKEN`, with a token that may write.
+# To put the model on the Hub, write `USER/NAME` in `REPO`, and the language of your text, such as `de`, in `LANGUAGE`.
+# You need the secret `HF_TOKEN`, with a token that may write.
 
 # %%
 REPO = ""  # @param {type: "string"}
@@ -314,6 +314,6 @@ if REPO:
 
 # %% tags=["finish"]
 # @title Before you close this tab
-# @markdown The training cells have copied everything. Drive's mount may still be uploading: this waits for it.
+# @markdown The training cells have copied everything. Drive's mount may still be uploading. This cell waits for it.
 if KEEP == "drive":
     drive.flush_and_unmount()

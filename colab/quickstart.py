@@ -23,7 +23,7 @@ WORK = pathlib.Path(NAME)  # shards and runs, on the runtime's own disk
 # %% tags=["keep"]
 # @title Where to keep your work { display-mode: "form" }
 # @markdown `drive`: a folder in your Google Drive. `hub:USER/NAME`: a private repository on the Hugging Face Hub
-# @markdown (add a secret `HF_TOKEN` with write access: the key on the left). Empty: nowhere, for a first look.
+# @markdown (click the key on the left to add a secret `HF_TOKEN` with write access). Empty: nowhere, for a first look.
 KEEP = ""  # @param ["", "drive", "hub:USER/NAME"] {allow-input: true}
 
 PLACE = KEEP
@@ -225,7 +225,7 @@ HTML(pictures.page(WORK / "report.html"))
 # %% [markdown]
 # ## 4. Fill in masks
 #
-# The three most probable word pieces, by both models.
+# The three most probable word pieces, according to each model.
 
 # %%
 SENTENCES = [
@@ -248,6 +248,6 @@ for arm, run in runs.items():
 
 # %% tags=["finish"]
 # @title Before you close this tab
-# @markdown The training cells have copied everything. Drive's mount may still be uploading: this waits for it.
+# @markdown The training cells have copied everything. Drive's mount may still be uploading. This cell waits for it.
 if KEEP == "drive":
     drive.flush_and_unmount()

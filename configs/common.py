@@ -93,7 +93,7 @@ def base(size_name: str) -> ConfigDict:
     config.init = ""  # a run folder or checkpoint with the initial weights
     config.methods = ""
     config.log_every = 100
-    config.sinks = "tensorboard"  # in addition to metrics.jsonl: any of tensorboard, wandb, trackio, or none
+    config.sinks = "tensorboard"  # in addition to metrics.jsonl: any of tensorboard, wandb, trackio; "": none
     config.measure_peak = False  # if the device's peak is unknown (as for CPUs), time a matrix product to measure it
 
     config.model = ConfigDict(size(size_name))
@@ -147,13 +147,13 @@ def base(size_name: str) -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10_000
-    config.checkpoint.minutes = 0.0  # also save this long after the last save; 0: only at these steps and at the end
+    config.checkpoint.minutes = 0.0  # also save this long after the last save; 0: only by `every` and at the end
     config.checkpoint.keep = 2
 
     config.replay_every = 0  # every N steps, the gradient is computed twice and compared; 0: never
 
     config.guard = ConfigDict()
-    config.guard.factor = 100.0  # skip a step if its norm is above this multiple of the median; 0: only if not finite
+    config.guard.factor = 100.0  # skip a step if its gradient norm exceeds this times the median; 0: only if not finite
     config.guard.recent = 100  # number of recent gradient norms in that median
     config.guard.in_a_row = 5  # after this many skipped steps in a row, the run goes back to a checkpoint
     config.guard.rollbacks = 2  # how often the run may go back before it stops

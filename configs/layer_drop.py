@@ -11,10 +11,10 @@ The paper's run: batches of 4,096 for 200,000 steps (186 epochs) on 64 V100 GPUs
 bing_bert/deepspeed_bsz4k_progressive_layer_drop_config_seq128.json.
 
 Differences: here, matrices and tables are drawn from a normal distribution truncated at two standard deviations, as in
-Google's BERT. The deviation after truncation is 0.88 times the setting. The released code (`init_bert_weights` of
-bing_bert/nvidia/modelingpreln_layerdrop.py) draws from a normal distribution without truncation. It skips
-`LinearActivation` (the first matrix of each feed-forward network, the pooler and the head's dense layer), which
-therefore keeps PyTorch's uniform initialisation, biases included.
+Google's BERT. Truncation reduces the standard deviation to 0.88 times the setting. The released code
+(`init_bert_weights` of bing_bert/nvidia/modelingpreln_layerdrop.py) draws from a normal distribution without
+truncation. It skips `LinearActivation` (the first matrix of each feed-forward network, the pooler and the head's dense
+layer), which therefore keeps PyTorch's uniform initialisation, biases included.
 """
 
 import math

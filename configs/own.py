@@ -9,7 +9,8 @@ seq=LENGTH (128), debug (shrinks everything to seconds). size, objective and nor
 
 classes and score read .csv, .tsv or .jsonl; the columns are "text" and "label" by default. tags reads CoNLL files (the
 first column is the token and the last the tag; text=2 and label=4 choose others by number) or .jsonl with "tokens" and
-"tags". One run at learning rate 5e-5; --config.learning_rates=2e-5,3e-5,4e-5,5e-5 --config.seeds=0,1,2 is BERT's sweep.
+"tags". The default is one run at learning rate 5e-5. BERT's sweep is --config.learning_rates=2e-5,3e-5,4e-5,5e-5
+--config.seeds=0,1,2.
 For small models, higher rates are better: the README of google-research/bert lists 3e-4 and 1e-4 too.
 """
 

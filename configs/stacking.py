@@ -12,7 +12,7 @@ Differences from StackingBERT:
 - Its batches have about 102,000, 115,000 and 123,000 tokens, stage by stage, in examples of many lengths. Here a batch
   has 312 examples of 384 tokens: 119,808 positions, close to their mean over all updates.
 - Here positions are learned, there they are sinusoids. Here word embeddings are not multiplied by the square root of
-  the width. All matrices start with BERT's standard deviation. The next-sentence head has a pooler.
+  the width, all matrices start with BERT's standard deviation, and the next-sentence head has a pooler.
 - Here LayerNorms have gains and biases. The LayerNorms of StackingBERT's encoder have neither (`no_normalize_affine` of
   transformer_bert_base).
 - StackingBERT applies weight decay to every parameter (fairseq's Adam has one group, with --weight-decay 0.01). Here

@@ -1,4 +1,4 @@
-"""Throughput of prepare, compared with `tokenizers` alone, on one core and on all; and its memory.
+"""Memory and throughput of prepare. Throughput is compared with `tokenizers` alone, on one core and on all cores.
 
     python -m experiments.prepare_speed [--corpus='files:*.txt.gz'] [--vocab=vocab.txt] [--megabytes=100] [--pairs=5]
 

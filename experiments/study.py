@@ -6,9 +6,10 @@
 Finished runs are in experiments/records/PART, one small file each. Commit them: on another machine the same command
 continues from these files alone. All runs of a part come from one commit. The first run records it, and the script
 checks it out in runs/study. Text comes from $BERT_FAST_DATA/corpus. On a shared machine, pin the command to one core
-(taskset -c 1) to leave the others free. Other work on the machine does not change results: runs are charged by the table
-of step costs in the folder of records, which is tier1's for every part: measure it first, on an idle machine, with
-`python -m experiments.study tier1 --dry_run`. The parts are configs/studies/PART.py; `python -m experiments.study_pages` writes the pages.
+(taskset -c 1) to leave the others free. Other work on the machine does not change results, because the seconds of a run
+are computed from a table of step costs. Every part uses the table of tier1, which is kept with its records. Measure it
+first, on an idle machine, with `python -m experiments.study tier1 --dry_run`. The parts are configs/studies/PART.py;
+`python -m experiments.study_pages` writes the pages.
 """
 
 import os

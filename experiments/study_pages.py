@@ -270,7 +270,9 @@ def readme_block() -> str:
     kept = read("tier1")
     ((text, arms),) = summarized("tier1", kept).items()
     first, dense = next(iter(kept.values())).figures, arms[DENSE]
-    head = "| method | what does less work | time saved, by its paper | time per token | loss minus dense training's | seeds |"
+    head = (
+        "| method | what is skipped | time saved, by its paper | time per token | loss minus dense training's | seeds |"
+    )
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for arm, (name, what, promise) in METHODS.items():
         if arm in arms:

@@ -33,7 +33,7 @@ probability that the layer runs.""",
         ("layer dropping",),
         ("dense", "layer dropping"),
         """The learning rate was one of the same three for every arm. The paper trains at ten times the rate of a post-LN baseline; the
-baseline here is pre-LN too, and has the same rates. The two-by-two of rescaling and learning rate is in `tier3`.""",
+baseline here is pre-LN too, and has the same rates. All four combinations of rescaling and learning rate are in `tier3`.""",
         """Whether dropping helps when a corpus is passed over many times (`tier2_epochs`), or in models deep enough to have layers to
 spare.""",
     ),
@@ -94,7 +94,7 @@ in a third of its time. On words hidden by [MASK], both were still near the loss
     ),
 }
 
-# For the table of README.md: what does less work, and the saving of time that the paper reports.
+# For the table of README.md: what is skipped, and the saving of time that the paper reports.
 METHODS = {
     "token dropping": (
         "token dropping ([2022](https://arxiv.org/abs/2203.13240))", "unimportant tokens, in the middle layers", "25 %"

@@ -2,10 +2,10 @@
 
     python -m experiments.torch_worker '{"size": [2,128,2,512], "batch": 8, "seq": 64, "slots": 10, "gathered": true}'
 
-Each line on standard input is a number of steps to run. The worker answers with a line that has their seconds. Before
-it reads any input, it prints a line with versions and the bytes in use after the first steps. The step is what users
-run for speed: bfloat16 autocast, SDPA, torch.compile, fused AdamW. If "gathered" is true, the MLM head runs on
-predicted positions only.
+Each line on standard input is a number of steps to run. The worker answers with a line that says how many seconds
+they took. Before it reads any input, it prints a line with versions and the bytes in use after the first steps. The
+step is what users run for speed: bfloat16 autocast, SDPA, torch.compile, fused AdamW. If "gathered" is true, the MLM
+head runs on predicted positions only.
 """
 
 import json

@@ -4,11 +4,11 @@
     python -m experiments.tpu_plan --page     writes the page from the finished plans
 
 Finished plans are kept in experiments/plans, one small file each. Commit them: the same command continues from them on
-another machine, as long as no code changes that decides what a program does or how its cycles are counted.
-Needs requirements-tpu.txt, but no TPU. A BERT-base program takes two to four minutes to compile on one core; all
-programs together take several hours. You can stop it at any time; the same command resumes. --only and --arms select a
-part of the plans. Writes experiments/tpu_plan.md. --depth=2 tries the script on a smaller model; --page then prints the
-page instead of writing it.
+another machine. They stay valid until a change to the code that decides what a program does or how its cycles are
+counted. Needs requirements-tpu.txt, but no TPU. A BERT-base program takes two to four minutes to compile on one core;
+all programs together take several hours. You can stop it at any time; the same command resumes. --only and --arms
+select a part of the plans. Writes experiments/tpu_plan.md. --depth=2 tries the script on a smaller model; --page then
+prints the page instead of writing it.
 """
 
 import ast

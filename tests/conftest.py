@@ -6,7 +6,7 @@ import shutil
 import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"] = "2"  # for tests of a server that says nothing
+os.environ["TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"] = "2"  # for tests of a server that does not answer
 # One thread and one instruction set, so that losses are reproducible: see test_golden.py.
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=AVX2"
 
@@ -30,7 +30,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-MOST_KEPT = 2**30  # bytes of compiled programs
+MOST_KEPT = 2**30  # bytes of compiled programs that a worker keeps between sessions
 
 
 def pytest_addoption(parser):
@@ -41,8 +41,8 @@ def pytest_addoption(parser):
 def compile_once(request, worker_id):
     """Keeps compiled programs in .pytest_cache: each is compiled once, also for later sessions.
 
-    At every write, JAX's cache of limited size locks its folder and reads all of it. So only the processes that tests
-    start use one. The tests' own caches are unlimited. Those have no lock, so each worker has its own.
+    JAX's cache has a lock only if its size is limited: every write then locks the folder and reads all of it. So only
+    processes that tests start use a limited cache. An unlimited cache has no lock, so each worker has its own.
     """
     kept = request.config.cache.mkdir("compiled")
     os.environ["BERT_FAST_CACHE"] = str(kept / "processes")
@@ -86,7 +86,7 @@ def bucket_server(tmp_path_factory):
 
 @pytest.fixture
 def bucket(bucket_server, tmp_path, monkeypatch) -> str:
-    """The URL of a new bucket. Requests to it are repeated after a short time. The cache is in `tmp_path`."""
+    """The URL of a new bucket. Failed requests to it are repeated after a short time. The cache is in `tmp_path`."""
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     for name, value in bucket_server.environment.items():
         monkeypatch.setenv(name, value)

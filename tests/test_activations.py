@@ -1,4 +1,4 @@
-"""Activations and their gradients equal JAX's, and "auto" follows the type."""
+"""Activations and their gradients equal JAX's, and "auto" depends on the dtype."""
 
 import jax
 import numpy as np

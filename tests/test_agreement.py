@@ -101,7 +101,7 @@ def test_checksums_change_with_every_part_that_is_held_here():
 
 
 def pair(start_run, shards, workdir, *flags, one=()):
-    """Two processes of one run. `one`: more flags of the second."""
+    """Two processes of one run. `one`: extra flags of the second."""
     flags = [*with_port(), "--config.mesh.data=2", *flags]
     more = ([], one)
     return [start_run(shards, workdir, *flags, f"--process_index={index}", *more[index]) for index in range(2)]

@@ -1,4 +1,4 @@
-"""Attention: the reference equals the formula, and the kernel equals the reference, values and gradients."""
+"""Attention: the reference equals the formula, and the kernel equals the reference, in values and gradients."""
 
 import dataclasses
 import functools
@@ -128,7 +128,7 @@ def test_every_backend_can_be_asked_for():
 
 
 def test_a_kernels_units_cover_each_head_and_each_query_once():
-    """In a long row, a grid step handles two heads. Each has a unit for every 128 queries."""
+    """In a long row, a grid step handles two heads. Each head has a unit for every 128 queries."""
     form = pallas.Form(1, 512, 3, 500, 512, 1, 0.0)
     units = functools.reduce(list.__add__, form.units())
     assert len(set(units)) == len(units) == 2 * 4

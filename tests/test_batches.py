@@ -263,7 +263,7 @@ for number, _ in enumerate(batches.batches(rows, 64, 0, workers=2)):
 @pytest.mark.skipif(not pathlib.Path("/dev/shm").is_dir(), reason="shared memory is elsewhere")
 def test_processes_that_are_killed_together_leave_no_shared_memory(folder):
     def there():
-        """Blocks of shared memory. `multiprocessing` leaves its named semaphores, which have one page each."""
+        """Blocks of shared memory, except for the one-page named semaphores that `multiprocessing` leaves behind."""
         blocks = [path for path in pathlib.Path("/dev/shm").iterdir() if not path.name.startswith("sem.")]
         return {path.name for path in blocks if path.owner() == me}
 

@@ -56,7 +56,7 @@ COSTS = StepCosts("measured", "here", {"a": (Point(100, 1.0), Point(200, 3.0)), 
 def test_costs_are_linear_between_programs_and_proportional_just_beyond_them():
     assert COSTS.seconds("a", 150) == pytest.approx(2.0)
     assert COSTS.seconds("a", 220) == pytest.approx(3.3)
-    assert COSTS.seconds("b", 900) == pytest.approx(9.0)  # one point: the stage's mean, proportional everywhere
+    assert COSTS.seconds("b", 900) == pytest.approx(9.0)  # one point: proportional to FLOPs everywhere
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_last_step_of_a_plan_is_the_last_that_the_budget_allows(small_shards
 
 
 @pytest.mark.slow
-def test_a_budget_of_flops_is_what_the_run_counts(small_shards, tmp_path):
+def test_flops_spent_of_a_budget_equal_the_flops_that_the_run_counts(small_shards, tmp_path):
     config = small_config(small_shards, budget="flops:3e8", methods="layer_drop", phases="16:1", model__norm="pre")
     summary = run(config, tmp_path)
     assert summary["budget"]["spent"] == pytest.approx(summary["flops"], rel=1e-9)
@@ -142,7 +142,7 @@ def costs_of(config: dict) -> StepCosts:
 
 @pytest.fixture
 def early(small_shards, tmp_path):
-    """An EarlyBERT run with a budget in seconds, whose search finds different widths from those guessed."""
+    """An EarlyBERT run with a budget in seconds. Its search finds other widths than those guessed."""
     config = small_config(small_shards, **EARLY, early_bert__neuron_ratio=0.75)
     step_costs.write(costs_of(config), tmp_path / "costs.json")
     return {**config, "budget": "seconds:0.3", "costs": str(tmp_path / "costs.json")}

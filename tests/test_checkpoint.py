@@ -205,7 +205,7 @@ def running(tmp_path):
 
 
 def read_while(running, monkeypatch, path, times=1):
-    """The step that a command reads at `path` while a run saves and prunes `times` times, and the warnings."""
+    """(step, warnings) of a command that reads `path` while a run saves and prunes `times` times."""
     _, go_on = running
     original, done, said = checkpoint.restore_params, [], []
 

@@ -172,7 +172,7 @@ def test_pipeline_makes_the_same_shards_as_prepare(corpus, tmp_path, environment
     cloud = run(*kept)
     assert cloud.returncode == 0, cloud.stderr
     manifest = json.loads((tmp_path / "kept/manifest.json").read_text())
-    assert {key for key in expected if manifest[key] != expected[key]} == {"source", "settings"}  # paths
+    assert {key for key in expected if manifest[key] != expected[key]} == {"source", "settings"}  # these hold paths
 
     unknown = run("--source=files:nowhere://*", kept[1], f"--out={tmp_path}/unknown")
     assert unknown.returncode == 2

@@ -11,9 +11,9 @@ from helpers.interruption import interrupted
 from helpers.small_runs import rows_without_clock, run, small_config
 from helpers.tiers import tiers
 
-# methods: the most programs that a run of 40 steps may compile. A stage has two programs for each span that layers are
-# dropped from, because systematic sampling varies the number of layers by at most one. Theta falls at once here. While
-# it falls, other numbers of layers occur, which adds programs.
+# methods: the most programs that a run of 40 steps may compile. A stage needs one program for each combination of layer
+# counts that its spans run. If there are several spans, sampling is systematic: each count varies by at most one. Theta
+# falls at once here. While it falls, other counts occur, which adds programs.
 RUNS = {
     "stacking,early_bert": 4,
     "stacking,token_drop": 3,
@@ -28,7 +28,7 @@ RUNS = {
 
 
 ALL_FOUR = "stacking,early_bert,token_drop,layer_drop"
-QUICK = "stacking,token_drop"  # compiles the fewest programs of those that grow
+QUICK = "stacking,token_drop"  # compiles the fewest programs of the combinations that grow the model
 COMBINATIONS = tiers(RUNS, slow=[ALL_FOUR], quick=[QUICK])
 
 

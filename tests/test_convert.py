@@ -116,7 +116,7 @@ def test_lamb_of_bing_bert(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["random_ltd", "dynamic_train"])
-def test_random_ltd_updates_as_many_tokens_in_the_same_layers(tmp_path, name):
+def test_random_ltd_updates_as_many_tokens_as_deepspeed_in_the_same_layers(tmp_path, name):
     found = converted(tmp_path, *CASES[name])
     ((_, arguments),) = found.methods
     assert (arguments["scores"], arguments["boundary"], found.model.depth) == ("random", 1, 24)

@@ -9,8 +9,8 @@ from bert_fast.planner import cost_report, estimate
 from helpers.estimates import made_plan
 
 
-def test_hours_are_the_larger_cycles_over_the_clock_plus_collectives_that_are_not_hidden():
-    # 15 M cycles at 1.503 GHz take 9.98 ms; 0.1 of the 2 ms of collectives are not hidden.
+def test_hours_are_the_larger_cycle_count_over_the_clock_plus_collectives_that_are_not_hidden():
+    # 15 M cycles at 1.503 GHz take 9.98 ms. Of the 2 ms of collectives, 0.1 ms are not hidden.
     assert made_plan().hours() * 3600 == pytest.approx(1000 * (15e6 / (197e12 / 131_072) + 1e-4))
     # At their peak of 197 TFLOP/s each, 8 chips take 12.7 ms for 2e13 FLOPs.
     assert made_plan().hours_at(0.5) * 3600 == pytest.approx(1000 * 2e13 / (8 * 197e12 * 0.5))
@@ -72,7 +72,7 @@ def test_work_without_a_schedule_is_listed():
     assert "M cycles without a schedule, bounded by bytes, FLOPs or the estimate: gather 0.10;" in line
 
 
-def test_stage_shows_both_instruments_and_the_share_of_the_peak_by_the_larger():
+def test_stage_shows_both_cycle_counts_and_the_share_of_the_peak_by_the_larger_count():
     head, row = (line.split("  ") for line in cost_report.stages(made_plan()).splitlines())
     cells = dict(zip(filter(None, map(str.strip, head)), filter(None, map(str.strip, row)), strict=True))
     assert cells["estimate, M cycles"] == "15.0"

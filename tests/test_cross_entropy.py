@@ -1,4 +1,4 @@
-"""The fused loss equals the exact one, and caps what would overflow."""
+"""The fused loss equals the exact one, and caps logits that would overflow."""
 
 import jax
 import jax.numpy as jnp

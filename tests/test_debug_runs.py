@@ -1,6 +1,6 @@
 """Every config, with its default arguments and `debug`, trains to the end.
 
-These are long tests, because test_docs.py runs the command in every config's docstring.
+These are long tests, because test_docs.py already runs the command in every config's docstring.
 """
 
 import pytest

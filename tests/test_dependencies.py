@@ -49,7 +49,7 @@ def test_every_imported_package_is_declared():
 
 
 def test_every_core_dependency_is_imported():
-    # Only importlib_resources is not: tensorflow-datasets imports it.
+    # Only importlib_resources is not imported here: tensorflow-datasets imports it.
     words = "\n".join(path.read_text() for path in FILES)
     packages = importlib.metadata.packages_distributions()
     for requirement in PROJECT["dependencies"]:

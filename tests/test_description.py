@@ -24,7 +24,7 @@ STAGE = Stage(
     "s", PROGRAM, 10, Schedule(1e-3, 10), "stage", warm_again=2, skipped=3, ask_every=5, data="restart"
 )  # fmt: skip
 FIRST = dataclasses.replace(STAGE, name="first", data="continue")
-# Every field with a default differs from it, except `format`.
+# Every field that has a default has another value here, except `format`.
 FULL = Description(
     step=17,
     stage=STAGE,

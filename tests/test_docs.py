@@ -166,7 +166,7 @@ def test_site_builds_without_a_warning(tmp_path):
     assert "docs/index.html" in (tmp_path / "site/index.html").read_text()
 
 
-# The commands of compare.md train whole studies.
+# The commands of compare.md train whole studies, so its case is a long test.
 @pytest.mark.parametrize(
     "path", tiers(doc_pages.RUN, slow=[path for path in doc_pages.RUN if path.name != "compare.md"]), ids=name_of
 )

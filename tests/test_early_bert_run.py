@@ -86,7 +86,7 @@ def coefficients_of(params):
     return [params["layers"][name] for name in ("head_scale", "neuron_scale")]
 
 
-def test_every_total_includes_the_search_and_the_slim_stages_cost_less(finished):
+def test_search_counts_in_every_total_and_slim_stages_cost_less(finished):
     workdir, summary = finished
     searching, first, second = stages_of(workdir)
     assert [stage.name for stage in (searching, first, second)] == ["search", "16-tokens", "32-tokens"]

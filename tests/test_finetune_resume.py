@@ -110,9 +110,9 @@ def test_unstopped_runs_have_the_steps_that_other_tests_assume(whole):
         assert checkpoint.steps(folder / "checkpoints") == [steps]
 
 
-# BERT stops between two evaluations, at an evaluation, at the end of an epoch, one step before the end, at the end, and
-# three times. EarlyBERT stops within the search, at its end, after the slim model's first step, at an evaluation, and
-# twice.
+# BERT: a stop between two evaluations, at an evaluation, at the end of an epoch, one step before the end of the run, at
+# its end, and three stops. EarlyBERT: a stop within the search, at the end of the search, after the first step of the
+# slim model, at an evaluation, and two stops.
 @pytest.mark.parametrize(
     ("name", "stops"),
     [

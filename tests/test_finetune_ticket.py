@@ -19,7 +19,8 @@ def test_ticket_is_drawn_after_a_short_search_and_trained_from_the_initial_weigh
     changes = {"batch_size": 8, "widths": 1, "learning_rates": "4e-3", "early_bert__head_ratio": 0.5}
     trainer = make_trainer(tmp_path, folder, recipe="early_bert", early_bert__search=0.2, **changes)
     search, training = trainer.timeline(4e-3)
-    assert search.steps == round(0.2 * training.steps) - 1  # the released trainer.py records before an update
+    # The released trainer.py records the coefficients before an update, so the search is one step shorter.
+    assert search.steps == round(0.2 * training.steps) - 1
     # The search has its own schedule, with a peak of 2e-5 over 3 epochs. The training starts its schedule at step 0.
     assert (search.schedule.peak, search.schedule.steps) == (2e-5, 3 * trainer.per_epoch)
     assert (training.schedule.peak, training.schedule.steps) == (4e-3, training.steps)

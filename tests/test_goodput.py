@@ -18,7 +18,7 @@ def test_lost_steps_and_pauses_are_distinguished(tmp_path):
     os.utime(tmp_path, (now, now - 98))
     goodput.begin(counters, time.monotonic() - 5, tmp_path, sign=now - 70, restored=2.0)
     rounded = {name: round(seconds) for name, seconds in counters.times.items() if round(seconds)}
-    # Saved 100 to 98 s ago, died 70 s ago, started again 5 s ago, and restored for 2 s.
+    # The run saved from 100 to 98 s ago, died 70 s ago, started again 5 s ago, and restored for 2 s.
     assert rounded == {"save_seconds": 2, "wasted_seconds": 28, "idle_seconds": 65 + 3, "restore_seconds": 2}
 
 
@@ -41,7 +41,7 @@ def test_clock_that_was_changed_gives_no_negative_times(tmp_path, sign):
 def test_times_of_a_run_sum_to_its_wall_time(small_shards, tmp_path, monkeypatch):
     written, write = [], MetricWriter.write
     monkeypatch.setattr(MetricWriter, "write", lambda self, row: (written.append(time.monotonic()), write(self, row)))
-    times, pretrain, summarise = [], loop.pretrain, report.summary  # from the call of the loop to its summary
+    times, pretrain, summarise = [], loop.pretrain, report.summary  # times: the call of the loop, and its summary
     monkeypatch.setattr(loop, "pretrain", lambda *given: (times.append(time.monotonic()), pretrain(*given))[1])
     monkeypatch.setattr(report, "summary", lambda *given: (times.append(time.monotonic()), summarise(*given))[1])
     summary = run(small_config(small_shards, steps=30, phases="16:1", checkpoint__every=10), tmp_path)
@@ -75,6 +75,7 @@ def test_times_of_a_killed_run_sum_to_the_wall_time_of_all_its_processes(small_s
     until(lambda: steps_of(tmp_path) > before + 50, process)
     row = read_rows(tmp_path / "metrics.jsonl")[-1]
     wall = time.monotonic() - began
-    assert total({key: row[key] for key in Counters().times}) == pytest.approx(wall, rel=0.03)  # for starting Python
+    # The tolerance covers the time that Python takes to start.
+    assert total({key: row[key] for key in Counters().times}) == pytest.approx(wall, rel=0.03)
     assert row["wasted_seconds"] > 0
     assert row["idle_seconds"] > 3

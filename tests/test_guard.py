@@ -78,7 +78,8 @@ def test_limit_is_a_multiple_of_the_median_of_the_recent_norms():
 
 
 def test_limit_of_a_step_does_not_depend_on_the_norm_of_the_step_before():
-    # That step may be in progress. If its norm counted only sometimes, a resumed run would keep different steps.
+    # The step before may still be in progress. If its norm counted only sometimes, a resumed run would keep different
+    # steps.
     counters = Counters()
     for norm in (1.0, 2.0, 3.0):
         counters.add({}, norm)
@@ -178,7 +179,7 @@ def test_run_without_a_checkpoint_goes_back_to_its_first_step(small_shards, tmp_
     assert (summary["steps"], summary["rollbacks"], summary["examples"]) == (12, 1, 96)
 
 
-def test_run_does_not_go_back_to_a_checkpoint_from_among_bad_steps(small_shards, tmp_path, monkeypatch):
+def test_run_does_not_go_back_to_a_checkpoint_saved_among_bad_steps(small_shards, tmp_path, monkeypatch):
     poison(monkeypatch, lambda after: after > 8 * 7)
     policy = {"guard__in_a_row": 3, "guard__rollbacks": 0}  # it stops, and leaves the checkpoint
     with pytest.raises(Diverged):
@@ -189,7 +190,7 @@ def test_run_does_not_go_back_to_a_checkpoint_from_among_bad_steps(small_shards,
     assert found == tmp_path / "checkpoints/4"
 
 
-def test_run_that_is_killed_after_it_went_back_continues_from_where_it_went(small_shards, tmp_path, monkeypatch):
+def test_run_that_is_killed_after_it_went_back_continues_from_that_checkpoint(small_shards, tmp_path, monkeypatch):
     poison(monkeypatch, lambda after: after in (8 * 8, 8 * 9))  # a checkpoint is saved after the first of them
     config = small_config(small_shards, **SMALL, **BACK)
     run(config, tmp_path / "once")

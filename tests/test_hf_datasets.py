@@ -1,4 +1,7 @@
-"""Sources `hf:...`, read from a stand-in for the Hugging Face Hub. Errors name the remedy; short outages only delay."""
+"""Sources `hf:...`, read from a stand-in for the Hugging Face Hub.
+
+Errors name the remedy. A short outage only causes a delay.
+"""
 
 import io
 import json
@@ -96,13 +99,13 @@ def test_short_outage_is_waited_for(hub, pattern):
     assert hub.faults[0].times == 0
 
 
-def test_long_outage_ends_with_what_to_do(hub):
+def test_long_outage_ends_with_an_error_that_names_the_remedy(hub):
     hub.fail("/api/datasets/org/stories", 503, times=1000)
     with pytest.raises(BadInput, match=r"cannot be read, after 4 tries .*same command again to continue"):
         read("org/stories:train")
 
 
-def test_outage_while_reading_ends_with_what_to_do(hub):
+def test_long_outage_while_reading_ends_with_an_error(hub):
     corpus = corpora.open_corpus("hf:org/stories:train")
     hub.fail("GET .*00001-of.*parquet", 503, times=1000)
     with pytest.raises(BadInput, match="cannot be read, after 4 tries"):

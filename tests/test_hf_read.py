@@ -200,7 +200,7 @@ def test_unsupported_or_mismatched_configuration_is_refused(changes, message, tm
         read.read(folder)
 
 
-def test_configuration_with_sizes_only_gets_the_defaults(tmp_path):
+def test_configuration_that_has_only_sizes_gets_the_defaults(tmp_path):
     folder = plain(tmp_path / "theirs")
     whole = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({name: whole[name] for name in (*SIZES, "max_position_embeddings")}))

@@ -81,7 +81,7 @@ def test_nothing_is_changed_without_glibc(monkeypatch):
 
 @needs_glibc
 @pytest.mark.slow
-def test_steps_of_a_run_cause_no_page_faults(small_shards, tmp_path):
+def test_steps_of_a_run_cause_hardly_any_page_faults(small_shards, tmp_path):
     flags = [
         "pretrain",
         "--config=bert:size=tiny,seq=64",

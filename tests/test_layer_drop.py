@@ -27,7 +27,10 @@ both_variants = pytest.mark.parametrize("variant", ["paper", "deepspeed"])
 
 
 def reference_draw(depth, theta):
-    """(keep, scale) of each layer, by the released code's loop: it keeps with p and scales by 1 / the next p."""
+    """(keep, scale) of each layer, by the loop of the released code.
+
+    A layer is kept with probability p. Its scale is 1 over the p of the next layer.
+    """
     keep_L, scale_L, p = [], [], 1.0
     for _ in range(depth):
         keep_L.append(p)

@@ -1,4 +1,4 @@
-"""Progressive layer dropping through the train loop: two runs with equal gates, one with gather and one with cond."""
+"""Progressive layer dropping in the train loop: two runs skip the same layers, one with gather and one with cond."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Letters: lower-cased with their accents by default; otherwise as a flag or the given vocabulary decides."""
+"""Letters are lower-cased and keep their accents by default. A flag or the given vocabulary may decide otherwise."""
 
 import json
 import re
@@ -20,7 +20,7 @@ CASED = [*vocab.SPECIAL, "Für", "für", "Gäste", "."]
 
 
 def write(folder, tokens, **files):
-    """A vocab.txt with other files next to it, whose content is JSON."""
+    """Writes a vocab.txt, and JSON files next to it. Returns the path of the vocab.txt."""
     folder.mkdir(exist_ok=True, parents=True)
     (folder / "vocab.txt").write_text("".join(token + "\n" for token in tokens), "utf-8")
     for name, content in files.items():
@@ -42,7 +42,7 @@ def made(tmp_path, text, **options):
 
 
 def warnings(said: str) -> list[str]:
-    """The warnings about letters. There is another one, because these texts are short."""
+    """The warnings about letters. A warning that the vocabulary is large is left out: these texts are short."""
     return [line for line in said.splitlines() if line.startswith("WARNING") and "vocabulary is large" not in line]
 
 
@@ -158,7 +158,7 @@ def test_flags_decide_and_are_warned_about_if_they_contradict_the_vocabulary(tmp
 
 
 def test_finished_folder_keeps_the_settings_it_was_made_with(tmp_path, capsys):
-    """Earlier versions wrote `null`, which strips accents unless the case is kept."""
+    """Earlier versions wrote `null` as strip_accents, which strips accents unless the case is kept."""
     manifest, _ = made(tmp_path, GERMAN, strip_accents=True)
     path = tmp_path / "shards/manifest.json"
     manifest["settings"]["strip_accents"] = manifest["vocab"]["strip_accents"] = None

@@ -130,7 +130,7 @@ def test_finished_run_is_not_run_again(finished, small_shards):
     before = (finished[0] / "metrics.jsonl").read_text()
     summary = run(small_config(small_shards), finished[0])
     assert (finished[0] / "metrics.jsonl").read_text() == before
-    # The last checkpoint does not hold the times of its own save and of the end.
+    # These values are final only after the last checkpoint is written.
     unknown = dict.fromkeys(("save_seconds", "idle_seconds", "wall_seconds", "goodput"))
     assert summary | unknown == finished[1] | unknown
 

@@ -144,7 +144,7 @@ def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, sm
     assert summary["steps"] == 30
     assert train[-1]["dummy/count"] == 30
     assert train[-1]["dummy/seen"] == 2
-    # The clock restarts with the data. A stage that ended early counts with its planned steps.
+    # The clock restarts with the data. Its total includes all planned steps of a stage that ended early.
     assert [(row["dummy/clock"], row["dummy/of"]) for row in train] == [
         (4, 40), (9, 40), (14, 40), (19, 40), (4, 10), (9, 10),
     ]  # fmt: skip

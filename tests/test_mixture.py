@@ -15,7 +15,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", *"01234567
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three sources: a with 300 documents of 20 bytes, b with 50 of 40 bytes, c with 40 of 10 bytes in two files."""
+    """Three sources: a has 300 documents of 20 bytes, b has 50 of 40 bytes, and c has 40 of 10 bytes in two files."""
     write(tmp_path / "a.txt", "a", 300, 20)
     write(tmp_path / "b.txt", "b", 50, 40)
     write(tmp_path / "c0.txt", "c", 25, 10)

@@ -63,7 +63,7 @@ def test_checkpoint_that_the_run_removed_is_removed_once_a_newer_one_exists(work
     assert steps(tmp_path / "kept") == [20]
 
 
-def test_copy_that_fails_half_way_leaves_the_older_checkpoint_and_no_half_one(work, tmp_path, monkeypatch):
+def test_copy_that_fails_half_way_leaves_the_older_checkpoint_and_no_partial_one(work, tmp_path, monkeypatch):
     keep.mirror(work, tmp_path / "kept")
     make_checkpoint(work / "run", 20)
     shutil.rmtree(work / "run/checkpoints/10")
@@ -102,7 +102,7 @@ def test_work_is_copied_while_the_block_runs(work, tmp_path):
             time.sleep(0.01)
 
 
-def test_work_is_copied_at_the_end_also_after_an_interruption(work, tmp_path):
+def test_work_is_copied_at_the_end_even_after_an_interruption(work, tmp_path):
     with pytest.raises(KeyboardInterrupt), keep.kept(work, str(tmp_path / "kept")):
         raise KeyboardInterrupt
     assert steps(tmp_path / "kept") == [10]

@@ -81,7 +81,7 @@ def test_minutes_left_are_counted_from_the_first_call(tmp_path):
     assert runtime.minutes_left(20, began) == 0
 
 
-def test_command_returns_what_it_prints_and_raises_what_it_refuses():
+def test_command_returns_what_it_prints_and_raises_its_errors():
     assert "bert_fast" in runtime.command("--version")
     with pytest.raises(BadInput, match="bert-fast pretrian: unknown command 'pretrian': did you mean pretrain"):
         runtime.command("pretrian")

@@ -185,7 +185,7 @@ def test_linear_decay_after_the_warmup_counts_from_step_0():
     schedule = Schedule(peak=1e-4, steps=1_000_000, warmup_steps=10_000)
     assert schedule(0) == 0
     assert schedule(5_000) == pytest.approx(5e-5)
-    assert schedule(10_000) == pytest.approx(0.99e-4)  # create_optimizer has the same small drop
+    assert schedule(10_000) == pytest.approx(0.99e-4)  # create_optimizer in BERT's code has the same small drop
     assert schedule(500_000) == pytest.approx(5e-5)
     assert schedule(1_000_000) == schedule(2_000_000) == 0
 

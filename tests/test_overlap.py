@@ -8,7 +8,7 @@ from bert_fast.cost.hlo import Instruction
 
 V5E = TPUS["v5e"]
 MIB = 2**20
-# An all-reduce of 1 MiB over 16 chips: each sends 30 / 16 MiB over the two links of a corner of the slice.
+# An all-reduce of 1 MiB over 16 chips. Each chip sends 30 / 16 MiB. A chip in a corner of the slice has two links.
 SECONDS = 30 / 16 * MIB / (2 * 50e9)
 
 

@@ -47,7 +47,7 @@ def test_tsv_and_json_lines_give_the_same_as_csv(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "names"),
     [
-        (["10", "9", "2", "10", "9", "2"], ("2", "9", "10")),  # numbers in their order
+        (["10", "9", "2", "10", "9", "2"], ("2", "9", "10")),  # numeric order
         (["10", "9", "b", "10", "9", "b"], ("10", "9", "b")),
         ([True, False, True, False], ("false", "true")),
         ([1, 0, 1, 0], ("0", "1")),

@@ -89,7 +89,7 @@ def test_draws_are_sorted_by_share_and_the_shares_sum_to_one():
     assert sum(shares) == pytest.approx(1)
     assert shares == sorted(shares, reverse=True)
     assert len(drawn) > 2
-    # All four layers rarely run together, but their program must fit in memory too.
+    # All four layers rarely run in the same step, but the program of such a step must fit in memory too.
     chosen = programs.to_compile(drawn, 2)
     assert sum(draw.share for draw in chosen) == pytest.approx(1)
     assert [draw.program for draw in chosen[:2]] == [draw.program for draw in drawn[:2]]
@@ -134,7 +134,7 @@ def test_layers_in_conditional_spans_count_as_often_as_they_run():
 # --- what is compiled ------------------------------------------------------------------------------------------------
 
 
-def test_means_are_scaled_to_all_programs_and_memory_is_the_maximum():
+def test_cycles_are_scaled_to_the_mean_over_all_programs_and_memory_is_the_maximum():
     stage = made_plan(flops=1.1e13).stages[0]
 
     def compiled(seconds, temporaries, cycles, **rest):
@@ -206,8 +206,7 @@ def test_tpu_compiler_plans_a_run_of_two_stages(tmp_path):
     assert planned.fits
     for name, cycles in low.cycles.items():
         assert 0 < low.layers[name] < cycles
-    # Most operations with an estimate also have a schedule. Of several equal fusions, the compiler writes it for only
-    # one.
+    # Most operations with an estimate also have a schedule: their own, or that of an equal operation.
     assert sum(low.unscheduled.values()) < 0.4 * low.cycles["schedule"]
     assert 0 < low.communication.exposed < low.communication.seconds * 1.001
     assert planned.hours() > 0

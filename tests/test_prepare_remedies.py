@@ -24,7 +24,7 @@ def words(tmp_path_factory):
 
 @pytest.fixture
 def options(words, monkeypatch):
-    """Options with which errors come after some units are finished."""
+    """Options for small chunks and units, so that some units are finished before an error."""
     monkeypatch.setattr(corpora, "_CHUNK", 100)
     monkeypatch.setattr(preparation, "_LOOKED_AT", 100)
     return {"vocab": words, "processes": 1, "unit": 900}

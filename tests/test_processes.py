@@ -1,4 +1,4 @@
-"""Several processes write the same rows as one process with as many devices, with every method."""
+"""Several processes write the same rows as one process with the same total number of devices, with every method."""
 
 import os
 import pathlib

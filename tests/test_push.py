@@ -80,7 +80,7 @@ def test_revision_is_a_branch_that_is_created(hub, run):
     assert f'from_pretrained("{REPO}", revision="small")' in pushed_files(hub, "small")["README.md"].decode()
 
 
-def test_private_repository_stays_private_and_a_public_one_is_not_used_for_private(hub, run):
+def test_private_repository_stays_private_and_the_private_flag_refuses_a_public_one(hub, run):
     assert push.push(run, REPO, private=True).private
     assert push.push(run, REPO).private
     assert hub.repos["model", REPO].private

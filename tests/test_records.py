@@ -74,7 +74,7 @@ def test_a_study_continues_from_records_without_run_folders(trained, small_shard
     out = tmp_path / "second"
     out.mkdir()
     keep = records.Keeper(trained, made, out, small_shards)
-    costs = step_costs.read(out / "costs.json")  # the frozen table came with the records
+    costs = step_costs.read(out / "costs.json")  # the table of step costs came with the records
     assert costs.fingerprint() == COSTS.fingerprint()
     kept = keep.begin(costs)
     planned = [runs.Planned(run, None, [(0, 0.0), (5, 60.0)], 2**20) for run in study.runs_of(made)]  # type: ignore[arg-type]

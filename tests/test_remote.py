@@ -1,4 +1,4 @@
-"""Runs in a bucket compute what runs in a folder compute, also if they are stopped or killed, or the server fails."""
+"""Runs in a bucket compute the same as runs in a folder, even if they are stopped or killed, or the server fails."""
 
 import os
 import shutil
@@ -54,7 +54,7 @@ def wait_for(url, step):
 
 
 def assert_same_end(workdir, finished):
-    """The whole state and all rows are equal, without clocks."""
+    """Asserts that the whole state and all rows are equal, apart from clocks."""
     one, other = (arrays_of(folder / "checkpoints/60") for folder in (workdir, finished))
     jax.tree.map(np.testing.assert_array_equal, one, other)
     assert rows_without_clock(workdir) == rows_without_clock(finished)
@@ -138,10 +138,10 @@ def test_run_that_loses_its_lock_stops_and_uploads_nothing_more(bucket, shards_u
     def delete():
         wait_for(url, 20)
         storage.open(url).delete("lock.json")
-        time.sleep(1)  # the first of many signs of life finds out
+        time.sleep(1)  # many signs of life are due in this time; the first one finds the lock gone
 
     monkeypatch.setattr(remote_lock, "BEAT", 0.05)
-    acting(monkeypatch, {25: delete, 30: lambda: pytest.fail("the run goes on until its next save")})
+    acting(monkeypatch, {25: delete, 30: lambda: pytest.fail("the run continued without its lock")})
     with pytest.raises(remote_lock.LockLost, match="This run stops"):
         run_in(url, small_config(shards_url))
     assert remote_checkpoints.steps(storage.open(url).names()) == [20]

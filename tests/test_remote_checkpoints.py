@@ -1,4 +1,4 @@
-"""A run's files in a bucket: what is copied there and back, in which order, and what happens if a part is lacking."""
+"""A run's files in a bucket: what is copied there and back, in which order, and what happens if a part is missing."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def test_checkpoint_without_its_commit_marker_does_not_exist(url):
         assert checkpoint.steps(folder / "checkpoints") == [1]
         save(folder, mirror, 3)
     assert remote_checkpoints.steps(store.names()) == [1, 3]
-    assert not store.names("checkpoints/2/")  # the rest of the half one is deleted
+    assert not store.names("checkpoints/2/")  # the rest of the incomplete checkpoint is deleted
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/outside", "a/"])
@@ -119,7 +119,7 @@ def test_newer_side_wins(url, said, bucket_server):
     assert any("is at step 3, which is newer than what is in" in line for line in said)
 
 
-def test_a_failed_upload_is_said_and_made_up_for_by_the_next_save(url, bucket_server, said):
+def test_a_failed_upload_is_reported_and_the_next_save_makes_up_for_it(url, bucket_server, said):
     with remote.run_folder(url) as (folder, mirror):
         save(folder, mirror, 1)
         bucket_server.fail("PUT .*/checkpoints/", 500)
@@ -253,7 +253,7 @@ def test_first_checkpoint_is_kept_and_fetched_if_the_run_keeps_it(url):
     assert remote_checkpoints.steps(storage.open(url).names()) == [0, 3, 4]
 
 
-def test_bucket_keeps_as_many_checkpoints_on_a_new_machine(url):
+def test_bucket_keeps_the_same_number_of_checkpoints_on_a_new_machine(url):
     made(url, 1, 2, 3, keep=3)
     empty_cache()
     with remote.run_folder(url) as (folder, mirror):

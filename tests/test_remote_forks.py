@@ -24,7 +24,7 @@ from helpers.mirrored_runs import (
 
 
 @pytest.mark.parametrize("how", ["known", "suspended"])
-def test_run_that_loses_its_lock_in_a_copy_writes_and_deletes_nothing_more(url, bucket_server, monkeypatch, how):
+def test_run_that_loses_its_lock_during_an_upload_writes_and_deletes_nothing_more(url, bucket_server, monkeypatch, how):
     requests, upload = [], remote_checkpoints.upload
 
     def work(folder, mirror):
@@ -167,7 +167,7 @@ def test_names_that_a_run_would_not_copy_are_left_out(tmp_path, bucket):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "inside/a/b"]
 
 
-def test_new_machine_gets_checkpoints_back_to_one_from_before_the_skipped_steps(url):
+def test_new_machine_fetches_every_checkpoint_since_the_last_one_before_the_skipped_steps(url):
     with remote.run_folder(url) as (folder, mirror):
         for step, streak in ((1, 0), (2, 0), (3, 1), (4, 2)):
             about = described(step, counters=Counters(streak=streak))

@@ -16,7 +16,7 @@ from bert_fast.train.remote_lock import LockLost, RemoteLock
 
 @pytest.fixture
 def locks(bucket, monkeypatch):
-    """Makes locks of one run, whose times are short. They are stopped after the test."""
+    """Makes locks of one run. Their waiting times are short, and they are stopped after the test."""
     for name, seconds in {"BEAT": 0.1, "STALE": 1.5, "POLL": 0.05}.items():
         monkeypatch.setattr(remote_lock, name, seconds)
     made = []
@@ -68,7 +68,7 @@ def test_lock_without_a_sign_of_life_is_taken_over_and_its_owner_told(locks, buc
     said = []
     first, second = locks(machine="another"), locks(said=said)
     first.take()
-    first.over.set()  # no more signs of life, as after a kill of the machine
+    first.over.set()  # no more signs of life, as if the machine had been killed
     first.thread.join()
     second.take()
     assert second.run == first.run
@@ -117,13 +117,13 @@ def test_lock_of_a_dead_process_of_this_machine_is_taken_at_once(locks, bucket):
     child.communicate()
     assert remote_lock.is_gone(dead.owner)
     assert not remote_lock.is_gone(dead.owner | {"machine": "another"})
-    assert remote_lock.is_gone(dead.owner | {"pid": 1})  # another process that has got its number
+    assert remote_lock.is_gone(dead.owner | {"pid": 1})  # its process id now belongs to another process
     began, lock = time.monotonic(), locks()
     lock.take()
     assert time.monotonic() - began < 1.0
 
 
-def test_of_many_that_start_together_one_gets_the_lock(locks):
+def test_only_one_of_many_that_start_together_gets_the_lock(locks):
     made, won = [locks() for _ in range(6)], []
 
     def take(lock):

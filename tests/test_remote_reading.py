@@ -1,4 +1,4 @@
-"""Commands that read a run in a bucket: from a local copy, which is repaired, and which follows a run in progress."""
+"""Commands read a run in a bucket from a local copy. The copy is repaired if damaged, and follows a run in progress."""
 
 import shutil
 
@@ -45,7 +45,7 @@ def test_run_that_changes_while_it_is_read_is_read_again(url, monkeypatch, chang
                 mirror.go_back(1)
                 rollback.discard_later(folder / "checkpoints", 1)
                 save(folder, mirror, 2)
-            storage.open(url).delete("checkpoints/2/vocab.txt")  # read before it was replaced
+            storage.open(url).delete("checkpoints/2/vocab.txt")  # as if the fetch began while step 2 was being replaced
             problem = fetch(store, step, root)
             storage.open(url).write("checkpoints/2/vocab.txt", (folder / "checkpoints/2/vocab.txt").read_bytes())
             return problem
@@ -103,7 +103,7 @@ def test_copy_for_reading_is_used_again_and_repaired(url, bucket_server):
     assert found.exists()  # another command may read it
     made(url, 3)
     assert checkpoint.find(url).name == "3"
-    assert not found.exists()  # of a run, only what was read last is kept
+    assert not found.exists()  # reading the run, not one of its steps, deletes the other checkpoints of the copy
     with pytest.raises(BadInput, match=r"no checkpoint in .*/checkpoints/7: .*it has the steps 2, 3"):
         checkpoint.find(f"{url}/checkpoints/7")
     with pytest.raises(BadInput, match=r"no checkpoint in .*nothing: .*it has none"):

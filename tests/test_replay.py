@@ -1,4 +1,4 @@
-"""Replay: a bit that flips in a replayed step is found before the optimizer, and named."""
+"""Replay finds a bit that flips in a replayed step before the optimizer runs, and names the array."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from helpers.interruption import interrupted
 from helpers.small_runs import rows_without_clock, run, small_config
 
 SMALL = {"steps": 8, "phases": "16:1", "eval__every": 0, "log_every": 1, "learning_rate__peak": 1e-3, "replay_every": 3}
-FLIPS = 34  # of each kind
+FLIPS = 34  # flipped bits in each test
 
 
 def flipped(x, rng):

@@ -146,7 +146,7 @@ def test_reference_seconds_come_from_the_table_of_step_costs(runs):
     costs = step_costs.read(runs / "dropping/costs.json")
     (curve,) = costs.curves.values()
     low, high = curve
-    each = (high.seconds - low.seconds) / (high.flops - low.flops)  # linear: only steps and FLOPs matter
+    each = (high.seconds - low.seconds) / (high.flops - low.flops)  # linear in FLOPs, so only the totals matter
     expected = run.last["flops"] * each + run.last["step"] * (low.seconds - each * low.flops)
     assert axes.reference_seconds(run)[-1] == pytest.approx(expected)
     assert "one table of step costs (measured on a test)" in axes.clock_of([run]).words

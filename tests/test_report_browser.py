@@ -1,4 +1,4 @@
-"""The report's page in headless Chromium: it draws, switches, fits a phone, and is accessible. Needs Chromium."""
+"""The report's page in headless Chromium: figures are drawn, switches work, and it fits a phone and is accessible."""
 
 import functools
 import itertools
@@ -28,7 +28,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def reports(small_shards, tmp_path_factory) -> dict[str, pathlib.Path]:
-    """Pages: of a study with all methods, of runs with a warning and scores, and of a run that has just begun."""
+    """Three pages: a study with all methods, runs with a warning and scores, and a run that has just begun."""
     root = tmp_path_factory.mktemp("reports")
     write_study(root / "study", small_shards, arms=("dense", "all four"))
     write_run(root / "dense", small_shards)
@@ -43,7 +43,7 @@ def reports(small_shards, tmp_path_factory) -> dict[str, pathlib.Path]:
 
 @pytest.fixture
 def opened(browser, reports):
-    """Function from a report's name, a width and a colour scheme to its page. Fails on errors and on requests."""
+    """Opens a report by name, width and colour scheme. The test fails if a page has an error or makes a request."""
     problems, contexts = [], []
 
     def opened(name: str, width: int = WIDE, scheme: str = "light", script: bool = True):
@@ -66,7 +66,7 @@ def opened(browser, reports):
 
 every = functools.partial(pytest.mark.parametrize, "name", ["study", "runs", "young"])
 
-# Pictures without an area, lines between two points without a length, and pictures with nothing in them.
+# Finds pictures without a size or without content, and lines of several points without a length.
 EMPTY = """() => [...document.querySelectorAll("figure svg, figure .line")]
     .filter((one) => one.checkVisibility() && (one.tagName === "svg" || one.getAttribute("d").includes("L")))
     .filter((one) => {

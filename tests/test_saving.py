@@ -1,4 +1,4 @@
-"""The realised part of a saving, and its ceiling."""
+"""The realised fraction of a saving (saved cycles over saved FLOPs), and its ceiling."""
 
 import pytest
 

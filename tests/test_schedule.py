@@ -1,4 +1,4 @@
-"""The static schedule: bundles times passes, and bounds where there is no schedule."""
+"""The cycles of an instruction: its scheduled bundles times its passes, or a bound if it has no schedule."""
 
 import dataclasses
 import re
@@ -72,7 +72,7 @@ def test_passes_through_a_kernel_are_its_grid():
 
 
 def test_no_kernel_is_free():
-    # Without a schedule, its cost is the FLOPs that its author stated, at the peak rate: 131,072 a cycle on v5e.
+    # Without a schedule, a kernel costs the FLOPs that its author stated, at the peak rate of v5e: 131,072 per cycle.
     assert schedule.cost(work_of(kernel_text((4, 3))), {}, V5E) == (pytest.approx(700), True)
     kernel = next(work for work in walk(hlo.parse(TEXT)) if work.instruction.name == "kernel")
     assert schedule.cost(kernel, {}, V5E).cycles > 0
@@ -109,8 +109,8 @@ ENTRY %main (p.1: bf16[8,128], p.2: bf16[8,128]{1,0:S(1)}) -> bf16[8,128] {
 
 
 def test_equal_instructions_share_a_schedule():
-    # The compiler writes a schedule for only one of several equal instructions. The last three differ from it in what
-    # they fuse, in their passes, or in where their operand is.
+    # The compiler writes a schedule for only one of several equal instructions. The last three differ from the
+    # first in what they fuse, in their passes, or in where their operand is.
     found = schedule.for_equals(hlo.parse(EQUALS), {"first": 340, "from_another_module": 7})
     assert found == {"first": 340, "same": 340, "from_another_module": 7}
 

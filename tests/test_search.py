@@ -57,7 +57,7 @@ def test_ways_to_save_memory_are_not_tried_if_the_batch_fits(made):
 
 
 def test_micro_batches_and_meshes_are_tried_until_something_fits(made):
-    every, own = found(batch_size=256)  # 32 a chip
+    every, own = found(batch_size=256)  # 32 examples per chip
     tried = [each for each in made if each[0] == 256]
     assert tried == [
         (256, 1, "none", (8, 1, 1)), (256, 2, "none", (8, 1, 1)), (256, 1, "attention", (8, 1, 1)),
@@ -67,11 +67,11 @@ def test_micro_batches_and_meshes_are_tried_until_something_fits(made):
     assert own in every
 
 
-def test_recomputation_is_tried_only_with_fewer_micro_batches_than_fit_without_it(made):
+def test_recomputation_is_tried_only_with_fewer_micro_batches_than_are_needed_without_it(made):
     search.that_fit(settings_of(batch_size=512), 512, 8, lambda settings: estimate.plan(settings, *[None] * 3))
     of_data = [(count, recompute) for size, count, recompute, mesh in made if mesh == (8, 1, 1)]
-    # A chip has 64 examples. They fit in 4 micro-batches; in 2 if recomputing attention halves the memory; in 1 if
-    # recomputing whole blocks quarters it.
+    # A chip has 64 examples, which need 4 micro-batches. Recomputing attention halves the memory, so 2 are enough.
+    # Recomputing whole blocks quarters it, so 1 is enough.
     assert of_data == [(1, "none"), (2, "none"), (4, "none"), (1, "attention"), (2, "attention"), (1, "block")]
 
 

@@ -50,7 +50,7 @@ def test_a_flipped_bit_is_an_error_with_a_remedy_or_changes_nothing(whole, tmp_p
             found = used(folder, verified)
         except BadInput as error:
             said.append(str(error))
-        else:  # such as padding between records, which nothing reads
+        else:  # nothing reads this bit; it is, for example, padding between records
             harmless += 1
             for one, other in zip(found, expected, strict=True):
                 assert all(np.array_equal(one[key], other[key]) for key in other), at

@@ -105,8 +105,8 @@ def test_depths_and_shares_are_taken_as_given():
 
 def test_rates_of_stacking_equal_the_released_script():
     stages = stacking.make().stages(plain(of_depth(12)))
-    # From --lr, --end-lr and --max-update of the three runs in reproduce_bert.sh. The third run plans 800,000 steps;
-    # 280,000 are released.
+    # From --lr, --end-lr and --max-update of the three runs in reproduce_bert.sh. The third run plans 800,000 steps.
+    # The last stage here takes the first 280,000 of them.
     knots = [0, 10_000, 50_000, 120_000, 920_000], [1e-7, 8e-4, 5.5e-4, 3e-4, 0]
     steps = [0, 1, 5_000, 9_999, 10_000, 30_000, 49_999, 50_000, 85_000, 119_999, 120_000, 260_000, 399_999]
     np.testing.assert_allclose([rate(stages, step) for step in steps], np.interp(steps, *knots), rtol=1e-9)
@@ -165,8 +165,8 @@ def test_head_at_base_size_reduces_the_saving():
     D, tokens = 768, 256 * 128
     layer = 2 * tokens * 12 * D * D + 4 * tokens * 128 * D
     heads, table = 2 * 256 * (20 * D * D + D * D + 2 * D), 2 * 256 * 20 * D * 30_592
-    # The heads cost as much as in a dense step, except for the gradient of the frozen table. The lowest trainable
-    # post-LN layer needs three products fewer.
+    # The heads cost as much as in a dense step, except for the gradient of the frozen table. In the lowest trainable
+    # post-LN layer, the query, key and value products need no gradient of their input.
     by_hand = [(n + 2 * 3) * layer - 3 * 2 * tokens * D * D + 3 * heads + 2 * table for n in (6, 9, 12)]
     by_hand = [(3 + 2 * 3) * layer + 3 * heads + 3 * table, *by_hand, 36 * layer + 3 * heads + 3 * table]
     assert flops(stages) == by_hand

@@ -113,7 +113,8 @@ def test_stacking_with_carried_moments_resumes_at_its_boundary(small_shards, tmp
     assert same(params_at(tmp_path / "stopped", 30), params_at(tmp_path / "whole", 30))
 
 
-# Moments are carried for a table that is frozen for one stage, for copies, and for layers that are trained again later.
+# Three things carry their moments over: a table that is frozen for one stage, a copied table, and layers that are
+# trained again later.
 @pytest.mark.slow
 @pytest.mark.parametrize("embedding", ["A", "B", "C"])
 def test_mslt_with_carried_moments_runs_to_its_end(small_shards, tmp_path, embedding):

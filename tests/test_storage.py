@@ -49,7 +49,7 @@ def test_a_request_that_fails_for_a_passing_reason_is_repeated(bucket, bucket_se
     bucket_server.fail("GET", 500, times=2)
     assert store.names() == ["x"]
     for _ in range(2):
-        bucket_server.fail("GET", 500, times=4)  # one more than it is repeated
+        bucket_server.fail("GET", 500, times=4)  # a request is sent 4 times at most
         with pytest.raises(BucketError):
             store.names()
 
@@ -124,7 +124,7 @@ def test_a_large_object_gets_more_time(bucket, bucket_server, monkeypatch):
     store = storage.open(bucket)
     bucket_server.pause()
     threading.Timer(0.5, bucket_server.go_on).start()
-    store.write("x", bytes(1000))  # ten seconds more
+    store.write("x", bytes(1000))  # 1000 bytes at 100 bytes per second may take ten seconds more
     bucket_server.pause()
     threading.Timer(0.5, bucket_server.go_on).start()
     with pytest.raises(BucketError, match="could not write x within"):

@@ -60,7 +60,7 @@ def test_lines_that_cannot_be_used_are_named(content, more, message, tmp_path):
         read(tmp_path, content, **more)
 
 
-def test_a_tag_i_that_continues_nothing_begins_an_entity(capsys):
+def test_an_i_tag_that_continues_nothing_begins_an_entity(capsys):
     wanted = ["B-X", "O", "B-Y", "I-Y", "B-X", "I-X"]
     assert conll.to_iob2(["I-X", "O", "I-Y", "I-Y", "I-X", "I-X"]) == wanted
     assert conll.to_iob2(wanted) == wanted
@@ -84,7 +84,7 @@ def test_other_schemes_and_unknown_tags_are_refused():
 
 def test_every_token_has_one_label_in_one_window(tmp_path):
     words = make_vocab(tmp_path)
-    # "w1ly" has two word pieces, "\u200b" has none, and the last token has more than a window holds.
+    # "w1ly" has two word pieces, "\u200b" has none, and "good..." has more than a short window holds.
     tokens = ("w1ly", "\u200b", "w2", "w3ly", "w4", "good" + "ly" * 9, "[SEP]")
     wanted = ("B-X", "O", "B-Y", "I-Y", "O", "B-X", "I-X")
     for seq_len in (5, 6, 8, 40):

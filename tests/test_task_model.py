@@ -71,7 +71,7 @@ def test_loss_of_tags_is_the_mean_over_the_labels_of_the_batch():
 
 
 def test_padding_examples_have_no_weight(trainer):
-    """A batch of 2 examples and 6 of padding gives the same step as a batch of 2."""
+    """A batch of 2 examples and 6 padding examples gives the same step as a batch of 2 examples."""
     rows = trainer.task.train
     engine = trainer.engine(1.0, 0)
     engine.begin(trainer.first_params(0))

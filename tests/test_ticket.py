@@ -92,7 +92,7 @@ def test_four_of_twelve_heads_are_pruned_in_every_layer_and_two_fifths_of_all_ne
     report = first_mask(make(), base, c_LH, c_LF)
     assert report["heads"] == [8] * 12
     counts_L = np.array(report["neurons"])
-    assert counts_L.sum() == 36_864 - 14_746  # the quantile is at index 14,745.2 from the lowest
+    assert counts_L.sum() == 36_864 - 14_746  # the quantile is at index 14,745.2 of the sorted coefficients
     assert counts_L.sum() == pytest.approx(0.6 * 36_864, abs=1)
     assert len(set(counts_L)) > 1
     assert first_mask(make(neurons="layer"), base, c_LH, c_LF)["neurons"] == [3072 - 1229] * 12

@@ -328,7 +328,7 @@ def test_a_dropped_token_affects_kept_tokens_up_to_the_boundary():
     other["types"][0, KEPT] ^= 1
     moved_BS = (below(params, 3, other) != below(params, 3, batch)).any(-1)
     assert moved_BS[0, :KEPT].all()
-    # The boundary's keys alone are enough: the plan of two layers has no layer below the boundary.
+    # The keys of the boundary layer alone have this effect. The plan of two layers has no layer below the boundary.
     model = dataclasses.replace(POST, depth=2)
     one, two = (
         bert.encode(

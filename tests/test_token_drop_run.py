@@ -129,7 +129,7 @@ def test_keep_that_is_too_small_is_refused_before_anything_is_written(small_shar
     assert not (tmp_path / "run").exists()
 
 
-def test_eight_devices_order_and_learn_from_a_batch_like_one_device():
+def test_eight_devices_order_a_batch_and_learn_from_it_like_one_device():
     root = pathlib.Path(__file__).parents[1]
     environment = {"PYTHONPATH": f"{root}:{root / 'tests'}", "JAX_PLATFORMS": "cpu"}
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -141,7 +141,7 @@ def test_eight_devices_order_and_learn_from_a_batch_like_one_device():
 
 
 def eight_devices():
-    """Prints, as JSON, whether eight devices order and learn from a batch like one device."""
+    """Prints, as JSON, whether eight devices order a batch and learn from it like one device."""
     from bert_fast import bert
     from bert_fast.method import Program
     from helpers.token_drop_cases import POST, SCORE_V, planned

@@ -108,7 +108,7 @@ def test_last_write_is_the_released_update():
     for seed in range(20):
         losses_BP, batch = random_slots(seed)
         old_V = table_V.copy()
-        # tensor_scatter_nd_update of routing.py, slot by slot: every slot is written, from scores gathered beforehand.
+        # tensor_scatter_nd_update of routing.py, one slot at a time. All old scores are read before the first write.
         for loss, v in zip(losses_BP.ravel(), batch["labels"].ravel(), strict=True):
             table_V[v] = 0.995 * old_V[v] + 0.005 * loss
         score_V = learned(score_V, losses_BP, batch, repeats="last_write")

@@ -5,7 +5,7 @@ import pytest
 from experiments import tpu_plan
 
 
-def test_every_deciding_module_exists():
+def test_every_module_that_plans_depend_on_exists():
     assert len(tpu_plan.code()) == 16
 
 

@@ -1,4 +1,4 @@
-"""The tables of experiments/tpu_plan.md: whether goals are reached, by the instrument that counts more cycles."""
+"""The tables of experiments/tpu_plan.md. The instrument that counts more cycles decides whether a goal is reached."""
 
 import dataclasses
 

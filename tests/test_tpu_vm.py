@@ -18,7 +18,7 @@ from helpers import stand_in_cloud
 
 ROOT = pathlib.Path(__file__).parents[1]
 VM = ROOT / "experiments/tpu_vm"
-# Counts steps in its run folder, one checkpoint each. Only worker 0 writes.
+# A stand-in for bert-fast. It counts steps and writes a checkpoint for each into its run folder. Only worker 0 writes.
 COUNTER = """#!/bin/bash
 for flag in "$@"; do case $flag in --workdir=*) run=${flag#*=} ;; --config.data.dir=*) data=${flag#*=} ;; esac; done
 echo "$WORKER $JAX_PLATFORMS $*" >> "$CLOUD/started.txt"
@@ -149,7 +149,7 @@ def test_a_dry_run_prints_what_is_run(cloud, task, tmp_path):
         _, shown = mini(command, *flags)
         ran = [line.removeprefix("$ ") for line in shown.splitlines() if line.startswith("$ ")]
         polls = [line for line in ran if "describe" in line or "vm.sh status" in line]
-        if command in ("run", "resume"):  # the real run takes a while, so it is checked more often
+        if command in ("run", "resume"):  # the real run takes a while, so it is polled more often
             assert [line for line in printed.splitlines() if line not in polls] == [x for x in ran if x not in polls]
             assert set(polls) == {line for line in printed.splitlines() if line in polls}
         else:

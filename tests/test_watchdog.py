@@ -15,7 +15,7 @@ from helpers.started_runs import steps_of, until
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Waits for two seconds, with a limit of one.
+# Waits for `seconds`, with a limit of one second.
 WAITS = """
 import time
 from bert_fast.train.watchdog import Limits, Watchdog
@@ -82,7 +82,7 @@ with dog:
 
 
 def running(start_run, shards, workdir, *flags):
-    """A run with a data worker, after a few steps, and the worker's number."""
+    """A run with one data worker, after a few steps, and the worker's process id."""
     process = start_run(shards, workdir, "--config.data.workers=1", *flags)
     until(lambda: steps_of(workdir) >= 3, process)
     (worker,) = workers_of(process.pid)
@@ -103,7 +103,7 @@ def test_stopped_data_worker_ends_the_run_and_is_named(small_shards, tmp_path, s
 def test_signal_ends_a_run_that_waits_for_a_stopped_worker_and_its_step_is_saved(small_shards, tmp_path, start_run):
     process, worker = running(start_run, small_shards, tmp_path)
     os.kill(worker, signal.SIGSTOP)
-    until(lambda: steps_of(tmp_path) == (time.sleep(1), steps_of(tmp_path))[1], process)  # it has used up its input
+    until(lambda: steps_of(tmp_path) == (time.sleep(1), steps_of(tmp_path))[1], process)  # the input is used up
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)

@@ -22,7 +22,7 @@ ROWS = ("data", "fsdp")  # axes of the mesh that rows are split over; heads are 
 
 
 class Shape(NamedTuple):
-    """What the choice of a backend depends on. Of `length` tokens, the first `queries` attend to the first `keys`."""
+    """What the choice of a backend depends on. The first `queries` of `length` tokens attend to the first `keys`."""
 
     length: int
     queries: int

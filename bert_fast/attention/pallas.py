@@ -3,7 +3,7 @@
 A grid step handles all heads of a row of up to 128 tokens, or two heads of a longer row. Softmax and dropout are in the
 kernel; the backward pass recomputes both. Logits are stored as keys by queries, so that a sum over the keys adds whole
 registers, not the lanes within a register. A head of size 64 fills half of the lanes, so two heads share a tile. In a
-matrix product for one of them, the other's lanes are zero in one operand.
+matrix product for one head, one operand has zeros in the lanes of the other head.
 
 Axes: as in attention/__init__.py; C columns of a tile (two heads), U queries of a unit.
 """
@@ -87,7 +87,7 @@ def attend(product_BNW, bias_W, segments_BN, salts_2BN, shape, joined: int, inte
     salts_B2N = jnp.swapaxes(jax.lax.bitcast_convert_type(salts_2BN, jnp.int32), 0, 1)
     if (
         jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1
-    ):  # head numbers are those in the whole model, not on this device
+    ):  # heads are numbered within the whole model, not within this device's share
         salts_B2N = salts_B2N.at[:, 0].add(jax.lax.axis_index("tensor") * form.heads * dropout.HEAD)
     return kernel(product_BNW, bias_W, segments_BN[:, None], salts_B2N, form, interpret)
 
@@ -151,7 +151,7 @@ def real(form: Form, x_NC):
 
 
 def load(form: Form, ref, pair: int):
-    """Queries, keys and values of a pair of heads, [N, C] each. Their columns are q0 k0 | v0 q1 | k1 v1."""
+    """Queries, keys and values of a pair of heads, [N, C] each. In `ref`, their tiles are q0 k0 | v0 q1 | k1 v1."""
     first, middle, last = tiles(ref, pair, 3)
     low = lanes_of(first.shape, 0)
     found = jnp.where(low, first, middle), swapped(jnp.where(low, last, first)), jnp.where(low, middle, last)
@@ -166,7 +166,7 @@ def store(ref, pair: int, dq_NC, dk_NC, dv_NC):
 
 
 def masks(form: Form, segments_1N) -> dict[int, Any]:
-    """The mask to add to the logits of a unit, [K, U], by the first query of the unit."""
+    """The mask to add to the logits of each unit, [K, U]. The key is the index of the unit's first query."""
     segments_1N = segments_1N.astype(jnp.float32)
     of_keys_KU = jnp.broadcast_to(segments_1N[:, : form.keys], (UNIT, form.keys)).T
     starts = range(0, form.queries, UNIT)

@@ -33,12 +33,12 @@ def heads_of(product_BNW, bias_W, segments_BN, shape):
 def of_heads(q_BQHE, k_BKHE, v_BKHE, allowed_BQK, salts_2BQ, rate: float, joined: int = 1):
     """Softmax attention of each head over the allowed keys: [B, Q, H, E].
 
-    A query that may attend to no key gets the mean of all values. Nothing may depend on that output, because
+    A query without an allowed key gets the mean of all values. Nothing may depend on that output, because
     its gradient would reach the queries and keys.
 
     The gradient is written by hand. It keeps only one array of the size of the logits: the probabilities, in the type
-    of the activations. JAX's own gradient keeps float32 logits, and its backward pass sums over the keys. That sum
-    equals the sum over E of the output times its gradient (Dao et al. 2022, arXiv 2205.14135, appendix B.2).
+    of the activations. JAX's own gradient keeps float32 logits, and its backward pass sums over the keys. This one
+    sums the output times its gradient over E, which is equal (Dao et al. 2022, arXiv 2205.14135, appendix B.2).
     """
     return _forward(q_BQHE, k_BKHE, v_BKHE, allowed_BQK, salts_2BQ, rate, joined)[0]
 
@@ -56,7 +56,7 @@ def dropped(x_BHQK, salts_2BQ, rate: float, joined: int):
 def _forward(q_BQHE, k_BKHE, v_BKHE, allowed_BQK, salts_2BQ, rate: float, joined: int):
     q_BQHE = q_BQHE * q_BQHE.shape[-1] ** -0.5
     logits_BHQK = jnp.einsum("BQHE,BKHE->BHQK", q_BQHE, k_BKHE, preferred_element_type=jnp.float32)
-    # Finite, because minus infinity would give NaN for a query that may attend to no key.
+    # Masked logits are finite, because minus infinity would give NaN for a query without an allowed key.
     logits_BHQK = jnp.where(allowed_BQK[:, None], logits_BHQK, -0.7 * np.finfo(np.float32).max)
     probs_BHQK = jax.nn.softmax(logits_BHQK).astype(v_BKHE.dtype)
     out_BQHE = jnp.einsum("BHQK,BKHE->BQHE", dropped(probs_BHQK, salts_2BQ, rate, joined), v_BKHE)

@@ -34,7 +34,7 @@ NAMES = (
 )
 
 
-# What may be a URL of a bucket, besides what is no place on a disk: the flags and config keys of each command.
+# The flags and config keys of each command that may be the URL of a bucket.
 CHECKPOINT = {"checkpoint"}
 BUCKETS = {
     "doctor": {"data", "workdir"},
@@ -129,7 +129,7 @@ def needs(args, *names: str):
 
 
 def refuse_urls(command_name: str, args, texts: list[str]):
-    """Raises BadInput if a place must be on a disk, and is the URL of a bucket."""
+    """Raises BadInput if the URL of a bucket is given where the command needs a place on a disk."""
     from bert_fast import storage
 
     def check(key: str, value):

@@ -122,7 +122,7 @@ def lengths_of(args) -> list[str]:
 
 
 def draw(out: str, configs: Mapping[str, Mapping[str, Any]], settings_of: Callable[[str], Any]):
-    """Writes the plans of the configs, by flag, as a picture. Raises BadInput if the file cannot be written."""
+    """Writes a picture of the configs' plans. configs: keyed by flag. Raises BadInput if the file cannot be written."""
     from bert_fast import BadInput
     from bert_fast.train.report import say
 

@@ -20,7 +20,8 @@ def define(args, argv: list[str]):
     flags.DEFINE_bool(
         "repeat",
         False,
-        "In a mixture, repeat sources that run out until all have been read, instead of ending once one runs out.",
+        "In a mixture, repeat each source that runs out, until all have been read. Without this flag, the mixture ends "
+        "when the first source runs out.",
         flag_values=args,
     )
     flags.DEFINE_string("out", None, "The shards folder to create. " + REQUIRED, flag_values=args)

@@ -1,5 +1,5 @@
-"""The step costs of a study, measured or estimated once and kept in its folder. Runs as a separate process, so that
-no device stays in use.
+"""The step costs of a study, measured or estimated once and kept in its folder. This module runs as a separate process,
+so that no device stays in use.
 
     python -m bert_fast.compare.costs STUDY FOLDER SHARDS
 
@@ -41,7 +41,8 @@ def missing(runs: list[PretrainSettings], known: StepCosts | None) -> list[Pretr
 def joined(known: StepCosts, new: StepCosts, reference: list[str]) -> StepCosts:
     """The known table, with curves added from a later measurement that also timed the stages in `reference` again.
 
-    The new seconds are scaled by how much those stages' seconds have changed, as if all had been timed together.
+    The reference stages give ratios of known to new seconds. The new seconds are multiplied by the median ratio, as if
+    all stages had been timed together.
     """
     ratios = []
     for key in reference:

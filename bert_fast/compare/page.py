@@ -21,7 +21,7 @@ def number(value: float | None, form: str) -> str:
 
 
 def half_width(about: Mapping[str, Any]) -> float:
-    """Half of the interval around a difference; 0 if there is none, or if an older version wrote the results."""
+    """Half the width of a difference's interval; 0 if there is none, or if an older version wrote the results."""
     return about.get("half_width") or 0.0
 
 
@@ -48,7 +48,7 @@ def parts(
 ) -> list[ArmTable]:
     """The tables of a budget: first what is compared, then where savings come from, then the rest.
 
-    first: the arm that the others are compared with. power: how a large number is written.
+    first: the arm that the others are compared with. power: formats a large number.
     """
     arms = budget["arms"]
     prices = {key: words for key, words in PRICES.items() if any(key in about for about in arms.values())}

@@ -159,6 +159,6 @@ class Keeper:
 
     @functools.cached_property
     def text(self) -> dict[str, float]:
-        """The tokens of the train split, and the losses of a unigram model on the held-out examples."""
+        """The number of tokens in the train split, and the losses of a unigram model on the held-out examples."""
         tokens = shards.read_manifest(self.data)["splits"]["train"]["tokens"]
         return {"corpus_tokens": tokens, **results.unigram(self.first)}

@@ -79,7 +79,7 @@ def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> dict[
     """Mean difference from the reference over the seeds that both have; None if there are none.
 
     t: the t statistic of the paired differences; None if there are fewer than 2, or if all are equal. half_width: half
-    of the mean's interval at CONFIDENCE, or None likewise. resolved: whether |t| is at least `critical`.
+    the width of the mean's interval at CONFIDENCE; None if t is None. resolved: whether |t| is at least `critical`.
     """
     differences = [values[seed] - reference[seed] for seed in values if seed in reference]
     unknown = {"t": None, "half_width": None, "resolved": False}

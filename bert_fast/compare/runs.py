@@ -30,8 +30,8 @@ from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.signals import StopSignal
 from bert_fast.train.step_costs import StepCosts
 
-# On a CPU, runs of models up to this width finish sooner side by side, one per core, than one after another, each
-# on all cores.
+# On a CPU, models up to this width are trained side by side, one run per core. This finishes sooner than one run after
+# another, each on all cores.
 NARROW = 256
 
 
@@ -39,9 +39,10 @@ FINISHED = "finished"  # this file marks a task whose runs have all finished
 
 
 class Planned(NamedTuple):
-    """A run, and its cost in advance.
+    """A run and its estimated cost.
 
-    course: (step, reference seconds up to it) at the ends of stages, on the machine of the step costs.
+    course: (step, reference seconds up to it) at step 0 and at the end of each stage. Reference seconds are computed
+    from the table of step costs. bytes: the size of the run's checkpoints on disk.
     """
 
     run: Run
@@ -150,7 +151,7 @@ def make_costs(name: str, study: Study, out: pathlib.Path, data: pathlib.Path, o
 
 
 def relay(log: pathlib.Path, shown: int) -> int:
-    """Prints the whole lines of a log after the first `shown`, and returns how many there are. Leaves out errors."""
+    """Prints a log's complete lines after the first `shown`, except errors. Returns the number of complete lines."""
     lines = log.read_text(errors="replace").split("\n")[:-1]
     for line in lines[shown:]:
         if not line.startswith("error: "):

@@ -26,7 +26,7 @@ Arm = Mapping[str, Any]
 class Study:
     """What is compared.
 
-    config: the config that the arms start from, as `--config` takes it, and `changes` to it by dotted key.
+    config: the config that all arms start from, as `--config` takes it. changes: new values in it, by dotted key.
     arms: each arm's changes, by name. An arm may have a key "config" for another config. All other arms are compared
         with the first.
     seeds: each arm runs with every seed. Runs with equal seeds share data and masks where their lengths are equal, and
@@ -70,7 +70,7 @@ def slug(name: str) -> str:
 
 
 def load(name: str) -> Study:
-    """The study in a file, or one that ships with the package, by name. Raises BadInput."""
+    """The study in a file, or one that ships with the package, by name. Raises BadInput if it is not a study."""
     shipped = {path.stem: path for path in sorted(SHIPPED.glob("[!_]*.py"))}
     if name in shipped:
         path = shipped[name]

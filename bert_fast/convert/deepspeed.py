@@ -229,7 +229,7 @@ def random_ltd(section: ConfigSection, result: Conversion):
     result.leave(
         section.path,
         "random_ltd",
-        "in DeepSpeed, each layer draws anew which tokens it keeps. Here, one draw serves all of these layers, "
+        "in DeepSpeed, each layer draws its own tokens to keep. Here, one draw serves all of these layers, "
         f"[MASK] and special tokens are always kept, and layer {first} attends to all tokens",
     )
     key = "random_ltd_schedule" if "random_ltd_schedule" in section else "randomltd_schedule"
@@ -241,7 +241,7 @@ def random_ltd(section: ConfigSection, result: Conversion):
 
 
 def schedule(section: ConfigSection, result: Conversion):
-    """Records the growth of the kept tokens, for `kept`."""
+    """Records how the number of kept tokens grows, for `kept`."""
     config, least, most = section.part("schedule_config"), section.number("min_value"), section.number("max_value")
     growing, by = config.number("require_steps"), config.number("seq_per_step", 1)
     kind = section.take("schedule_type", "fixed_linear")
@@ -256,8 +256,8 @@ def schedule(section: ConfigSection, result: Conversion):
 
 
 def kept(growth: tuple[int, int, int, int], steps: int) -> tuple[float, float]:
-    """For a run of this many steps: (share of the tokens that a dropping step keeps, share of the run's steps, at its
-    end, that drop none).
+    """(keep, tail) for a run of this many steps. keep: the share of tokens that is kept in a step that drops tokens.
+    tail: the share of steps, at the end of the run, that drop none.
 
     `RandomLTDScheduler.get_value` increases the number of kept tokens linearly, by `by` tokens at a time. Here the
     number is fixed at its mean, so that over the whole run, the layers update as many tokens as with the schedule.

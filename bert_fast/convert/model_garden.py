@@ -80,7 +80,7 @@ def train_data(section: ConfigSection, result: Conversion) -> int:
 def inputs(section: ConfigSection, result: Conversion):
     """The rest of a data section."""
     if section.take("use_position_id", False):
-        result.leave(section.name("use_position_id"), True, "here, each example of mlm_packed has its own positions")
+        result.leave(section.name("use_position_id"), True, "here, positions restart with each text of mlm_packed")
     section.leave({"use_next_sentence_label": "follows from task.model.cls_heads (--config.data.objective)"})
     section.leave(dict.fromkeys(READING, RECORDS))
     section.end()

@@ -42,7 +42,7 @@ class Accelerator:
 
 def tpu(name, kind, tflops, memory, bandwidth, flop_a_cycle, devices, dollars, priced) -> Accelerator:
     """A TPU. flop_a_cycle: FLOPs of its matrix units per cycle, units x rows x columns x 2 (0: unknown). The clock is
-    the peak divided by it.
+    the peak divided by flop_a_cycle.
     """
     source, peak = f"docs.cloud.google.com/tpu/docs/{name}", tflops * 1e12
     clock = peak / flop_a_cycle if flop_a_cycle else 0.0
@@ -52,7 +52,7 @@ def tpu(name, kind, tflops, memory, bandwidth, flop_a_cycle, devices, dollars, p
 
 # link: bytes/s of a link in one direction: the documentation's bidirectional bandwidth of a chip, divided by twice the
 # number of its links (v4: Jouppi et al. 2023, arXiv:2304.01433, 2.1). ring: on v5e and v6e, only a whole pod has rings
-# (jax-ml.github.io/scaling-book/tpus); the others need cubes of 4 x 4 x 4.
+# (jax-ml.github.io/scaling-book/tpus); on the others, a slice with rings consists of cubes of 4 x 4 x 4 chips.
 NETWORK = {
     "v4": (50 * GB, 4),
     "v5e": (400 * GB / 8, 16),

@@ -27,7 +27,7 @@ class Product(NamedTuple):
 
     gradients: number of products of the same size in the backward pass: one for each operand that carries a tangent,
         which means that it depends on trained parameters.
-    recomputed: whether the backward pass repeats it if it recomputes the whole block.
+    recomputed: whether a backward pass that recomputes the whole block repeats this product.
     attention: whether it is a product of queries with keys, or of probabilities with values.
     """
 
@@ -113,7 +113,7 @@ def products_of(program: Program, on_L: Sequence[float] | None) -> Iterator[Prod
 def layer_products(
     config: Config, queries: int, keys: int, seen: int, heads: int, mlp_dim: int, tangent: bool
 ) -> Iterator[Product]:
-    """The products of one layer that learns, with `jax.checkpoint` around it.
+    """The products of one layer that learns. `recomputed` assumes that `jax.checkpoint` is around the layer.
 
     queries, keys: tokens in the whole batch. seen: keys that each query is multiplied with, masked or not.
     tangent: whether the layer's input carries one. If not, the product for queries, keys and values needs a gradient

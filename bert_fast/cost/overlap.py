@@ -1,7 +1,7 @@
 """How long the collectives of a step take, and how much of that time overlaps no other work.
 
-A step is simulated on one processor and one network: an asynchronous collective runs alongside the work that follows
-it, until an instruction waits for its end; during any other collective the processor waits. Times are at the full
+A step is simulated on one processor and one network. An asynchronous collective runs alongside the work that follows
+it, until an instruction waits for its end. During any other collective, the processor waits. Times are at the full
 bandwidth of a chip's links, so they are lower bounds.
 """
 
@@ -67,13 +67,13 @@ def channel_of(instruction: Instruction) -> str:
 
 
 def seconds_of(collective: Instruction, topology: str, chip: Accelerator) -> float:
-    """Least seconds of a collective: the bytes that each chip sends, over the bandwidth of a corner chip's links."""
+    """Least seconds of a collective: bytes that each chip sends, divided by the bandwidth of a corner chip's links."""
     members, kind = group_size(collective.text, topology, chip), kind_of(collective)
     size = size_of(collective.result) * chip.devices  # the devices of a chip share its links
     if kind == "collective-permute":
         return size / chip.link
     rest = (members - 1) / members
-    sent = {"all-reduce": 2 * rest, "reduce-scatter": members - 1}.get(kind, rest)  # a ring's share of the result
+    sent = {"all-reduce": 2 * rest, "reduce-scatter": members - 1}.get(kind, rest)  # in a ring, per byte of the result
     return sent * size / (links(topology, chip) * chip.link) if rest else 0.0
 
 

@@ -25,8 +25,8 @@ KERNEL = 'custom_call_target="tpu_custom_call"'  # a Pallas kernel
 
 
 class Cost(NamedTuple):
-    """Cycles of one run of an instruction. bounded: whether they are a bound from bytes, FLOPs or the estimate, because
-    there is no schedule.
+    """Cycles of one run of an instruction. bounded: whether the cycles are a bound from bytes, FLOPs or the
+    estimate, because the schedule or its number of iterations is unknown.
     """
 
     cycles: float
@@ -54,8 +54,8 @@ def for_equals(module: hlo.Module, bundles: dict[str, int]) -> dict[str, int]:
 
 
 def content(module: hlo.Module, types: dict[str, str], instruction: hlo.Instruction) -> str:
-    """The text of an instruction and of what it fuses, with the types of its operands, but without names, places in
-    the source or in memory, and estimates.
+    """The text of an instruction and of what it fuses, with the types of its operands. Names, estimates, and places in
+    the source or in memory are left out.
     """
     texts = [instruction.text, *(inner.text for inner in module.computations.get(hlo.called(instruction, "calls"), []))]
     return "\n".join([*map(_without_names, texts), *(types.get(name, name) for name in instruction.operands)])
@@ -69,9 +69,10 @@ def _without_names(text: str) -> str:
 
 
 def cost(work: Work, bundles: dict[str, int], chip: Accelerator) -> Cost:
-    """The least cycles of an instruction: the larger of its schedule's cycles and those that moving its bytes takes.
+    """The least cycles of an instruction: the larger of its schedule's cycles and the cycles to move its bytes.
 
-    If there is no schedule, the compiler's estimate and, for a kernel, the cycles of its FLOPs take its place.
+    If the schedule or its number of iterations is unknown, the compiler's estimate and, for a kernel, the cycles of its
+    FLOPs take its place.
     """
     passes, found = iterations(work.instruction.text), bundles.get(work.instruction.name)
     least = work.bytes / chip.bandwidth * chip.devices * chip.clock

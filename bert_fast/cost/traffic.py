@@ -14,7 +14,8 @@ INTO = "dynamic-update-slice"  # writes into its first operand, and moves only t
 def moved(kind: str, module: Module, results: dict[str, str], instruction: Instruction) -> int:
     """The bytes that an instruction reads and writes.
 
-    kind: the instruction's operation, or the heaviest operation in a fusion. results: the types in its computation.
+    kind: the instruction's operation, or the heaviest operation in a fusion. results: the type of each instruction in
+    the same computation, by name.
 
     A gather reads only what it writes, not the whole table. A scatter reads its updates, and reads and writes the
     table rows that they change; the table is the operand that is as large as the result. If a fusion uses only slices

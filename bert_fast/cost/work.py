@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bert_fast.cost.hlo import Instruction, Module, called, every_branch, run_by
 from bert_fast.cost.traffic import ASYNCHRONOUS, moved
 
-# Operations without an estimate, largest first. A fusion that contains several counts as the first of them.
+# Operations without an estimate, heaviest first. A fusion that contains several counts as the first of them.
 NOT_ESTIMATED = ("scatter", "gather", "sort", "custom-call", "rng-bit-generator", "while")
 # Custom calls that only annotate their operand, reserve memory, or mark the ends of a collective.
 FREE = (

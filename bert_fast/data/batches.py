@@ -58,7 +58,8 @@ class ExampleSource:
         return len(self.content)
 
     def __call__(self, epoch: int, i: int) -> Batch:
-        # The draws advance the counter's two low words. Its high words are i and epoch, so no two examples share draws.
+        # Draws advance the two low words of Philox's counter. Its high words are i and epoch, so no two examples share
+        # draws.
         rng = np.random.Generator(np.random.Philox(key=self.key, counter=(0, 0, i, epoch)))
         content = self.content(i, rng)
         row = self.masking(content.ids_S, content.segments_S, rng)

@@ -228,7 +228,7 @@ def _read_jsonl(path: str, text_key: str, bad: Bad) -> Iterator[str]:
                 continue
             try:
                 record = json.loads(line)
-            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 100,000 deep
+            except (ValueError, RecursionError) as error:  # such as a number of 5,000 digits or 100,000 nested brackets
                 where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
                 bad(place, f"not JSON ({where})", "Fix the line")
                 continue

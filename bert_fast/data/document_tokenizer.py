@@ -94,7 +94,7 @@ class DocumentTokenizer:
         ]
 
     def ids(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids of the sentences, one after another, and the N + 1 bounds of the sentences in them.
+        """Token ids of the sentences, one after another, and the N + 1 bounds of the sentences among these ids.
 
         No sentence may contain a line end. "[MASK]" is treated as text, not as the mask.
         """

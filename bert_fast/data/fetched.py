@@ -17,13 +17,13 @@ import filelock
 from bert_fast import BadInput, cached, storage
 from bert_fast.data.files import atomic_write, full_disk_reported
 
-PATIENCE = 3600.0  # seconds to wait for another process that makes the same copy, and writes nothing
+PATIENCE = 3600.0  # seconds to wait for another process that is making the same copy, while it writes nothing
 POLL = 1.0  # seconds between looks at its progress
 SPEAK = 10.0  # seconds between lines that show progress
 _manifests: dict[
     str, pathlib.Path
 ] = {}  # URL -> the copy of its manifest, which this process has compared with the bucket's
-_complete: set[pathlib.Path] = set()  # copies whose files this process has found
+_complete: set[pathlib.Path] = set()  # copies that this process has found or made complete
 
 
 def folder(place: str | pathlib.Path) -> pathlib.Path:
@@ -40,7 +40,10 @@ def folder(place: str | pathlib.Path) -> pathlib.Path:
 
 
 def manifest(place: str | pathlib.Path) -> pathlib.Path:
-    """The manifest.json of the shards folder at a place. Copies only this file, if it is a URL. Raises as `folder`."""
+    """The manifest.json of the shards folder at a place. If the place is a URL, copies only this file.
+
+    Raises BadInput as `folder` does.
+    """
     if not storage.is_url(place):
         return pathlib.Path(place) / "manifest.json"
     url = str(place)
@@ -130,7 +133,7 @@ def _changed(folder: pathlib.Path) -> float:
     """When a file in a folder was last written, in seconds since 1970."""
     newest = 0.0
     for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # a part of a file that has been completed
+        with contextlib.suppress(FileNotFoundError):  # a partial file that was renamed in the meantime
             newest = max(newest, path.stat().st_mtime)
     return newest
 

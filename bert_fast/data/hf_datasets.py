@@ -93,7 +93,9 @@ def source(spec: str, text_key: str) -> HubSource:
 
 
 def parse(spec: str) -> tuple[dict[str, Any], str, str | None]:
-    """(name, revision, config and whether the name is a folder; split; column) of the text after "hf:"."""
+    """The parts of the text after "hf:": (where, split, column). `where` has the name, revision and config, and whether
+    the name is a folder.
+    """
     folder = spec.startswith(("/", "./", "../", "~"))
     found = (_FOLDER if folder else _HUB).match(spec)
     rest = spec[found.end() :] if found else spec

@@ -15,7 +15,8 @@ from bert_fast import BadInput
 from bert_fast.data import sealed
 from bert_fast.data import vocab as vocabulary
 
-# Formats in which a file next to a vocabulary may lack a seal. None: the file has no format, such as Hugging Face's.
+# A file next to a vocabulary may lack a seal (sealed.py) if it has one of these formats. None: it states no format, as
+# in Hugging Face's files.
 OLDER = (*range(6), None)
 _HARMED = 0.002  # a larger share of changed letters prints a warning; English Wikipedia has 0.0005
 _WORD = re.compile(r"\S+")
@@ -44,7 +45,7 @@ def settle(
     flags = {"cased": cased, "strip_accents": strip_accents}
     if begun is not None:
         there = stored(begun)
-        found = Letters(there["cased"], there["strip_accents"], "as this folder was begun")
+        found = Letters(there["cased"], there["strip_accents"], "as in the earlier call for this folder")
     elif given is not None:
         found = of_vocabulary(given)
     else:

@@ -24,13 +24,13 @@ _WEIGHTED = re.compile(r"\s*([0-9.eE+-]+)\s*\*\s*(\S.*)", re.DOTALL)
 class Position(NamedTuple):
     """How far a source has been read.
 
-    text: a hash of all documents up to here. before: the same up to the beginning of this part (see `follow`).
+    text: a hash of all documents up to here (see `follow`). before: the same hash at the beginning of this part.
     """
 
     part: int = 0
-    documents: int = 0  # of this part, in this reading
-    passes: int = 0  # readings to the end
-    total: int = 0  # documents of all readings; bytes and skipped also count all readings
+    documents: int = 0  # read from this part, in this pass
+    passes: int = 0  # finished passes over the source
+    total: int = 0  # documents read in all passes; bytes and skipped also count all passes
     bytes: int = 0
     skipped: int = 0
     before: str = ""
@@ -188,7 +188,8 @@ class Stream:
 def open_mixture(given: str | Sequence[str], repeat: bool, **options) -> Mixture:
     """The mixture of one or more sources, each with or without a weight. options: as for `open_corpus`.
 
-    Raises BadInput as `open_corpus` does, for weights that are not positive, and if only some sources have one.
+    Raises BadInput as `open_corpus` does, for a weight that is not positive, if only some sources have a weight, and
+    for `repeat` without weights.
     """
     specs = [given] if isinstance(given, str) else list(given)
     found = [_WEIGHTED.fullmatch(spec) for spec in specs]

@@ -85,7 +85,7 @@ def progress(total: float, done: int) -> Iterator[Callable[[int], object]]:
 
 
 def samples(documents: Iterable[Sample]) -> list[Sample]:
-    """The documents with the smallest hashes. The choice is over the whole corpus and depends on nothing else."""
+    """The SAMPLES documents with the smallest hashes. So the choice depends only on the corpus."""
     return heapq.nsmallest(SAMPLES, set(documents))
 
 

@@ -96,8 +96,8 @@ def load(path: str | pathlib.Path, cased: bool = False, strip_accents: bool | No
 
     strip_accents: None does what BERT does: strip accents if letters are lower-cased.
 
-    Its tokenizer encodes "[MASK]" in a text as the special token. To encode it like any other word, as in a
-    corpus, set `tokenizer.encode_special_tokens`. Raises BadInput for a file that is missing or empty, a token
+    The vocabulary's tokenizer encodes "[MASK]" in a text as the special token. To encode it like any other word, as in
+    a corpus, set `tokenizer.encode_special_tokens`. Raises BadInput for a file that is missing or empty, a token
     that occurs twice, and a special token that does not occur.
     """
     path = pathlib.Path(path)

@@ -28,18 +28,18 @@ def disk(folder: pathlib.Path) -> Result:
 
 
 def bucket(url: str) -> Result:
-    """Whether objects can be written, read, listed, replaced on a condition and deleted below a URL."""
+    """Whether objects below a URL can be written, read, listed, deleted, and replaced if they are unchanged."""
     try:
         problem, remedy = _tried(storage.open(url, hasty=True))
     except storage.BucketError as error:
         return failed("bucket", error.problem, error.remedy or "give another --workdir")
     if problem:
         return failed("bucket", f"{url}: {problem}", f"use a bucket of a different service{remedy}")
-    return passed("bucket", f"objects in {url} can be written, read, listed, replaced on a condition, and deleted")
+    return passed("bucket", f"objects in {url} can be written, read, listed, deleted, and replaced if unchanged")
 
 
 def _tried(store: storage.Bucket) -> tuple[str, str]:
-    """What is wrong with a bucket, and the end of the remedy: empty texts if nothing is. Leaves no object there."""
+    """The problem with a bucket and the end of its remedy; two empty texts if all is well. Leaves no object there."""
     name, content = f"doctor-{secrets.token_hex(4)}", os.urandom(1 << 10)
     try:
         store.write(name, content)

@@ -26,12 +26,12 @@ from bert_fast.train.sharding import global_batch, make_mesh
 from bert_fast.train.state import first_state
 from bert_fast.train.step import TrainState, make_step
 
-VOCAB, WIDTH, SEQ_LEN, SLOTS, EACH = 128, 128, 32, 5, 2  # of the small model; EACH: examples per device
+VOCAB, WIDTH, SEQ_LEN, SLOTS, EACH = 128, 128, 32, 5, 2  # sizes of the small model; EACH: examples per device
 TOLERANCE = 1.0  # nats between the first loss and the loss of random guessing, log(VOCAB)
 
 
 def shards(data: str) -> Result:
-    """Whether every file of a shards folder is undamaged, and examples can be made from it with its vocabulary."""
+    """Whether every file of a shards folder is undamaged, and whether examples can be made with its vocabulary."""
     if not data:
         return skipped("shards", "no --data=DIR given")
     manifest = shards_folder.verify(data)
@@ -65,7 +65,7 @@ def _batch(size: int) -> dict[str, np.ndarray]:
 
 @functools.cache
 def _trained() -> tuple[TrainState, Stage, float, float]:
-    """The state after two steps on all devices, its stage, the loss of the first step, and seconds until then."""
+    """The state after two steps on all devices, its stage, and the loss and seconds of the first step."""
     mesh = make_mesh(-1, 1, 1)
     program, stage = _program(EACH * jax.device_count())
     optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 1.0))
@@ -95,7 +95,7 @@ def step() -> Result:
 
 
 def checkpoint(folder: pathlib.Path | None) -> Result:
-    """Saves the state of the two steps, and compares what is read back bit for bit."""
+    """Saves the state after the two steps, reads it back, and compares the two bit for bit."""
     state, stage, _, _ = _trained()
     words = vocab.parse("\n".join(vocab.SPECIAL).encode(), "vocab.txt", False, None)
     there = folder if folder and folder.is_dir() else None

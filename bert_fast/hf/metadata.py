@@ -157,7 +157,7 @@ def source_in(about: Description) -> str:
 
 
 def manifest_of(place: str) -> dict[str, Any]:
-    """The manifest of a shards folder, which a card can do without: {} if it is gone. Says so if a bucket fails."""
+    """The manifest of a shards folder; {} if it is gone, because a card can do without it. Says if a bucket fails."""
     try:
         return read_json(fetched.manifest(place))
     except storage.BucketError as error:
@@ -166,7 +166,7 @@ def manifest_of(place: str) -> dict[str, Any]:
 
 
 def data_sets(about: Description) -> list[str]:
-    """The ids on the Hub of the data sets that a model was trained on, where they are known."""
+    """The Hub's ids of the data sets that a model was trained on. Leaves out those without a known id."""
     if about.task:
         data, _, _ = data_of(about.task)
         return [data] if hub.parse(data) and "/" in data else []

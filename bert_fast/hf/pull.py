@@ -50,8 +50,8 @@ def model_of(given: str) -> HubModel:
 def download(model: HubModel, with_card: bool = False) -> Source:
     """The files of a model that `read` needs, from the Hub or, if that cannot be reached, from the cache.
 
-    with_card: also its README.md. Raises BadInput as `find` does; for a model that we cannot read, before its weights
-    are downloaded.
+    with_card: also its README.md. Raises BadInput as `find` does. If we cannot read the model, raises it before the
+    weights are downloaded.
     """
     try:
         about = hub.attempt(lambda: hub.client().model_info(model.name, revision=model.revision, timeout=hub.TIMEOUT))
@@ -96,7 +96,7 @@ def in_cache(model: HubModel) -> pathlib.Path | None:
 
 
 def check(folder: pathlib.Path, model: HubModel, there: Collection[str]):
-    """Raises BadInput for a model that we cannot read, going by its small files and the names of the others."""
+    """Raises BadInput if a model's small files, or the names of its files, show that we cannot read it."""
     if "config.json" not in there or not weights.needed(there):
         raise BadInput(
             f"{model} cannot be read: expected config.json and {' or '.join(weights.WHOLE)}, found "

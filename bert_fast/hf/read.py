@@ -135,7 +135,7 @@ def with_heads(found: dict[str, np.ndarray], config: Config, pad_id: int) -> tup
 
 
 def program_of(config: Config, without_next: bool) -> tuple[Program, Data, Evaluation]:
-    """How to evaluate an imported model: with BERT's objectives, where its heads and length allow them."""
+    """How to evaluate an imported model: like BERT, as far as the model's heads and length allow."""
     objective = "mlm+nsp" if config.pooler and not without_next else "mlm"
     evaluation = dataclasses.replace(EVALUATION, seq_len=min(EVALUATION.seq_len, config.max_len))
     data = Data("", objective, MASKED_SHARE, whole_word=False, short_seq_prob=SHORT_SEQ_PROB, workers=0)

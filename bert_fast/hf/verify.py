@@ -66,7 +66,7 @@ def verify(folder: pathlib.Path, trained: Encoder, class_name: str) -> dict[str,
         ours = of_ours(model, trained.params, batch, trained.about.task)
     real_BS = batch["segments"] != 0
     differences = {}
-    _, deviation = scale_of(trained.about.task)  # a score may be in any unit
+    _, deviation = scale_of(trained.about.task)  # a score may be in any unit, so compare in standard deviations
     for name, array in theirs.items():
         apart = np.abs(np.asarray(ours[name], np.float64) - array) / (deviation if name == "class_logits" else 1)
         differences[name] = float((apart if name in OF_ROWS else apart[real_BS]).max())

@@ -84,8 +84,8 @@ def keep(c_LU: np.ndarray, units: Units) -> np.ndarray:
     """Which units are kept, bool [L, U]: `c > np.quantile(c, ratio)`, the rule of
     finetune/run_glue_earlybert_draw_and_train.py. Coefficients are compared with their sign; ties are pruned.
 
-    The quantile lies between two neighbours in sorted order: units up to the lower one are pruned. Interpolating in
-    float32 would often round to one of the two: many of 36,864 coefficients, all close to 1, are adjacent floats.
+    The quantile lies between two neighbours in sorted order, so units up to the lower one are pruned. Interpolation in
+    float32 would often round to one of the two, because many of 36,864 coefficients near 1 are adjacent floats.
     """
     values_GN = np.where(units.real_LU, c_LU, np.inf).reshape(len(units.pruned_G), -1)
     ranked_GN = np.pad(np.sort(values_GN, axis=1), ((0, 0), (1, 0)), constant_values=-np.inf)

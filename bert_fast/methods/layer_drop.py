@@ -143,11 +143,11 @@ def make(
     sampling: "independent", as in the paper, or "systematic": the number of layers that run varies by at most one per
         span. Each number (or each combination of numbers, if another method splits the plan into spans) needs its own
         compiled program. Late in training, independent sampling of 12 layers needs 9 programs, or about 80 with token
-        dropping's 4 spans. Systematic sampling needs 2, or 5. "auto" is independent for a plan of one span, and
-        systematic otherwise.
+        dropping's 4 spans. Systematic sampling needs 2, or 5 with these spans. "auto" is independent for a plan of one
+        span, and systematic otherwise.
     execution: "gather" computes only the layers that run: one program for each number of them. "cond" has all layers
-        in one program, each behind a conditional with a checkpointed branch: less memory, less time saved. With
-        equal gates, both compute the same.
+        in one program, each behind a conditional with a checkpointed branch. It needs less memory, but saves less
+        time. With equal gates, both compute the same.
 
     Ablations; with all three False this is LayerDrop (Fan et al., arXiv 1909.11556; unverified):
     time_schedule: False holds theta(t) at `theta` from the first step.

@@ -59,11 +59,12 @@ def make(
     """A model that starts with few layers and grows to its full depth in stages.
 
     variant: "stacking" or "mslt".
-    depths: layers of each stage, such as "3,6,12". Empty: in stacking L/4, L/2 and L, or L/2 and L if 4 does not
-        divide L; in MSLT the quarters of L, rounded up (unverified), or with fewer than 4 layers, a stage per layer.
-    shares: shares of all training steps, one per stage, such as "0.2,0.3,0.5"; in MSLT one more for the joint stage
-        (0: none). Empty: in stacking the released shares (a missing stage gives its steps to the next); in MSLT a
-        fifth for the joint stage and equal parts for the rest (unverified).
+    depths: layers of each stage, such as "3,6,12". Empty: stacking uses L/4, L/2 and L, or only L/2 and L if 4 does
+        not divide L. MSLT uses the quarters of L, rounded up (unverified); with fewer than 4 layers, it has a stage
+        per layer.
+    shares: shares of all training steps, one per stage, such as "0.2,0.3,0.5". MSLT takes one more, for the joint
+        stage (0: none). Empty: stacking uses the released shares; with only two stages, the first of them also gets
+        the share of the missing one. MSLT uses a fifth for the joint stage and equal parts for the rest (unverified).
     init: how new layers start. "copy": as copies of the topmost layers, in order (unverified for MSLT). If more layers
         are added than exist, all layers are copied repeatedly. Stacking therefore always copies the whole stack.
         "random": as in a new model. "identity": as copies with zero output matrices and biases, so that a pre-LN model

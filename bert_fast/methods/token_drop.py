@@ -2,7 +2,7 @@
 
 The first L/2 - 1 of L layers update every token. The next layer, the boundary, updates only the kept
 tokens, which attend to all tokens. The layers above it see only the kept tokens. The last layer updates
-every token again; dropped tokens enter it with the same vectors as they entered the boundary. A token's
+every token again; dropped tokens enter it with the vectors that had entered the boundary. A token's
 importance is the running MLM loss of its vocabulary id: looked up by input id, learned by label id.
 
 Hou et al. is arXiv 2203.13240; the released code is tensorflow/models, official/projects/token_dropping (`encoder.py`,
@@ -53,21 +53,22 @@ def make(
 ) -> Method:
     """Token dropping as released, with one exception: see `repeats`.
 
-    keep: share of an example's positions that the middle layers update: the boundary to the second-to-last layer.
+    keep: share of an example's positions that the middle layers (the boundary to the second-to-last layer) update.
         On a TPU the number of kept positions should ideally be a multiple of 128: see `examples_per_row`.
     beta, start: parameters of the running loss of an id, in nats: beta * old + (1 - beta) * new, from `start`.
     scores: "loss", or a control with the same plan: "random" draws new scores in every step, "frequency"
         keeps the rarest ids. The paper has such controls, but their code was not released. "frequency" counts ids
         during training; the paper's control reportedly uses counts over a corpus (unverified).
-    repeats: how a batch updates the score of an id that occurs once or several times among its labels. "mean": one step
-        towards the weighted mean of the id's losses; special ids keep their scores and unfilled slots are ignored.
-        "last_write", as released: one step towards one of its losses (in the released code the one written last, here
-        the last in batch order); special ids drift if they are ever a label, and unfilled slots count as losses of
-        label 0.
+    repeats: how a batch updates the score of an id that is the label of one or more slots.
+        "mean": one step towards the weighted mean of the id's losses. Special ids keep their scores, and unfilled slots
+        are ignored.
+        "last_write", as released: one step towards one of the id's losses. In the released code, this is the one
+        written last; here, the last in batch order. Special ids drift if they are ever a label, and unfilled slots
+        count as losses of label 0.
         The released table is per replica: `add_weight` in routing.py requests no aggregation, so each replica learns
         from its own examples. Here both values of `repeats` update one table from the whole batch.
-    full_tail: share of the training steps, at the end of training, without dropping. After a restart, training means
-        the new training.
+    full_tail: share of the training steps without dropping, at the end of training. After a restart, it is a share of
+        the new training's steps.
     examples_per_row: number of examples joined along the token axis in layers that see only kept tokens. Results are
         the same, given equal dropout. For TPUs: 64 kept tokens of 128 fill half the lanes of a register, and two joined
         examples fill all of them. The cost is in attention: with two joined examples, half of its scores are discarded

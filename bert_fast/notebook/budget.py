@@ -1,5 +1,5 @@
-"""A budget of minutes for a run. The cost of steps is measured here once, and the run's schedules end with the
-budget.
+"""A budget of minutes for a run. The cost of steps is measured once on this machine, and the run's schedules end with
+the budget.
 """
 
 import pathlib

@@ -132,9 +132,9 @@ def resume(work: str | pathlib.Path, where: str) -> None:
 
 @contextlib.contextmanager
 def kept(work: str | pathlib.Path, where: str, minutes: float = MINUTES) -> Iterator[None]:
-    """Copies a work folder to where it is kept: every few minutes while the block runs, and at its end in any case.
+    """Copies a work folder to where it is kept: every few minutes, and at the end of the block even after an error.
 
-    While the block runs, a copy that fails is reported and retried. If the copy at the end fails, its error is raised.
+    While the block runs, a failed copy is reported and retried. If the copy at the end fails, its error is raised.
     where: as in `place`.
     """
     work, kept_at = pathlib.Path(work), place(where)

@@ -31,8 +31,8 @@ class Course(NamedTuple):
     """What a run does at sampled steps. steps: all steps of the run, including a search.
 
     state_LT: index of STATES. width_LT: share of the layer's heads and neurons that exist. cost_T: FLOPs of the step,
-    in units of a step of dense training. flops: FLOPs of the whole run. dense: FLOPs of a run without methods, with
-    as many training steps (the steps of a search do not count).
+    divided by those of a dense step. flops: FLOPs of the whole run. dense: FLOPs of a run without methods that has the
+    same number of training steps (the steps of a search do not count).
     """
 
     steps: int
@@ -126,7 +126,7 @@ def plans_of(runs: Mapping[str, settings.PretrainSettings], columns: int = 2):
 
 
 def draw_layers(axis, found: Course, title: str):
-    """Draws layers over steps: the colour says what a layer does, the height of its bar how wide it is."""
+    """Draws layers over steps. The colour says what a layer does, and the height of its bar says how wide it is."""
     axis.set_visible(True)
     edges = np.append(found.at_T, found.steps)
     for layer, (state_T, width_T) in enumerate(zip(found.state_LT, found.width_LT, strict=True)):
@@ -179,7 +179,7 @@ def curves(runs: Mapping[str, str | pathlib.Path], against: Sequence[str] = ("to
 
 
 def marked(words: Sequence[str], values: Sequence[float], kept: Sequence[bool] | None = None) -> str:
-    """HTML of words whose background is darker the higher their value; words that are not kept are struck out."""
+    """HTML of words. The higher a word's value, the darker its background. Words that are not kept are struck out."""
     low, high = min(values), max(values)
     spans = []
     for number, (word, value) in enumerate(zip(words, values, strict=True)):

@@ -13,7 +13,7 @@ from bert_fast.train import checkpoint
 def method_state(path: str | pathlib.Path) -> dict[str, Any]:
     """The methods' state in a checkpoint, or in the newest checkpoint of a run.
 
-    The state is NumPy arrays, by each method's place in the chain.
+    Keys: the place of each method in the chain, as text. Leaves: NumPy arrays.
     """
     folder = checkpoint.find(path)
     wanted = {"method": checkpoint.shapes(folder).get("method", {})}

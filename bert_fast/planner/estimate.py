@@ -29,9 +29,9 @@ MOST = 2  # how many of a stage's programs to compile, most frequent first
 
 @dataclasses.dataclass(frozen=True)
 class StageEstimate:
-    """One stage: means per step, over all devices together unless noted.
+    """The estimate of one stage: means per step, for all devices together unless noted.
 
-    flops: FLOPs executed. dense: FLOPs of dense training. dense_layers: the part of them in the encoder's layers.
+    flops: FLOPs executed. dense: FLOPs of dense training. dense_layers: the part of `dense` in the encoder's layers.
     share: the share of the steps whose program was compiled; the other steps are assumed to take as many cycles per
     FLOP. cycles, layers, unscheduled, copies, collectives, communication, lines: as in tpu.Compiled, per device; empty
     without a TPU. Memory figures are in bytes, for the program that needs the most.

@@ -21,12 +21,12 @@ class Saving(NamedTuple):
 
     @property
     def realised(self) -> float | None:
-        """The saving in cycles over the saving in FLOPs; None if hardly any FLOPs are saved."""
+        """The saving in cycles divided by the saving in FLOPs; None if hardly any FLOPs are saved."""
         return (1 - self.cycles) / (1 - self.flops) if abs(1 - self.flops) > NO_SAVING else None
 
     @property
     def of_ceiling(self) -> float | None:
-        """The realised fraction over its ceiling."""
+        """The realised fraction divided by its ceiling."""
         return None if self.realised is None else self.realised / self.ceiling
 
 
@@ -55,7 +55,7 @@ def of_run(plan: CostEstimate, dense: CostEstimate) -> dict[str, Saving]:
 
 
 def ceiling(instrument: str, dense: StageEstimate) -> float:
-    """The layers' share of a dense step's cycles, over their share of its FLOPs."""
+    """The layers' share of a dense step's cycles, divided by their share of its FLOPs."""
     return dense.layers[instrument] / dense.cycles[instrument] / (dense.dense_layers / dense.dense)
 
 

@@ -3,7 +3,8 @@
 Not every choice is compiled. Micro-batches, recomputation, and meshes that split the parameters save memory, and a
 choice that fits without them is cheaper than the same choice with them. So micro-batches are doubled only until
 something fits. After that, more recomputation and further meshes are tried only with at most half as many
-micro-batches. Batches of twice or half the size are tried as long as this makes an example cheaper by WORTH.
+micro-batches. Batches of twice or half the size are tried as long as each makes an example cheaper by a share
+of more than WORTH.
 """
 
 import dataclasses

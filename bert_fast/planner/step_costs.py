@@ -24,9 +24,9 @@ from bert_fast.train.sharding import make_mesh
 from bert_fast.train.step_costs import Point, StepCosts, check, key_of, not_ascending
 
 ROUNDS = 15
-UNHINDERED = 0.2  # share of the rounds, the fastest ones, that a cost is the mean of
+UNHINDERED = 0.2  # a cost is the mean over this share of the rounds: the fastest ones
 LONG, MOST = 0.1, 50  # steps are repeated until they take this many seconds together, but at most this many times
-REST = 0.05  # seconds of rest before each measurement; a step after it may be slow, but short steps are repeated
+REST = 0.05  # seconds of rest before a measurement; the first step after it may be slow, but a short step is repeated
 AGAIN = 3  # how often a table that is not ascending is measured before it is refused
 
 
@@ -71,7 +71,7 @@ def flops_of(draw: timeline.Draw) -> float:
 def measured(runs: Sequence[PretrainSettings], rounds: int = ROUNDS) -> StepCosts:
     """The step costs of runs on this machine. Every program takes turns with every other.
 
-    Raises BadInput if, after AGAIN measurements, a step with more FLOPs is still cheaper.
+    Raises BadInput if, after AGAIN measurements, a step is still cheaper than one with fewer FLOPs.
     """
     steps, points = {}, {}
     for number, settings in enumerate(runs):
@@ -107,8 +107,8 @@ def measured(runs: Sequence[PretrainSettings], rounds: int = ROUNDS) -> StepCost
 
 
 def unhindered(seconds: Sequence[float]) -> float:
-    """Mean of the fastest rounds. Other work on the machine only adds time: on a shared machine, where single steps
-    varied by a fifth, two measurements of 15 rounds differed by 5 % in this mean and by 9 % in the median.
+    """Mean of the fastest rounds, because other work on the machine only adds time. On a shared machine, single steps
+    varied by a fifth. Two measurements of 15 rounds there differed by 5 % in this mean, and by 9 % in the median.
     """
     return statistics.mean(sorted(seconds)[: max(1, round(UNHINDERED * len(seconds)))])
 

@@ -60,8 +60,8 @@ class Said:
 class Compiled:
     """Figures computed from what the compiler reports.
 
-    cycles: by instrument. layers: the cycles in the encoder's layers, without the optimizer's. unscheduled: by
-    operation, cycles that are a bound from bytes, FLOPs or the estimate, because there is no schedule. copies: bytes of
+    cycles: by instrument. layers: the cycles in the encoder's layers, without the optimizer's. unscheduled: cycles of
+    instructions without a schedule, by operation; they are bounds from bytes, FLOPs or the estimate. copies: bytes of
     copies that overlap other work; no sum includes them. collectives: bytes by kind. communication: their time. lines:
     cycles by instrument of each pair of source line and operation, most expensive first.
     """

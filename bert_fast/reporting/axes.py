@@ -1,4 +1,4 @@
-"""How far a run was at each row: in tokens, FLOPs and seconds."""
+"""How far a run was at each row of its log: in tokens, FLOPs and seconds."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ UNITS: dict[str, Callable[[float], AxisUnit]] = {
 
 
 class ReferenceClock(NamedTuple):
-    """Where the seconds of all runs come from. words: this as text.
+    """Where the seconds of all runs come from. words: a description of that source.
 
     reference: the reference seconds of each row, by run label. If it is empty, each run's own clock is used.
     """
@@ -28,7 +28,7 @@ class ReferenceClock(NamedTuple):
 
 
 def reference_seconds(run: LoggedRun) -> list[float] | None:
-    """Reference time of the steps before each row; None without a table of step costs that has the run's stages."""
+    """Reference time of the steps before each row; None if the run has no table of step costs with all its stages."""
     if run.costs is None or not run.spans:
         return None
     optimizer = run.config["optimizer"]["name"]

@@ -43,7 +43,7 @@ def swatch(number: int) -> Html:
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
-    """At most `most` of the points: the lowest and the highest of each part of the line, the first and the last."""
+    """At most `most` of the points: the first, the last, and the lowest and the highest of each part of the line."""
     if len(points) <= most:
         return list(points)
     size = math.ceil(len(points) / (most // 2 - 1))
@@ -56,8 +56,8 @@ def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[t
 
 
 def drawn(line: ChartLine, x: Scale, y: Scale, height: int, steps: bool) -> Html:
-    """A line with its markers. steps: a value holds from the previous point on, and the first value from the left
-    edge.
+    """A line with its markers. steps: each value holds from the previous point to its own. The first value holds from
+    the left edge.
     """
     parts, dots, left, down = [], [], "0", False
     for at, value in thinned(line.points):
@@ -79,7 +79,7 @@ def drawn(line: ChartLine, x: Scale, y: Scale, height: int, steps: bool) -> Html
 
 
 def spread(tops: Sequence[float], height: float) -> list[float]:
-    """The tops, in the order given, moved so that labels do not overlap and stay within the chart if they fit."""
+    """Moves the tops of labels apart so that none overlap. They stay in the chart if they fit. Keeps their order."""
     order = sorted(range(len(tops)), key=lambda index: tops[index])
     placed = list(tops)
     for above, below in itertools.pairwise(order):
@@ -106,7 +106,7 @@ def chart(
     """A chart of lines. about: what it shows, for screen readers.
 
     x: the unit of the horizontal axis. y: the name of the vertical axis; "": it is in the figure's title.
-    steps: whether a value holds from the previous point on.
+    steps: as in `drawn`.
     x_log, y_log: None: logarithmic if that reads better. zero: whether the vertical axis begins at 0.
     level: a name and a value that is drawn across the whole chart.
     """

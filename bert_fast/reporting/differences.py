@@ -43,7 +43,8 @@ def figure(budget: Mapping[str, Any], first: str, text: str, looks: Mapping[str,
     picture = bars.dots(entries, f"held-out loss minus {first}, nats (left is better)", about_all, zero=True)
     note = (
         f"Means over paired seeds with {CONFIDENCE:.0%} intervals. A filled dot is a resolved difference: |t| is at "
-        f"least {RESOLVED} and above the critical value at {CONFIDENCE:.0%}. A ring is not. One seed has no interval."
+        f"least {RESOLVED} and above the critical value at {CONFIDENCE:.0%}. A ring is an unresolved one. "
+        "One seed has no interval."
     )
     rows = []
     for dot in entries:
@@ -92,8 +93,8 @@ def section(study: Mapping[str, Any], looks: Mapping[str, int]) -> Section:
     blocks.append(
         f"All arms are compared with {first}, seed by seed. Seconds are reference time from one table of step costs "
         f"({costs['instrument']} on {costs['machine']}). Realised is the share of time saved per token, divided by the "
-        f"share of FLOPs saved. A speed-up is how many times as many tokens, FLOPs or seconds {first} needs for "
-        "the arm's final loss; - where the budgets do not determine it."
+        f"share of FLOPs saved. A speed-up is the tokens, FLOPs or seconds that {first} needs for the arm's final "
+        "loss, divided by what the arm needs; - if the budgets do not determine it."
     )
     return Section("results", "Results", blocks)
 

@@ -106,8 +106,8 @@ def figure(curves: Curves) -> Figure:
     entries = [(arm, number) for arm, number in curves.looks.items()]
     picture = tag("div", switch("losses", groups, view), chart.legend(entries))
     note = (
-        "Lower is better. The held-out loss is measured with every layer and token active, the training loss only with "
-        f"those that each method runs. Seconds: {curves.clock.words}."
+        "Lower is better. The held-out loss is measured with every layer and token active. The training loss is "
+        f"measured only with those that a step uses. Seconds: {curves.clock.words}."
     )
     if curves.unigram is not None:
         note += (

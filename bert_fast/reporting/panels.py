@@ -42,7 +42,7 @@ def kind_of(value: Any) -> str:
 
 
 def keys_of(runs: Sequence[LoggedRun], name: str) -> dict[str, str]:
-    """The keys of a method in any row, without its name, with their kind."""
+    """A method's keys in the log rows, without the method's name, and the kind of each."""
     found: dict[str, str] = {}
     for run in runs:
         for row in run.rows:

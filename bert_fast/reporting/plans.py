@@ -30,8 +30,8 @@ CHARACTER = 22  # width of a character of a stage name, in units of WIDTH, if th
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer in one stage. on: for each slice of the stage, the share of steps that run it. width: its share of the
-    heads and neurons of the run's widest layer.
+    """A layer in one stage. on: for each slice of the stage, the share of steps that run the layer. width: its heads
+    and neurons, as a share of those of the run's widest layer.
     """
 
     index: int
@@ -53,8 +53,8 @@ def method_of(run: LoggedRun) -> Method | None:
 
 
 def shares(run: LoggedRun, index: int, method: Method | None) -> np.ndarray:
-    """The share of steps that run each layer, for each slice of stage `index`, as the run drew them: [slices, layers].
-    There is one slice if nothing is drawn at random.
+    """The share of steps that run each layer, in each slice of stage `index`: [slices, layers]. Repeats the run's
+    random draws. There is one slice if nothing is drawn at random.
     """
     span, stage = run.spans[index], run.spans[index].stage
     assert stage is not None

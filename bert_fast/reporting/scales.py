@@ -70,7 +70,8 @@ class Scale:
 def scale_of(values: Iterable[float], log: bool | None = None, zero: bool = False, room: float = 0.0) -> Scale:
     """A scale that holds all finite values.
 
-    log: None: logarithmic if that reads better. zero: whether it begins at 0. room: added at both ends, as a share.
+    log: None: logarithmic if that reads better. zero: whether it begins at 0.
+    room: share of the range added at each end.
     """
     finite = [value for value in values if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)

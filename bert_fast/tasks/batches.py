@@ -122,7 +122,7 @@ def epoch(
         batches += [Batch(width, rows_B) for rows_B in rows_N[:full].reshape(-1, batch_size)]
         over_B = rows_N[full:]
     if len(over_B):
-        # The longest example sets the width even if it is not left over: every epoch then has the same batch widths.
+        # The width is that of the longest example, left over or not. So every epoch has the same batch widths.
         batches.append(Batch(widths[bucket_N.max()], over_B))
     if rng is not None:
         rng.shuffle(order := np.arange(len(batches)))
@@ -133,7 +133,7 @@ def epoch(
 def fill(rows: TaskExamples, batch: Batch, batch_size: int, pad: int) -> dict[str, np.ndarray]:
     """The arrays of a batch, with `batch_size` rows. Rows without an example are padding with weight 0.
 
-    Labels are in `labels` or, with one per word piece, in `tags` [B, S].
+    Labels are in `labels`. Labels of word pieces are in `tags` [B, S] instead.
     """
     shape = (batch_size, batch.width)
     arrays: dict[str, np.ndarray] = {name: np.zeros(shape, np.int32) for name in ("ids", "types", "segments")}

@@ -39,8 +39,8 @@ class Sentence(NamedTuple):
 def read(file: pathlib.Path, flag: str, token: str, tag: str | None) -> list[Sentence]:
     """The sentences of a file: JSON Lines if it ends in .jsonl, otherwise CoNLL.
 
-    token, tag: keys in JSON Lines; in a CoNLL file column numbers from 1, or TOKENS (the first) and TAGS (the last).
-    With `tag` None, sentences have no tags. Raises BadInput, with the file and the line, if it cannot be used.
+    token, tag: keys in JSON Lines; in a CoNLL file, column numbers from 1, or TOKENS (the first) and TAGS (the last).
+    If `tag` is None, sentences have no tags. Raises BadInput, with the file and the line, if the file cannot be used.
     """
     text = tables.decoded(file, flag)
     if file.suffix.lower() == ".jsonl":

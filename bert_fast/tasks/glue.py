@@ -44,9 +44,9 @@ class GlueTask:
 
     columns: names of the one or two text columns. tfds_columns: their names in tensorflow-datasets, if different.
     labels: label names in the files, in the order of their ids; empty if the labels are scores from 0 to 5.
-    cut_rows: whether the official files have truncated rows. Those rows, and rows with an empty text, are left out of
-        labelled files. The script `glue.py` of Hugging Face's datasets also leaves out truncated rows ("filter out
-        corrupted rows").
+    cut_rows: whether the official files have truncated rows. Those rows, and rows with an empty text, are left out when
+        a labelled file is read. The script `glue.py` of Hugging Face's datasets also leaves out truncated rows ("filter
+        out corrupted rows").
     """
 
     folder: str

@@ -1,6 +1,6 @@
 """The encoder with a head on top: parameters, logits and losses.
 
-The parameters are the encoder's, without its pre-training heads, and the new head's under `task`.
+The parameters are those of the encoder, without its pre-training heads. The new head's are under `task`.
 
 Axes: N examples, B examples of a batch, S positions, D width, C classes or tags.
 """
@@ -62,8 +62,8 @@ class SentenceHead(nn.Module):
 class TokenHead(nn.Module):
     """Logits for each token: [B, S, C].
 
-    For tags, with dropout (`BertForTokenClassification` of transformers). A span's start and end logits have none
-    (run_squad.py of google-research/bert).
+    Tags have dropout, as in `BertForTokenClassification` of transformers. A span's start and end have none, as in
+    run_squad.py of google-research/bert.
     """
 
     config: Config
@@ -90,7 +90,7 @@ def init(config: Config, head: Head, encoder: Params, key) -> Params:
 
 
 def scale_of(task: TaskHead | None) -> tuple[float, float]:
-    """Mean and deviation of the labels, if the head predicts standardised ones: see own_task.py. Otherwise 0 and 1."""
+    """Mean and deviation of the labels if the head predicts standardised ones (see own_task.py). Otherwise 0 and 1."""
     if task is None or "deviation" not in task.options:
         return 0.0, 1.0
     return task.options["mean"], task.options["deviation"]

@@ -68,9 +68,9 @@ def make(found: Own, words: Vocab, settings: FinetuneSettings) -> Task:
 
 
 def _texts(found: Own, words: Vocab, settings: FinetuneSettings):
-    """Examples by split, description, score and writer for classes and scores.
+    """For classes and scores: the examples by split, the task's description, and functions that score and write.
 
-    Scores are learned with mean 0 and deviation 1, so that the unit of the labels does not matter.
+    Scores are standardised to mean 0 and deviation 1, so that the unit of the labels does not matter.
     """
     files, names, seq_len = settings.own, found.names, settings.data.seq_len
     examples = found.splits
@@ -109,7 +109,7 @@ def _texts(found: Own, words: Vocab, settings: FinetuneSettings):
 
 
 def _tags(found: Own, words: Vocab, settings: FinetuneSettings):
-    """Examples by split, description, score and writer for tags."""
+    """For tags: the examples by split, the task's description, and functions that score and write."""
     names, seq_len = found.names, settings.data.seq_len
     sentences = {split: part.sentences for split, part in found.splits.items()}
     made = {
@@ -129,7 +129,7 @@ def _tags(found: Own, words: Vocab, settings: FinetuneSettings):
 
 
 def origin(files: OwnFiles) -> dict[str, str]:
-    """The option of a checkpoint that names its training file."""
+    """The entry of a checkpoint's options that names the training file."""
     return {"train": pathlib.Path(files.train).name}
 
 

@@ -138,7 +138,7 @@ def _spans(question: Question, characters_T2: np.ndarray) -> Iterator[tuple[int,
 
 
 def _most_context(tokens: int, room: int, step: int, count: int) -> np.ndarray:
-    """For each token [T], the window with the most context around it. The shorter of its left and right sides counts.
+    """For each token [T], the window with the most context around it, counted on the token's shorter side.
 
     Windows begin `step` tokens apart and hold at most `room` tokens. Longer windows get a small bonus. In a tie the
     first window wins (_check_is_max_context of run_squad.py).
@@ -166,8 +166,8 @@ def answers(
     """The answers to the questions: the spans with the highest sum of start and end logit, as text.
 
     The arrays of logits may be longer than the windows. A span counts only in the window that has the most context
-    around its first token. run_squad.py combines only a window's `n_best` starts and ends, even if they are outside the
-    context. Here all spans of at most `max_answer_tokens` tokens of the context compete, so none is missed.
+    around its first token. run_squad.py combines only a window's `n_best` starts and ends, and some of those may be
+    outside the context. Here all spans of at most `max_answer_tokens` tokens of the context compete, so none is missed.
 
     In version 2.0, a span from [CLS] to [CLS] means no answer, and its score is the lowest over the windows. The answer
     is "" if that score exceeds the best span's score by more than `null_threshold`.

@@ -36,7 +36,7 @@ NUMBERS = ("mean", "deviation", "median")
 def finetune(
     settings: FinetuneSettings, config: dict, workdir: pathlib.Path, checkpoint: str = "", hf: str = ""
 ) -> dict:
-    """Trains the unfinished runs, and returns the contents of results.json ({} except in process 0).
+    """Trains the unfinished runs, and returns the contents of results.json ({} in processes other than 0).
 
     `settings` were made from `config`. A later call may add tasks, seeds and learning rates to the folder; of the other
     settings, only `keep` and `checkpoint` may change. Raises BadInput before any training if a setting, the data or the
@@ -215,7 +215,7 @@ def _listed(noun: str, values: Sequence) -> str:
 
 
 def table(results: dict) -> str:
-    """The results as a text table: at the end of training, over seeds, at each task's chosen learning rate.
+    """A text table of each task's scores at the end of training, over the seeds of its chosen learning rate.
 
     In brackets after each metric: the score of a constant prediction.
     """

@@ -38,11 +38,11 @@ class TagWindows(NamedTuple):
 def prepared(
     train: Sequence[Sentence], others: Sequence[Sequence[Sentence]]
 ) -> tuple[tuple[str, ...], list[Sentence], list[list[Sentence]]]:
-    """The names of the tags, then the training sentences and the other sentences, with tags in IOB2.
+    """The names of the tags, then the training sentences and the other sentences, with entity tags in IOB2.
 
-    Entity tags are O, then B-X and I-X for each type X of the training file, in alphabetical order; plain tags are in
-    alphabetical order. Raises BadInput for tags of another scheme, and if `others` have a tag that is not among
-    the names.
+    The names of entity tags are O, then B-X and I-X for each type X of the training file. Types and the names of plain
+    tags are in alphabetical order. Raises BadInput for tags of another scheme, and if `others` have a tag that is not
+    among the names.
     """
     used = {tag for sentence in train for tag in sentence.tags}
     iob = is_iob(used)
@@ -76,8 +76,8 @@ def prepared(
 
 
 def _refuse_other_schemes(train: Sequence[Sentence]):
-    """Raises BadInput, with the place, if only some tags are IOB, as in BIOES, which also has tags such as S-PER and
-    E-PER.
+    """Raises BadInput, with the place, if only some tags are IOB tags. An example is BIOES, which also has tags such as
+    S-PER and E-PER.
     """
     placed = [(tag, place) for s in train for tag, place in zip(s.tags, s.places, strict=True)]
     if any(tag[:2] in ("B-", "I-") for tag, _ in placed):

@@ -31,7 +31,7 @@ class Task(NamedTuple):
     score: logits of the held-out splits -> metrics. The metric "score" is the task's main score, in percent.
     write: (folder, split, logits) -> paths: writes a split's predictions in the benchmark's format.
     about: the task's entry in a checkpoint's description.
-    baseline: the score of always predicting the most frequent label or the mean of the training examples, or no answer.
+    baseline: the score of a constant prediction: the most frequent or the mean training label, or no answer.
     """
 
     name: str

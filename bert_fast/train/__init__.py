@@ -18,7 +18,7 @@
     checkpoint.py   arrays and checksums; description.py defines about.json, orbax_messages.py hides repeated errors
     counters.py     a run's position and counts
     guard.py        which steps are kept; rollback.py goes back to a checkpoint after too many bad ones
-    waiting.py      what a run waits for: watchdog.py limits it, and signals.py stops it
+    waiting.py      what a run waits for; watchdog.py limits each wait, and signals.py handles stop requests
     agreement.py    several processes: what they must agree on, and how each learns that another failed
     replay.py       computes some steps twice, to find faulty hardware
     goodput.py      where the wall time went

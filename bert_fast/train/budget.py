@@ -190,7 +190,7 @@ def most(cost: Callable[[int], float | None], amount: float, each: float) -> int
 
 
 def replanned(meter: Meter, planned: Sequence[Stage], stages: Sequence[Stage], ends: Sequence[int]) -> list[Stage]:
-    """The timeline, in which the unfinished stages are fitted to the rest of the budget.
+    """The timeline, with its unfinished stages fitted to the rest of the budget.
 
     planned: the timeline of the config. stages: the same with the widths that are known by now. ends: the steps at
     which the finished stages ended. Nothing changes if the stages so far took the planned steps and no widths were
@@ -227,7 +227,9 @@ def replanned(meter: Meter, planned: Sequence[Stage], stages: Sequence[Stage], e
 
 
 def stretched(planned: Sequence[Stage], fitted: Sequence[Stage], index: int) -> Schedule:
-    """A stage's schedule, stretched in the same proportion as the stage or the training whose steps it counts."""
+    """A stage's schedule, stretched as much as the stage. A schedule that counts the training's steps is stretched as
+    much as the training.
+    """
     if planned[index].schedule_from == "stage":
         before, now = planned[index].steps, fitted[index].steps
     else:

@@ -12,7 +12,7 @@ from bert_fast.train.step import LARGEST
 GUARDED = ("skipped_steps", "rollbacks", "wasted_steps")  # what the guard has done
 TIMES = ("seconds", "compile_seconds", "eval_seconds", "save_seconds", "restore_seconds", "wasted_seconds")
 TIMES = (*TIMES, "idle_seconds", "input_seconds")
-# The keys of rows that depend on the clock. All others are the same after an interruption.
+# The keys of a log row whose values depend on the clock. All other values are the same after an interruption.
 CLOCKS = (*TIMES, "utilisation", "utilisation_padded", "utilisation_dense")
 COUNTS = ("examples", "tokens_real", "tokens_padded", "flops", "flops_dense", *GUARDED)
 

@@ -55,7 +55,7 @@ def pretrain(
 
     `settings` were made from `config`, which is saved in the folder. When the run continues, only what resume.py lists
     may have changed. Raises BadInput before any training if the settings, the shards or the folder cannot be used, and
-    later if a checkpoint cannot be written; Diverged if the guard stops the run; Interrupted if a signal did.
+    later if a checkpoint cannot be written; Diverged if the guard stops the run; Interrupted if a signal does.
 
     began: when the process began, on the monotonic clock; None: now. mirror: copies each save elsewhere.
     """

@@ -15,7 +15,8 @@ from bert_fast import BadInput, qkv
 from bert_fast.bert import Params
 
 # Only these leaves get weight decay and a trust ratio: google-research/bert excludes LayerNorm and biases from
-# decay, tf-models-official's lamb.py from both. Leaves that a method adds under other names are excluded too.
+# decay, and tf-models-official's lamb.py excludes them from both. Leaves that a method adds under other names are
+# excluded too.
 DECAYED = ("kernel", "word", "position", "type")
 
 # Kernels of the layers, stacked as [L, ...]: their input axes and their output axes. Muon treats each kernel of a layer

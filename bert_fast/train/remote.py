@@ -27,10 +27,10 @@ MEETING = ".meeting"  # in the local folder: a token that all processes must rea
 
 @contextlib.contextmanager
 def run_folder(workdir: str | pathlib.Path) -> Iterator[tuple[pathlib.Path, Mirror]]:
-    """The local folder for a run, and what copies it: nothing, if `workdir` is a folder already.
+    """The local folder for a run, and the mirror that copies it. If `workdir` is not a URL, nothing is copied.
 
-    At the end of the block, everything is in the bucket, or BadInput is raised, which names the local folder. Of
-    several processes, the first one uses the bucket, and all must share the local folder.
+    At the end of the block, everything is in the bucket, or BadInput is raised and names the local folder. With
+    several processes, only the first one uses the bucket, and all must share the local folder.
     """
     if not storage.is_url(workdir):
         yield pathlib.Path(workdir), ALONE
@@ -81,7 +81,7 @@ class BucketMirror(Mirror):
 
     def begin(self):
         """Takes the lock, and gets what the bucket has and the local folder lacks. Raises BadInput if it cannot."""
-        # Without a lock.json (it was deleted), the checkpoints there are those of the run in the local folder.
+        # If lock.json was deleted, the bucket's checkpoints are assumed to be of the run in the local folder.
         self.lock.take(self.notes.run if remote_checkpoints.steps(self.store.names()) else "")
         try:
             self.claim()
@@ -94,7 +94,7 @@ class BucketMirror(Mirror):
 
     def claim(self):
         """Moves the local folder aside if it belongs to a run that is no longer in the bucket, or if another machine
-        has continued the run but not from its newest checkpoint.
+        has continued the run, but not from the local folder's newest checkpoint.
         """
         there, local = self.newest_there(), [digest(self.commit(step)) for step in checkpoint.steps(self.root)]
         copied = self.notes.copied
@@ -172,7 +172,7 @@ class BucketMirror(Mirror):
         self.uploads.check()
 
     def saved(self, step: int, keep: int):
-        """Has the run copied, in a thread. keep: how many checkpoints are kept."""
+        """Requests a copy of the run, which a thread makes. keep: how many checkpoints are kept."""
         self.step, self.keep = step, keep
         self.uploads.ask()
 
@@ -211,7 +211,7 @@ class BucketMirror(Mirror):
         self.notes.write(back=None, copied=newest.digest if newest else "")
 
     def delete_discarded(self, saved: list[int]):
-        """Deletes the checkpoints in the bucket that the local folder should have, but has not. The run went back to an
+        """Deletes the checkpoints in the bucket that the local folder should have, but lacks: the run went back to an
         earlier one, or they are damaged. saved: the steps in the local folder.
         """
         names, oldest = self.store.names(), min((step for step in saved if step), default=math.inf)
@@ -220,12 +220,12 @@ class BucketMirror(Mirror):
                 remote_checkpoints.delete(self.store, step, names)
 
     def copy(self):
-        """Copies each new checkpoint; its checksums.json follows the run's other files. Deletes old checkpoints."""
+        """Copies each new checkpoint, its checksums.json last, after the run's other files. Deletes old checkpoints."""
         self.lock.renew()
         if self.notes.back is not None:
             self.delete_later(self.notes.back)
         saved = checkpoint.steps(self.root)
-        self.delete_discarded(saved)  # before new rows are copied, which do not belong to them
+        self.delete_discarded(saved)  # first, because the rows copied below do not belong to these checkpoints
         names = self.store.names()
         there = remote_checkpoints.steps(names)
         kept = self.kept({*saved, *there}, saved)
@@ -243,7 +243,7 @@ class BucketMirror(Mirror):
                 remote_checkpoints.delete(self.store, step, names)
 
     def copy_checkpoint(self, step: int, names: list[str], is_newest: bool):
-        """Copies a checkpoint. If it is damaged: raises BucketError for the newest one, leaves out an earlier one."""
+        """Copies a checkpoint. Leaves out a damaged one, or raises BucketError if it is the newest."""
         with remote_checkpoints.linked(self.root / str(step)) as folder:
             problem = checkpoint.damage(folder)
             if problem is None:
@@ -312,7 +312,7 @@ class BucketMirror(Mirror):
             say(f"the run is in {self.store}" + ("" if whole else ", as far as it was saved"))
 
     def settle(self) -> Exception | None:
-        """Completes the newest checkpoint's upload, and gives up an earlier one. Returns why an upload failed."""
+        """Waits for the newest checkpoint's upload, or cancels an earlier one's. Returns why an upload failed."""
         if self.uploads.asked:
             self.uploads.cancel()
         self.uploads.wait()

@@ -227,7 +227,7 @@ def copy_files(store: Bucket, folder: pathlib.Path, names: Collection[str]):
 
 
 def is_inside(name: str) -> bool:
-    """Whether an object's name is the path of a file inside a folder. A name that ends with "/" is no file's."""
+    """Whether an object's name is the path of a file inside a folder. A name that ends with "/" is not."""
     return not {"", ".", ".."} & set(name.split("/"))
 
 

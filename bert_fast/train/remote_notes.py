@@ -1,7 +1,7 @@
-"""What the local folder of a run in a bucket notes about the bucket, so that a later process finds out who wrote there.
+"""Notes about a bucket, kept in a run's local folder, so that a later process finds out who wrote to the bucket.
 
 .bucket   run: the run's identity; copied: a digest of the newest commit marker that is both here and in the bucket;
-          back: the step to which the run went back, until the later ones are deleted in the bucket, else null
+          back: the step to which the run went back, until the bucket's later checkpoints are deleted; else null
 """
 
 import hashlib

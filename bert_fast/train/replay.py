@@ -6,7 +6,7 @@ runs, three things are compared, each by a hash of what every device holds:
 
     parameters    at the end of the previous step, and at the start of this step
     records       the batch on the devices, and the same batch read again from the shards
-    gradient      with the loss, computed twice
+    gradient      and the loss, both computed twice
 
 Every replica of an array must have the same hash too.
 """
@@ -92,7 +92,7 @@ def collect(dispatched: tuple[list, Any]) -> Hashes:
 
 
 def compare(step: int, what: str, one: Hashes, two: Hashes):
-    """Raises Corrupted if two sets of hashes differ, or two replicas of a leaf in the second set."""
+    """Raises Corrupted if two sets of hashes differ, or if two replicas of a leaf differ in the second set."""
     known: dict[tuple[str, str], tuple[Any, int]] = {}
     for (path, device), (place, found) in two.items():
         reason = ""

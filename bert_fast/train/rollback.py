@@ -37,9 +37,9 @@ def target(
 
 
 def discard_later(root: pathlib.Path, step: int):
-    """Deletes the checkpoints after the one to which a run went back. They are from among the bad steps, or damaged.
+    """Deletes the checkpoints after the one to which a run went back. They are from the bad steps, or damaged.
 
-    So if the run is killed before its next save, it also continues from that checkpoint, at which its log rows end.
+    A run that is killed before its next save then continues from that checkpoint, where its log rows end.
     """
     for later in checkpoint.steps(root):
         if later > step:

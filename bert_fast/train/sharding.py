@@ -114,8 +114,8 @@ def check_stages(eval_size: int, expected: Sequence[Stage], mesh: Mesh):
     """Raises BadInput if a micro-batch, an evaluation batch or a stage's parameter does not divide evenly over the
     devices that share it.
 
-    Also raises it if the tensor axis spans processes, because each process reads only its own examples, or if
-    `model.attention` cannot compute a stage's attention.
+    Also raises it if `model.attention` cannot compute a stage's attention, or if the tensor axis spans processes,
+    because each process reads only its own examples.
     """
     if tensor_crosses(mesh):
         raise BadInput(

@@ -75,7 +75,9 @@ class StopSignal:
 
 
 def of_any(step: int, *values: int) -> list[int]:
-    """The maximum of each value over all processes. Several processes only check every tenth step: at others, zeros."""
+    """The maximum of each value over all processes. Several processes check only every tenth step. At all other steps,
+    they get zeros.
+    """
     if jax.process_count() == 1:
         return list(values)
     if step % 10:  # the check waits for all processes

@@ -18,7 +18,7 @@ from bert_fast.data.files import atomic_json
 from bert_fast.method import Stage
 
 FORMAT = 1
-EXTRAPOLATION = 1.25  # a step may execute this many times the FLOPs of a curve's largest program
+EXTRAPOLATION = 1.25  # a step may execute at most this many times the FLOPs of a curve's largest program
 
 
 class Point(NamedTuple):
@@ -106,14 +106,14 @@ def to_json(costs: StepCosts) -> dict[str, Any]:
 
 
 def write(costs: StepCosts, path: pathlib.Path) -> None:
-    """Writes a table. Raises BadInput if a step with more FLOPs costs less."""
+    """Writes a table. Raises BadInput if a step costs less than one with fewer FLOPs."""
     check(costs, "the step costs")
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_json(path, to_json(costs))
 
 
 def check(costs: StepCosts, where: str) -> None:
-    """Raises BadInput if a step with more FLOPs costs less."""
+    """Raises BadInput if a step costs less than one with fewer FLOPs."""
     for key, points in costs.curves.items():
         if bad := not_ascending(points):
             low, high = bad

@@ -9,7 +9,7 @@ class GiveWay(Exception):
 
 
 class Uploads:
-    """Calls `upload` in a thread after each `ask`, one call at a time. Asking twice during a call gives one more."""
+    """Calls `upload` in a thread after each `ask`, one call at a time. Several asks during a call give one more."""
 
     def __init__(self, upload: Callable[[], None]):
         self.upload = upload

@@ -1,4 +1,4 @@
-"""How soon does a small model leave the plateau that every BERT reaches first? Documentation, two layers, 2 M tokens.
+"""How soon does a small model leave the plateau of word frequencies? Two layers, 2 M tokens of documentation.
 
     bert-fast compare plateau --out=runs/plateau
 

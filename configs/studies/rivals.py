@@ -2,7 +2,8 @@
 
     bert-fast compare rivals --out=runs/rivals
 
-If a shallower model, late growth, random tokens or growing rows alone save as much, the saving is not the method's.
+If a shallower model, late growth, random tokens or growing rows save as much as a method, the saving is not the
+method's.
 """
 
 from bert_fast.compare.study import Study

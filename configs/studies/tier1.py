@@ -1,11 +1,11 @@
-"""The main part of the study of the four methods: equal reference time, under one epoch of books, five paired seeds.
+"""The main part of the study of the four methods: equal reference time, less than an epoch of books, five paired seeds.
 
     python -m experiments.study tier1
     bert-fast compare tier1 --data=SHARDS --out=runs/tier1
 
 The first command uses the project's own text and keeps the runs in its repository. The model has six layers of width
-96 and the recipe of experiments/plateau.md, so that every arm learns from context. The peak rate of each arm is the
-best of the same three (tier1_rates.py). Every schedule falls to 0 at the end of the budget.
+96 and the recipe of experiments/plateau.md, so that every arm learns from context. Each arm has the best of three peak
+rates, which are the same three for all arms (tier1_rates.py). Every schedule falls to 0 at the end of the budget.
 """
 
 from bert_fast.compare.study import Study

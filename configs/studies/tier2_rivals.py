@@ -3,8 +3,8 @@
     python -m experiments.study tier2_rivals
     bert-fast compare tier2_rivals --data=SHARDS --out=runs/tier2_rivals
 
-If late growth, random tokens, a longer time on short rows or leaving out [MASK] saves as much, the saving is not the
-method's. The shallower model is an arm of the main part.
+If late growth, random tokens, a longer time on short rows or leaving out [MASK] saves as much as a method, the saving
+is not the method's. The shallower model is an arm of the main part (tier1.py).
 """
 
 import dataclasses

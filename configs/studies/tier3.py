@@ -3,7 +3,7 @@
     python -m experiments.study tier3
     bert-fast compare tier3 --data=SHARDS --out=runs/tier3
 
-The arms keep the peak rates of tier1.py, unless a name says otherwise.
+The arms keep the peak rates of tier1.py, unless the name of an arm says otherwise.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ def get_study() -> Study:
         "token dropping, by frequency": {**TOKEN_DROP, "token_drop.scores": "frequency"},
         "EarlyBERT": EARLY_BERT,
         "EarlyBERT, random ticket": {**EARLY_BERT, "early_bert.ticket": "random"},
-        # Stacking and MSLT: stages, shares, how layers start, and the released learning rate.
+        # Stacking and MSLT: stages, shares, how layers start, and the learning rate of the released code.
         "stacking": STACKING,
         "stacking, from two layers": {**STACKING, "stacking.depths": "2,6"},
         "stacking, half and half": {**STACKING, "stacking.shares": "0.5,0.5"},

@@ -1,8 +1,8 @@
 """Types of faults for `experiments/faults.py`. Each is one function.
 
-A fault type is a function `(bench, rng) -> Outcome` with the decorator `@fault`: it injects one fault, drawn from `rng`,
-into a copy or a file of the bench, and says what became of it. It leaves the bench as it found it. List a new module
-with fault types in `MODULES` of `experiments/faults.py`, which imports it.
+A fault type is a function `(bench, rng) -> Outcome` with the decorator `@fault`. It draws one fault from `rng`, injects
+it into a file of the bench or into a copy, and returns what became of it. It leaves the bench as it found it. To add a
+module with fault types, list it in `MODULES` of `experiments/faults.py`.
 """
 
 import contextlib

@@ -88,7 +88,7 @@ def missing_in_shards(bench: Bench, rng: random.Random) -> Outcome:
 
 @fault(times=300)
 def flip_in_shards(bench: Bench, rng: random.Random) -> Outcome:
-    """Any file of a shards folder. Nothing may be accepted, so no result is expected."""
+    """Flips a bit in any file of a shards folder. `verify` must always raise, so no result is expected."""
     return flip(files_in(bench.shards), rng, lambda: shards.verify(bench.shards))
 
 

@@ -75,7 +75,7 @@ def start(
 
 
 def end(process: subprocess.Popen) -> str:
-    """What the process wrote to standard error. Kills its group, and raises subprocess.TimeoutExpired, if it hangs."""
+    """What a process wrote to standard error. Raises subprocess.TimeoutExpired if it hangs. Always kills its group."""
     try:
         return process.communicate(timeout=PATIENCE)[1]
     finally:

@@ -74,8 +74,9 @@ How fast can a BERT learn? An entry is a config. Its score is the time until the
 
 1. **The text is fixed.** All entries of a track train on the same shards, in any order, with the same vocabulary. A
    record contains the fingerprint of its shards.
-2. **The held-out text is fixed and scored in full**: every example of the valid split, the same masks, every layer and token active,
-   the mean cross-entropy of the predicted words in nats. It is scored once, after the last step. Training on it is not allowed.
+2. **The held-out text is fixed and scored in full**: every example of the valid split, with the same masks, and with
+   every layer and token active. The score is the mean cross-entropy of the predicted words in nats. It is computed
+   once, after the last step. Training on the held-out text is not allowed.
 3. **Time is the time of the training steps**, including waiting for input. Timing starts after a warm-up that compiles
    the programs, on made-up text with the same vocabulary. Compiling, evaluating and saving do not count. The machine
    runs nothing else, and the record names it.

@@ -1,4 +1,4 @@
-"""Checks the flags that a task has for `pretrain`, on this machine, before anything is made that costs money."""
+"""Checks a task's flags for `pretrain` on this machine, before anything that costs money is made."""
 
 import warnings
 

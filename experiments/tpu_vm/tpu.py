@@ -11,7 +11,7 @@ from experiments.tpu_vm.task import Task
 
 FOLDER = "bert_fast_vm"  # on each worker, in the home folder
 SCRIPT = pathlib.Path(__file__).with_name("vm.sh")
-LOCAL = "~/.cache/bert_fast/tpu_vm"  # here: the files that are copied to the workers
+LOCAL = "~/.cache/bert_fast/tpu_vm"  # on this machine; holds the files that are copied to the workers
 
 
 class Kind(enum.Enum):

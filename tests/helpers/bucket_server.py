@@ -46,7 +46,7 @@ class BucketServer:
         return f"s3://{name}"
 
     def fail(self, pattern: str = ".", status: int = 500, times: int = 10**9):
-        """Answers the next `times` requests that match, such as "PUT /bucket/name", with this status."""
+        """Answers the next `times` requests that match `pattern` (as in "PUT /bucket/name") with this status."""
         part = self.folder / "fault.part"
         part.write_text(
             json.dumps({"pattern": pattern, "status": status, "times": times, "token": secrets.token_hex(4)})

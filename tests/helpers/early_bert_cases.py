@@ -44,7 +44,7 @@ def leave_search(method, params, state, model=CONFIG, initial=None, key=None):
 
 
 def quantile_rule(c_LU, ratio, together):
-    """Which units are kept, by the rule of finetune/run_glue_earlybert_draw_and_train.py, which computes in float64."""
+    """Units kept by the rule of the released finetune/run_glue_earlybert_draw_and_train.py, computed in float64."""
     c_LU = c_LU.astype(np.float64)
     return c_LU > np.quantile(c_LU, ratio, axis=None if together else -1, keepdims=True)
 

@@ -76,7 +76,7 @@ def compare(sizes, micro_batches, dropout, one):
 
 
 def difference_of_kernels(*sizes: int) -> float:
-    """The largest difference of outputs and gradients: the TPU kernel on several devices, the reference on one."""
+    """Largest difference in output and gradients between the TPU kernel on several devices and the reference on one."""
     case = Case(8, 128, 4, 128, 128)
     expected, mesh = case.run("plain"), make_mesh(*sizes)
     case.product_BNW = jax.device_put(case.product_BNW, NamedSharding(mesh, P(("data", "fsdp"), None, "tensor")))

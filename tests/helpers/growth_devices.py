@@ -30,7 +30,7 @@ B, S, P = 16, 16, 3
 
 
 def measure(program: Program) -> dict:
-    """Bytes that one step sends, and the sizes in bytes of the trainable parameters, their moments and model parts."""
+    """Bytes that one step sends, and bytes of the trainable parameters, of their moments, and of parts of the model."""
     mesh = make_mesh(8, 1, 1)
     optimizer = optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, 1.0))
     params = initial_params.fresh(program.model, 0, mesh)
@@ -55,7 +55,7 @@ def measure(program: Program) -> dict:
 
 
 def main(names):
-    """Measures each name: "dense", or the embedding design of an MSLT stage that freezes one of two layers."""
+    """Measures each case: "dense", or the embedding design of an MSLT stage that freezes one of two layers."""
     model = bert.Config(500, 2, 32, 4, 8, 64, S, pooler=True, dropout=0.0, attention_dropout=0.0)
     plain = (Stage("16-tokens", Program(model, whole(2), B, 1, S, P, "mlm+nsp"), 1000, Schedule(1e-3, 1000)),)
     result = {}

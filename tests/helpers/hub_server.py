@@ -48,7 +48,7 @@ class Repo:
         return digest.hexdigest()
 
     def at(self, revision: str) -> str | None:
-        """The commit that a revision names, which is a branch or a commit; None if there is none."""
+        """The commit that a revision (a branch or a commit) names; None if there is none."""
         return self.branches.get(revision) or (revision if revision in self.commits else None)
 
 
@@ -66,7 +66,7 @@ class Fault:
 
 
 class Hub:
-    """The server, from `with` to the end of its block.
+    """The server. It runs until its `with` block ends.
 
     requests: every "METHOD /path" so far. tokens: the namespace that each valid token may write to.
     """
@@ -127,7 +127,7 @@ class Hub:
             monkeypatch.delenv(name, raising=False)
         if token is not None:
             monkeypatch.setenv("HF_TOKEN", token)
-        huggingface_hub.close_session()  # connections to another server
+        huggingface_hub.close_session()  # ends connections to another server
 
     def environment(self, folder: pathlib.Path, token: str | None = None) -> dict[str, str]:
         """The environment of a process that uses this server, and a cache in `folder`."""

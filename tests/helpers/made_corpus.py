@@ -1,4 +1,4 @@
-"""A corpus of simple sentences with its vocabulary, and `prepare` on it with small units."""
+"""A corpus of simple sentences, its vocabulary, and a call of `prepare` that splits it into small units."""
 
 import random
 

@@ -46,7 +46,7 @@ def write_run(
     until: int = 40,
     **changes,
 ) -> pathlib.Path:
-    """Writes a run of 40 steps. names: its methods. better: nats below the usual loss. until: its last step so far."""
+    """Writes a run of 40 steps. names: its methods. better: nats below the usual loss. until: the last logged step."""
     config = small_config(
         data, TEXT, methods=names, steps=40, phases="16:1", model__depth=4, model__heads=2, log_every=5, **changes
     )

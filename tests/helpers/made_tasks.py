@@ -146,7 +146,7 @@ def make_settings(
 
 
 def own_settings(data_dir, arguments: str, **changes) -> tuple[settings.FinetuneSettings, dict]:
-    """The same for the config `own` with these arguments."""
+    """Like `make_settings`, but for the config `own` with these arguments."""
     return small(own.get_config(arguments), **{"data.dir": str(data_dir), **changes})
 
 

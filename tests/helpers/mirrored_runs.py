@@ -54,7 +54,7 @@ def assert_holds(folder, step):
 
 
 def requests_of(bucket_server, url, since=0):
-    """Method and name of each request for an object of the run that changes something."""
+    """(method, object name) of each request that changes an object of the run."""
     prefix = url.removeprefix("s3:/") + "/"
     parts = [request.split(" ", 1) for request in bucket_server.requests()[since:]]
     return [(method, path.removeprefix(prefix)) for method, path in parts if prefix in path and method != "GET"]
@@ -75,7 +75,7 @@ def go_back(folder, mirror, step):
 
 
 def fork(url, bucket_server, *steps):
-    """A run that copies step 1, and is killed after it has saved these steps but not copied them."""
+    """A run that uploads step 1, and is killed after it has saved these steps but not uploaded them."""
 
     def work(folder, mirror):
         save(folder, mirror, 1)

@@ -138,7 +138,7 @@ def queued_resources(verb: str, argv: list[str]) -> str:
 
 
 def ssh(worker: str, command: str):
-    """Runs a command on workers at the same time, like the real one."""
+    """Runs a command on the workers in parallel, as gcloud does."""
     chosen = range(len(homes())) if worker == "all" else [int(worker)]
     running = [
         subprocess.Popen(
@@ -206,7 +206,7 @@ def uv(argv: list[str]):
 
 
 def sudo(argv: list[str]):
-    """Serves a folder by adding it to a list, and mounts it as a link."""
+    """Stands in for NFS: an export is a line in a file, and a mount is a symbolic link."""
     words = [word for word in argv if "=" not in word]
     exported = CLOUD / "exports"
     if words[0] == "tee":

@@ -28,7 +28,9 @@ def planned(model=POST, **arguments):
 
 
 def packed_batch(seed=0):
-    """Three examples: a full one, two documents with padding, and one shorter than `KEPT` with an empty last slot."""
+    """Three examples. The first is full. The second holds two documents and padding. The third holds fewer tokens than
+    `KEPT`, and its last slot is empty.
+    """
     rng = np.random.default_rng(seed)
     segments_BS = np.array([[1] * 12, [1] * 5 + [2] * 5 + [0] * 2, [1] * 3 + [2] * 2 + [0] * 7])
     positions_BS = np.array([[*range(12)], [*range(5), *range(5), 0, 0], [0, 1, 2, 0, 1, *[0] * 7]])
@@ -97,9 +99,10 @@ def reference_layer(config, params, x_QD, y_KD, allowed_QK):
 
 
 def reference_dropped(config, params, batch, score_V, kept, boundary=1):
-    """(hidden states in input order, MLM losses, next-sentence losses) of TokenDropBertEncoder, in NumPy and float64.
+    """(hidden states in input order, MLM losses, next-sentence losses) in NumPy and float64.
 
-    Layer `boundary` is the first that updates only the kept tokens. The last layer updates all tokens again.
+    As in the released TokenDropBertEncoder: layer `boundary` is the first that updates only the kept tokens, and the
+    last layer updates all tokens again.
     """
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     at = lambda i: jax.tree.map(lambda leaf: leaf[i], params["layers"])  # noqa: E731

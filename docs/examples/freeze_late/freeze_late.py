@@ -1,6 +1,6 @@
 """The lower layers stop learning late in training, as in FreezeOut (Brock et al. 2017, arXiv 1706.04983).
 
-FreezeOut freezes layer after layer. Here all of them freeze at once, which is enough for an example.
+FreezeOut freezes layer after layer. Here all lower layers freeze at once, which is enough for an example.
 """
 
 import dataclasses
@@ -13,7 +13,11 @@ BELOW = ("^embed/(?!word$)",)  # the word table still learns through the head, w
 
 
 def make(layers: float = 0.5, tail: float = 0.3) -> Method:
-    """The method. layers: share of the layers, from the bottom, that freeze. tail: share of the steps, at the end."""
+    """The method.
+
+    layers: share of the layers that freeze, from the bottom. tail: share of the steps, at the end, in which they are
+    frozen.
+    """
     for name, share in (("layers", layers), ("tail", tail)):
         if not 0 < share < 1:
             raise BadInput(f"--config.freeze_late.{name}={share}: expected a share above 0 and below 1")
