@@ -1,8 +1,8 @@
 """BERT: the trunk that every method shares. A plan (plan.py) says which layers run and which tokens they update.
 
 Axes: B examples, S tokens of an example, Q queries (tokens that are updated), X tokens that are not updated,
-K keys (tokens that are attended to), N tokens that are either, P prediction slots, L layers, R layers that run in
-this step, D width, V rows of the embedding table.
+K keys (tokens that are attended to), N tokens that are updated, attended to or both, P prediction slots, L layers,
+R layers that run in this step, D width, V rows of the embedding table.
 """
 
 import functools

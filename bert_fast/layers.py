@@ -1,8 +1,8 @@
 """The layers of BERT as Flax Linen modules, and the shape of a model.
 
 Axes: B examples, S tokens of an example, Q queries (tokens that are updated), K keys (tokens that are
-attended to), N tokens that are either, P prediction slots, L layers, H heads, E size of a head, D width, W = 3 H E,
-F hidden width of the feed-forward network, V rows of the embedding table, T token types.
+attended to), N tokens that are updated, attended to or both, P prediction slots, L layers, H heads, E size of a head,
+D width, W = 3 H E, F hidden width of the feed-forward network, V rows of the embedding table, T token types.
 """
 
 import dataclasses

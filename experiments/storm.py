@@ -3,8 +3,8 @@
     python -m experiments.storm [--kills=200] [--mean=15] [--workdir=runs/storm]
 
 Each process of the run gets SIGKILL after a random time, drawn from an exponential distribution with a mean of --mean
-seconds. The same command then continues the run. After the last kill the run may finish. Use a machine with two idle
-cores: the run that is not killed trains on the second one. Ctrl-C stops; the same command continues with the next kill.
+seconds. Then the script starts the process again, which continues the run. After the last kill the run may finish. Use a machine with two idle
+cores: the run that is not killed trains on the second one. After Ctrl-C, repeat the command to continue with the next kill.
 Writes experiments/storm.json, which `python -m experiments.faults` shows on its page.
 """
 

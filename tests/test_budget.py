@@ -225,7 +225,7 @@ def test_error_about_missing_step_costs_has_the_command_that_makes_them():
         budget.factor(parse("seconds:1"), None)
 
 
-def test_draws_equal_the_runs_draws(small_shards):
+def test_a_meter_makes_the_same_draws_as_the_run(small_shards):
     config = small_config(small_shards, budget="flops:3e8", methods="layer_drop", phases="16:1", model__norm="pre")
     settings, method, meter = planned(config)
     (stage,) = timeline.stages(settings, method)

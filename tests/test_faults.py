@@ -52,7 +52,7 @@ def test_a_campaign_continues_where_it_was_stopped(tmp_path):
     assert len({*injected}) == 7
 
 
-def test_defects_are_counted_shown_and_change_the_exit_code(tmp_path, monkeypatch, capsys):
+def test_defects_are_counted_and_shown_and_change_the_exit_code(tmp_path, monkeypatch, capsys):
     bad = Fault("bad", lambda bench, rng: Outcome(SILENT, "nobody saw it"), 30)
     good = Fault("good", lambda bench, rng: Outcome(rng.choice((DETECTED, SURVIVED)), ""), 30)
     monkeypatch.setattr(faults, "FAULTS", {"bad": bad, "good": good})

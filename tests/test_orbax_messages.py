@@ -1,4 +1,6 @@
-"""Orbax's own reports of a failed save or restore are dropped, because the run reports the error. Nothing else is."""
+"""Orbax's own reports of a failed save or restore are dropped, because the run reports the error. All other messages
+are shown.
+"""
 
 import logging
 import sys

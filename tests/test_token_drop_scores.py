@@ -71,7 +71,8 @@ def test_one_loss_moves_a_score_by_one_minus_beta_of_the_difference():
 def test_scores_are_learned_by_label_and_only_from_filled_slots():
     _, score_V = token_drop.make().init({}, POST)
     after_V = learned(score_V, LOSSES_BP)
-    # Ids 5, 6, 7 and 9 are labels. [MASK] and the other inputs at their positions are not; label 0 is an unfilled slot.
+    # Ids 5, 6, 7 and 9 are labels. The ids at these positions in the input, such as [MASK], are not. Label 0 stands for
+    # an unfilled slot.
     assert np.flatnonzero(after_V != np.asarray(score_V)).tolist() == [5, 6, 7, 9]
     without = {**BATCH, "weights": np.zeros((3, 3), np.float32)}
     with jax.debug_nans(True):

@@ -50,9 +50,10 @@ def tpu(name, kind, tflops, memory, bandwidth, flop_a_cycle, devices, dollars, p
     return Accelerator(name, (kind,), peak, memory, bandwidth, clock, devices, dollars, link, ring, (source, priced))
 
 
-# link: bytes/s of a link in one direction: the documentation's bidirectional bandwidth of a chip, divided by twice the
-# number of its links (v4: Jouppi et al. 2023, arXiv:2304.01433, 2.1). ring: on v5e and v6e, only a whole pod has rings
-# (jax-ml.github.io/scaling-book/tpus); on the others, a slice with rings consists of cubes of 4 x 4 x 4 chips.
+# link: bytes/s of one link in one direction. The documentation gives a chip's bidirectional bandwidth over all links;
+# this is divided by twice the number of links. v4's is from Jouppi et al. 2023 (arXiv:2304.01433, 2.1). ring: on v5e and
+# v6e, only a whole pod has rings (jax-ml.github.io/scaling-book/tpus); on the others, a slice with rings consists of
+# cubes of 4 x 4 x 4 chips.
 NETWORK = {
     "v4": (50 * GB, 4),
     "v5e": (400 * GB / 8, 16),

@@ -27,7 +27,7 @@ class Product(NamedTuple):
 
     gradients: number of products of the same size in the backward pass: one for each operand that carries a tangent,
         which means that it depends on trained parameters.
-    recomputed: whether a backward pass that recomputes the whole block repeats this product.
+    recomputed: whether the backward pass computes this product again if the whole block is recomputed.
     attention: whether it is a product of queries with keys, or of probabilities with values.
     """
 

@@ -40,7 +40,7 @@ LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code")
 class Stated(NamedTuple):
     """Facts about a model that only the user knows.
 
-    place: the arguments with which `from_pretrained` loads the model; "": the name of the export's folder.
+    place: the arguments with which `from_pretrained` loads the model. If empty, it is the name of the export's folder.
     """
 
     license: str = ""
@@ -157,7 +157,9 @@ def source_in(about: Description) -> str:
 
 
 def manifest_of(place: str) -> dict[str, Any]:
-    """The manifest of a shards folder; {} if it is gone, because a card can do without it. Says if a bucket fails."""
+    """The manifest of a shards folder, or {} if it is gone: a card can do without it. If a bucket fails, says so and
+    returns {}.
+    """
     try:
         return read_json(fetched.manifest(place))
     except storage.BucketError as error:

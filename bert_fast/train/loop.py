@@ -161,7 +161,7 @@ class PretrainRun:
         if self.is_main:
             sealed.write(workdir / "config.json", config)
             if not self.engine.is_over():
-                (workdir / "summary.json").unlink(missing_ok=True)  # the old one, of a run that is extended
+                (workdir / "summary.json").unlink(missing_ok=True)  # written before the run was extended
             if settings.costs:
                 step_costs.write(settings.costs, workdir / "costs.json")
             report.plan(settings, self.method, self.engine, self.manifest, workdir)

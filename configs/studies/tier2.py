@@ -1,4 +1,4 @@
-"""The study of the four methods at a half and a quarter of its main budget, three seeds.
+"""The study of the four methods at a half and a quarter of the budget of tier1.py, with three seeds.
 
     python -m experiments.study tier2
     bert-fast compare tier2 --data=SHARDS --out=runs/tier2

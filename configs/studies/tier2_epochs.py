@@ -1,4 +1,4 @@
-"""The study of the four methods where text is scarce: the main budget, more than 20 epochs of a small corpus, 3 seeds.
+"""The study of the four methods where text is scarce: more than 20 epochs of a small corpus, at the budget of tier1.py.
 
     python -m experiments.study tier2_epochs
     bert-fast compare tier2_epochs --data=SHARDS --out=runs/tier2_epochs

@@ -1,4 +1,4 @@
-"""What the methods have to beat, at the main budget of the study, three seeds.
+"""What the methods have to beat, at the budget of tier1.py, with three seeds.
 
     python -m experiments.study tier2_rivals
     bert-fast compare tier2_rivals --data=SHARDS --out=runs/tier2_rivals

@@ -1,4 +1,4 @@
-"""Ablations of each paper, at half of the study's main budget, three seeds.
+"""Ablations of each paper, at half of the budget of tier1.py, with three seeds.
 
     python -m experiments.study tier3
     bert-fast compare tier3 --data=SHARDS --out=runs/tier3
