@@ -51,7 +51,7 @@ def tpu(name, kind, tflops, memory, bandwidth, flop_a_cycle, devices, dollars, p
 
 
 # link: bytes/s of one link in one direction. The documentation gives a chip's bidirectional bandwidth over all links;
-# this is divided by twice the number of links. v4's is from Jouppi et al. 2023 (arXiv:2304.01433, 2.1). ring: on v5e and
+# this is divided by twice the number of links. v4's is from Jouppi et al. 2023, arXiv:2304.01433, 2.1. ring: on v5e and
 # v6e, only a whole pod has rings (jax-ml.github.io/scaling-book/tpus); on the others, a slice with rings consists of
 # cubes of 4 x 4 x 4 chips.
 NETWORK = {
