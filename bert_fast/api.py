@@ -1,8 +1,8 @@
-"""The Python interface, for scripts and notebooks. Each example builds on the previous one.
+"""The Python interface, for scripts and notebooks. The example in each docstring builds on the previous example.
 
 A checkpoint is given as a run folder (for its newest undamaged checkpoint) or as one `checkpoints/STEP`. It may be in a
 bucket, and so may the shards and the `workdir` of `pretrain`: give the URL as a string. Invalid values raise `BadInput`
-with the remedy. Ctrl-C saves the work and raises `Interrupted`; the same call continues it.
+with the remedy. Ctrl-C saves the work and raises `Interrupted`. To continue the work, make the same call again.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def prepare(source: str, out: Path, **options) -> dict:
 
     source: "docs" (the documentation installed on this machine), "files:GLOB", "hf:ORG/NAME:SPLIT" or
         "tfds:NAME/CONFIG:SPLIT".
-    options: `vocab`, `vocab_size`, `cased`, ...: see `bert_fast.data.prepare.prepare`.
+    options: those of `bert_fast.data.prepare.prepare`, such as `vocab`, `vocab_size` and `cased`.
 
     In a script, call this under `if __name__ == "__main__":`, because the worker processes import the script.
 
@@ -42,7 +42,7 @@ def prepare(source: str, out: Path, **options) -> dict:
     True
     """
     storage.refuse(out, "out")
-    with contextlib.redirect_stdout(sys.stderr):  # where the other functions report their progress
+    with contextlib.redirect_stdout(sys.stderr):  # the other functions report their progress there
         return prepare_shards(source, out, **options)
 
 
@@ -55,7 +55,7 @@ def pretrain(
 ) -> dict:
     """Trains a model, or continues the run in `workdir`; returns the run's summary.
 
-    config: the value of `--config`, such as "bert:size=mini" or "mine.py", or a ConfigDict.
+    config: a ConfigDict, or a value of `--config`, such as "bert:size=mini" or "mine.py".
     data: the shards folder. changes: new config values by dotted key. extend: "stretch" or "constant" to add steps to a
     run, like the flag --extend.
 
@@ -132,10 +132,10 @@ def finetune(
     data: Path = "",
     changes: Mapping[str, Any] | None = None,
 ) -> dict:
-    """Fine-tunes a checkpoint or a Hugging Face model on GLUE, SQuAD or your own files. Returns results.json.
+    """Fine-tunes a checkpoint or a Hugging Face model on GLUE, SQuAD or your own files. Returns what results.json has.
 
-    config: such as "glue:task=mrpc". hf: a Hugging Face folder, or the name of a model on the Hub. data: the folder
-    with the task's files. Finished runs in `workdir` are not repeated.
+    config: as for `pretrain`, such as "glue:task=mrpc". hf: a Hugging Face folder, or the name of a model on the Hub.
+    data: the folder with the task's files. Finished runs in `workdir` are not repeated.
 
     >>> results = bert_fast.finetune("glue:task=mrpc,seq=48,debug", "mrpc", checkpoint="run", data="glue")
     >>> sorted(results["tasks"]["mrpc"]["last"])
@@ -152,7 +152,7 @@ def report(paths: Path | Sequence[Path], out: Path = "") -> list[pathlib.Path]:
     """Writes a page about runs, a comparison and fine-tuning; returns the files written.
 
     paths: run folders and finetune folders, or the folder of a comparison. out: a folder for report.html, report.md and
-    (if matplotlib is installed) report.png, or one file that ends in .html, .md or .png. By default, it is the folder
+    (if matplotlib is installed) report.png, or one file that ends in .html, .md or .png. The default is the folder
     of the comparison or of the only run, else the current folder.
 
     >>> [path.name for path in bert_fast.report(["run", "mrpc"], out="report.html")]

@@ -4,17 +4,24 @@ import hashlib
 import os
 import pathlib
 
-VARIABLE = (
-    "BERT_FAST_CACHE"  # environment variable: another folder for the cache, or "off" to keep no compiled programs
-)
+from bert_fast import BadInput
+
+# An environment variable: another folder for the cache, or "off" to keep no compiled programs.
+VARIABLE = "BERT_FAST_CACHE"
 CACHE = "~/.cache/bert_fast"
 COMPILED = f"{CACHE}/compiled"  # if VARIABLE names a folder, the programs are directly in it
 
 
 def folder(kind: str) -> pathlib.Path:
-    """The folder for `kind`, inside the folder that VARIABLE names, else inside CACHE. It may not exist yet."""
+    """The folder for `kind`, inside the folder that VARIABLE names, else inside CACHE. It may not exist yet.
+
+    Raises BadInput if VARIABLE names a file.
+    """
     place = os.environ.get(VARIABLE, "off")
-    return pathlib.Path(CACHE if place == "off" else place).expanduser().absolute() / kind
+    whole = pathlib.Path(CACHE if place == "off" else place).expanduser().absolute()
+    if whole.is_file():
+        raise BadInput(f"{VARIABLE}={place} is a file: set it to a folder, or unset it")
+    return whole / kind
 
 
 def digest(url: str) -> str:

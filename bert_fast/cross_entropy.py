@@ -1,6 +1,6 @@
 """Cross-entropy: exact, or fused with the product that makes the logits.
 
-Axes: T predictions, D width, V rows of the embedding table; `...` any.
+Axes: T predictions, D width, V rows of the embedding table.
 """
 
 import math
@@ -11,13 +11,15 @@ import numpy as np
 
 
 def cross_entropy(logits, labels):
-    """-log softmax(logits)[labels] over the last axis, in nats, and whether no other logit is larger."""
+    """(losses, correct). A loss is -log softmax(logits)[label] over the last axis, in nats. A prediction is correct if
+    no logit is larger than the label's.
+    """
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen, chosen >= logits.max(axis=-1)
 
 
 def cap(vocab: int) -> float:
-    """The largest logit whose exponential can be summed `vocab` times in float32."""
+    """Nearly the largest logit whose exponential can be summed `vocab` times in float32 without overflow."""
     return math.log(float(np.finfo(np.float32).max)) - math.log(vocab) - 1
 
 
@@ -27,7 +29,7 @@ def fused(x_TD, word_VD, bias_V, labels_T):
 
     It does not subtract the maximum before it sums exponentials, so the logits are read once instead of twice. At
     BERT-base size, that saves a pass over 78 million numbers. Logits above `cap` (about 77 for BERT's vocabulary) count
-    as `cap`; `capped` tells which predictions have such logits.
+    as `cap`; `capped` is true for the predictions that have such logits.
     """
     return _forward(x_TD, word_VD, bias_V, labels_T)[0]
 

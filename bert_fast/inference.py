@@ -28,8 +28,8 @@ def evaluate(path: str, data_dir: str = "", with_unigram: bool = False, **change
     """Held-out losses of a checkpoint as one flat dict, by default with the run's shards and settings.
 
     `changes` are fields of `settings.Evaluation` (examples, seq_len, seed, ...). Two losses are comparable only if
-    they have the same `fingerprint`. `untrained_heads` names the heads with random weights; if there are any, warns.
-    Raises BadInput if the shards have another vocabulary.
+    they have the same `fingerprint`. The entry `untrained_heads` names the heads with random weights. If there are any,
+    a warning is given. Raises BadInput if the shards were not prepared with the checkpoint's vocabulary.
     """
     trained = encoder.load(path)
     if trained.about.data is None or trained.about.eval is None:
@@ -117,7 +117,9 @@ class Model:
 def embed(trained: Encoder, texts: Sequence[str], pooling: str = "mean", batch_size: int = 32) -> np.ndarray:
     """One vector per text, from the last hidden states: [N, D] float32.
 
-    pooling: "mean", over all tokens of a text including [CLS] and [SEP], or "cls", the state of [CLS].
+    pooling: "mean" averages the states of all tokens of a text, including [CLS] and [SEP]. "cls" takes the state of
+        [CLS].
+
     Texts that are too long for the model are cut, with a warning. Raises BadInput for an unknown pooling.
     """
     if pooling not in POOLINGS:
@@ -180,7 +182,10 @@ def fill_mask(trained: Encoder, texts: Sequence[str], top: int = 5) -> list[list
 
 
 def token_ids(trained: Encoder, text: str, cut: bool = False) -> list[int]:
-    """Ids of [CLS], the text and [SEP]. Raises BadInput if it is too long and `cut` is False."""
+    """Ids of [CLS], the text and [SEP]. Raises BadInput if these are too many for the model.
+
+    cut: the caller cuts the ids, so any number of them is allowed.
+    """
     words, longest = trained.vocab, trained.model.max_len
     ids = words.tokenizer.encode(text, add_special_tokens=False).ids
     if len(ids) + 2 > longest and not cut:

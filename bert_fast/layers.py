@@ -27,7 +27,7 @@ class Config:
     """Shape of a model. Defaults are BERT-base's (Devlin et al. 2019, and its released `bert_config.json`).
 
     `heads` and `mlp_dim` are one number, or one per layer if layers differ. The stacked parameters are
-    then as wide as the widest layer, and each layer reads only its own number of leading heads and neurons.
+    then as wide as the widest layer. A layer with n heads reads only the first n heads; the same holds for neurons.
     """
 
     vocab_size: int
@@ -117,7 +117,7 @@ def layer_norm(config: Config, name: str | None = None):
 
 
 def product(x, kernel, dtype: str):
-    """`x . kernel`: contracts the last axis of x with all axes of the kernel but its last."""
+    """`x . kernel`: contracts the last axis of x with all axes of the kernel except the last."""
     kernel = kernel.reshape(x.shape[-1], -1)
     if kernel.dtype != dtype:
         # A separate array: otherwise the TPU compiler repeats the cast in every product.
@@ -137,7 +137,7 @@ class Linear(nn.Module):
 
     config: Config
     to: int
-    of: tuple[int, ...] = ()  # (): the last axis of x itself
+    of: tuple[int, ...] = ()  # (): the size of the last axis of x
     residual: bool = False
 
     @nn.compact
@@ -161,8 +161,9 @@ class DrawKey(nn.Module):
 class Qkv(nn.Module):
     """Queries, keys and values of all heads before their bias is added: ([B, N, W], the bias [W]); see qkv.py.
 
-    queries, keys: how many of the N tokens need them. The rest is zero and is not computed. draw_keys: the random keys
-    from which the weights of query, key and value are initialised.
+    queries: how many of the N tokens, from the first, need a query. keys: how many need a key and a value. All other
+    entries are zero and are not computed. draw_keys: the random keys from which the weights of query, key and value are
+    initialised.
     """
 
     config: Config
@@ -179,7 +180,7 @@ class Qkv(nn.Module):
 
         kernel_DW = self.param("kernel", drawn)
         bias_W = self.param("bias", nn.initializers.zeros_init(), kernel_DW.shape[1:])
-        both = min(queries, keys)  # tokens that need all three
+        both = min(queries, keys)  # tokens that need a query, a key and a value
         product_BNW = product(x_BND[:, :both], kernel_DW, config.dtype)
         if queries != keys:
             which = slice(0, 1) if queries > keys else slice(1, 3)
@@ -262,7 +263,7 @@ class Block(nn.Module):
 class MlmHead(nn.Module):
     """Logits over the table's rows for the given vectors: [B, P, V], float32. Padded ids get minus infinity.
 
-    With labels [B, P], the results of `cross_entropy.fused` instead, [B, P] each.
+    If labels [B, P] are given, returns the results of `cross_entropy.fused` instead, each [B, P].
     """
 
     config: Config

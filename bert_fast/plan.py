@@ -1,4 +1,4 @@
-"""Which layers run, which tokens they update and which layers are trained: the plan (static) and the route (traced).
+"""A plan (static) and a route (traced) say which layers run, which tokens they update, and which layers are trained.
 
 Axes: M micro-batches, L layers, R layers that run in this step.
 """

@@ -1,8 +1,8 @@
 """The query, key and value projections of a layer are stored as one leaf, so that one product computes all three.
 
-Its columns are ordered by head: query, key and value of head 0, then of head 1, and so on. So a model with fewer heads
-uses a prefix of the columns, and a mesh can split the columns between heads. All code but the product sees three
-tensors: `separate` and `join` convert the layers of parameters, gradients and moments.
+The columns of this leaf are ordered by head: query, key and value of head 0, then those of head 1, and so on. So a
+model with fewer heads uses a prefix of the columns, and a mesh can split the columns between heads. Code that treats
+query, key and value separately converts the layers of parameters, gradients and moments with `separate` and `join`.
 
 Axes: as in layers.py; W = 3 H E, all columns.
 """

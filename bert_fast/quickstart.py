@@ -1,4 +1,4 @@
-"""`make quickstart`: trains dense BERT and an accelerated one for the same time, and shows what they learned."""
+"""`make quickstart`: trains a dense and an accelerated BERT for the same time, and shows what they learned."""
 
 import argparse
 import pathlib
@@ -15,7 +15,7 @@ from bert_fast.train.log import clock
 
 STUDY = "quickstart"  # configs/studies/quickstart.py
 TOP = 3  # number of words shown
-# Each sentence with the words that fit, listed before any model was trained.
+# Sentences, each with the words that fit. The words were chosen before any model was trained.
 SENTENCES = {
     "The function returns a [MASK] of the input array.": (
         "array column copy dict element function index instance item list length matrix number object part "

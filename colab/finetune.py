@@ -147,7 +147,7 @@ if not CHECKPOINT and not HF:
 # A CSV, TSV or JSON Lines file with a column of texts and a column of labels. `PAIR` names the column of a second
 # text, if there is one. `KIND` is `classes`, `score` (a number) or `tags` (a CoNLL file).
 #
-# If `FILE` is empty, an example is made: the first sentences of docstrings, and the package that each comes from. It
+# If `FILE` is empty, an example file is made: the first paragraphs of docstrings, each labelled with its package. This
 # is a real task, and everything that it needs is on this machine.
 
 # %%
@@ -214,7 +214,8 @@ with keep.kept(WORK, PLACE):
     results = bert_fast.finetune(f"own:kind={KIND}{columns}", SCORES, checkpoint=CHECKPOINT, hf=HF, changes=changes)
 
 # %% [markdown]
-# `always ...` is the score of a model that gives every text the most frequent label. Deviations are over seeds.
+# The last column is the score of a model that always predicts the most frequent label, or the mean if the labels are
+# scores. Deviations are over seeds.
 
 # %%
 from IPython.display import Markdown, display

@@ -1,4 +1,4 @@
-"""Writes the notebooks: copies the cells of common.py into the notebooks' text, and makes the .ipynb next to each.
+"""Writes the notebooks: copies the cells of common.py into each notebook's .py, and makes the .ipynb next to it.
 
 python colab/make.py            # after a change of common.py or of a notebook's .py
 python colab/make.py --check    # changes nothing; exits with 1 if something is out of date
@@ -22,11 +22,11 @@ METADATA = {
     "colab": {"provenance": [], "toc_visible": True},
 }
 TPU = {"accelerator": "TPU", "colab": {**METADATA["colab"], "gpuType": "V5E1"}}  # Colab's names for a v5e with one chip
-WITHOUT = ("methods", "plan_a_tpu_run")  # no accelerator needed
+WITHOUT = ("methods", "plan_a_tpu_run")  # these notebooks need no accelerator
 
 
 def tag_of(cell) -> str:
-    """The tag of a common cell, or ""."""
+    """The tag of a cell of common.py. Empty for any other cell."""
     return " ".join(cell.metadata.get("tags", ()))
 
 

@@ -147,7 +147,7 @@ if DEBUG:
     SIZE, SECONDS = "tiny,debug", 3
 
 OPTIONS = {
-    "stacking.learning_rate": "run",  # one schedule: in a short run, the warm-up is longer than the first stage
+    "stacking.learning_rate": "run",  # one schedule for all stages: a short run's warm-up outlasts its first stage
     "token_drop.shortest": 16,  # rows of 8 tokens have none to spare
     "layer_drop.sampling": "systematic",  # fewer programs to compile
 }
@@ -189,8 +189,9 @@ with keep.kept(WORK, PLACE):
 # %% [markdown]
 # ## 3. Compare
 #
-# Each value is the loss on text that neither model has seen, in nats per masked word: lower is better. One seed is
-# too few to say which method is better. For that, train with more seeds and budgets: `seeds=(0, 1, 2)` in the study.
+# The held-out loss is the loss on text that neither model has seen, in nats per masked word: lower is better. One seed
+# is too few to say which method is better. For that, train with more seeds and budgets: `seeds=(0, 1, 2)` in the
+# study.
 
 # %%
 from IPython.display import Markdown, display

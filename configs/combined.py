@@ -1,7 +1,7 @@
 """All four methods together: stacking, EarlyBERT, token dropping and layer dropping.
 
 Training starts with a quarter of the layers, pruned to an EarlyBERT ticket, and adds the others in two stages. Half of
-the tokens skip the middle layers. Higher layers are dropped more often than lower ones. The resulting model is slim.
+the tokens skip the middle layers. Higher layers are dropped more often than lower ones. The model stays pruned.
 
     bert-fast pretrain --config=combined:size=base --workdir=runs/combined --config.data.dir=SHARDS
 

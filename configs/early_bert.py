@@ -1,14 +1,14 @@
-"""EarlyBERT (Chen et al. 2021): a search of 5 % of BERT's steps, then BERT's recipe with two thirds of the heads and
-60 % of the neurons.
+"""EarlyBERT (Chen et al. 2021): a search that takes 5 % of BERT's steps, then BERT's recipe with two thirds of the
+heads and 60 % of the neurons.
 
     bert-fast pretrain --config=early_bert:size=base --workdir=runs/eb --config.data.dir=SHARDS
 
 Arguments: size=tiny|mini|small|medium|base|large, seq=LENGTH (one phase at this length instead of two),
-objective=mlm|mlm_packed|mlm+nsp, norm=post|pre, recipe=bert|lamb, debug (shrinks everything to seconds). The control is
---config.early_bert.ticket=random.
+objective=mlm|mlm_packed|mlm+nsp, norm=post|pre, recipe=bert|lamb, debug (shrinks everything to seconds).
+For a control run that prunes as many heads and neurons at random, add --config.early_bert.ticket=random.
 A layer of the pruned model takes 37 to 38 % fewer FLOPs. A whole run at size base, search included, takes 32 % fewer
 FLOPs than BERT's. The paper reports 35 to 45 % less training time (abstract). The authors did not release their code
-for pre-training, so its machine, hours and settings are unknown, and recipe=bert is BERT's own.
+for pre-training, so their machine, hours and settings are unknown. recipe=bert therefore uses BERT's own settings.
 
 recipe=lamb: NVIDIA's large-batch recipe from DeepLearningExamples, PyTorch/LanguageModeling/BERT. The paper is said to
 follow it, with a search of about 400 steps (both unverified; here 5 % are 391 steps). There are two differences. Here

@@ -12,7 +12,7 @@ that training is more than 110 % faster. All other choices are unverified defaul
 joint stage, with equal numbers of steps; new layers are copies of the topmost ones; the table is frozen; frozen layers
 have dropout; after each growth the moments are fresh and the learning rate climbs again for a short time.
 The rest of the recipe is BERT's own (bert.py). Its phase at 512 tokens falls into the joint stage. At base size and 128
-tokens, the layers take half of BERT's FLOPs, and the whole training, heads included, takes 0.51 of them.
+tokens, the layers take half of the FLOPs of BERT's layers. The whole training, heads included, takes 0.51 of BERT's.
 """
 
 from bert_fast.configs import common

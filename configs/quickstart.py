@@ -16,8 +16,9 @@ def get_config(text=None):
     config.steps = 2_000
     config.batch_size = 32
     if not args["seq"]:
-        # Short rows first: they teach most of what longer rows need, and the model leaves the plateau of word
-        # frequencies sooner. Muon, a high rate and large initial weights help too (experiments/plateau.md).
+        # Short rows come first. They teach most of what longer rows need, and with them the model sooner leaves the
+        # plateau at which it knows only how frequent each word is. Muon, a high learning rate and large initial weights
+        # help too (experiments/plateau.md).
         config.phases = "8@256:0.4,64@32:0.6"
         config.eval.seq_len = 64
     config.log_every = 50

@@ -7,8 +7,8 @@ objective and norm are fixed by the checkpoint. SQUAD is a folder with train-v1.
 or tfds:squad. Windows start 128 tokens apart.
 v1.1: 3 epochs; BERT-base reaches F1 88.5. v2.0: 2 epochs, batches of 48 (Devlin et al. 2019, sections 4.2 and 4.3).
 
-recipe=early_bert: the recipe of launch_earlybert_squad.sh in VITA-Group/EarlyBERT. The ticket is drawn after 0.2 of an
-epoch.
+recipe=early_bert: the recipe of launch_earlybert_squad.sh in VITA-Group/EarlyBERT. The ticket (the heads and neurons
+that remain) is drawn after 0.2 of an epoch.
 """
 
 from bert_fast import BadInput

@@ -4,15 +4,16 @@
 
 Arguments: size=tiny|mini|small|medium|base|large, seq=LENGTH, objective=mlm|mlm_packed|mlm+nsp, debug (shrinks
 everything to seconds). norm is fixed: StackingBERT is pre-LN, without a LayerNorm on the embeddings.
-The recipe is `reproduce_bert.sh` of gonglinyuan/StackingBERT: 400,000 updates on 4 GPUs (P40). Over the run, the layers
-take 0.819 of the FLOPs that 12 layers would take in every step. For a vocabulary of the same size, use
-`prepare --vocab_size=32768` (theirs is BPE).
+The recipe is `reproduce_bert.sh` of gonglinyuan/StackingBERT: 400,000 updates on 4 GPUs (P40). Over the whole run, the
+layers take 0.819 of the FLOPs that 12 layers from the start would take. StackingBERT's vocabulary is BPE; for a
+vocabulary of the same size, use `prepare --vocab_size=32768`.
 
 Differences from StackingBERT:
-- Its batches have about 102,000, 115,000 and 123,000 tokens, stage by stage, in examples of many lengths. Here a batch
-  has 312 examples of 384 tokens: 119,808 positions, close to their mean over all updates.
-- Here positions are learned, there they are sinusoids. Here word embeddings are not multiplied by the square root of
-  the width, all matrices start with BERT's standard deviation, and the next-sentence head has a pooler.
+- Its batches have about 102,000, 115,000 and 123,000 tokens in the three stages, in examples of many lengths. Here a
+  batch has 312 examples of 384 tokens: 119,808 positions, close to the mean of StackingBERT's batches over all updates.
+- Here position embeddings are learned; in StackingBERT they are sinusoids. Here word embeddings are not multiplied by
+  the square root of the width, all matrices start with BERT's standard deviation, and the next-sentence head has a
+  pooler.
 - Here LayerNorms have gains and biases. The LayerNorms of StackingBERT's encoder have neither (`no_normalize_affine` of
   transformer_bert_base).
 - StackingBERT applies weight decay to every parameter (fairseq's Adam has one group, with --weight-decay 0.01). Here

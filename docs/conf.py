@@ -1,4 +1,4 @@
-"""Settings of the documentation. `make docs` builds it: sphinx-build -c docs -W . docs/_build
+"""Settings of the documentation. `make docs` builds it: python -m sphinx -c docs -W -q . docs/_build
 
 The source folder is the root of the project, so that pages can link to README.md and to the pages of experiments/.
 """
@@ -21,7 +21,7 @@ include_patterns = [
 ]
 # Hidden folders are left out because a walk through .venv takes long.
 exclude_patterns = ["docs/_build", "runs", *(path.name for path in pathlib.Path(__file__).parents[1].glob(".*"))]
-myst_heading_anchors = 4  # links such as budgets.md#seconds, as on GitHub
+myst_heading_anchors = 4  # makes links such as budgets.md#seconds work, as on GitHub
 
 html_theme = "furo"
 html_title = "bert_fast"

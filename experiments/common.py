@@ -1,5 +1,5 @@
-"""Helpers for the scripts of this folder: command lines, statistics, pages. Imports only the standard library and
-NumPy, so that a script can set JAX's environment variables before JAX is imported."""
+"""Helpers for the scripts of this folder: command lines, statistics, pages. This file imports only the standard library
+and NumPy, so that a script can set JAX's environment variables before JAX is imported."""
 
 import argparse
 import os
@@ -27,7 +27,10 @@ def chosen(text: str, separator: str, known: Iterable[str], kind: str) -> list[s
 
 
 def data_root(contents: str) -> pathlib.Path:
-    """The folder $BERT_FAST_DATA; exits with an error if that is not set. `contents`: what the script reads from it."""
+    """The folder that $BERT_FAST_DATA names. Exits with an error if the variable is not set.
+
+    contents: what the script expects in the folder, for the error message.
+    """
     if "BERT_FAST_DATA" not in os.environ:
         sys.exit(f"error: set BERT_FAST_DATA to the folder that holds {contents}")
     return pathlib.Path(os.environ["BERT_FAST_DATA"])

@@ -2,8 +2,9 @@
 
     python -m experiments.compiler_flags                 compiles what is missing, and writes the page
 
-Needs requirements-tpu.txt, but no TPU. Each option takes about a minute on two cores. Stop it at any time; the same
-command resumes. --only selects topologies. Options that are worth it belong in bert_fast/train/compiler_options.py.
+Needs requirements-tpu.txt, but no TPU. Each option takes about a minute on two cores. You can stop the script at any
+time. To resume, run its command again. --only selects topologies. Options that are worth it belong in
+bert_fast/train/compiler_options.py.
 """
 
 import os
@@ -22,7 +23,7 @@ from bert_fast.train import settings
 from bert_fast.train.compiler_options import OPTIONS
 from experiments import common
 
-WORTH = 0.01  # of a step's cycles, by both instruments
+WORTH = 0.01  # an option is worth it if it saves this share of a step's cycles by both instruments
 ROWS = 128  # examples per chip
 # From MaxText's benchmarks/xla_flags_library.py, and sizes of vector memory around those that others use.
 VMEM = {

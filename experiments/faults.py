@@ -2,10 +2,10 @@
 
     python -m experiments.faults [--short] [--only=NAME,...] [--workdir=runs/faults]
 
-The fault types are functions in experiments/fault_types/. Outcomes are kept in WORKDIR/outcomes.jsonl as they come, so
-the same command continues after an interruption. Fault number n of a type is the same in every campaign. --short injects
-a tenth of the faults, at least one of each type, and writes no page. The exit code is 1 if there is a defect.
-Writes experiments/faults.md.
+The fault types are functions in experiments/fault_types/. Each outcome is written to WORKDIR/outcomes.jsonl at once. So
+an interrupted campaign continues if you give its command again. Fault number n of a type is the same in every campaign.
+--short injects a tenth of the faults, at least one of each type, and writes no page. The exit code is 1 if there is a
+defect. Writes experiments/faults.md.
 """
 
 import collections
@@ -67,7 +67,10 @@ def make_bench(folder: pathlib.Path) -> Bench:
 
 
 def campaign(faults: Iterable[Fault], bench: Bench, path: pathlib.Path, share: float = 1.0) -> list[Record]:
-    """Injects the faults that have no outcome in the file `path` yet, and adds their outcomes to it. Returns all."""
+    """Injects the faults that have no outcome in the file `path` yet, and adds their outcomes to the file.
+
+    Returns the outcomes of all faults.
+    """
     lines = path.read_text().splitlines() if path.is_file() else []
     records = {(record.name, record.number): record for record in (Record(**json.loads(line)) for line in lines)}
     found = []
@@ -91,7 +94,7 @@ def defects(records: Iterable[Record]) -> list[Record]:
 
 
 def page(records: list[Record]) -> str:
-    """The page of a campaign: what became of each type of fault, and the first defects of each."""
+    """The page of a campaign: the verdicts on each type of fault, and the first defect of each type."""
     names = list(dict.fromkeys(record.name for record in records))
     count = collections.Counter((record.name, record.verdict) for record in records)
     rows = [

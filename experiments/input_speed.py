@@ -28,9 +28,9 @@ REPEATS = 5
 
 
 class Made(shards.Split):
-    """A split of random documents without a manifest: `length` tokens each, or of median length 300 if None.
+    """A split of random documents that has no manifest. Sentences have 25 tokens.
 
-    Sentences have 25 tokens.
+    length: tokens of each document. None: lengths are random, with a median of 300 tokens.
     """
 
     def __init__(self, folder: pathlib.Path, documents: int, length: int | None):

@@ -1,4 +1,4 @@
-"""What a mini BERT learns in half an hour on a CPU: its held-out loss over tokens seen, and a unigram model's.
+"""What a mini BERT learns in half an hour on a CPU: held-out loss over tokens seen, and a unigram model's loss.
 
     python -m experiments.mini --workdir=RUN
 

@@ -2,10 +2,10 @@
 
     python -m experiments.prepare_speed [--corpus='files:*.txt.gz'] [--vocab=vocab.txt] [--megabytes=100] [--pairs=5]
 
-By default it reads $BERT_FAST_DATA. If that is not set, it uses the documentation installed with Python, and a
-vocabulary trained on it. Runs of the different kinds alternate, and the page has medians and ranges. On one core,
-processor time is measured, because other programs disturb it less. Writes experiments/prepare_speed.md. Takes about ten
-minutes on two cores.
+By default, text and vocabulary come from $BERT_FAST_DATA. If that is not set, the text is the documentation installed
+with Python, and a vocabulary is trained on it. Runs of the different kinds alternate, and the page has medians and
+ranges. On one core, processor time is measured, because other programs disturb it less. Writes
+experiments/prepare_speed.md. Takes about ten minutes on two cores.
 """
 
 import os
@@ -72,7 +72,7 @@ def peak_of(code: str) -> int:
 
 
 def seconds_of_tokenizers(words: vocab.Vocab, lines: list[str], clock: Callable[[], float]) -> float:
-    """Seconds that `encode_batch` takes, 1,000 lines per call (a single call would take gigabytes)."""
+    """Seconds that `encode_batch` takes, 1,000 lines per call (a single call would need gigabytes)."""
     started = clock()
     for first in range(0, len(lines), 1000):
         words.tokenizer.encode_batch(lines[first : first + 1000], add_special_tokens=False)
@@ -134,7 +134,7 @@ def main(argv: list[str]) -> None:
             for name, processes in (("all", cores), ("one", 1)):
                 timed[name].append(seconds_of_prepare(sources[_MEGABYTES.value], vocab_file, folder, processes))
 
-        # Subtract the memory of the interpreter and the imports: the rest is prepare's own.
+        # The memory of the interpreter and the imports is subtracted. The rest is what prepare itself needs.
         load = "from bert_fast.data.prepare import prepare; "
         base = peak_of(load + "import time; time.sleep(0.5)")
         peaks = {}

@@ -1,9 +1,10 @@
-"""How long a save keeps a run from its next step, for a mini BERT (4 layers of width 256, 30,522 word pieces) with AdamW.
+"""How long a save delays the next step of a run: a mini BERT (4 layers of width 256, 30,522 word pieces) with AdamW.
 
     python -m experiments.save_speed [--folder=DIR] [--saves=12]
 
-The checkpoints are written in DIR, and deleted at the end. Two kinds of save take turns: one that the
-run waits for, and one that a thread writes. Steps are timed before each save, and while a thread writes. Writes experiments/save_speed.md.
+The checkpoints are written in DIR, and deleted at the end. Two kinds of save take turns: one that the run waits for,
+and one that a thread writes. Steps are timed before each save, and while a thread writes. The script writes
+experiments/save_speed.md.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def seconds_of(work) -> float:
 
 
 def measured(root: pathlib.Path, saves: int) -> dict[str, list[float]]:
-    """Seconds, by what they were spent on. Each kind of save is repeated `saves` times."""
+    """Seconds by what they were spent on, and "size": the MiB of the state. Each kind of save is timed `saves` times."""
     steps = stepper(Method(), STAGE, True, adamw(1.0), one_device())
     step = steps.add(PROGRAM)
     pieces = [*SPECIAL, *(f"word{number}" for number in range(WORDS - len(SPECIAL)))]
@@ -56,7 +57,7 @@ def measured(root: pathlib.Path, saves: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"waited": [], "blocked": [], "in all": [], "beside": [], "alone": []}
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(steps.state)) / 2**20
     print(f"the state has {size:.0f} MiB", flush=True)
-    for number in range(saves + 1):  # the first round allocates memory
+    for number in range(saves + 1):  # the first round also allocates memory, so it is kept apart
         for wait in (True, False):
             for _ in range(3):
                 found["alone"].append(seconds_of(step))
@@ -69,7 +70,8 @@ def measured(root: pathlib.Path, saves: int) -> dict[str, list[float]]:
                 found["beside"].append(seconds_of(step))
             saver.wait()
             if not wait:
-                found["in all"].append(root.stat().st_mtime - began)  # an old checkpoint is deleted last
+                # At the end of a save, an old checkpoint is deleted, which changes the time of the folder.
+                found["in all"].append(root.stat().st_mtime - began)
         if number == 0:
             first, found = found["blocked"][0], {name: [] for name in found}
     return found | {"first": [first], "size": [size]}

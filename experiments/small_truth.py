@@ -5,9 +5,10 @@
     python -m experiments.small_truth --folder=runs/truth --page     writes the page again
 
 Each arm has 12 layers of width 128 and trains on about 4 M tokens, on a CPU. The script first prepares shards of the
-two corpora in $BERT_FAST_DATA/corpus. You can stop it at any time; the same command resumes. `--clock` needs an idle
-machine. It times a step of every stage of every arm, in turns with a dense step. This makes the times comparable,
-although the arms were trained at different times. Writes experiments/small_truth.md and .png.
+two corpora in $BERT_FAST_DATA/corpus. You can stop the script at any time. To resume, run its command again. `--clock`
+needs an idle machine. It times a step of every stage of every arm, in turns with a dense step. So the step times can be
+compared, although the arms were not trained at the same time. The page is experiments/small_truth.md, and its plot is
+experiments/small_truth.png.
 """
 
 import json
@@ -143,7 +144,7 @@ def measure(root: pathlib.Path, arms: list[str], rounds: int) -> dict:
 
 
 def curve(root: pathlib.Path, arm: str, clock: dict) -> list[dict]:
-    """The held-out rows of an arm. Adds `clock_seconds`: the time of all steps so far, from --clock's step times."""
+    """The held-out rows of an arm. Adds `clock_seconds`, the time of all steps so far by the step times of --clock."""
     workdir = folder_of(root, arm)
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "valid"]
     names = [stage.name for stage in stages_of(workdir)]

@@ -2,8 +2,8 @@
 
     python -m experiments.steady_state [--steps=2000]
 
-Trains configs/quickstart.py with smaller batches through the ordinary loop, on the documentation that is installed with
-Python and the required packages. Writes experiments/steady_state.md.
+Trains configs/quickstart.py with smaller batches in the ordinary train loop. The text is the documentation that is
+installed with Python and the required packages. Writes experiments/steady_state.md.
 """
 
 import pathlib
@@ -30,7 +30,7 @@ def main():
     parser = common.parser(__doc__)
     parser.add_argument("--steps", type=int, default=2000)
     steps = parser.parse_args().steps
-    host_memory.keep_freed()  # as the command does
+    host_memory.keep_freed()  # as `bert-fast pretrain` does
     compiles = count_compilations()
     resident, faults, compiled_at = [], [], {}
     process = psutil.Process()

@@ -1,13 +1,13 @@
 """The study of the methods: runs one of its parts in a separate clone, and keeps each finished run in the repository.
 
     python -m experiments.study tier1 --dry_run     prints what is left, and the hours that it takes
-    python -m experiments.study tier1               runs what is left; Ctrl-C saves, the same command continues
+    python -m experiments.study tier1               runs what is left; Ctrl-C saves, and the same command continues
 
 Finished runs are in experiments/records/PART, one small file each. Commit them: on another machine the same command
 continues from these files alone. All runs of a part come from one commit. The first run records it, and the script
 checks it out in runs/study. Text comes from $BERT_FAST_DATA/corpus. On a shared machine, pin the command to one core
 (taskset -c 1) to leave the others free. Other work on the machine does not change results, because the seconds of a run
-are computed from a table of step costs. Every part uses the table of tier1, which is kept with its records. Measure it
+are computed from a table of step costs. All parts use one table, which is kept with the records of tier1. Measure it
 first, on an idle machine, with `python -m experiments.study tier1 --dry_run`. The parts are configs/studies/PART.py;
 `python -m experiments.study_pages` writes the pages.
 """
@@ -27,7 +27,7 @@ ROOT = common.HERE.parent
 RECORDS = common.HERE / "records"
 VOCABULARY = 1024  # a small one: the model soon learns from neighbouring word pieces, and the head is cheap
 # Each part trains on one of these texts: files of $BERT_FAST_DATA, and the share of documents that is held out. A run
-# reads the small one many times within its budget, so more of it is held out.
+# reads the small text many times within its budget, so more of this text is held out.
 TEXTS = {"books": ("corpus/books/*.txt.gz", 0.01), "small": ("corpus/books/valid.txt.gz", 0.65)}
 PARTS = {
     "tier1_rates": "books",
@@ -44,7 +44,7 @@ def git(*arguments: str | pathlib.Path) -> str:
 
 
 def commit_of(part: str, kept: Mapping, root: pathlib.Path) -> str:
-    """The commit that a part runs from: the one in its records, or the repository's newest if there are none."""
+    """The commit that a part runs from: the commit in its records, or HEAD of the repository if it has no records."""
     found = {record.figures["commit"] for record in kept.values()}
     if len(found) > 1:
         sys.exit(f"error: the records of {part} come from several commits: {', '.join(sorted(found))}")

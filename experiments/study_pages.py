@@ -196,7 +196,7 @@ def draw_all(path: pathlib.Path):
 
 
 def others(page: Page) -> str:
-    """The tables of the other parts that have arms of this page."""
+    """A table for each other part of the study that has run arms of this page."""
     sections = []
     for part in PARTS:
         kept = read(part) if part not in ("tier1", "tier1_rates") else {}
@@ -296,7 +296,7 @@ token*: relative to dense training. The pages: [layer dropping](experiments/laye
 
 
 def with_block(readme: str, block: str) -> str:
-    """README.md, with its present block replaced by this one."""
+    """README.md, with its part about the study replaced by `block`."""
     before, rest = readme.split(BEGIN)
     return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}"
 

@@ -5,9 +5,12 @@ from typing import NamedTuple
 
 
 class Page(NamedTuple):
-    """A page. arms: the arms of tier 1 other than dense training. more: prefixes of arm names in the other parts.
-    planned: rows of the table of costs in tpu_plan.md. config: the shipped config. shortfall: what did not work, and
-    what was changed. limits: what the page does not establish.
+    """A page of the study.
+
+    config: the shipped config. arms: the arms that the page shows, besides dense training. more: prefixes of arm names;
+    from parts other than tier 1, the page also shows the arms with such a name. planned: the rows that the page copies
+    from the table of costs in tpu_plan.md. shortfall: what did not work, and what was changed. limits: what the page
+    does not establish.
     """
 
     title: str

@@ -15,7 +15,7 @@ def one_device():
 
 
 def adamw(clip_norm: float) -> optax.GradientTransformation:
-    """AdamW with BERT's settings, but with bias correction; `clip_norm` 0: no clipping."""
+    """AdamW with BERT's settings, but with bias correction. A `clip_norm` of 0 means no clipping."""
     return optim.make(optim.Optimizer("adamw", 0.9, 0.999, 1e-6, 0.01, True, clip_norm))
 
 
@@ -29,12 +29,12 @@ def count_compilations() -> list[str]:
 
 
 def peak(dtype: str = "float32", n: int = 3072):
-    """A function that computes one large matrix product, and the number of FLOPs it takes."""
+    """A function that computes one large matrix product, and the number of FLOPs of this product."""
     product = jax.jit(lambda a, b: a @ b)
     a = jnp.ones((n, n), dtype) / n
     return lambda: product(a, a).block_until_ready(), 2 * n**3
 
 
 def steady(method: Method, stage: Stage, steps: int) -> list[timeline.Draw]:
-    """The packed plans that a stage draws 90 % into a run of `steps` steps, most frequent first."""
+    """The packed plans that a stage draws after 90 % of a run's `steps` steps, most frequent first."""
     return timeline.draws(method, stage, [Clock(9 * steps // 10, steps)] * timeline.TIMES)

@@ -2,10 +2,12 @@
 
     python -m experiments.torch_worker '{"size": [2,128,2,512], "batch": 8, "seq": 64, "slots": 10, "gathered": true}'
 
-Each line on standard input is a number of steps to run. The worker answers with a line that says how many seconds
-they took. Before it reads any input, it prints a line with versions and the bytes in use after the first steps. The
-step is what users run for speed: bfloat16 autocast, SDPA, torch.compile, fused AdamW. If "gathered" is true, the MLM
-head runs on predicted positions only.
+At the start, the worker runs three steps. It then prints a line with versions and the most GPU memory that these steps
+used, in bytes. Each line on standard input is a number of steps to run. The worker answers with a line that says how
+many seconds these steps took.
+
+The step has the usual settings for speed: bfloat16 autocast, SDPA and, on a GPU, torch.compile and fused AdamW. If
+"gathered" is true, the MLM head runs on predicted positions only.
 """
 
 import json

@@ -3,12 +3,12 @@
     python -m experiments.tpu_plan            compiles the unfinished plans
     python -m experiments.tpu_plan --page     writes the page from the finished plans
 
-Finished plans are kept in experiments/plans, one small file each. Commit them: the same command continues from them on
+Finished plans are kept in experiments/plans, one small file each. Commit them: the script then continues from them on
 another machine. They stay valid until a change to the code that decides what a program does or how its cycles are
 counted. Needs requirements-tpu.txt, but no TPU. A BERT-base program takes two to four minutes to compile on one core;
-all programs together take several hours. You can stop it at any time; the same command resumes. --only and --arms
-select a part of the plans. Writes experiments/tpu_plan.md. --depth=2 tries the script on a smaller model; --page then
-prints the page instead of writing it.
+all programs together take several hours. You can stop the script at any time; started again, it resumes. --only and
+--arms select a part of the plans. --page writes experiments/tpu_plan.md. --depth=2 tries the script on a smaller model;
+--page then prints the page instead of writing it.
 """
 
 import ast
@@ -65,7 +65,7 @@ AT_128 = (*METHODS, "token dropping, examples_per_row=2", "combined, neurons=lay
 # (topology, size, tokens, arms). An arm that saves nothing on one chip is not compiled for the others.
 WANTED = (
     ("v5e:1x1", "base", 128, (*AT_128, "layer dropping, cond", "dense, no dropout")),
-    # With 512 tokens, the 256 that one example keeps fill the TPU's lanes: examples_per_row=2 is not needed.
+    # An example of 512 tokens keeps 256, which fill the TPU's lanes: examples_per_row=2 is not needed.
     ("v5e:1x1", "base", 512, (*METHODS, "combined, neurons=layer", "dense, no dropout")),
     ("v5e:4x4", "base", 128, AT_128),
     ("v5p:2x2x1", "base", 128, AT_128),
@@ -74,7 +74,7 @@ WANTED = (
     ("v5e:16x16", "base", 128, ("dense", "combined, neurons=layer, examples_per_row=2")),
 )
 PRICED = ("v5e:1x1", "v5p:2x2x1")
-# What decides the programs and how their cycles are counted.
+# The modules that decide what the programs do and how their cycles are counted.
 DECIDING = (
     *("activations attention bert cross_entropy dropout layers method methods plan qkv schedule token_order").split(),
     *("cost planner.estimate planner.programs planner.saving planner.tpu versions").split(),
@@ -149,8 +149,8 @@ class Plans:
 
 
 def code() -> str:
-    """A fingerprint of the code in the DECIDING modules, without comments and docstrings. Plans with another one are
-    out of date.
+    """A fingerprint of the code in the DECIDING modules, without comments and docstrings. Plans with another
+    fingerprint are out of date.
     """
     package = common.HERE.parent / "bert_fast"
     paths = [package / name.replace(".", "/") for name in DECIDING]

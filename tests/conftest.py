@@ -34,15 +34,15 @@ MOST_KEPT = 2**30  # bytes of compiled programs that a worker keeps between sess
 
 
 def pytest_addoption(parser):
-    parser.addoption("--accept_goldens", action="store_true", help="store the losses of these runs as golden losses")
+    parser.addoption("--accept_goldens", action="store_true", help="store the current losses as golden losses")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(request, worker_id):
-    """Keeps compiled programs in .pytest_cache: each is compiled once, also for later sessions.
+    """Keeps compiled programs in .pytest_cache, so that later sessions need not compile them again.
 
-    JAX's cache has a lock only if its size is limited: every write then locks the folder and reads all of it. So only
-    processes that tests start use a limited cache. An unlimited cache has no lock, so each worker has its own.
+    If JAX's cache has a limited size, every write locks the folder and reads all of it. An unlimited cache has no
+    lock. Therefore, each worker has its own unlimited cache. The processes that tests start share a limited one.
     """
     kept = request.config.cache.mkdir("compiled")
     os.environ["BERT_FAST_CACHE"] = str(kept / "processes")

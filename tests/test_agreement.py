@@ -1,4 +1,4 @@
-"""Several processes: they compare settings before they start, and each reports quickly that another failed or is
+"""Several processes compare their settings before they start. Each quickly reports that another has failed or is
 lost.
 """
 
@@ -38,7 +38,7 @@ def boards(count=2):
     return [Board(Store(values), index, count) for index in range(count)]
 
 
-def test_failure_of_another_process_is_a_problem_and_names_it(monkeypatch):
+def test_problem_names_the_other_process_that_failed(monkeypatch):
     monkeypatch.setattr(agreement, "TICK", 0.0)
     here, there = boards()
     there.post("alive", '[1, "the-host"]')
@@ -89,7 +89,7 @@ def test_paths_may_differ_between_processes():
     assert agreement.settings_of(config) == {"--config.steps": 3, "--config.data.workers": 1}
 
 
-def test_checksums_change_with_every_part_that_is_held_here():
+def test_checksums_cover_every_part_that_this_process_holds():
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     x = jax.device_put(np.arange(4.0, dtype=np.float32), NamedSharding(mesh, P("data")))
     (name,) = found = agreement.checksums({"a": x})
@@ -101,14 +101,14 @@ def test_checksums_change_with_every_part_that_is_held_here():
 
 
 def pair(start_run, shards, workdir, *flags, one=()):
-    """Two processes of one run. `one`: extra flags of the second."""
+    """Two processes of one run. `one`: extra flags of process 1."""
     flags = [*with_port(), "--config.mesh.data=2", *flags]
     more = ([], one)
     return [start_run(shards, workdir, *flags, f"--process_index={index}", *more[index]) for index in range(2)]
 
 
 def ends(processes, seconds):
-    """What each process printed. All must end within this time."""
+    """What each process printed. All must end within `seconds`."""
     end, said = time.monotonic() + seconds, []
     for process in processes:
         said.append(process.communicate(timeout=max(end - time.monotonic(), 0.1))[1])

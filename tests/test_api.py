@@ -18,7 +18,7 @@ WORDS = "the quick brown fox jumps over a lazy dog while seven wizards vex bold 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    """The folder in which the docstring examples ran, in order. Each uses the files of the earlier ones."""
+    """The folder in which the docstring examples ran, in order. Each example can use the files of earlier examples."""
     folder = tmp_path_factory.mktemp("api")
     (folder / "corpus").mkdir()
     documents = [
@@ -67,7 +67,7 @@ def test_vector_is_the_mean_hidden_state_or_the_hidden_state_of_cls(folder):
         np.testing.assert_allclose(first_D, outputs.hidden_BSD[0, 0], atol=1e-5)
 
 
-def test_highest_logit_at_a_mask_is_the_word_from_fill_mask(folder):
+def test_first_word_from_fill_mask_has_the_highest_logit_at_the_mask(folder):
     model = bert_fast.load(folder / "run")
     outputs = model("the quick [MASK] fox")
     place = outputs.tokens[0].index("[MASK]")

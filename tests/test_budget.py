@@ -164,7 +164,7 @@ def test_run_is_planned_again_after_its_search_and_resumes_exactly(early, tmp_pa
         run(early, parts / str(step))
         assert rows_without_clock(parts / str(step)) == rows_without_clock(whole)
     about = checkpoint.about(checkpoint.newest(whole / "checkpoints", print))
-    assert about.stage.schedule.steps == summary["steps"] - search.steps  # it ends where the budget does
+    assert about.stage.schedule.steps == summary["steps"] - search.steps  # the schedule ends where the budget does
 
 
 def cheaper_than_guessed(of_step):
@@ -201,7 +201,7 @@ def test_budgets_that_cannot_be_planned_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_chip_hours_and_dollars_are_reference_time_on_that_chip():
+def test_chip_hours_and_dollars_are_computed_from_reference_time_on_the_budgets_chip():
     costs = dataclasses.replace(COSTS, instrument="compiled", chip="v5e", chips=4)
     assert budget.factor(parse("chip_hours:1@v5e"), costs) == pytest.approx(4 / 3600)
     assert budget.factor(parse("usd:1@v5e"), costs) == pytest.approx(1.2 * 4 / 3600)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bert_fast import cached
+from bert_fast import BadInput, cached
 from helpers.small_runs import small_config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -48,6 +48,13 @@ def test_copies_are_inside_the_folder_that_the_variable_names(monkeypatch, place
     if place:
         monkeypatch.setenv(cached.VARIABLE, place)
     assert cached.folder("runs") == pathlib.Path(expected).expanduser()
+
+
+def test_a_file_as_the_folder_of_the_cache_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(cached.VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(BadInput, match="BERT_FAST_CACHE=.*file is a file: set it to a folder"):
+        cached.folder("runs")
 
 
 def test_half_written_entry_is_removed(tmp_path):

@@ -157,7 +157,7 @@ def test_save_that_fails_on_a_bad_array_does_not_blame_the_disk(tmp_path, monkey
         save(tmp_path, 3, set())
 
 
-def test_a_step_that_is_saved_again_is_there_until_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
+def test_a_step_that_is_saved_again_stays_intact_until_the_new_copy_is_on_the_disk(tmp_path, monkeypatch):
     save(tmp_path, 1)
 
     def killed(path):
@@ -197,7 +197,7 @@ def test_full_disk_during_a_save_is_reported_and_older_checkpoints_stay(two, tmp
 
 @pytest.fixture
 def running(tmp_path):
-    """A run folder with checkpoints 1 and 2, and a function that saves the next one and keeps no older one."""
+    """A run folder with checkpoints 1 and 2, and a function that saves the next checkpoint and deletes the older ones."""
     root = tmp_path / "run/checkpoints"
     save(root, 1)
     save(root, 2, keep={1})
@@ -205,7 +205,9 @@ def running(tmp_path):
 
 
 def read_while(running, monkeypatch, path, times=1):
-    """(step, warnings) of a command that reads `path` while a run saves and prunes `times` times."""
+    """A command reads `path` while a run saves `times` checkpoints and deletes the older ones. Returns (the step that
+    the command has read, its warnings).
+    """
     _, go_on = running
     original, done, said = checkpoint.restore_params, [], []
 
@@ -236,7 +238,7 @@ def test_another_error_of_a_reader_is_not_hidden(running):
 
 
 @pytest.mark.parametrize("name", ["checkpoints/2", ""])
-def test_a_checkpoint_that_is_deleted_while_its_files_are_compared_is_not_damaged(running, monkeypatch, name):
+def test_a_checkpoint_that_is_deleted_while_its_files_are_checked_is_not_called_damaged(running, monkeypatch, name):
     folder, go_on = running
     sha256, said = checksums.sha256, []
 

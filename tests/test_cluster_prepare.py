@@ -126,7 +126,7 @@ def test_a_flag_of_beam_before_the_dashes_is_refused(capsys):
     assert "unrecognized arguments: --runner=X" in capsys.readouterr().err
 
 
-def test_image_and_environment_have_the_same_beam():
+def test_image_and_environment_have_the_same_version_of_beam():
     (version,) = re.findall(r"^apache-beam==(.+)$", (FOLDER / "requirements.txt").read_text(), re.MULTILINE)
     assert f"_sdk:{version}\n" in (FOLDER / "Dockerfile").read_text()
 

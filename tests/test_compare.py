@@ -1,4 +1,4 @@
-"""Studies: what they refuse, their statistics, and one whole comparison."""
+"""Studies: bad input, statistics, and one whole comparison."""
 
 import dataclasses
 import json
@@ -129,12 +129,12 @@ def test_arms_that_cannot_be_compared_are_refused(arm, message, small_shards):
         study.refuse_incomparable(small_study(arms={"dense": {}, "other": arm}), small_shards)
 
 
-def test_other_masks_in_training_are_comparable(small_shards):
+def test_arms_that_train_on_different_masks_can_be_compared(small_shards):
     arm = {"data.masked_share": 0.3, "data.whole_word": True, "data.random_positions": True}
     study.refuse_incomparable(small_study(arms={"dense": {}, "other": arm}), small_shards)
 
 
-def test_t_equals_a_paired_test():
+def test_paired_statistics_equal_those_of_scipys_paired_test():
     scipy_stats = pytest.importorskip("scipy.stats")
     dense, arm = {0: 5.0, 1: 5.2, 2: 5.1}, {0: 4.9, 1: 5.0, 2: 5.05, 7: 1.0}
     found = results.paired(arm, dense)
@@ -157,13 +157,13 @@ def test_a_mean_difference_of_zero_has_an_interval():
     assert page.difference({**found, "runs": [0, 1]}, is_first=False) == "+0.000 [-6.353, +6.353] (unresolved)"
 
 
-def test_a_loss_is_worth_what_the_reference_needs_to_reach_it():
+def test_equivalent_is_the_amount_that_the_reference_needs_for_the_same_loss():
     curve = [(100.0, 6.0), (400.0, 5.0)]
     assert results.equivalent(5.5, curve) == pytest.approx(200.0)
     assert results.equivalent(5.0, curve) == pytest.approx(400.0)
     assert results.equivalent(4.9, curve) is None
     assert results.equivalent(5.5, curve[:1]) is None
-    assert results.equivalent(6.92, [(10.0, 6.9), (20.0, 6.95)]) is None  # the larger budget made it worse
+    assert results.equivalent(6.92, [(10.0, 6.9), (20.0, 6.95)]) is None  # the larger budget has a higher loss
 
 
 def test_critical_values_come_from_the_t_distribution():
@@ -176,7 +176,9 @@ def figure(seed: int, loss: float, tokens: float, flops: float, seconds: float) 
 
 
 def made_results() -> dict:
-    """An arm with half of dense's FLOPs per token and three quarters of its seconds. Its loss is about 0.1 lower."""
+    """Results of a dense and a shallow arm. Per token, the shallow arm needs half of the FLOPs and three quarters of the
+    seconds. Its loss is about 0.1 below that of the dense arm.
+    """
     made = small_study(tasks=("glue:task=mrpc",))
     found = {}
     for seed in made.seeds:
@@ -203,7 +205,8 @@ def test_summary_has_differences_realised_savings_and_speedups():
     assert shallow["resolved"]  # t is -19
     assert (shallow["flops_per_token"], shallow["seconds_per_token"]) == pytest.approx((0.5, 0.75))
     assert shallow["realised"] == pytest.approx(0.5)
-    # Dense training goes from 6.005 to 5.005 nats between the budgets, and the arm is 0.095 below the first.
+    # The dense arm has a mean loss of 6.005 nats with the first budget and of 5.005 with the second. With the first
+    # budget, the shallow arm is 0.095 below the dense arm.
     assert shallow["speedup"]["tokens"] == pytest.approx(2**0.095)
     assert shallow["speedup"]["flops"] == pytest.approx(2 * 2**0.095)
     assert shallow["speedup"]["seconds"] == pytest.approx(2**0.095 * 4 / 3)
@@ -217,7 +220,7 @@ def test_page_shows_each_budget_and_the_changes_of_each_arm():
     text = page.markdown(made_results(), "mine")
     assert "## Budget tokens:1500" in text
     assert "| arm | seeds | loss | minus dense | tokens | FLOPs | seconds | glue:task=mrpc |" in text
-    # Differences of -0.1 and -0.09: the interval at 95 % is 12.7 standard errors to each side.
+    # The differences are -0.1 and -0.09. The 95 % interval extends by 12.7 standard errors to each side.
     assert "| shallow | 2 | 5.910 ± 0.014 | -0.095 [-0.159, -0.031] | 1,500 | 1.5e+03 | 4500.0 | 80.0 |" in text
     assert "| shallow | 0.50 | 0.75 | 50% |" in text  # savings
     assert "| shallow | 5.910 | 20.0% | -19.0 |" in text  # other figures
@@ -289,7 +292,7 @@ def test_plan_says_what_runs_and_for_how_long(small_shards, tmp_path):
     made = small_study()
     step_costs.write(table_of(made, small_shards), tmp_path / "costs.json")
     planned = runs.plan(made, tmp_path, small_shards, step_costs.read(tmp_path / "costs.json"))
-    assert [one.steps for one in planned[:2]] == [5, 5]  # of 8 x 32 tokens
+    assert [one.steps for one in planned[:2]] == [5, 5]  # steps of 8 x 32 tokens
     text = runs.describe(planned, made, step_costs.read(tmp_path / "costs.json"), 2)
     assert "2 arms x 2 seeds x 2 budgets: 8 runs" in text
     assert "shallow: tokens:1500: 5 steps" in text

@@ -1,4 +1,4 @@
-"""The compiler's options reach every train step: of a real run, and of a plan."""
+"""The compiler's options reach every train step, in a real run and in a plan."""
 
 import jax
 import jax.numpy as jnp

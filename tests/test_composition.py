@@ -11,9 +11,9 @@ from helpers.interruption import interrupted
 from helpers.small_runs import rows_without_clock, run, small_config
 from helpers.tiers import tiers
 
-# methods: the most programs that a run of 40 steps may compile. A stage needs one program for each combination of layer
-# counts that its spans run. If there are several spans, sampling is systematic: each count varies by at most one. Theta
-# falls at once here. While it falls, other counts occur, which adds programs.
+# For each combination of methods, the most programs that a run of 40 steps may compile. A stage needs one program for
+# each combination of layer counts that its spans run. If there are several spans, sampling is systematic: each count
+# varies by at most one. Here theta falls within the first steps, in which other counts occur and add programs.
 RUNS = {
     "stacking,early_bert": 4,
     "stacking,token_drop": 3,
@@ -76,7 +76,7 @@ def finished(small_shards, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_combination_learns_grows_to_full_depth_and_costs_less_than_dense(finished, name):
+def test_combination_learns_and_reaches_full_depth_and_costs_less_than_dense(finished, name):
     workdir, summary, _ = finished(name)
     assert summary["flops"] < summary["flops_dense"]
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "train"]

@@ -40,7 +40,7 @@ def test_sum_does_not_overflow_if_the_logits_of_all_words_are_at_the_cap(vocab):
     assert limit > 70
 
 
-def test_logits_above_the_cap_are_counted_and_still_pull_the_loss_down():
+def test_logits_above_the_cap_are_reported_and_still_have_a_gradient():
     x_TD, word_VD = np.zeros((2, 8), np.float32), np.zeros((40, 8), np.float32)
     x_TD[0, 0], word_VD[3, 0] = 20, 10  # a logit of 200 for id 3
 

@@ -1,4 +1,4 @@
-"""The command doctor: each check fails when it should, with a remedy."""
+"""The command doctor: each check fails when it should, and names a remedy."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_accelerators_are_recognised_by_their_vendor(tmp_path):
     assert machine.attached(pci(tmp_path / "network", ("0x10de", "0x020000"))) == []
 
 
-def test_a_silent_fall_back_to_the_cpu_fails(monkeypatch):
+def test_a_silent_fall_back_to_the_cpu_fails_the_check(monkeypatch):
     answers(monkeypatch, CPU)
     monkeypatch.setattr(machine, "attached", lambda: ["a TPU"])
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
@@ -67,13 +67,13 @@ def test_jax_lists_the_devices_of_this_machine():
     assert "(cpu)" in machine.devices().found
 
 
-def test_too_little_memory_fails(monkeypatch):
+def test_too_little_memory_fails_the_check(monkeypatch):
     assert machine.memory().verdict == doctor.PASS
     monkeypatch.setattr(machine, "available", lambda: 2**30)
     assert machine.memory() == doctor.failed("memory", "1.0 GiB free", "free some: expected at least 2 GiB")
 
 
-def test_a_process_that_holds_an_accelerator_fails(tmp_path):
+def test_another_process_that_holds_an_accelerator_fails_the_check(tmp_path):
     for pid, target in ((7, "/dev/nvidia0"), (8, "/dev/nvidiactl"), (os.getpid(), "/dev/accel0")):
         (tmp_path / f"{pid}/fd").mkdir(parents=True)
         (tmp_path / f"{pid}/comm").write_text("python\n")
@@ -85,7 +85,7 @@ def test_a_process_that_holds_an_accelerator_fails(tmp_path):
 
 
 @pytest.mark.parametrize(("shift", "said"), [(100, "has a time"), (-100, "has a time"), (-1e9, "it is 19|it is 20")])
-def test_a_clock_that_is_wrong_fails(tmp_path, monkeypatch, shift, said):
+def test_a_wrong_clock_fails_the_check(tmp_path, monkeypatch, shift, said):
     assert machine.clock(tmp_path).verdict == doctor.PASS
     now = machine.time.time()
     monkeypatch.setattr(machine.time, "time", lambda: now + shift)
@@ -94,7 +94,7 @@ def test_a_clock_that_is_wrong_fails(tmp_path, monkeypatch, shift, said):
     assert any(part in found.found for part in said.split("|"))
 
 
-def test_packages_that_are_missing_or_old_fail(monkeypatch):
+def test_missing_or_old_packages_fail_the_check(monkeypatch):
     wanted = ["jax>=0.10.2", "nowhere>=1", "numpy>=2.2", 'torch>=99; extra == "test"']
     monkeypatch.setattr(software.importlib.metadata, "requires", lambda _: wanted)
     found = software.requirements()
@@ -106,7 +106,7 @@ def test_packages_that_are_missing_or_old_fail(monkeypatch):
     assert software.numbers("0.10.2.dev3+cuda") == (0, 10, 2)
 
 
-def test_an_accelerator_package_of_another_jax_fails(monkeypatch):
+def test_an_accelerator_package_for_another_version_of_jax_fails_the_check(monkeypatch):
     there = {"jax": "0.10.2", "jaxlib": "0.10.2", "libtpu": "0.0.42"}
     monkeypatch.setattr(software, "installed", there.get)
     monkeypatch.setattr(software.versions, "libtpu_of_jax", lambda: "0.0.42")
@@ -117,7 +117,7 @@ def test_an_accelerator_package_of_another_jax_fails(monkeypatch):
     assert 'pip install "jax[tpu]==0.10.2"' in found.remedy
 
 
-def test_a_full_disk_or_a_path_that_is_a_file_fails(tmp_path, monkeypatch):
+def test_a_full_disk_or_a_path_that_is_a_file_fails_the_check(tmp_path, monkeypatch):
     assert storage.disk(tmp_path / "new").verdict == doctor.PASS
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
@@ -128,7 +128,7 @@ def test_a_full_disk_or_a_path_that_is_a_file_fails(tmp_path, monkeypatch):
     assert storage.disk(tmp_path).verdict == doctor.FAIL
 
 
-def test_a_bucket_needs_every_permission(bucket, bucket_server):
+def test_each_missing_right_to_a_bucket_fails_the_check(bucket, bucket_server):
     url = f"{bucket}/runs"
     assert storage.bucket(url).verdict == doctor.PASS
     assert buckets.open(bucket).names() == []
@@ -145,14 +145,14 @@ def test_a_bucket_needs_every_permission(bucket, bucket_server):
         bucket_server.recover()
 
 
-def test_a_bucket_that_is_not_there_fails(bucket, bucket_server):
+def test_a_bucket_that_does_not_exist_or_answer_fails_the_check(bucket, bucket_server):
     assert storage.bucket("nowhere://bucket").verdict == doctor.FAIL
     assert storage.bucket("s3://no-such-bucket").remedy == "create the bucket, or correct its name"
     bucket_server.fail("PUT", 503)
     assert "tried again 1 times" in storage.bucket(bucket).found
 
 
-def test_a_bucket_that_ignores_conditions_or_loses_objects_fails(bucket, monkeypatch):
+def test_a_bucket_that_ignores_conditions_or_loses_objects_fails_the_check(bucket, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(buckets.Bucket, "replace", lambda *_: b"version")
         assert "If-Match is ignored" in storage.bucket(bucket).found
@@ -163,7 +163,7 @@ def test_a_bucket_that_ignores_conditions_or_loses_objects_fails(bucket, monkeyp
     assert "cannot be read or listed" in storage.bucket(bucket).found
 
 
-def test_damaged_shards_fail(tmp_path):
+def test_damaged_shards_fail_the_check(tmp_path):
     folder = make_small_folder(tmp_path)
     assert training.shards("").verdict == doctor.SKIP
     assert "83 word pieces, every checksum is right" in training.shards(str(folder)).found
@@ -172,7 +172,7 @@ def test_damaged_shards_fail(tmp_path):
     assert (found.verdict, "train-lengths.npy has 0 bytes" in found.found) == (doctor.FAIL, True)
 
 
-def test_a_step_and_a_checkpoint_pass_and_wrong_numbers_fail(tmp_path, monkeypatch):
+def test_the_checks_of_a_step_and_a_checkpoint_pass_but_wrong_numbers_fail_them(tmp_path, monkeypatch):
     assert training.step().verdict == doctor.PASS
     assert training.checkpoint(tmp_path).verdict == doctor.PASS
     assert list(tmp_path.iterdir()) == []
@@ -208,7 +208,7 @@ def test_exit_code_and_output_tell_whether_a_check_failed(monkeypatch, capsys, v
     assert found["checks"][1] == {"name": "disk", "verdict": verdict, "found": "full", "remedy": "free some"}
 
 
-def test_the_page_names_every_check(monkeypatch):
+def test_the_documentation_names_every_check(monkeypatch):
     page = pathlib.Path(__file__).parents[1].joinpath("docs/doctor.md").read_text()
     monkeypatch.setattr(machine, "devices", lambda: doctor.failed("devices", "none", "buy one"))
     for result in doctor.examine("", "."):

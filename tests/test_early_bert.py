@@ -39,7 +39,7 @@ def test_coefficients_of_one_change_nothing(config):
 
 
 def coefficient_layer(config, params, x_SD, c_H, c_F, mask_HQK):
-    """A post-LN layer with coefficients, applied where the released code applies them.
+    """A post-LN layer with coefficients. They are applied where the released code applies them:
 
     attention_probs = dropout(softmax(scores)) * c, intermediate = gelu(dense(x)) * c (`slimming_coef` in
     modeling_bert.py).
@@ -89,7 +89,7 @@ def without(params, head_L):
 
 
 @pytest.mark.parametrize("config", NORMS, ids=of_norm)
-def test_coefficient_of_zero_equals_head_removed(config):
+def test_a_coefficient_of_zero_equals_removing_the_head(config):
     plain = random_params(config)
     method = make()
     c_LH, c_LF = np.ones((3, 4)), np.ones((3, 20))

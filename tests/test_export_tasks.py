@@ -51,7 +51,7 @@ PAIRS = [("word1 word3", "word2"), ("word5", "word7 word8 word9"), ("word200 wor
 
 
 def made(folder, config, task, **about):
-    """A fine-tuned run. The weights of its unused heads and neurons are not zero."""
+    """Saves a fine-tuned run with random weights, also for the heads and neurons that a narrow layer does not use."""
     head = task_model.Head(task.kind, task.outputs)
     params = task_model.init(config, head, random_params(config), jax.random.key(0))
     rng = np.random.default_rng(1)
@@ -81,7 +81,7 @@ def test_exported_model_gives_the_logits_of_the_checkpoint(layout, kind, tmp_pat
     assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert (theirs.config.model_type, theirs.config.num_labels) == (layout, task.outputs)
     assert any("slim" in note for note in done.notes) == (layout == "roberta-prelayernorm")
-    # The same from texts, so that the tokenizers are compared too.
+    # Now compare the predictions for texts, so that the tokenizers are compared too.
     trained = encoder.load(tmp_path / "run")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.model_max_length == task.seq_len
@@ -245,7 +245,7 @@ def test_card_describes_span_and_score_tasks(tmp_path):
         "has no answer", "from random weights", "| seed | unknown |", "| score | 81.25 |",
     ):  # fmt: skip
         assert fact in card, fact
-    assert "_thresh" not in card  # it is a difference of logits, not a percentage
+    assert "_thresh" not in card  # a threshold is a difference of logits, not a percentage
     write.export(made(tmp_path / "b", BASE, TASKS["score"]), tmp_path / "score")
     assert "one number, the raw logit" in (tmp_path / "score/README.md").read_text()
 

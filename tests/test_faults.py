@@ -18,7 +18,7 @@ for module in faults.MODULES:
 
 @pytest.mark.slow
 def test_the_short_campaign_finds_no_defect(tmp_path, capsys):
-    # Faults in runs that are separate processes take minutes. They are left to the whole campaign.
+    # Faults in separate processes take minutes. Only the whole campaign injects them.
     names = [name for name, fault in FAULTS.items() if not fault.inject.__module__.endswith("processes")]
     code = faults.main(["--short", f"--workdir={tmp_path}", f"--only={','.join(names)}"])
     assert code == 0, capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_every_way_to_go_wrong_has_its_verdict(tmp_path, monkeypatch):
     monkeypatch.setattr(fault_types, "main", lambda argv: 1 / 0)
     assert fault_types.command(bench, "prepare").verdict == TRACEBACK
     monkeypatch.setattr(fault_types, "main", lambda argv: 2)
-    assert fault_types.command(bench, "prepare").verdict == TRACEBACK  # it prints nothing
+    assert fault_types.command(bench, "prepare").verdict == TRACEBACK  # exit code 2 without a message
 
     def half(argv):
         (bench.scratch / "out").mkdir()
@@ -100,14 +100,14 @@ def test_every_way_to_go_wrong_has_its_verdict(tmp_path, monkeypatch):
     assert fault_types.command(bench, "prepare").verdict == PARTIAL
 
 
-def test_a_fault_that_is_never_answered_hangs():
+def test_a_fault_above_the_time_limit_counts_as_hung():
     with pytest.raises(fault_types.Hung), fault_types.time_limit(1):
         time.sleep(10)
     time.sleep(1.1)  # the alarm of an earlier fault must not hit a later one
     assert fault_types.outcome_of("", lambda: time.sleep(0.01)).verdict != HUNG
 
 
-def test_a_file_gets_its_content_back(tmp_path):
+def test_a_damaged_file_gets_its_content_back(tmp_path):
     (tmp_path / "a").write_bytes(b"whole")
     broken, where = fault_types.flipped(b"whole", random.Random(0))
     assert (len(broken), sum(one != other for one, other in zip(broken, b"whole", strict=True))) == (5, 1)

@@ -147,7 +147,7 @@ def test_interrupted_call_keeps_finished_runs_and_resumes(trainer, folder, run_f
     assert score == {"mean": 51.0, "deviation": 1.0, "median": 51.0}
 
 
-def test_signal_ends_a_run_after_its_step_is_saved(trainer, tmp_path):
+def test_signal_ends_a_run_after_the_current_step_is_saved(trainer, tmp_path):
     steps = []
 
     def seen(step, numbers):

@@ -35,7 +35,7 @@ def program_of(model, plan=DENSE, **changes):
 def dot_flops(text: str) -> int:
     """FLOPs of the `dot` instructions in an unoptimised HLO module. A loop body counts once per trip.
 
-    The branches of a conditional are added up, because one of the two branches in the trunk has no products.
+    The branches of a conditional are added up. At most one branch of a conditional in our programs has products.
     """
     computations, entry = {}, None
     for line in text.splitlines():
@@ -75,7 +75,7 @@ def dot_flops(text: str) -> int:
 
 
 def lowered_step(program, scale_ML=None, evaluate=False):
-    """(program with a packed plan, its train or evaluation step), lowered from shapes alone."""
+    """The program with its plan packed, and its train or evaluation step, which is lowered from shapes alone."""
     model = program.model
     batch = random_batch(model, program.batch_size, program.seq_len, program.slots)
     if "nsp" not in program.objective:

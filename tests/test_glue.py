@@ -35,7 +35,7 @@ def test_every_task_is_read_from_its_official_layout(folder, name):
     assert task.outputs == {"mnli": 3, "stsb": 1}.get(name, 2)
 
 
-def test_task_folders_are_found_in_any_case(tmp_path):
+def test_case_and_hyphens_in_the_names_of_task_folders_do_not_matter(tmp_path):
     write_glue(tmp_path, ("stsb", "cola", "sst2"))
     (tmp_path / "STS-B").rename(tmp_path / "STSB")
     (tmp_path / "CoLA").rename(tmp_path / "cola")

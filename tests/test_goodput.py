@@ -1,4 +1,4 @@
-"""Where a run's wall time went: its parts sum to the whole, even across a kill, a pause and a restart."""
+"""The parts of a run's wall time sum to the whole, even across a kill, a pause and a restart."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def test_clock_that_was_changed_gives_no_negative_times(tmp_path, sign):
 def test_times_of_a_run_sum_to_its_wall_time(small_shards, tmp_path, monkeypatch):
     written, write = [], MetricWriter.write
     monkeypatch.setattr(MetricWriter, "write", lambda self, row: (written.append(time.monotonic()), write(self, row)))
-    times, pretrain, summarise = [], loop.pretrain, report.summary  # times: the call of the loop, and its summary
+    times, pretrain, summarise = [], loop.pretrain, report.summary  # times: when pretrain and summary are called
     monkeypatch.setattr(loop, "pretrain", lambda *given: (times.append(time.monotonic()), pretrain(*given))[1])
     monkeypatch.setattr(report, "summary", lambda *given: (times.append(time.monotonic()), summarise(*given))[1])
     summary = run(small_config(small_shards, steps=30, phases="16:1", checkpoint__every=10), tmp_path)

@@ -1,4 +1,4 @@
-"""The guard: the train step discards a bad update; after several, the run goes back to a checkpoint, or stops."""
+"""The guard: the train step discards bad updates. After several of them, the run goes back to a checkpoint or stops."""
 
 import dataclasses
 import json
@@ -120,7 +120,7 @@ def test_bad_batch_is_skipped_and_counted(small_shards, tmp_path, monkeypatch):
 
 
 def test_gradient_far_above_the_recent_ones_is_skipped(small_shards, tmp_path, capsys):
-    policy = {"guard__factor": 0.99, "guard__recent": 4, "guard__in_a_row": 9}  # every second step is too large
+    policy = {"guard__factor": 0.99, "guard__recent": 4, "guard__in_a_row": 9}  # about half of the norms are too large
     summary = run(small_config(small_shards, **SMALL, **policy), tmp_path)
     assert summary["skipped_steps"] > 0
     assert "far above the recent ones: the step is skipped" in capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_gradient_far_above_the_recent_ones_is_skipped(small_shards, tmp_path, c
 BACK = {"guard__in_a_row": 2, "guard__rollbacks": 1}
 
 
-def test_several_bad_steps_take_the_run_back_and_past_their_data(small_shards, tmp_path, monkeypatch, capsys):
+def test_after_several_bad_steps_the_run_goes_back_and_skips_their_data(small_shards, tmp_path, monkeypatch, capsys):
     poison(monkeypatch, lambda after: after in (8 * 6, 8 * 7))
     summary = run(small_config(small_shards, **SMALL, **BACK), tmp_path)
     assert (summary["skipped_steps"], summary["rollbacks"], summary["wasted_steps"]) == (2, 1, 3)
@@ -152,7 +152,7 @@ def untimed(counters):
 
 
 @pytest.mark.parametrize("at_step", tiers([6, 7, 9], slow=[6]))
-def test_run_that_is_resumed_among_bad_steps_equals_one_that_is_not(small_shards, tmp_path, monkeypatch, at_step):
+def test_run_resumed_between_bad_steps_equals_an_uninterrupted_run(small_shards, tmp_path, monkeypatch, at_step):
     poison(monkeypatch, lambda after: after in (8 * 6, 8 * 7))
     policy = {"guard__factor": 1.05, "guard__recent": 2, "guard__in_a_row": 2, "guard__rollbacks": 9}
     config = small_config(small_shards, **SMALL, **policy | {"guard__most": 99, "methods": "token_drop"})
@@ -165,7 +165,7 @@ def test_run_that_is_resumed_among_bad_steps_equals_one_that_is_not(small_shards
     equal(state_of(tmp_path / "once"), state_of(tmp_path / "twice"))
 
 
-def test_run_stops_with_its_own_exit_code_after_going_back_as_often_as_it_may(small_shards, tmp_path, monkeypatch):
+def test_run_stops_with_exit_code_3_after_going_back_as_often_as_allowed(small_shards, tmp_path, monkeypatch):
     poison(monkeypatch, lambda after: after > 8 * 5)
     with pytest.raises(Diverged, match=r"gone back 1 times: --config\.guard\.rollbacks=1") as stopped:
         run(small_config(small_shards, **SMALL, **BACK), tmp_path)
@@ -181,7 +181,7 @@ def test_run_without_a_checkpoint_goes_back_to_its_first_step(small_shards, tmp_
 
 def test_run_does_not_go_back_to_a_checkpoint_saved_among_bad_steps(small_shards, tmp_path, monkeypatch):
     poison(monkeypatch, lambda after: after > 8 * 7)
-    policy = {"guard__in_a_row": 3, "guard__rollbacks": 0}  # it stops, and leaves the checkpoint
+    policy = {"guard__in_a_row": 3, "guard__rollbacks": 0}  # the run stops, and keeps the checkpoint
     with pytest.raises(Diverged):
         run(small_config(small_shards, **SMALL, **policy), tmp_path)
     assert checkpoint.about(tmp_path / "checkpoints/8").counters.streak == 1
@@ -190,7 +190,7 @@ def test_run_does_not_go_back_to_a_checkpoint_saved_among_bad_steps(small_shards
     assert found == tmp_path / "checkpoints/4"
 
 
-def test_run_that_is_killed_after_it_went_back_continues_from_that_checkpoint(small_shards, tmp_path, monkeypatch):
+def test_run_killed_after_going_back_continues_from_the_same_checkpoint(small_shards, tmp_path, monkeypatch):
     poison(monkeypatch, lambda after: after in (8 * 8, 8 * 9))  # a checkpoint is saved after the first of them
     config = small_config(small_shards, **SMALL, **BACK)
     run(config, tmp_path / "once")

@@ -74,7 +74,7 @@ def both(request):
 
 
 def our_loss(both, params):
-    """The sum of all losses, and (hidden states, MLM logits, NSP losses)."""
+    """The sum of all losses, and a tuple of the hidden states, the MLM logits and the NSP losses."""
     x_BSD = bert.encode(both.config, params, {}, both.batch, whole(both.config.depth), Route(), None)
     batch = both.batch if both.config.pooler else {k: v for k, v in both.batch.items() if k != "next"}
     losses = bert.losses(both.config, params, {}, x_BSD, batch)

@@ -1,4 +1,4 @@
-"""Reading the text of compiled programs, on a module small enough to count by hand."""
+"""Reading the text of compiled programs. The module in these tests is small enough to count by hand."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_sizes_of_types(result, size):
     assert hlo.size_of(result) == size
 
 
-def test_split_and_asynchronous_collectives_count_once():
+def test_a_split_or_asynchronous_collective_is_counted_once_each_time_it_runs():
     # One all-gather is split over two fusions in a loop that runs three times.
     assert hlo.collectives(hlo.parse(TEXT)) == {
         "all-reduce": 3200, "all-gather": 3 * 16 * 4, "reduce-scatter": 0, "collective-permute": 0, "all-to-all": 0,

@@ -1,4 +1,4 @@
-"""Freed memory stays in the process. The setting holds until a process ends, so each case has a process of its own."""
+"""Freed memory stays in a process that calls `keep_freed`. Nothing undoes the call, so each case has a new process."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ Engine.train_step = counted
 assert __main__.main(sys.argv[1:]) == 0
 print((faults[-1] - faults[-11]) // 10)
 """
-PAGES = (64 << 20) // 4096  # of a block
+PAGES = (64 << 20) // 4096  # pages of a block
 
 
 def printed(code: str, *arguments: str, **variables: str) -> list[str]:

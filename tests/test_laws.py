@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "bert_fast"
 FILES = sorted(PACKAGE.rglob("*.py"))
 METHODS = {"layer_drop": "layer_drop", "token_drop": "token_drop", "early_bert": "early_bert"}
-METHODS |= {"stacking": "stacking", "mslt": "stacking"}  # method: its file
+METHODS |= {"stacking": "stacking", "mslt": "stacking"}  # the file of each method
 
 # The parts of the package that each part may import, in addition to itself.
 ALLOWED = {
@@ -78,7 +78,7 @@ def imported(path: pathlib.Path) -> set[str]:
 def code_of(source: str) -> set[str]:
     """Every name and string in the code, without comments, docstrings and other standalone strings."""
     words, apart = set(), set()
-    for node in ast.walk(ast.parse(source)):  # a statement comes before its contents
+    for node in ast.walk(ast.parse(source)):  # walk yields a statement before its contents
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             apart.add(node.value)
         if node not in apart:

@@ -123,7 +123,7 @@ def test_settings_of_a_vocabulary_come_from_its_files_or_else_from_its_tokens(tm
 
 
 @pytest.mark.parametrize("name", ["manifest", "about"])
-def test_settings_of_shards_and_checkpoints_go_with_their_vocabulary(tmp_path, name):
+def test_settings_of_a_vocabulary_come_from_the_manifest_or_checkpoint_next_to_it(tmp_path, name):
     path = write(tmp_path, PLAIN)
     for cased, strip, expected in [
         (False, None, (False, True)),
@@ -158,7 +158,7 @@ def test_flags_decide_and_are_warned_about_if_they_contradict_the_vocabulary(tmp
 
 
 def test_finished_folder_keeps_the_settings_it_was_made_with(tmp_path, capsys):
-    """Earlier versions wrote `null` as strip_accents, which strips accents unless the case is kept."""
+    """Earlier versions wrote `null` for strip_accents. With `null`, accents are stripped unless the case is kept."""
     manifest, _ = made(tmp_path, GERMAN, strip_accents=True)
     path = tmp_path / "shards/manifest.json"
     manifest["settings"]["strip_accents"] = manifest["vocab"]["strip_accents"] = None

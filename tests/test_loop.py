@@ -179,7 +179,7 @@ LAST_STEP_OVERFLOWS = {
     "learning_rate__warmup_steps": 0,
     "learning_rate__decay": "constant",
     "optimizer__clip_norm": 0.0,
-    "optimizer__bias_correction": False,  # so the first update is about 3 wherever the gradient is not 0
+    "optimizer__bias_correction": False,  # so the first update is about 3 times the rate, which overflows
 }
 
 
@@ -200,7 +200,7 @@ def test_checkpoint_with_a_weight_that_is_not_finite_is_refused_everywhere(small
     save = checkpoint.save
 
     def poisoned(root, state, about, keep, warn):
-        """Saves the weights with a NaN in one leaf, and skips the check that would refuse it."""
+        """Saves the weights with a NaN in one leaf, and skips the check that would refuse to save them."""
         bias = state.params["mlm"]["bias"].copy()
         bias[3] = np.nan
         params = {**state.params, "mlm": {**state.params["mlm"], "bias": bias}}

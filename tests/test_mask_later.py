@@ -1,4 +1,4 @@
-"""3ML: [MASK] tokens skip the lower layers. Its plan, its token order, its runs, and a comparison with NumPy."""
+"""3ML, in which [MASK] tokens skip the lower layers: plan, order of tokens, runs, and a comparison with NumPy."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def test_lower_layers_see_a_prefix_and_upper_layers_see_everything():
 
 
 def masked_batch():
-    """Examples with two, two and no [MASK] tokens; the last has padding."""
+    """Three examples, with two, two and no [MASK] tokens. The second and the third have padding."""
     ids_BS = np.array(BATCH["ids"])
     ids_BS[ids_BS == MASK] = 7
     ids_BS[0, [2, 7]], ids_BS[1, [6, 9]], ids_BS[:, 4] = MASK, MASK, SEP
@@ -76,7 +76,7 @@ def test_hidden_states_equal_numpy(norm):
 
 
 def test_lower_layers_do_not_depend_on_the_embedding_of_the_mask_token():
-    """The first example has two [MASK] tokens and both are left out."""
+    """The first example has two [MASK] tokens. The lower layers leave out both of them."""
     params = bert.init(POST, jax.random.key(0))
     other = {**params, "embed": {**params["embed"], "word": params["embed"]["word"].at[MASK].add(1.0)}}
     model, batch = dataclasses.replace(POST, depth=2), ordered(masked_batch())

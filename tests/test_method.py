@@ -153,7 +153,7 @@ def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, sm
     assert (tmp_path / "whole/checkpoints/0").is_dir()
     # "restart" reads the data from its first example again; "continue" reads the examples that come next.
     assert checkpoint.about(tmp_path / "whole/checkpoints/30").counters.data == {"mlm+nsp/16": 10 * 8}
-    # Interrupted inside the stage with a frozen layer, and at the boundary before it.
+    # One run is interrupted inside the stage with a frozen layer, another where this stage begins.
     for at_step in (13, 10):
         workdir = tmp_path / f"stopped-{at_step}"
         interrupted(config, workdir, at_step, monkeypatch)
@@ -163,7 +163,7 @@ def test_method_that_uses_every_hook_runs_through_the_loop_and_resumes(dummy, sm
         assert jax.tree.all(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes(), a, b))
 
 
-# Uninterrupted; stopped between the two calls of `observe`; stopped at both calls.
+# The run is not stopped, or stops between the two calls of `observe`, or stops at both calls.
 @pytest.mark.parametrize(
     "stops", [pytest.param((), marks=pytest.mark.slow), pytest.param((7,), marks=pytest.mark.slow), (5, 10)]
 )
@@ -188,7 +188,7 @@ def test_observe_is_called_exactly_once_at_each_requested_step(dummy, small_shar
     assert asked == [("low", 5), ("low", 10)]
 
 
-def test_frozen_layers_are_byte_identical_and_have_no_optimizer_state(dummy, small_shards, tmp_path, monkeypatch):
+def test_frozen_layers_do_not_change_and_have_no_optimizer_state(dummy, small_shards, tmp_path, monkeypatch):
     config = dummy_config(small_shards, eval__every=0)
     interrupted(config, tmp_path, 10, monkeypatch)
     before = checkpoint.restore_params(tmp_path / "checkpoints/10")["layers"]

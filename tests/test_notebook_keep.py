@@ -26,7 +26,7 @@ def steps(work: pathlib.Path) -> list[int]:
 
 @pytest.fixture
 def work(tmp_path) -> pathlib.Path:
-    """A work folder with shards and a run, which has a finished checkpoint, a half-written one, and a lock."""
+    """A work folder with shards and a run. The run has a finished checkpoint, a half-written checkpoint, and a lock."""
     work = tmp_path / "work"
     (work / "shards").mkdir(parents=True)
     (work / "shards/manifest.json").write_text("{}")
@@ -84,7 +84,7 @@ def test_checkpoint_that_the_run_removes_during_the_copy_is_left_out(work, tmp_p
     make_checkpoint(work / "run", 20)
     copytree = shutil.copytree
 
-    def remove_first(source, target, *more):  # copytree calls itself
+    def remove_first(source, target, *more):  # copytree calls itself, with more arguments
         if pathlib.Path(source).name == "10":
             shutil.rmtree(source)
         return copytree(source, target, *more)
@@ -132,7 +132,7 @@ def test_nothing_is_copied_without_a_place(work, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_resume_fetches_what_was_kept_unless_the_work_is_here(work, tmp_path, capsys):
+def test_resume_fetches_what_was_kept_unless_the_work_folder_exists(work, tmp_path, capsys):
     keep.mirror(work, tmp_path / "kept")
     keep.resume(tmp_path / "new", str(tmp_path / "kept"))
     assert steps(tmp_path / "new") == [10]

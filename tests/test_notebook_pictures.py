@@ -35,7 +35,7 @@ def test_dropped_tokens_are_in_the_middle_layers():
     assert found.flops < found.dense
 
 
-def test_growing_layers_are_absent_first_and_frozen_layers_do_not_learn():
+def test_added_layers_are_absent_at_first_and_frozen_layers_do_not_learn():
     found = course(methods="stacking", stacking__variant="mslt")
     assert found.state_LT[:, 0].tolist() == [ALL, ABSENT, ABSENT, ABSENT]
     assert found.state_LT[:, 12].tolist() == [FROZEN, ALL, ABSENT, ABSENT]
@@ -50,7 +50,7 @@ def test_search_comes_before_the_training_and_the_ticket_is_narrower():
     assert (found.width_LT[:, found.at_T >= 500] < 1).all()
 
 
-def test_skipped_layers_are_drawn_and_the_mean_cost_equals_the_cost_of_the_run():
+def test_skipped_layers_are_shown_and_the_mean_cost_equals_the_cost_of_the_run():
     found = course(400, methods="layer_drop", layer_drop__sampling="systematic")
     assert {SKIPPED, ALL} == set(np.unique(found.state_LT))
     assert found.cost_T.mean() == pytest.approx(found.flops / found.dense, abs=0.02)
@@ -83,7 +83,7 @@ def test_curves_need_an_evaluation(tmp_path):
         pictures.curves({"run": tmp_path / "begun"})
 
 
-def test_words_are_escaped_and_dropped_ones_struck_out():
+def test_words_are_escaped_and_dropped_words_are_struck_out():
     text = pictures.marked(["<b>", "word"], [1.0, 2.0], [False, True])
     assert "&lt;b&gt;" in text
     assert text.count("line-through") == 1

@@ -115,7 +115,7 @@ def test_missing_source_is_refused_with_the_remedy(installer):
         installer["install"]("", run=installer["pip"])
 
 
-def test_zip_of_the_source_is_refused_because_pip_loses_its_link(installer):
+def test_zip_of_the_source_is_refused_because_pip_drops_the_symbolic_link(installer):
     with pytest.raises(RuntimeError, match=r"src\.zip without the link .* give a wheel or a \.tar\.gz"):
         installer["install"]("src.zip", run=installer["pip"])
 
@@ -128,7 +128,7 @@ def test_failure_of_pip_is_shown(installer):
         installer["install"]("x.whl", run=fail)
 
 
-def test_package_that_was_replaced_while_in_use_asks_for_a_restart(installer):
+def test_user_is_asked_to_restart_if_a_package_was_replaced_while_in_use(installer):
     found = iter([TPU, TPU | {"numpy": "2.4.6"}])
     installer["installed"] = lambda: next(found)
     said = installer["install"]("bert_fast.whl", run=installer["pip"])
@@ -141,13 +141,14 @@ def test_install_does_nothing_if_the_package_is_installed(installer, monkeypatch
     assert not installer["asked"]
 
 
-BROKEN = re.compile(r"(?i)warning(?!: the vocabulary is large)|traceback|error|deprecat")  # the corpus is small
+# The test's corpus is small, so the warning of a large vocabulary is expected.
+BROKEN = re.compile(r"(?i)warning(?!: the vocabulary is large)|traceback|error|deprecat")
 FIGURES = {"quickstart": 1, "methods": 9, "pretrain_your_language": 2, "finetune": 0, "plan_a_tpu_run": 1}
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> str:
-    """A small corpus for `prepare`: the text of this repository's pages."""
+    """A small corpus for `prepare`: the text of the pages in experiments/."""
     folder = tmp_path_factory.mktemp("corpus")
     pages = [path.read_text() for path in sorted((ROOT / "experiments").glob("*.md"))]
     (folder / "text.txt").write_text("\n\n".join(pages))

@@ -1,7 +1,7 @@
 """Runs of older versions can be continued. helpers/make_fixtures.py describes the fixtures.
 
 finetuned/format4 is from a call of `finetune` on MRPC. start/ is the pre-trained checkpoint. run/ is the call's folder,
-with one finished and one interrupted run. results.json has the `tasks` that the call reported when both had finished.
+with one finished and one interrupted run. results.json has the `tasks` that the call reported after both runs.
 """
 
 import json

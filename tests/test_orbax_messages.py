@@ -22,7 +22,7 @@ def shown(monkeypatch):
     return found
 
 
-def test_only_exceptions_of_closed_loops_are_dropped(shown):
+def test_only_exceptions_about_a_closed_event_loop_are_dropped(shown):
     errors = RuntimeError("Event loop is closed"), RuntimeError("another"), ValueError("Event loop is closed")
     hook: Any = sys.unraisablehook
     for error in errors:

@@ -1,4 +1,4 @@
-"""The user's own labelled files: what is read, which labels are classes, and messages about unusable lines."""
+"""The user's own labelled files: which texts and classes are read, and the errors about unusable files."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_tsv_and_json_lines_give_the_same_as_csv(tmp_path):
         (["B", "a", "B", "a"], ("B", "a")),
     ],
 )
-def test_classes_have_a_fixed_order_that_the_order_of_rows_does_not_change(labels, names, tmp_path):
+def test_order_of_classes_does_not_depend_on_the_order_of_rows(labels, names, tmp_path):
     for order in (labels, labels[::-1]):
         lines = [json.dumps({"text": f"t{n}", "label": label}) for n, label in enumerate(order)]
         write(tmp_path, train_jsonl="\n".join(lines))
@@ -88,13 +88,13 @@ def test_classes_have_a_fixed_order_that_the_order_of_rows_does_not_change(label
         ("text,label\na,1\nb,1.0\n", {"kind": "score"}, "every label is 1: expected different numbers"),
     ],
 )
-def test_lines_and_labels_that_cannot_be_used_are_named(content, changes, message, tmp_path):
+def test_error_about_an_unusable_file_says_what_is_wrong_and_where(content, changes, message, tmp_path):
     write(tmp_path, train_csv=content)
     with pytest.raises(BadInput, match=message):
         own.read(files(**changes), str(tmp_path))
 
 
-def test_labels_that_only_the_valid_file_has_and_unusable_files_are_refused(tmp_path):
+def test_unusable_files_and_labels_that_do_not_occur_in_training_are_refused(tmp_path):
     write(tmp_path, train_csv=PLAIN, valid_csv="text,label\na,x\nb,z\n", test_csv="text\na\n", train_txt=PLAIN)
     with pytest.raises(
         BadInput, match=r"valid\.csv, line 3: the label 'z' does not occur in the training file, .* x, y"
@@ -131,7 +131,7 @@ def test_settings_that_cannot_work_are_refused(arguments, message):
         make({**(found := own_config.get_config("train=a.csv").to_dict()), "own": {**found["own"], "valid_share": 0.6}})
 
 
-def test_held_out_examples_are_spread_over_the_labels_and_leave_some_of_each():
+def test_held_out_examples_are_spread_over_the_labels_and_never_take_all_of_one_label():
     labels = np.repeat(np.arange(5, dtype=np.int32), [50, 30, 20, 2, 1])
     rows = held_out(labels, 0.1)
     np.testing.assert_array_equal(rows, held_out(labels, 0.1))
@@ -185,7 +185,7 @@ def test_scores_are_standardised_for_training_and_reported_in_the_unit_of_the_la
     assert path.read_text() == "index\tprediction\n0\t150\n1\t300\n"
 
 
-def test_quotes_are_text_in_glues_tsv_but_not_in_the_users_tsv(tmp_path):
+def test_quotes_are_text_in_a_tsv_file_of_glue_but_not_in_the_users_own(tmp_path):
     write(tmp_path, a_tsv='text\tlabel\n"a"\tx\n')
     assert [tables.read(tmp_path / "a.tsv", "--data", quoted)[0].cells["text"] for quoted in (False, True)] == [
         '"a"', "a",

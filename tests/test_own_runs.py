@@ -1,4 +1,4 @@
-"""Fine-tuning on the user's own files, from the file to predictions and to transformers."""
+"""Fine-tuning on the user's own files, up to predictions and the export to transformers."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ ARGUMENTS = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """The user's own files, and a finished call of each kind in out-KIND."""
+    """The user's own files, and for each kind of task a finished call of `finetune` in out-KIND."""
     root = tmp_path_factory.mktemp("own")
     rng = np.random.default_rng(0)
     (root / "start").mkdir()
@@ -59,7 +59,7 @@ def result_of(root, kind) -> dict:
 
 
 @pytest.mark.parametrize("kind", ARGUMENTS)
-def test_a_run_scores_better_than_always_predicting_the_same(root, kind):
+def test_a_run_scores_better_than_the_same_prediction_for_every_example(root, kind):
     result = result_of(root, kind)
     assert result["last"]["score"] > result["baseline"]["score"] + 10
     expected = {"classes": "always ", "score": "always the mean", "tags": "always O"}[kind]
@@ -72,7 +72,7 @@ def test_a_run_scores_better_than_always_predicting_the_same(root, kind):
     assert f"in brackets: the same prediction for every example (own: {result['baseline']['prediction']})" in table
 
 
-def test_predicted_classes_equal_the_written_ones(root, tmp_path):
+def test_predict_gives_the_classes_that_finetune_wrote(root, tmp_path):
     done = bert_fast(
         "predict", f"--checkpoint={root}/out-classes/{RUN}", f"--data={root}/test.csv", f"--out={tmp_path}/out.tsv"
     )
@@ -82,7 +82,7 @@ def test_predicted_classes_equal_the_written_ones(root, tmp_path):
     written = table(root / "out-classes/submission/test.tsv")
     assert [row["label"] for row in said] == [row["prediction"] for row in written]
     assert len(said) == 150
-    # The held-out rows are rows of the training file, with their indices in it.
+    # The held-out rows are rows of the training file. They keep the indices of that file.
     held_out = table(root / "out-classes" / RUN / "dev/valid.tsv")
     rows = table(root / "train.csv", "excel")
     assert len(held_out) == 15
@@ -165,7 +165,7 @@ def test_mistakes_in_a_call_leave_no_folder(root, tmp_path):
     assert "takes one column of tokens" in said("predict", run, data, "--columns=1,2")
 
 
-def test_a_file_that_was_edited_is_not_mixed_with_earlier_scores(root, tmp_path):
+def test_a_call_is_not_continued_after_its_training_file_was_edited(root, tmp_path):
     shutil.copytree(root / "out-classes", tmp_path / "out")
     for name in ("train.csv", "test.csv"):
         shutil.copy(root / name, tmp_path)

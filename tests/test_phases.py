@@ -61,7 +61,7 @@ def test_random_positions_shift_a_whole_example_and_change_nothing_else(split, v
     assert offsets == set(range(6))
 
 
-def test_room_is_the_longest_phase_if_positions_are_random(small_shards):
+def test_random_positions_have_the_room_of_the_longest_phase(small_shards):
     made = make_settings(small_config(small_shards, **GROWING))
     assert inputs.room(made) == 32
     assert inputs.room(dataclasses.replace(made, data=dataclasses.replace(made.data, random_positions=False))) == 0

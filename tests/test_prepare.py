@@ -107,7 +107,7 @@ HARD = [  # accents, combining marks, Hangul, CJK, emoji, white space and contro
 
 
 @pytest.mark.parametrize("options", [{}, {"cased": True}, {"strip_accents": False}], ids=str)
-def test_ids_of_pieces_equal_the_tokenizers(tmp_path, options):
+def test_ids_of_random_sentences_equal_those_of_the_tokenizer(tmp_path, options):
     ascii_ = [chr(code) for code in range(32, 127)] + list("   aaeeost##") + ["[MASK]", "[SEP]", "  "]
     rng = random.Random(0)
     sentences = ["".join(rng.choices(ascii_ + 2 * HARD, k=rng.randint(1, 60))) for _ in range(3000)]
@@ -124,7 +124,7 @@ def test_ids_of_pieces_equal_the_tokenizers(tmp_path, options):
 
 @pytest.mark.slow
 @pytest.mark.skipif("BERT_FAST_DATA" not in os.environ, reason="needs a corpus")
-def test_ids_of_a_whole_corpus_equal_the_tokenizers(monkeypatch):
+def test_ids_of_a_whole_corpus_equal_those_of_the_tokenizer(monkeypatch):
     monkeypatch.setattr(document_tokenizer, "_KNOWN", 50_000)  # fewer pieces than the corpus has, so many are not kept
     data = os.environ["BERT_FAST_DATA"]
     words = vocab.load(f"{data}/vocab/bert-base-uncased.txt")
@@ -170,7 +170,7 @@ def test_nonsensical_settings_are_refused(corpus, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_trained_vocabulary_that_is_large_for_its_text_is_warned_about_but_not_a_given_one(corpus, tmp_path, capsys):
+def test_a_vocabulary_too_large_for_its_text_is_warned_about_only_if_prepare_trained_it(corpus, tmp_path, capsys):
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=6)) for _ in range(600)]
     (tmp_path / "text.txt").write_text("\n\n".join(" ".join(words[i : i + 20]) for i in range(0, 600, 20)))

@@ -1,4 +1,4 @@
-"""Interruptions of `prepare`: kills, signals, full disks and dead workers. The same command then continues."""
+"""Interruptions of `prepare`: kills, signals, full disks and dead workers. A second call of `prepare` continues."""
 
 import errno
 import os
@@ -142,7 +142,7 @@ def start_large(corpus, large_corpus, out):
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/io").exists(), reason="needs /proc/PID/io")
 @pytest.mark.parametrize("in_a_write", [False, True])
-def test_killed_worker_ends_prepare_and_the_same_command_continues(corpus, large_corpus, tmp_path, in_a_write):
+def test_killed_worker_ends_prepare_and_a_second_call_continues(corpus, large_corpus, tmp_path, in_a_write):
     process, pids = start_large(corpus, large_corpus, tmp_path / "out")
     if in_a_write:  # a stopped parent reads nothing, so its workers block while writing a result
         process.send_signal(signal.SIGSTOP)

@@ -137,7 +137,7 @@ def test_upload_that_is_cut_off_is_tried_again_and_changes_nothing_if_it_fails(h
     hub.large.clear()
     hub.fail("PUT /lfs/", 0, times=99)
     with pytest.raises(
-        BadInput, match=r"was not pushed to org/mine: .* cannot be reached .* The same command continues"
+        BadInput, match=r"was not pushed to org/mine: .* cannot be reached .* Run the same command again to continue"
     ):
         push.push(run, REPO, given=GIVEN)
     assert pushed_files(hub) == before

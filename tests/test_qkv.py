@@ -1,4 +1,4 @@
-"""Query, key and value are stored as one leaf for the matrix product. Everything else sees three tensors."""
+"""Query, key and value are stored as one leaf for the matrix product. `separate` makes three tensors of it."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ def test_columns_are_ordered_by_head():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_separate_and_join_are_inverse_and_keep_types(dtype):
+def test_join_is_the_inverse_of_separate_and_both_keep_the_dtype(dtype):
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), random_params(POST))
     apart = qkv.in_layers(qkv.separate, params)
     assert qkv.is_separate(apart)
@@ -27,7 +27,7 @@ def test_separate_and_join_are_inverse_and_keep_types(dtype):
     assert qkv.in_layers(qkv.join, {"embed": 1}) == {"embed": 1}
 
 
-def test_initial_values_equal_three_separate_layers():
+def test_initial_weights_equal_those_of_three_separate_layers():
     """Initial weights are the same as when query, key and value were three separate leaves."""
     key = jax.random.key(5)
     params = bert.init(POST, key)

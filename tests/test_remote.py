@@ -61,7 +61,7 @@ def assert_same_end(workdir, finished):
 
 
 def acting(monkeypatch, actions):
-    """Does `actions[step]()` at the end of a step."""
+    """Makes every train step call `actions[step]()` when it ends, if `actions` has that step."""
     train_step = Engine.train_step
 
     def stepped(self):
@@ -80,7 +80,7 @@ def test_run_in_a_bucket_equals_a_run_in_a_folder(bucket, shards_url, finished):
     assert remote_checkpoints.steps(names) == [40, 60]
     assert {"config.json", "stages.json", "metrics.jsonl", "summary.json"} <= set(names)
     empty_cache()
-    folder = run_in(url, small_config(shards_url))  # it is finished, so nothing is trained
+    folder = run_in(url, small_config(shards_url))  # the run is finished, so nothing is trained
     assert_same_end(folder, finished)
 
 
@@ -193,7 +193,7 @@ def test_command_names_a_wrong_bucket_and_a_server_that_is_not_there(bucket, sha
 
 @pytest.fixture
 def start():
-    """Starts the command pretrain in processes of its own, which are killed after the test."""
+    """A function that starts `pretrain` in a new process. After the test, all these processes are killed."""
     processes = []
 
     def begin(shards_url, workdir, config, *flags):
@@ -226,7 +226,7 @@ def start():
 
 
 @pytest.mark.slow
-def test_killed_run_on_a_new_machine_ends_as_an_uninterrupted_one(bucket, shards_url, finished, start):
+def test_killed_run_continues_on_a_new_machine_and_ends_like_an_uninterrupted_run(bucket, shards_url, finished, start):
     url, config = f"{bucket}/runs/first", small_config(shards_url)
     process = start(shards_url, url, config)
     until(lambda: remote_checkpoints.steps(storage.open(url).names()), process)
@@ -241,7 +241,7 @@ def test_killed_run_on_a_new_machine_ends_as_an_uninterrupted_one(bucket, shards
 
 
 @pytest.mark.slow
-def test_ctrl_c_and_a_second_run_in_the_same_place(bucket, shards_url, start):
+def test_second_run_in_the_same_place_is_refused_and_ctrl_c_saves_the_first(bucket, shards_url, start):
     url, config = f"{bucket}/runs/first", small_config(shards_url, steps=1_000_000)
     process = start(shards_url, url, config)
     until(lambda: remote_checkpoints.steps(storage.open(url).names()), process)

@@ -1,4 +1,4 @@
-"""A run in a bucket that goes back, loses its lock, or was continued by another machine."""
+"""Runs in a bucket that go back, lose their lock, or were continued by another machine."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from helpers.mirrored_runs import (
 
 
 @pytest.mark.parametrize("how", ["known", "suspended"])
-def test_run_that_loses_its_lock_during_an_upload_writes_and_deletes_nothing_more(url, bucket_server, monkeypatch, how):
+def test_nothing_is_written_or_deleted_after_the_lock_is_lost_during_an_upload(url, bucket_server, monkeypatch, how):
     requests, upload = [], remote_checkpoints.upload
 
     def work(folder, mirror):
@@ -71,7 +71,7 @@ def test_thread_that_outlives_its_run_copies_nothing(url):
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_killed_run_that_went_back_does_not_get_the_later_checkpoint(url, bucket_server, failing, said):
+def test_run_killed_after_going_back_does_not_get_the_later_checkpoint_again(url, bucket_server, failing, said):
     def work(folder, mirror):
         save(folder, mirror, 1, 2)
         if failing:
@@ -90,7 +90,7 @@ def test_killed_run_that_went_back_does_not_get_the_later_checkpoint(url, bucket
     assert remote_checkpoints.steps(storage.open(url).names()) == [1, 3]
 
 
-def test_run_that_went_back_while_the_bucket_failed_deletes_the_later_checkpoint_at_its_next_save(url, bucket_server):
+def test_later_checkpoint_that_the_bucket_failed_to_delete_is_deleted_at_the_next_save(url, bucket_server):
     with remote.run_folder(url) as (folder, mirror):
         save(folder, mirror, 1)
         bucket_server.fail("DELETE", 503)
@@ -101,7 +101,7 @@ def test_run_that_went_back_while_the_bucket_failed_deletes_the_later_checkpoint
         assert remote_checkpoints.steps(storage.open(url).names()) == []
 
 
-def test_checkpoint_that_is_no_longer_on_the_disk_is_deleted_before_new_rows_are_copied(url, bucket_server):
+def test_checkpoint_missing_on_the_disk_is_deleted_in_the_bucket_before_new_rows_are_copied(url, bucket_server):
     with remote.run_folder(url) as (folder, mirror):
         save(folder, mirror, 1, 2)
         rollback.discard_later(folder / "checkpoints", 1)
@@ -129,7 +129,7 @@ def test_run_without_its_lock_file_keeps_what_was_not_copied(url, bucket_server,
     assert remote_checkpoints.steps(storage.open(url).names()) == [1, 2]
 
 
-def test_what_another_machine_has_continued_wins_and_the_local_folder_is_moved_aside(url, bucket_server, said):
+def test_local_folder_is_moved_aside_if_another_machine_has_continued_the_run(url, bucket_server, said):
     fork(url, bucket_server, 2, 5)
     folder = folder_of(url)
     first = folder.rename(folder.with_name("first machine"))
@@ -157,7 +157,7 @@ def test_run_that_went_back_on_another_machine_does_not_continue_from_the_discar
     assert not any("was moved to" in line for line in said)
 
 
-def test_names_that_a_run_would_not_copy_are_left_out(tmp_path, bucket):
+def test_files_that_a_run_would_not_upload_are_not_downloaded(tmp_path, bucket):
     store = storage.open(f"{bucket}/run")
     names = ["a/b", f"/{tmp_path}/outside", "../outside", "a/", ".lock", ".bucket", "c//d"]
     for name in names:
@@ -167,7 +167,7 @@ def test_names_that_a_run_would_not_copy_are_left_out(tmp_path, bucket):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "inside/a/b"]
 
 
-def test_new_machine_fetches_every_checkpoint_since_the_last_one_before_the_skipped_steps(url):
+def test_new_machine_fetches_the_last_checkpoint_before_the_skipped_steps_and_all_later_ones(url):
     with remote.run_folder(url) as (folder, mirror):
         for step, streak in ((1, 0), (2, 0), (3, 1), (4, 2)):
             about = described(step, counters=Counters(streak=streak))

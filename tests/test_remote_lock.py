@@ -1,4 +1,4 @@
-"""The lock of a run in a bucket: only one process writes there, and a dead one does not keep it."""
+"""The lock of a run in a bucket: only one process writes there, and a dead process does not keep the lock."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_run_keeps_its_identity_from_process_to_process(locks, bucket):
     assert second.run == first.run
 
 
-def test_second_run_on_the_machine_is_refused(locks):
+def test_second_run_on_the_same_machine_is_refused(locks):
     first = locks()
     first.take()
     with pytest.raises(BadInput, match=rf"another run \(process {os.getpid()} on .*is writing to s3://.*/run: wait"):
@@ -64,7 +64,7 @@ def test_second_run_on_another_machine_waits_for_a_sign_of_life_and_is_refused(l
     assert "a sign of life from it" in said[0]
 
 
-def test_lock_without_a_sign_of_life_is_taken_over_and_its_owner_told(locks, bucket):
+def test_lock_without_a_sign_of_life_is_taken_over_and_its_owner_is_told(locks, bucket):
     said = []
     first, second = locks(machine="another"), locks(said=said)
     first.take()
@@ -82,7 +82,7 @@ def test_lock_without_a_sign_of_life_is_taken_over_and_its_owner_told(locks, buc
     assert owner_in(bucket)["token"] == second.token
 
 
-def test_owner_that_is_still_alive_finds_out_by_itself(locks, bucket):
+def test_owner_that_is_still_alive_notices_that_its_lock_was_taken(locks, bucket):
     lock = locks()
     lock.take()
     there = json.loads(storage.open(f"{bucket}/run").read("lock.json"))
@@ -123,7 +123,7 @@ def test_lock_of_a_dead_process_of_this_machine_is_taken_at_once(locks, bucket):
     assert time.monotonic() - began < 1.0
 
 
-def test_only_one_of_many_that_start_together_gets_the_lock(locks):
+def test_only_one_of_many_runs_that_start_together_gets_the_lock(locks):
     made, won = [locks() for _ in range(6)], []
 
     def take(lock):

@@ -1,4 +1,7 @@
-"""Replay finds a bit that flips in a replayed step before the optimizer runs, and names the array."""
+"""Replay finds a flipped bit in the parameters, records or gradient of a step, and names the array.
+
+It does so before the optimizer runs.
+"""
 
 import jax
 import jax.numpy as jnp

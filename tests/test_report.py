@@ -78,7 +78,7 @@ class Checker(HTMLParser):
         assert self.open.pop() == name
 
 
-def test_page_of_a_study_is_whole_and_asks_for_nothing_outside(study):
+def test_page_of_a_study_is_complete_and_loads_nothing_from_outside(study):
     html = page_of(study)
     found = Checker(html)
     assert not found.outside
@@ -101,7 +101,7 @@ def test_a_tag_escapes_text_and_attributes_but_not_tags():
     assert tag("p", "<&", tag("b", 'x"'), title='"<') == '<p title="&quot;&lt;">&lt;&amp;<b>x&quot;</b></p>'
 
 
-def test_study_table_has_differences_with_their_significance_and_scores(study):
+def test_study_table_has_scores_and_differences_with_their_significance(study):
     text = markdown_of(study)
     budget = json.loads((study / "results.json").read_text())["budgets"]["tokens:2e4"]["arms"]
     best = budget["all four"]
@@ -200,7 +200,7 @@ def test_a_line_has_a_gap_where_it_is_not_finite():
     assert line.count("L") == 1
 
 
-def test_plan_has_frozen_layers_dropped_tokens_and_the_share_of_steps_that_run_each_layer(runs):
+def test_plan_shows_which_layers_are_frozen_or_drop_tokens_and_how_often_each_layer_runs(runs):
     mslt = plans.rows_of(plans.plan_of(read.read([runs / "mslt"]).runs[0]))
     assert [row[3] for row in mslt if row[5] == "no"] == ["1", "1 to 2", "1 to 3"]
     tokens = plans.rows_of(plans.plan_of(read.read([runs / "tokens"]).runs[0]))
@@ -368,7 +368,7 @@ def test_without_matplotlib_only_a_png_is_refused(runs, tmp_path, monkeypatch):
         write([runs / "dense"], tmp_path / "x.png")
 
 
-def test_same_report_is_the_same_file(runs, tmp_path):
+def test_writing_a_report_twice_gives_the_same_file(runs, tmp_path):
     write([runs / "dense"], tmp_path / "a.html")
     write([runs / "dense"], tmp_path / "b.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()

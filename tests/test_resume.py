@@ -100,7 +100,7 @@ def test_extended_run_takes_more_steps_at_the_rate_of_a_longer_run(whole, small_
     about = checkpoint.about(checkpoint.find(workdir))
     assert (about.planned, about.stage.steps) == (STEPS + 8, STEPS // 2 + 8)
     assert sealed.read(workdir / "summary.json", "")["steps"] == STEPS + 8
-    extend(config, workdir, "stretch")  # the same command again adds nothing
+    extend(config, workdir, "stretch")  # a second call adds no steps
     assert checkpoint.steps(workdir / "checkpoints")[-1] == STEPS + 8
 
 
@@ -179,6 +179,6 @@ def test_a_removed_row_is_found_and_a_removed_file_is_reported(stopped, small_sh
     assert [row["step"] for row in read_rows(path)] == [20, 24, 24]
 
 
-def test_the_list_of_free_settings_names_keys_of_the_config(small_shards):
+def test_every_setting_that_may_change_is_a_key_of_the_config(small_shards):
     known = resume._flat(config_of(small_shards))
     assert set(resume.MAY_CHANGE) | set(resume.MESH) <= known.keys()

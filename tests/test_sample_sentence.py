@@ -1,4 +1,4 @@
-"""The sentence that a run suggests to try: from its own held-out text, with a whole word masked."""
+"""The sentence that a run suggests for `fill-mask`. It comes from the run's held-out text, with one word masked."""
 
 from bert_fast.data import sample_sentence
 from bert_fast.data.prepare import prepare
@@ -11,7 +11,7 @@ def prepared(tmp_path, text: str):
     return tmp_path / "shards"
 
 
-def test_sentence_is_a_held_out_one_in_the_texts_language(tmp_path):
+def test_sentence_comes_from_the_held_out_text(tmp_path):
     sentences = [f"Am Abend fährt der Zug mit {number} Gästen nach Köln." for number in range(10, 30)]
     found = sample_sentence.masked(prepared(tmp_path, "\n\n".join(["Kurz.", *sentences])))
     assert found.count("[MASK]") == 1

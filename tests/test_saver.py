@@ -1,4 +1,5 @@
-"""Saves in the background: a thread writes a copy of the state while the run continues, and checkpoints stay safe."""
+"""Saving in the background: a thread writes a copy of the state while the run continues. A kill damages no checkpoint.
+"""
 
 import contextlib
 import os
@@ -32,7 +33,7 @@ PATIENCE = 60.0  # seconds
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
-def test_copy_survives_donation_and_does_not_keep_the_memory_from_reuse(dtype):
+def test_copy_survives_donation_and_does_not_prevent_reuse_of_the_memory(dtype):
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
     x = jax.block_until_ready(add(jnp.zeros((256, 256), dtype)))
     place = x.unsafe_buffer_pointer()
@@ -81,7 +82,7 @@ def gate(monkeypatch):
     opened.set()
 
 
-def test_what_changes_while_a_checkpoint_is_written_is_not_in_it(tmp_path, gate):
+def test_checkpoint_leaves_out_changes_made_while_it_is_written(tmp_path, gate):
     at = engine_at(1)
     at.counters.norms, at.counters.data = [1.0], {"mlm": 8}
     expected = np.array(at.state.params["layers"]["kernel"])
@@ -100,7 +101,7 @@ def test_what_changes_while_a_checkpoint_is_written_is_not_in_it(tmp_path, gate)
     assert int(restored.step) == int(restored.opt_state["count"]) == 1
 
 
-def test_next_save_waits_for_the_one_in_flight_and_old_ones_are_deleted(tmp_path, gate):
+def test_next_save_waits_for_the_save_in_flight_and_old_checkpoints_are_deleted(tmp_path, gate):
     with saver_in(tmp_path) as saver:
         save(saver, engine_at(1))
         threading.Timer(0.3, gate.set).start()
@@ -155,7 +156,7 @@ def test_step_that_is_saved_is_not_written_again_unless_the_run_went_back(tmp_pa
     assert len(written) == 2
 
 
-def test_exit_waits_for_the_save_in_flight_and_prints_its_error_if_another_is_raised(tmp_path, gate, monkeypatch):
+def test_exit_waits_for_the_save_in_flight_and_prints_its_error_if_another_error_is_raised(tmp_path, gate, monkeypatch):
     with saver_in(tmp_path) as saver:
         save(saver, engine_at(1))
         threading.Timer(0.3, gate.set).start()
@@ -197,7 +198,7 @@ def test_save_seconds_count_only_the_time_that_the_run_waits(tmp_path, gate):
     assert checkpoint.about(checkpoint.newest(tmp_path)).counters.waited
 
 
-def test_save_is_due_once_the_minutes_since_the_last_one_have_passed(tmp_path, monkeypatch):
+def test_save_is_due_a_set_number_of_minutes_after_the_last_save(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     never, saver = saver_in(tmp_path), saver_in(tmp_path, minutes=2.0)
@@ -312,7 +313,7 @@ def test_failed_save_ends_the_run_at_the_next_step(small_shards, tmp_path, monke
     assert steps[-1] == 21
 
 
-def test_signal_while_a_checkpoint_is_written_saves_the_current_step_after_it(
+def test_signal_during_a_save_saves_the_current_step_once_that_save_is_done(
     finished, small_shards, tmp_path, monkeypatch
 ):
     original = checkpoint.save

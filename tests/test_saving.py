@@ -10,8 +10,8 @@ def both(estimate, schedule):
     return {"estimate": estimate, "schedule": schedule}
 
 
-def test_layers_that_shrink_as_much_as_their_flops_reach_the_ceiling():
-    # Half of the layers' cycles and FLOPs are saved, and nothing else.
+def test_layers_whose_cycles_shrink_as_much_as_their_flops_reach_the_ceiling():
+    # The layers need half of the cycles and half of the FLOPs. The rest of the step is unchanged.
     dense = made_plan()
     half = made_plan(flops=2e13 - 0.5 * 1.8e13, cycles=both(15e6 - 0.5 * 12.6e6, 14e6 - 0.5 * 11.2e6))
     for found in (saving.of_run(half, dense), saving.of_stage(half.stages[0], dense.stages[0])):
@@ -27,7 +27,7 @@ def test_the_lower_of_the_two_instruments_counts():
     assert saving.lower(found) == found["schedule"]
 
 
-def test_ceiling_of_a_run_weighs_its_dense_stages_by_their_flops():
+def test_ceiling_of_a_run_is_the_mean_over_dense_stages_weighted_by_flops():
     dense = made_plan()
     other = made_plan(flops=4e13, layers=both(7.5e6, 14e6)).stages[0]
     two = dense._replace(stages=[dense.stages[0], other])

@@ -22,13 +22,13 @@ def work_of(text, cycles=None, moved=0):
     return Work(1.0, "fusion", cycles, moved, "", "", Instruction("f", "f32[8]", "fusion", (), text))
 
 
-def test_passes_through_a_fusion_are_its_windows():
+def test_a_fusion_takes_one_pass_per_window():
     assert schedule.iterations(WINDOW) == 6
     assert schedule.iterations("%f = f32[8] fusion()") is None
     assert schedule.cost(work_of(WINDOW, 9), {"f": 100}, V5E) == (600, False)
 
 
-def test_a_schedule_takes_at_least_the_time_to_move_its_bytes():
+def test_an_instruction_takes_at_least_the_time_to_move_its_bytes():
     cycles, bounded = schedule.cost(work_of(WINDOW, 9, moved=819 * 10**6), {"f": 100}, V5E)
     assert cycles == pytest.approx(1e-3 * V5E.clock)  # 819 MB at 819 GB/s
     assert not bounded
@@ -65,7 +65,7 @@ def kernel_text(grid):
     return f'%f = f32[8] custom-call(%x), custom_call_target="tpu_custom_call", backend_config={config}'
 
 
-def test_passes_through_a_kernel_are_its_grid():
+def test_a_kernel_takes_one_pass_per_point_of_its_grid():
     text = kernel_text((4, 3))
     assert schedule.iterations(text) == 12
     assert schedule.cost(work_of(text), {"f": 100}, V5E) == (1200, False)

@@ -1,4 +1,4 @@
-"""The search finds what costs least among what fits, and skips choices that are sure to cost more."""
+"""The search finds the cheapest choice that fits, and skips choices that are sure to cost more."""
 
 import pathlib
 
@@ -11,12 +11,12 @@ from bert_fast.planner import cost_report, estimate, search
 from helpers.estimates import V5E, made_plan
 from test_planner import SILENT, settings_of
 
-RECOMPUTED = {"none": (1, 1), "attention": (1.1, 0.5), "block": (1.3, 0.25)}  # time and memory of each
+RECOMPUTED = {"none": (1, 1), "attention": (1.1, 0.5), "block": (1.3, 0.25)}  # relative time and memory
 
 
 @pytest.fixture
 def made(monkeypatch):
-    """Replaces the planner by one for 8 chips with room for 16 examples each. Returns a list of what it planned."""
+    """Replaces the planner by a simple model of 8 chips, each with room for 16 examples. Returns the list of its calls."""
     planned: list = []
 
     def plan(settings, where, cache, say):
@@ -109,7 +109,7 @@ def test_number_of_examples_stays_the_same():
     assert "steps" not in choice.flags(budgeted)
 
 
-def test_command_keeps_the_given_settings_and_changes_the_found_ones():
+def test_command_keeps_the_given_settings_except_those_that_the_search_replaces():
     argv = ["--topology=v5e:2x4", "--config=bert:size=base", "--compare=mslt", "--compare.seed=3"]
     argv += ["--config.batch_size=8", "--config.model.dtype=bfloat16"]
     changes = {"batch_size": 64, "mesh.data": 8}

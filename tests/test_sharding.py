@@ -34,7 +34,7 @@ def test_steps_on_a_mesh_or_in_micro_batches_equal_steps_on_one_device(meshes, c
     assert meshes[case]["absolute"] < 1e-5
 
 
-def test_kernels_of_several_devices_draw_the_masks_of_one(meshes):
+def test_kernels_on_several_devices_draw_the_same_masks_as_on_one(meshes):
     assert max(meshes["kernel"]) < 1e-4
 
 

@@ -14,7 +14,7 @@ from bert_fast import BadInput
 from bert_fast.data import batches, masking, sealed, shards
 from helpers.made_shards import bert, make_small_folder
 
-FLIPS = 60  # of each file
+FLIPS = 60  # bits flipped in each file, one at a time
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def flip(path, rng):
 
 
 def used(folder, verified=True):
-    """All training examples of a shards folder, as a run reads them."""
+    """Every third training example of a shards folder, read as a run reads it."""
     (shards.verify if verified else shards.read_manifest)(folder)
     vocab = masking.read_vocab(folder)
     rows = batches.training_examples(shards.Split(folder, "train"), vocab, bert(seq_len=16), 0)
@@ -60,7 +60,7 @@ def test_a_flipped_bit_is_an_error_with_a_remedy_or_changes_nothing(whole, tmp_p
 
 
 def unseal(folder):
-    """Turns the manifest into one of an earlier version."""
+    """Rewrites the manifest in the earlier format, which has no seal."""
     manifest = shards.read_manifest(folder)
     manifest["format"] = shards.UNSEALED
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -78,7 +78,7 @@ def test_shards_of_an_earlier_version_are_accepted_and_damage_to_them_gives_no_t
         (folder / "manifest.json").write_bytes(before)
 
 
-def test_special_ids_that_differ_from_the_vocabulary_are_refused_without_a_seal(whole, tmp_path):
+def test_special_ids_that_differ_from_the_vocabulary_are_refused_even_without_a_seal(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "shards")
     unseal(folder)
     manifest = shards.read_manifest(folder)
@@ -88,7 +88,7 @@ def test_special_ids_that_differ_from_the_vocabulary_are_refused_without_a_seal(
         shards.verify(folder)
 
 
-def test_a_manifest_cannot_lose_its_seal(whole, tmp_path):
+def test_a_manifest_that_has_lost_its_seal_is_refused(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "shards")
     content = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(content.replace('"seal"', '"seat"'))
@@ -105,7 +105,7 @@ def test_the_fingerprint_is_computed_again(whole, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000, b"{" + b'"a":{' * 100_000, b"1" * 5000])
-def test_a_manifest_that_is_not_one_is_an_error(whole, tmp_path, content):
+def test_a_manifest_that_is_not_a_json_object_is_an_error(whole, tmp_path, content):
     folder = shutil.copytree(whole, tmp_path / "shards")
     (folder / "manifest.json").write_bytes(content)
     with pytest.raises(BadInput, match=r"manifest\.json (cannot be read as JSON|is damaged: it holds)"):
@@ -113,7 +113,7 @@ def test_a_manifest_that_is_not_one_is_an_error(whole, tmp_path, content):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_damage_that_appears_during_a_run_is_an_error_of_the_run(whole, tmp_path, workers):
+def test_damage_that_appears_during_a_run_is_an_error_with_a_remedy(whole, tmp_path, workers):
     folder = shutil.copytree(whole, tmp_path / "shards")
     vocab = masking.read_vocab(folder)
     rows = batches.training_examples(shards.Split(folder, "train"), vocab, bert(seq_len=16), 0)

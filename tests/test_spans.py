@@ -1,4 +1,4 @@
-"""Windows over a context, and the answers read from them as in run_squad.py: characters, labels and best answers."""
+"""Windows over a context, compared with run_squad.py: characters, labels, and the best answers."""
 
 import itertools
 import json
@@ -66,17 +66,17 @@ def test_a_window_is_the_question_and_a_part_of_the_context(words):
         ("Built in Zürich.", "Zürich"),
         ("The CAFÉ was", "CAFÉ"),
         ("The cafe\u0301 was", "cafe\u0301"),  # a combining mark at the end
-        ("re\u0301sume\u0301, was", "re\u0301sume\u0301"),  # inside too; the next token follows immediately
+        ("re\u0301sume\u0301, was", "re\u0301sume\u0301"),  # also a mark inside; the comma follows immediately
         ("naïvely built", "naïvely"),
-        ("a cafe\u0301\u0301\u0301", "cafe\u0301\u0301\u0301"),  # at the end of the text
-        ("İstanbul was", "İstanbul"),  # two characters in lower case
+        ("a cafe\u0301\u0301\u0301", "cafe\u0301\u0301\u0301"),  # several marks at the end of the text
+        ("İstanbul was", "İstanbul"),  # the lower case of İ is two characters
         ("the 東京 cafe", "京"),
         ("the東京cafe", "東京"),
         ("built (1895).", "1895"),
         ("built (1895).", "95"),  # the second piece of a word
         ("players, playing", "playing"),
         ("in\u00a0Zürich  \n was", "Zürich  \n was"),  # white space is unchanged
-        ("zz\u200bz the cafe", "cafe"),  # dropped characters, and an unknown word
+        ("zz\u200bz the cafe", "cafe"),  # a character that the tokenizer drops, in an unknown word
         ("the [MASK] was", "[MASK]"),
         ("the [SEP] was built", "was"),
         ("한국 was", "한"),  # three pieces from one character
@@ -150,7 +150,7 @@ def test_windows_and_most_context_match_run_squad(words, tokens, seq_len, stride
         assert len(made.ids[n]) == len(made.types[n]) == length + 5
 
 
-def test_a_window_is_labelled_with_the_first_answer_in_it_or_cls(words):
+def test_the_label_of_a_window_is_the_first_answer_in_it_or_else_cls(words):
     asked = question(letters(20), "f g a", "b c", "g", starts=(10, 16, 26))
     made = windows([asked], words, 11, 4, 16)  # six context tokens at a time; the first window ends within "f g a"
     labels = [(int(s) - 4, int(e) - 4) for s, e in zip(made.starts, made.ends, strict=True)]
@@ -159,7 +159,7 @@ def test_a_window_is_labelled_with_the_first_answer_in_it_or_cls(words):
     assert labels == [(s[0] - start, s[1] - start) if s else (-4, -4) for start, s in first.items()]
 
 
-def test_answers_of_unknown_position_and_questions_without_answers_are_labelled_cls(words):
+def test_the_label_is_cls_if_there_is_no_answer_or_its_position_is_unknown(words):
     asked = [question("the cafe", "cafe", starts=(-1,)), question("the cafe", id="none")]
     made = windows(asked, words, 32, 8, 16)
     assert made.starts.tolist() == made.ends.tolist() == [0, 0]
@@ -218,7 +218,7 @@ def test_the_best_answers_are_the_best_of_all_spans(words, longest):
     assert [entry["text"] for entry in every.n_best["q"]] == [text for text, _ in expected]
 
 
-def test_no_answer_is_predicted_by_comparing_the_lowest_cls_score_with_the_best_span(words):
+def test_the_lowest_cls_score_and_the_best_span_decide_whether_the_answer_is_empty(words):
     asked = question(letters(33))
     made = windows([asked], words, 17, 4, 16)
     logits = random_logits(made)
@@ -240,7 +240,7 @@ def test_no_answer_is_predicted_by_comparing_the_lowest_cls_score_with_the_best_
 
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
-def test_a_diverged_run_answers_nothing(words, version):
+def test_answers_of_a_diverged_run_are_empty(words, version):
     asked = [question(letters(20), "a b"), question("the cafe", id="r")]
     made = windows(asked, words, 14, 4, 16)
     assert len(made.ids) > len(asked)

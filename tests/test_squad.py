@@ -119,7 +119,7 @@ def test_misplaced_answers_are_counted_and_the_first_is_named(tmp_path, capsys, 
 
 
 @pytest.mark.parametrize("version", squad.VERSIONS)
-def test_tensorflow_datasets_copy_gives_the_same_questions(tmp_path, monkeypatch, version):
+def test_data_set_of_tensorflow_datasets_gives_the_same_questions(tmp_path, monkeypatch, version):
     """Uses a small data set with the features of `squad/v1.1` or `squad/v2.0`, because those need a download."""
     import tensorflow_datasets as tfds
 
@@ -173,7 +173,7 @@ def question(*answers, id="q"):
         ("ZÜRICH", ("zürich",), 1, 1),
         ("b\u00a0c", ("b c",), 1, 1),
         ("", ("b",), 0, 0),
-        ("the", ("a",), 1, 0),  # version 1.1 finds no word in common
+        ("the", ("a",), 1, 0),  # both normalise to nothing: they are equal, but have no word in common
     ],
 )
 def test_scores_follow_the_rules_of_version_1_1(prediction, golds, exact, f1):
@@ -190,7 +190,7 @@ def test_scores_follow_the_rules_of_version_1_1(prediction, golds, exact, f1):
         ("Denver", (), 0, 0),
         ("", ("Denver",), 0, 0),
         ("", ("the",), 1, 1),  # a gold answer that normalises to nothing means no answer
-        ("Denver", ("the", "Denver Broncos"), 0, 2 / 3),  # and is ignored next to another answer
+        ("Denver", ("the", "Denver Broncos"), 0, 2 / 3),  # such a gold answer is ignored if there is another one
         ("", ("the", "Denver"), 0, 0),
     ],
 )
@@ -207,10 +207,16 @@ def test_scores_follow_the_rules_of_version_2_0(prediction, golds, exact, f1):
 def test_scores_of_version_2_0_include_parts_and_best_thresholds():
     """Five questions, worked out by hand.
 
-    If "no answer" is predicted for every question, n and m are right: 2 of 5. Questions are then answered in order of
-    difference. a is right: 3. n has no answer, so the count falls: 2. b is half right: exact match 2, F1 2.5. c is
-    right: exact match 3, F1 3.5. m stays "no answer". The best exact match is 3, first reached at a. The best F1 is
-    3.5, reached at c.
+    At the lowest threshold, "no answer" is predicted for every question. Then `n` and `m` are right: 2 of 5. As the
+    threshold rises, the questions are answered in order of their difference:
+
+    `a` is right. Exact match and F1 are 3.
+    `n` has no answer. Both fall to 2.
+    `b` is half right. Exact match stays 2, and F1 is 2.5.
+    `c` is right. Exact match is 3, and F1 is 3.5.
+    `m` stays without an answer.
+
+    The best exact match is 3, first reached at `a`. The best F1 is 3.5, reached at `c`.
     """
     questions = [
         question(id="n"),

@@ -62,7 +62,7 @@ def test_mslt_adds_a_quarter_of_the_layers_per_stage_and_ends_with_a_joint_stage
         ("mslt", 6, [(2, 0.2), (3, 0.2), (5, 0.2), (6, 0.2), (6, 0.2)]),
     ],
 )
-def test_small_models_have_fewer_stages(variant, depth, expected):
+def test_stages_fit_the_depth_of_small_models(variant, depth, expected):
     stages = stacking.make(variant).stages(plain(of_depth(depth), 1_000_000))
     assert [row[2] for row in summary(stages)] == [depth for depth, _ in expected]
     np.testing.assert_allclose([row[1] / 1e6 for row in summary(stages)], [share for _, share in expected], atol=1e-6)
@@ -103,7 +103,7 @@ def test_depths_and_shares_are_taken_as_given():
 # Learning rates
 
 
-def test_rates_of_stacking_equal_the_released_script():
+def test_rates_of_stacking_equal_those_of_the_released_script():
     stages = stacking.make().stages(plain(of_depth(12)))
     # From --lr, --end-lr and --max-update of the three runs in reproduce_bert.sh. The third run plans 800,000 steps.
     # The last stage here takes the first 280,000 of them.
@@ -139,8 +139,9 @@ def flops(stages):
     return [step_flops(stage.program).executed for stage in stages]
 
 
-def test_a_trained_layer_costs_three_times_a_frozen_one():
-    # Without prediction slots the head costs nothing. In pre-LN the lowest trainable layer needs every product.
+def test_a_trained_layer_costs_three_times_as_much_as_a_frozen_layer():
+    # Without prediction slots, the head costs nothing. With pre-LN, the backward pass of the lowest trainable layer
+    # costs as much as that of the layers above it.
     units = np.array(flops(stacking.make("mslt").stages(plain(of_depth(12), slots=0)))) / step_flops(
         plain(of_depth(1), slots=0)[0].program
     ).executed  # fmt: skip

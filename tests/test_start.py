@@ -200,7 +200,7 @@ def test_counts_of_another_version_are_refused():
     assert Counters.from_json(Counters(ends=[5, 9]).to_json()).stage_began == 9
 
 
-def test_a_long_warm_up_and_many_passes_over_the_corpus_are_warned_about(small_shards, tmp_path, capfd, monkeypatch):
+def test_run_warns_of_a_long_warm_up_and_of_many_passes_over_the_corpus(small_shards, tmp_path, capfd, monkeypatch):
     changes = {"steps": 4, "eval__every": 0, "checkpoint__every": 0}
     run(small_config(small_shards, **changes, learning_rate__warmup_steps=3), tmp_path / "slow")
     assert "the learning rate rises for 3 of 4 steps" in capfd.readouterr().err

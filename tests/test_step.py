@@ -28,9 +28,9 @@ def test_frozen_layers_have_no_backward_pass(params):
         step, state = step_and_state(program, params)
         return dots(jax.make_jaxpr(step)(state, batch_of(), Route(), 0.1, SEED).jaxpr)
 
-    # A layer has 6 products (qkv, scores, values, output, two of the feed-forward
-    # network), each with two in its backward pass. The lowest layer that learns above a frozen one
-    # needs no gradient of its input, which saves one product.
+    # A layer has 6 products: qkv, scores, values, output, and two in the feed-forward network. Each product has two
+    # more in its backward pass. If the first layer is frozen, the lowest layer that learns needs no gradient of its
+    # input, which saves one more product.
     assert count(0) - count(1) == 12 + 1
     assert count(1) - count(2) == 12
 
@@ -62,7 +62,7 @@ def test_join_inverts_partition(params):
         jax.tree.map(np.testing.assert_array_equal, joined, params)
 
 
-def test_micro_batches_hold_every_example_once_and_keep_neighbours_on_their_device():
+def test_two_micro_batches_hold_every_example_once_and_take_alternate_examples():
     batch = {"ids": np.arange(24).reshape(8, 3)}
     split = micro_batches(batch, 2)
     np.testing.assert_array_equal(split["ids"][:, :, 0] // 3, [[0, 2, 4, 6], [1, 3, 5, 7]])
@@ -111,7 +111,7 @@ def test_losses_at_mask_tokens_are_also_summed_separately(params):
         dataclasses.replace(PROGRAM, model=dataclasses.replace(CONFIG, special_ids=MASK)), params
     )
     batch = batch_of()
-    batch["ids"][0, 2] = batch["ids"][1, 5] = batch["ids"][2, 3] = MASK[-1]  # the third is not predicted
+    batch["ids"][0, 2] = batch["ids"][1, 5] = batch["ids"][2, 3] = MASK[-1]  # the third [MASK] is not predicted
     batch["weights"] = np.float32([[0.5, 1], [1, 2], [1, 1], [0, 0]])
     _, metrics = jax.jit(step)(state, batch, Route(), 0.1, SEED)
     x_BSD = bert.encode(CONFIG, params, {}, batch, whole(3), Route(), None)
@@ -139,7 +139,7 @@ def test_randomness_is_a_function_of_seed_and_step(params):
 
 @pytest.mark.slow
 def test_gradient_of_the_residual_stream_is_summed_once():
-    # Otherwise each use recomputes the sum over the layers above, and the step time grows with the depth squared.
+    # If each use recomputed the sum over the layers above, the step time would grow with the depth squared.
     def sums(depth):
         model = dataclasses.replace(CONFIG, norm="pre", depth=depth)
         program = dataclasses.replace(PROGRAM, model=model, plan=whole(depth))

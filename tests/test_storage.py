@@ -76,7 +76,7 @@ def test_a_hasty_request_is_repeated_once(bucket, bucket_server):
         storage.open(bucket, hasty=True).write("x", b"")
 
 
-def test_refused_requests_are_not_repeated_and_ask_for_a_login(bucket, bucket_server):
+def test_refused_requests_are_not_repeated_and_the_error_asks_for_a_login(bucket, bucket_server):
     bucket_server.fail(status=403, times=1)
     with pytest.raises(BucketError, match=r"HTTP 403.*log in .*aws configure.*gcloud auth.*rights to read, write"):
         storage.open(bucket).names()
@@ -88,7 +88,7 @@ def test_a_bucket_that_does_not_exist_is_an_error(bucket, ask):
         ask(storage.open("s3://no-such-bucket/a"))
 
 
-def test_no_server_is_an_error(bucket, monkeypatch):
+def test_an_unreachable_server_is_an_error(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(BucketError, match=r"Could not connect.*check the network"):
         storage.open(bucket).names()
@@ -106,7 +106,7 @@ def test_a_server_that_says_nothing_is_an_error(bucket, bucket_server):
     assert store.read("x") is None
 
 
-def test_a_request_has_a_limit_for_all_its_repetitions(bucket, bucket_server, monkeypatch):
+def test_all_attempts_of_a_request_share_one_time_limit(bucket, bucket_server, monkeypatch):
     monkeypatch.setattr(storage, "LIMIT", 0.5)
     monkeypatch.setattr(storage, "LARGEST", 0)
     store = storage.open(bucket)
@@ -138,7 +138,7 @@ def test_other_urls_are_refused(url):
         storage.open(url)
 
 
-def test_paths_are_no_urls_and_a_path_made_of_a_url_is_refused():
+def test_paths_are_not_urls_and_a_path_made_of_a_url_is_refused():
     assert not any(map(storage.is_url, ("runs/a", "/runs/s3:/a", "", "C:/a", pathlib.Path("runs/a"))))
     for url in ("s3://bucket/a", "gs://bucket/a"):
         with pytest.raises(BadInput, match="give the URL as a string"):

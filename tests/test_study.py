@@ -25,7 +25,7 @@ def settings_of(arm: str, small_shards, part: str = "tier1"):
 TIER1 = study.load("tier1")
 
 
-def test_parts_ship():
+def test_every_part_ships_and_every_method_has_a_description():
     assert set(part_script.PARTS) == {path.stem for path in study.SHIPPED.glob("tier*.py")}
     assert set(METHODS) == set(TIER1.arms) - {"dense"}
 
@@ -42,7 +42,7 @@ def test_arms_end_with_a_deep_model_and_a_rate_of_zero(arm, small_shards):
     assert 0 <= rate < 0.002 * settings.schedule.peak
 
 
-def test_each_arm_had_the_same_trials_as_dense():
+def test_each_arm_tries_the_same_rates_as_dense():
     found: dict[str, set[str]] = {}
     for arm in study.load("tier1_rates").arms:
         name, _, rate = arm.partition(", rate ")
@@ -80,8 +80,8 @@ def made_records(tmp_path, monkeypatch):
 
 def test_pages_have_the_numbers_of_the_records(made_records):
     text = study_pages.text_of("token_drop")
-    # The differences are -0.1, -0.09 and -0.11, so they are resolved. Dense training reads 2 M of the 8 M tokens, and
-    # ends 6.75 - 5.25 nats below the unigram model.
+    # The differences are -0.1, -0.09 and -0.11: so close together that their mean is clearly below 0. Dense training
+    # reads 2 M of the 8 M tokens, and ends 6.75 - 5.25 nats below the unigram model.
     assert (
         "| token dropping | 3 (seeds 0, 1, 2) | 4.900 ± 0.110 | -0.100 [-0.125, -0.075] | 5.150 | 25.0% | 2.50 |"
         in text
@@ -99,7 +99,7 @@ def test_differences_within_the_noise_are_called_unresolved(made_records):
     assert "| +0.017 [-0.173, +0.206] (unresolved) |" in text
 
 
-def test_the_block_of_the_readme_has_every_arm_that_ran(made_records):
+def test_the_block_of_the_readme_has_every_method_that_ran(made_records):
     block = study_pages.readme_block()
     names = [line.split("|")[1].split(" (")[0].strip() for line in block.splitlines() if line.startswith("| ")]
     assert names == ["method", "token dropping", "progressive stacking"]
@@ -145,7 +145,7 @@ def test_a_part_runs_from_the_commit_of_its_records(tmp_path):
         part_script.commit_of("tier1", kept, tmp_path)
 
 
-def test_every_part_takes_the_step_costs_of_the_first(tmp_path):
+def test_every_part_takes_the_step_costs_of_the_first_part(tmp_path):
     first, part = tmp_path / "tier1", tmp_path / "tier2"
     part_script.share_costs(part, first)
     assert not part.exists()

@@ -1,4 +1,6 @@
-"""Layers drawn by progressive layer dropping compute the paper's switchable block, in both executions.
+"""The layers that progressive layer dropping draws compute the paper's switchable block.
+
+A plan either gathers the layers that run, or skips the other layers with `cond`. Both give the same results.
 
 Axes: as in layer_drop.py and bert.py.
 """
@@ -28,7 +30,8 @@ from helpers.trunk import BATCH, PRE, close, equal, layers_of, program_of, run
 def switchable_encoder(config, params, batch, gate_L, keep_L):
     """Hidden states in float64, by the paper's equations:
 
-    h_i = x_i + G_i / p_i SelfAttn(LN_1(x_i)), x_{i+1} = h_i + G_i / p_i FFN(LN_2(h_i)), and a LayerNorm at the end.
+    h_i = x_i + G_i / p_i SelfAttn(LN_1(x_i)), x_{i+1} = h_i + G_i / p_i FFN(LN_2(h_i)). A LayerNorm follows the last
+    layer.
     """
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     embed, eps = params["embed"], config.norm_eps
@@ -95,8 +98,8 @@ def test_a_span_may_run_no_layer():
 
 
 def test_dropped_boundary_layer_still_passes_on_the_kept_tokens():
-    # The plan of token dropping. The dropped layer is its boundary, which attends to all tokens but updates only the
-    # kept ones.
+    # This is a plan of token dropping. Layer dropping drops its boundary: the layer that attends to all tokens, but
+    # updates only the kept ones.
     config = dataclasses.replace(PRE, depth=4)
     params = reference.random_params(config)
     plan = edit(edit(edit(whole(4), 1, 3, queries=8), 2, 3, keys=8), 3, 4, queries=None)

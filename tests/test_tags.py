@@ -22,7 +22,7 @@ def sentence(*tags_W):
     return conll.Sentence(tuple("w1" for _ in tags_W), tags_W, tuple(f"line {n}" for n in range(len(tags_W))))
 
 
-def test_conll_files_are_read_and_json_lines_give_the_same(tmp_path):
+def test_json_lines_give_the_same_sentences_as_a_conll_file(tmp_path):
     found = read(tmp_path, "\ufeff-DOCSTART- -X- O\r\n\r\nU.N. NNP  B-ORG\r\nofficial NN O\r\n \r\n\r\n5 CD O")
     assert [(one.tokens, one.tags) for one in found] == [(("U.N.", "official"), ("B-ORG", "O")), (("5",), ("O",))]
     assert [place.rpartition(", ")[2] for one in found for place in one.places] == ["line 3", "line 4", "line 7"]
@@ -130,7 +130,7 @@ def test_scores_equal_those_that_seqeval_1_2_2_gave(wanted, raw, precision, reca
     )
 
 
-def test_scores_equal_seqevals():
+def test_scores_of_random_tags_equal_the_scores_of_seqeval():
     metrics = pytest.importorskip("seqeval.metrics")
     rng = np.random.default_rng(0)
     for share in (0.0, 0.2, 0.9):

@@ -1,4 +1,4 @@
-"""Batches of examples of similar length: each epoch has every example once, the same programs, and little padding."""
+"""Batches of examples of similar length. Each epoch has every example once, little padding, and the same shapes."""
 
 import os
 import pathlib
@@ -34,7 +34,7 @@ def test_pairs_are_laid_out_as_bert_reads_them(words):
 
 @pytest.mark.parametrize(("a", "b", "room"), [(9, 3, 10), (3, 9, 10), (7, 7, 9), (8, 7, 4), (5, 5, 20), (20, 2, 5)])
 def test_the_longer_text_is_cut_as_in_bert(words, a, b, room):
-    # _truncate_seq_pair of google-research/bert, run_classifier.py
+    # The loop below is _truncate_seq_pair of run_classifier.py in google-research/bert.
     first, second = [f"w{i}" for i in range(a)], [f"w{i}" for i in range(b)]
     expected_a, expected_b = list(first), list(second)
     while len(expected_a) + len(expected_b) > room:
@@ -62,7 +62,7 @@ def _combinations(values, count):
 
 
 @pytest.mark.parametrize("count", [500, 97, 31])
-def test_every_epoch_has_every_example_once_and_the_same_programs(count):
+def test_every_epoch_has_every_example_once_and_the_same_batch_shapes(count):
     lengths = LENGTHS[:count]
     widths = batches.choose_widths(LENGTHS, 5)
     shapes = []

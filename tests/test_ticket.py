@@ -1,4 +1,4 @@
-"""EarlyBERT's ticket, from masks to the slim model, compared with NumPy written from the released code's rules.
+"""EarlyBERT's ticket, from masks to the slim model, compared with NumPy code that follows the released code's rules.
 
 Axes: as in early_bert.py.
 """
@@ -85,7 +85,7 @@ def first_mask(method, config, c_LH, c_LF):
     return method.report(state, stage, None, ())
 
 
-def test_four_of_twelve_heads_are_pruned_in_every_layer_and_two_fifths_of_all_neurons():
+def test_four_of_twelve_heads_in_every_layer_and_two_fifths_of_all_neurons_are_pruned():
     rng = np.random.default_rng(0)
     c_LH, c_LF = rng.random((12, 12)).astype(np.float32), rng.random((12, 3072)).astype(np.float32)
     base = bert.Config(vocab_size=128)

@@ -1,4 +1,4 @@
-"""Token dropping's plan, order and forward pass, compared with NumPy written from the released code."""
+"""Token dropping's plan, order and forward pass, compared with a NumPy version of the released code."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ both_norms = pytest.mark.parametrize("config", [POST, PRE], ids=["post", "pre"])
 
 
 def reference_order(score_V, batch):
-    """[selected, not selected] of SelectTopK in routing.py, in NumPy."""
+    """The order of SelectTopK in routing.py: first the selected tokens, then the others. Computed with NumPy."""
     return np.argsort(-np.asarray(score_V)[batch["ids"]], axis=1, kind="stable")
 
 
@@ -146,7 +146,7 @@ def test_a_step_is_a_quarter_cheaper(depth, width, seq_len, slots, saved):
 # The order of the tokens
 
 
-def test_order_and_its_inverse_equal_the_released_code():
+def test_order_and_its_inverse_are_those_of_the_released_code():
     batch = {name: np.array([[0, 1, 2, 3]], np.int32) for name in ("ids", "types", "positions", "slots")}
     batch |= {"segments": np.ones((1, 4), np.int32), "cls": np.array([2], np.int32)}
     moved = token_order.kept_first(jnp.array([[5.0, 9.0, 1.0, 9.0]]), batch)
@@ -176,7 +176,7 @@ def test_nothing_is_moved_if_the_plan_drops_no_tokens():
 
 def test_ties_stay_in_order():
     moved = ordered(token_drop.make().init({}, POST)[1])
-    np.testing.assert_array_equal(moved["positions"][0], [0, 2, 1, *range(3, 12)])  # [CLS] and [MASK] before the others
+    np.testing.assert_array_equal(moved["positions"][0], [0, 2, 1, *range(3, 12)])  # [CLS] and [MASK] come first
 
 
 def test_padding_comes_last_at_any_score():
@@ -214,7 +214,7 @@ def restored(x_BSD, order_BS):
 
 @both_norms
 @pytest.mark.parametrize("boundary", [0, 1, 2])
-def test_forward_pass_equals_the_released_code(config, boundary):
+def test_forward_pass_gives_the_results_of_the_released_code(config, boundary):
     params, batch = reference.random_params(config), ordered()
     x_BSD = bert.encode(config, params, {}, batch, planned(config, boundary=boundary), Route(), None)
     losses = bert.losses(config, params, {}, x_BSD, batch)
@@ -260,7 +260,7 @@ def gathered_loss(params, config, order_BS):
 
 
 def test_ordering_tokens_at_the_input_equals_gathering_them_inside_the_encoder():
-    # Gradients are compared too. In pre-LN, queries and keys go through the same LayerNorm, the boundary's own.
+    # Gradients are compared too. The model is pre-LN, where the boundary's LayerNorm is applied to queries and keys.
     config, params = PRE, reference.random_params(PRE)
     ours = jax.jit(jax.value_and_grad(ordered_loss), static_argnums=(1, 2))
     gathered = jax.jit(jax.value_and_grad(gathered_loss), static_argnums=1)
@@ -328,7 +328,7 @@ def test_a_dropped_token_affects_kept_tokens_up_to_the_boundary():
     other["types"][0, KEPT] ^= 1
     moved_BS = (below(params, 3, other) != below(params, 3, batch)).any(-1)
     assert moved_BS[0, :KEPT].all()
-    # The keys of the boundary layer alone have this effect. The plan of two layers has no layer below the boundary.
+    # The boundary layer's keys suffice for this effect: in a plan of two layers, no layer is below the boundary.
     model = dataclasses.replace(POST, depth=2)
     one, two = (
         bert.encode(

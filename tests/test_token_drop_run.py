@@ -22,7 +22,7 @@ TAIL = 12  # steps before the tail, out of 20
 
 
 def dropping_config(small_shards, **changes):
-    """A run of 20 steps, the last 8 without dropping, with three layers and examples of 16 tokens."""
+    """The config of a run of 20 steps, the last 8 without dropping. It has three layers and examples of 16 tokens."""
     return small_config(
         small_shards,
         **{
@@ -91,7 +91,7 @@ def test_one_program_with_dropping_and_one_without_are_compiled(finished):
     assert without.plan == whole(3) != with_dropping.plan
 
 
-# Inside the stage with dropping, exactly at its end, and in the tail.
+# The run is interrupted inside the stage with dropping, exactly at the end of that stage, and in the tail.
 @pytest.mark.parametrize(
     "at_step", [pytest.param(7, marks=pytest.mark.slow), TAIL, pytest.param(15, marks=pytest.mark.slow)]
 )
@@ -105,7 +105,7 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(finished, small_shards, 
     assert jax.tree.all(same)
 
 
-def test_scores_are_in_the_checkpoint_but_not_a_parameter(finished, small_shards):
+def test_scores_are_in_the_checkpoint_but_are_not_parameters(finished, small_shards):
     config = dropping_config(small_shards)
     kept = checkpoint.shapes(finished[0] / "checkpoints/6")
     learns = kept["params"]

@@ -12,7 +12,7 @@ from bert_fast import BadInput, versions
 from bert_fast.planner import estimate, tpu
 
 
-def test_compilers_message_is_summed_up_in_one_line():
+def test_message_of_the_compiler_is_summed_up_in_one_line():
     message = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 27.21G of 15.75G hbm. Exceeded hbm capacity by 11.46G.
 
   Largest program allocations in hbm:

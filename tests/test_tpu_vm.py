@@ -18,7 +18,8 @@ from helpers import stand_in_cloud
 
 ROOT = pathlib.Path(__file__).parents[1]
 VM = ROOT / "experiments/tpu_vm"
-# A stand-in for bert-fast. It counts steps and writes a checkpoint for each into its run folder. Only worker 0 writes.
+# A stand-in for bert-fast. On worker 0, it counts steps and writes a checkpoint after each step. On the other workers,
+# it only waits until worker 0 is done.
 COUNTER = """#!/bin/bash
 for flag in "$@"; do case $flag in --workdir=*) run=${flag#*=} ;; --config.data.dir=*) data=${flag#*=} ;; esac; done
 echo "$WORKER $JAX_PLATFORMS $*" >> "$CLOUD/started.txt"
@@ -43,7 +44,7 @@ exit "$(cat "$CLOUD/code")"
 
 
 class Cloud:
-    """A stand-in cloud with a task, and the commands on it."""
+    """A stand-in cloud and a task file for it. Calling it runs a command of experiments.tpu_vm on the task."""
 
     def __init__(self, root: pathlib.Path, capfd, processes: list, hosts: int = 1, **task):
         self.folder, self.capfd, self.processes = root / "cloud", capfd, processes
@@ -76,7 +77,7 @@ class Cloud:
         return process
 
     def __call__(self, command: str, *flags: str, code: int = 0) -> tuple[str, str]:
-        """Runs a command, which must end with this code. Returns its stdout and stderr."""
+        """Runs a command, which must return the exit code `code`. Returns its stdout and stderr."""
         self.capfd.readouterr()
         polls = ["--poll=0.1"] if command in ("run", "resume") else []
         found = main([command, str(self.path), *polls, *flags])
@@ -345,7 +346,7 @@ def test_the_workers_of_a_slice_share_the_run_folder_and_each_has_the_shards(clo
     assert [line.split()[1].split("(")[0] for line in exports] == ["10.0.0.1", "10.0.0.2"]
 
 
-def test_the_bucket_holds_a_checkpoints_checksums_last_and_nothing_unfinished(cloud):
+def test_checksums_are_uploaded_last_and_unfinished_files_are_not_uploaded(cloud):
     mini = cloud()
     home = mini.folder / "worker-0"
     run = home / "bert_fast_vm/shared/run"
@@ -376,8 +377,9 @@ def test_the_bucket_holds_a_checkpoints_checksums_last_and_nothing_unfinished(cl
 
 
 def on_worker(mini, tmp_path, failing: str, said: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Calls a function of vm.sh on worker 0 as the loop in vm.sh does: `keep ... || ...`, which turns `set -e` off.
+    """Calls a function of vm.sh on worker 0, followed by `|| exit 1`.
 
+    The loop in vm.sh calls `keep` in the same way. bash ignores `set -e` inside a function that is called before `||`.
     gcloud fails with the message `said` if its command line contains `failing`.
     """
     (tmp_path / "failing").mkdir()

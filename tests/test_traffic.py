@@ -63,7 +63,7 @@ def test_fusion_that_slices_an_operand_reads_only_the_slices():
 
 
 def test_fusion_that_updates_a_slice_in_place_writes_only_the_slice():
-    # It reads the update and a scalar, and writes the update twice: into the stack and as a second result.
+    # The fusion reads the update and a scalar, and writes the update twice: into the stack and as a second result.
     assert bytes_of("placed") == LAYER + 4 + 2 * LAYER
 
 

@@ -6,7 +6,7 @@ from bert_fast.cost.utilisation import utilisation
 COUNTS = {"flops": 6e12, "flops_dense": 8e12, "tokens_real": 900, "tokens_padded": 1000}
 
 
-def test_utilisation_excludes_padding_and_dense_utilisation_includes_savings():
+def test_utilisation_excludes_padding_and_dense_utilisation_includes_saved_flops():
     used = utilisation(COUNTS, 3.0, 4e12)
     assert used == pytest.approx({"utilisation": 0.45, "utilisation_padded": 0.5, "utilisation_dense": 2 / 3})
 
@@ -31,7 +31,7 @@ def test_utilisation_is_absent_without_a_peak_or_elapsed_time():
         ("Tesla T4", "T4 (fp16)", 65e12),
     ],
 )
-def test_accelerators_are_found_by_jax_name(kind, name, peak):
+def test_accelerators_are_found_by_the_name_that_jax_gives_them(kind, name, peak):
     found = accelerators.find(kind)
     assert found is not None
     assert (found.name, found.peak) == (name, peak)

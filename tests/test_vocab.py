@@ -76,7 +76,7 @@ def test_rare_symbols_do_not_fill_a_small_vocabulary(tmp_path):
     assert sum(words.tokenizer.token_to_id(symbol) is not None for symbol in rare) < 50
 
 
-def test_fingerprint_covers_the_bytes_and_windows_line_ends_are_read(tmp_path):
+def test_crlf_line_ends_are_read_and_change_the_fingerprint(tmp_path):
     path = write(tmp_path, [*vocab.SPECIAL, "a"])
     before = vocab.load(path)
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
@@ -100,7 +100,7 @@ def test_unusable_vocabularies_are_named(tmp_path):
         vocab.train([" ", "\n"], 200)
 
 
-def test_training_on_a_word_of_megabytes_ends_and_learns_nothing_from_it():
+def test_training_finishes_and_learns_nothing_from_a_word_of_megabytes():
     """WordPiece does not split words of more than 100 characters, so the vocabulary learns nothing from them."""
     texts = ["the dog runs over the river bank, as dogs do. "] * 50
     long = "abcdefghij" * 400_000

@@ -47,7 +47,7 @@ def test_wait_below_the_limit_ends_nothing():
     assert (process.returncode, out) == (0, "waiting\ndone\n")
 
 
-def test_time_in_which_the_whole_process_is_suspended_is_no_wait():
+def test_time_in_which_the_whole_process_is_suspended_does_not_count_as_waiting():
     process = script(0.7)
     assert process.stdout
     assert process.stdout.readline() == "waiting\n"
@@ -58,7 +58,7 @@ def test_time_in_which_the_whole_process_is_suspended_is_no_wait():
     assert process.returncode == 0
 
 
-def test_save_that_does_not_end_ends_a_run_that_takes_steps():
+def test_a_hanging_save_ends_a_run_that_still_takes_steps():
     code = """
 import threading, time
 from bert_fast.train.watchdog import Limits, Watchdog
@@ -82,7 +82,7 @@ with dog:
 
 
 def running(start_run, shards, workdir, *flags):
-    """A run with one data worker, after a few steps, and the worker's process id."""
+    """(process, id of the worker's process) of a run that has one data worker and has taken a few steps."""
     process = start_run(shards, workdir, "--config.data.workers=1", *flags)
     until(lambda: steps_of(workdir) >= 3, process)
     (worker,) = workers_of(process.pid)
@@ -100,7 +100,7 @@ def test_stopped_data_worker_ends_the_run_and_is_named(small_shards, tmp_path, s
     assert watchdog.state(worker) in ("dead", "running or gone")
 
 
-def test_signal_ends_a_run_that_waits_for_a_stopped_worker_and_its_step_is_saved(small_shards, tmp_path, start_run):
+def test_signal_saves_and_ends_a_run_that_waits_for_a_stopped_worker(small_shards, tmp_path, start_run):
     process, worker = running(start_run, small_shards, tmp_path)
     os.kill(worker, signal.SIGSTOP)
     until(lambda: steps_of(tmp_path) == (time.sleep(1), steps_of(tmp_path))[1], process)  # the input is used up

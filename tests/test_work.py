@@ -1,4 +1,4 @@
-"""The work of a step, on a module small enough to count by hand."""
+"""The work of a step: cycles and bytes. The module in these tests is small enough to count by hand."""
 
 from bert_fast.cost import hlo
 from bert_fast.cost.work import walk
@@ -13,7 +13,7 @@ def counted(running):
     return sum(work.times * work.cycles for work in works(running) if work.cycles is not None)
 
 
-def test_loops_and_branches_count_as_often_as_they_run():
+def test_loops_and_branches_are_counted_as_often_as_they_run():
     assert counted(1.0) == 7 + 4 * 100 + 3 * 100 + 1000
     assert counted(0.25) == 7 + 4 * 100 + 3 * 100 + 250
     assert counted(0.0) == 7 + 4 * 100 + 3 * 100
@@ -23,9 +23,9 @@ def test_work_without_an_estimate_is_listed_with_the_bytes_it_moves():
     found = {work.operation: work.bytes for work in works(1.0) if work.cycles is None}
     assert found == {
         "gather": 2 * 4 * 8 * 4,  # its output, and as many bytes read from the table
-        "scatter": 3 * 4 * 8 * 4,  # its updates, and the changed rows, both read and written
+        "scatter": 3 * 4 * 8 * 4,  # its updates are read; the rows that change are read and written
         "sort": 2 * 8 * 4 + 2 * 8 * 4,
-        "custom-call": 2 * 8 * 4,  # only the kernel: a view moves nothing
+        "custom-call": 2 * 8 * 4,  # the kernel alone, because the view moves nothing
         "copy-start": 2 * 8 * 4,
         "slice-start": 2 * 2 * 4,  # the slice, not the whole array
     }
@@ -36,7 +36,7 @@ def test_work_is_attributed_to_the_innermost_line_of_this_package():
     assert by_name == {"add": "train/step.py:10", "mul": "layers.py:55", "dot_general": "layers.py:55"}
 
 
-def test_loop_with_an_unknown_trip_count_counts_once_and_is_listed():
+def test_a_loop_whose_trip_count_is_unknown_is_counted_once_and_listed():
     text = TEXT.replace("direction=LT", "direction=NE")
     found = list(walk(hlo.parse(text)))
     assert [work.cycles for work in found if work.operation == "while"] == [None]

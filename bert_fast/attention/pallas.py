@@ -30,8 +30,10 @@ VMEM = 100 * 2**20  # bytes; the default limit is lower than what the chip has
 
 
 class Form(NamedTuple):
-    """The static shapes of an attention call on one device. length: N. joined: examples per row. rate: the dropout
-    rate."""
+    """The static shapes of an attention call on one device.
+
+    length: tokens per row (N). joined: examples per row. rate: the dropout rate.
+    """
 
     rows: int
     length: int
@@ -166,7 +168,7 @@ def store(ref, pair: int, dq_NC, dk_NC, dv_NC):
 
 
 def masks(form: Form, segments_1N) -> dict[int, Any]:
-    """The mask to add to the logits of each unit, [K, U]. The key is the index of the unit's first query."""
+    """The masks to add to the logits of units, [K, U] each, by the index of a unit's first query."""
     segments_1N = segments_1N.astype(jnp.float32)
     of_keys_KU = jnp.broadcast_to(segments_1N[:, : form.keys], (UNIT, form.keys)).T
     starts = range(0, form.queries, UNIT)

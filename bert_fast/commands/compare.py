@@ -13,7 +13,9 @@ EXAMPLE = "smoke --out=runs/smoke"
 
 def define(args, argv: list[str]):
     del argv
-    flags.DEFINE_string("out", None, "The study's folder; the same command continues it. " + REQUIRED, flag_values=args)
+    flags.DEFINE_string(
+        "out", None, "The study's folder. To continue a study, run its command again. " + REQUIRED, flag_values=args
+    )
     flags.DEFINE_string("data", "", "A shards folder, instead of the study's own corpus.", flag_values=args)
     flags.DEFINE_integer(
         "processes", 0, "Runs to train at once; 0: one per core for narrow models on a CPU, else one.", 0,

@@ -6,7 +6,7 @@ from absl import flags
 
 from bert_fast.commands import REQUIRED, begin_computing, needs, nothing, process_flags, processes
 
-WHAT = "fine-tune a checkpoint on GLUE, SQuAD or your own file, and score it; the same command continues"
+WHAT = "fine-tune and score a checkpoint on GLUE, SQuAD or your own file; to continue, repeat the command"
 EXAMPLE = "--config=glue:task=mrpc --checkpoint=runs/mini --workdir=runs/mrpc --config.data.dir=GLUE"
 
 

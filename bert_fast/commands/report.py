@@ -12,7 +12,7 @@ def define(args, argv: list[str]):
         "out",
         "",
         "A folder for report.html, report.md and report.png, or one file that ends in .html, .md or .png. "
-        "[the folder of the comparison or of the only run, else this folder]",
+        "[the folder of the comparison or of the only run, else the current folder]",
         flag_values=args,
     )
 

@@ -1,9 +1,9 @@
-"""The step costs of a study, measured or estimated once and kept in its folder. This module runs as a separate process,
-so that no device stays in use.
+"""The table of a study's step costs. They are measured or estimated once, and kept in the study's folder. This module
+runs as a separate process, so that no device stays in use when it ends.
 
     python -m bert_fast.compare.costs STUDY FOLDER SHARDS
 
-`compare` starts it if the table lacks a stage.
+`compare` starts this process if the table lacks a stage.
 """
 
 import dataclasses
@@ -39,10 +39,10 @@ def missing(runs: list[PretrainSettings], known: StepCosts | None) -> list[Pretr
 
 
 def joined(known: StepCosts, new: StepCosts, reference: list[str]) -> StepCosts:
-    """The known table, with curves added from a later measurement that also timed the stages in `reference` again.
+    """The known table, with the curves that it lacks taken from a later measurement, `new`.
 
-    The reference stages give ratios of known to new seconds. The new seconds are multiplied by the median ratio, as if
-    all stages had been timed together.
+    That measurement also timed the stages in `reference` again. These stages give ratios of known to new seconds. The
+    new seconds are multiplied by the median ratio, as if all stages had been timed together.
     """
     ratios = []
     for key in reference:

@@ -95,7 +95,7 @@ class Keeper:
     """The records of a study.
 
     Raises BadInput if the code has uncommitted changes, or if the step costs in the records differ from those in the
-    study's folder. Either folder may have none.
+    study's folder. Either folder may have no step costs.
     """
 
     def __init__(self, folder: pathlib.Path, study: Study, out: pathlib.Path, data: pathlib.Path):
@@ -151,7 +151,7 @@ class Keeper:
         return {run: record for run, record in read_all(self.folder).items() if run in wanted}
 
     def add(self, run: Run):
-        """Keeps a run that has finished."""
+        """Writes the record of a run that has finished."""
         about = results.figures(self.study, run, self.out, self.data, self.costs)
         if about is not None:
             figures = {**run._asdict(), **about, **self.made_with(run), "machine": self.costs.machine, **self.text}

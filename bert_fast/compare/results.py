@@ -35,9 +35,9 @@ LEAST_SAVING = 0.02  # a smaller saving of FLOPs has no meaningful realised frac
 
 
 def figures(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path, costs: StepCosts) -> dict[str, Any] | None:
-    """The figures of a finished run; None if it has not finished, or has no checkpoint or no finite loss.
+    """The figures of a run. None if the run has not finished, has no checkpoint, or has a loss that is not finite.
 
-    seconds: reference time of its steps. overhead: compiling, growing the model and saving, by the run's own clock.
+    seconds: reference time of the steps. overhead: compiling, growing the model and saving, by the run's own clock.
     """
     folder = out / run.folder
     if not (folder / "summary.json").exists():
@@ -76,7 +76,7 @@ def figures(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path, costs
 
 
 def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> dict[str, Any]:
-    """Mean difference from the reference over the seeds that both have; None if there are none.
+    """The mean difference from the reference, over the seeds that both have. None if they have no seed in common.
 
     t: the t statistic of the paired differences; None if there are fewer than 2, or if all are equal. half_width: half
     the width of the mean's interval at CONFIDENCE; None if t is None. resolved: whether |t| is at least `critical`.
@@ -114,8 +114,8 @@ def equivalent(loss: float, curve: Sequence[tuple[float, float]]) -> float | Non
     """The amount at which the reference's final losses reach `loss`. It is interpolated between budgets, linearly in
     the logarithm of the amount.
 
-    curve: (amount, final loss) for each budget. None if `loss` is outside the curve's losses, or if the curve's loss
-    does not fall with every larger budget.
+    curve: (amount, final loss) for each budget. Returns None if the curve has fewer than two budgets, if `loss` is
+    outside the curve's losses, or if the curve's loss does not fall with every larger budget.
     """
     amounts, losses = zip(*sorted(curve), strict=True) if curve else ((), ())
     falls = all(later < before for before, later in itertools.pairwise(losses))

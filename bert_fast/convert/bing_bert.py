@@ -1,7 +1,7 @@
-"""The model file of DeepSpeedExamples' bing_bert: the model, the steps and the learning rate.
+"""Converts the model file of DeepSpeedExamples' bing_bert: the model, the steps and the learning rate.
 
-bing_bert reads it in addition to DeepSpeed's config (`deepspeed_train.py`). Its schedule is `warmup_linear_decay_exp`
-of pytorch_pretrained_bert/optimization.py.
+`deepspeed_train.py` of bing_bert reads this file in addition to DeepSpeed's config. The schedule of the learning rate
+is `warmup_linear_decay_exp` in bing_bert's pytorch_pretrained_bert/optimization.py.
 """
 
 from bert_fast import BadInput
@@ -17,8 +17,9 @@ TRAINING = {
 
 
 def convert(file: ConfigSection, result: Conversion):
-    """Reads the whole file into the result. If it has several lengths, each is a separate run, and only the first is
-    converted.
+    """Reads the whole file into the result.
+
+    In bing_bert, each sequence length in the file is a separate run. Only the run of the first length is converted.
     """
     model(file.part("bert_model_config"), result)
     length, training = "", file.part("training")
@@ -82,7 +83,7 @@ def widths(width, heads, section: ConfigSection, result: Conversion):
 
 
 def activation(section: ConfigSection, key: str, gelu: str, result: Conversion):
-    """gelu: which of the two formulas `gelu` stands for in the source project."""
+    """Sets the activation. gelu: the activation of this project that the source project calls "gelu"."""
     value = section.take(key)
     if value == "gelu":
         result.set("model.activation", gelu, section.name(key))

@@ -1,7 +1,7 @@
-"""Experiments of TensorFlow Model Garden, with token dropping: official/projects/token_dropping.
+"""Converts experiment files of TensorFlow Model Garden's token dropping, official/projects/token_dropping.
 
-Defaults are from `token_drop_bert_pretraining` in its experiment_configs.py. configs/token_drop.py has the same
-defaults.
+Defaults are from `token_drop_bert_pretraining` in the project's experiment_configs.py. configs/token_drop.py has the
+same defaults.
 """
 
 from bert_fast.convert.bing_bert import activation, widths
@@ -78,7 +78,7 @@ def train_data(section: ConfigSection, result: Conversion) -> int:
 
 
 def inputs(section: ConfigSection, result: Conversion):
-    """The rest of a data section."""
+    """Reads the rest of a data section."""
     if section.take("use_position_id", False):
         result.leave(section.name("use_position_id"), True, "here, positions restart with each text of mlm_packed")
     section.leave({"use_next_sentence_label": "follows from task.model.cls_heads (--config.data.objective)"})

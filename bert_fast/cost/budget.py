@@ -6,15 +6,15 @@ from typing import NamedTuple
 from bert_fast import BadInput
 from bert_fast.cost.accelerators import TPUS
 
-# Units that are counted, and units of reference time, which need the costs of steps (step_costs.py).
+# A budget in a unit of TIMED needs the costs of steps (step_costs.py).
 COUNTED = ("tokens", "examples", "flops")
 TIMED = ("seconds", "chip_hours", "usd")
 
 
 class Budget(NamedTuple):
-    """An amount and its unit. chip: the chip that chip_hours and usd are spent on, such as "v5e"; "" for other units.
+    """An amount and its unit. chip: the chip that chip_hours and usd are spent on, such as "v5e". Other units have none.
 
-    Tokens include padding: they are positions, batch size times sequence length.
+    Tokens include padding: a step has batch size times sequence length of them.
     """
 
     unit: str
@@ -33,7 +33,7 @@ class Budget(NamedTuple):
 def parse(text: str) -> Budget | None:
     """Parses `tokens:2e6`, `examples:1e6`, `flops:1e15`, `seconds:3600`, `chip_hours:2@v5e` or `usd:20@v5e`.
 
-    Returns None for "". Raises BadInput.
+    Returns None if `text` is empty. Raises BadInput if it is not a budget.
     """
     if not text:
         return None

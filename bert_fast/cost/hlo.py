@@ -98,7 +98,7 @@ def every_branch(branch: int) -> float:
 
 
 def run_by(module: Module, branch_share: Callable[[int], float]) -> Iterator[tuple[float, str, Instruction]]:
-    """Every instruction outside fusions: how often a step runs it, the computation that holds it, and the instruction.
+    """For every instruction outside fusions: how often a step runs it, the computation that holds it, and itself.
 
     branch_share: maps the number of a conditional's branch (0: the first, for a false predicate) to the share of
     steps that take it. The body of a loop counts once per iteration. If the number of iterations is unknown, the body
@@ -127,7 +127,8 @@ def run_by(module: Module, branch_share: Callable[[int], float]) -> Iterator[tup
 def _trips(module: Module, loop: Instruction) -> int | None:
     """Number of iterations of a loop; None if unknown.
 
-    Read from `known_trip_count`, else from the upper bound in the loop's condition, assuming that it counts from 0.
+    The number is `known_trip_count` if the loop has it. Otherwise it is the upper bound in the loop's condition: the
+    loop is assumed to count from 0.
     """
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
     if known:
@@ -166,7 +167,7 @@ def kind_of(instruction: Instruction) -> str:
 
 
 def called(instruction: Instruction, key: str) -> str:
-    """The name of the computation that an instruction has under `key` (a fusion has it under `calls`), or ""."""
+    """The name of the computation that an instruction gives as `key`; "" if it gives none. A fusion uses `calls`."""
     found = re.search(rf"\b{key}=%?([\w.-]+)", instruction.text)
     return found[1] if found else ""
 

@@ -17,7 +17,7 @@ END = '"AsyncCollectiveDone"'  # the custom call in the last piece of a collecti
 
 
 class Communication(NamedTuple):
-    """Seconds per step: of all collectives, and of waiting for them (`exposed`)."""
+    """Seconds per step. seconds: the time of all collectives. exposed: the part of it that overlaps no other work."""
 
     seconds: float
     exposed: float
@@ -33,11 +33,12 @@ def communication(
     chip: Accelerator,
     branch_share: Callable[[int], float] = every_branch,
 ) -> Communication:
-    """The communication of a step on a slice. work_seconds: seconds of each instruction that takes time, by name."""
+    """The communication of a step on a slice.
+
+    work_seconds: seconds of each instruction that computes, by the instruction's name.
+    """
     now = work = network = total = 0.0
-    ends: dict[
-        str, float
-    ] = {}  # when each collective in flight ends: by channel if it is fused with work, else by instruction
+    ends: dict[str, float] = {}  # key of a collective in flight (see below) -> when it ends
 
     def send(key: str, seconds: float):
         nonlocal network, total
@@ -47,7 +48,8 @@ def communication(
     for times, _, outer in run_by(module, branch_share):
         inside = within(module, outer)
         sent = next((each for each in inside if kind_of(each) in COLLECTIVES), None)
-        # The pieces of a collective that is fused with work share its channel; others are awaited by name.
+        # A collective that is fused with work has several pieces, which share a channel: the channel is its key. The
+        # key of any other collective is the name of its instruction.
         key = channel_of(sent) if sent and outer.operation == "fusion" else outer.name
         if sent and key not in ends:
             send(key, times * seconds_of(sent, topology, chip))
@@ -67,18 +69,22 @@ def channel_of(instruction: Instruction) -> str:
 
 
 def seconds_of(collective: Instruction, topology: str, chip: Accelerator) -> float:
-    """Least seconds of a collective: bytes that each chip sends, divided by the bandwidth of a corner chip's links."""
+    """A lower bound on the seconds of a collective: the bytes that a chip sends, divided by the bandwidth of its links.
+
+    A permutation uses one link. Any other collective uses all links of a chip in a corner of the slice.
+    """
     members, kind = group_size(collective.text, topology, chip), kind_of(collective)
     size = size_of(collective.result) * chip.devices  # the devices of a chip share its links
     if kind == "collective-permute":
         return size / chip.link
     rest = (members - 1) / members
-    sent = {"all-reduce": 2 * rest, "reduce-scatter": members - 1}.get(kind, rest)  # in a ring, per byte of the result
+    # Bytes that a chip sends in a ring for each byte of the result.
+    sent = {"all-reduce": 2 * rest, "reduce-scatter": members - 1}.get(kind, rest)
     return sent * size / (links(topology, chip) * chip.link) if rest else 0.0
 
 
 def group_size(text: str, topology: str, chip: Accelerator) -> int:
-    """Number of devices that take part in a collective; the whole slice if its text lists none."""
+    """Number of devices in a group of a collective. If the text lists no groups, the number of devices of the slice."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return len(listed[1].split(","))
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", text):

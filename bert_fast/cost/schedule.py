@@ -1,10 +1,10 @@
 """The TPU compiler's static schedule: a second opinion on the cycles of a step, which covers Pallas kernels too.
 
-For each fusion and kernel, the compiler writes how many bundles (instruction words, one per cycle) one pass takes. An
-instruction takes at least bundles x iterations, and at least the time to move its bytes at the memory's bandwidth. The
-start-up of grid steps and waits for copies are not included. A loop inside a kernel counts as one pass. The compiler
-schedules equal instructions once, under the name of one of them (libtpu 0.0.42 wrote 2 schedules for 24 kernels of 12
-layers).
+For each fusion and kernel, the compiler writes how many bundles (instruction words, one per cycle) one pass takes. A
+fusion or kernel takes at least bundles x passes cycles. It also takes at least the time to move its bytes at the
+memory's bandwidth. The start-up of grid steps and waits for copies are not included. A loop inside a kernel counts as
+one pass. The compiler schedules equal instructions once, under the name of one of them (libtpu 0.0.42 wrote 2 schedules
+for 24 kernels of 12 layers).
 """
 
 import base64
@@ -25,8 +25,10 @@ KERNEL = 'custom_call_target="tpu_custom_call"'  # a Pallas kernel
 
 
 class Cost(NamedTuple):
-    """Cycles of one run of an instruction. bounded: whether the cycles are a bound from bytes, FLOPs or the
-    estimate, because the schedule or its number of iterations is unknown.
+    """Cycles of one run of an instruction.
+
+    bounded: True if the schedule or its number of passes is unknown. The cycles are then a bound from bytes, FLOPs or
+    the compiler's estimate.
     """
 
     cycles: float
@@ -62,7 +64,7 @@ def content(module: hlo.Module, types: dict[str, str], instruction: hlo.Instruct
 
 
 def _without_names(text: str) -> str:
-    """Names become numbers in the order in which they appear."""
+    """The text without metadata, estimates and offsets. Its names become numbers, in order of appearance."""
     numbers: dict[str, int] = {}
     text = re.sub(r'^ROOT |, metadata=\{[^}]*\}|"estimated_cycles":"\d+",?|"offset":"\d+"', "", text.strip())
     return re.sub(r"%([\w.-]+)", lambda found: f"%{numbers.setdefault(found[1], len(numbers))}", text)
@@ -71,8 +73,8 @@ def _without_names(text: str) -> str:
 def cost(work: Work, bundles: dict[str, int], chip: Accelerator) -> Cost:
     """The least cycles of an instruction: the larger of its schedule's cycles and the cycles to move its bytes.
 
-    If the schedule or its number of iterations is unknown, the compiler's estimate and, for a kernel, the cycles of its
-    FLOPs take its place.
+    If the schedule or its number of passes is unknown, two other bounds replace the schedule's cycles: the compiler's
+    estimate, and for a kernel the cycles of its FLOPs.
     """
     passes, found = iterations(work.instruction.text), bundles.get(work.instruction.name)
     least = work.bytes / chip.bandwidth * chip.devices * chip.clock
@@ -87,7 +89,7 @@ def per_cycle(chip: Accelerator) -> float:
 
 
 def iterations(text: str) -> int | None:
-    """Passes through an instruction's schedule: a fusion's windows, or a kernel's grid; None if unknown."""
+    """The passes through an instruction's schedule: a fusion's windows or a kernel's grid steps. None if unknown."""
     if KERNEL in text:
         body = re.search(r'"body":\s*"([^"]*)"', text)
         sizes = grid(body[1]) if body else (-1,)

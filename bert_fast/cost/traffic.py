@@ -1,4 +1,4 @@
-"""The least bytes of a device's main memory (HBM) that an instruction moves."""
+"""A lower bound on the bytes that an instruction moves to and from a device's main memory (HBM)."""
 
 import re
 
@@ -17,9 +17,9 @@ def moved(kind: str, module: Module, results: dict[str, str], instruction: Instr
     kind: the instruction's operation, or the heaviest operation in a fusion. results: the type of each instruction in
     the same computation, by name.
 
-    A gather reads only what it writes, not the whole table. A scatter reads its updates, and reads and writes the
-    table rows that they change; the table is the operand that is as large as the result. If a fusion uses only slices
-    of an operand, only the slices count.
+    A gather reads only the rows that it returns, not the whole table. A scatter reads its updates. It also reads and
+    writes the table rows that they change. The table is the operand that is as large as the result. If a fusion uses
+    only slices of an operand, only the slices count.
     """
     operands = [size_of(results.get(name, "")) for name in instruction.operands]
     if kind in ASYNCHRONOUS:  # the type of its result includes the source, but only a slice of the source is moved
@@ -39,14 +39,14 @@ def moved(kind: str, module: Module, results: dict[str, str], instruction: Instr
 
 
 def in_memory(result: str) -> int:
-    """Bytes of a type's arrays that are in main memory. S(1) marks vector memory; S(2) and higher mark other
-    memories.
+    """Bytes of the arrays of a type, without arrays that are outside main memory. S(1) marks vector memory; S(2) and
+    higher mark other memories.
     """
     return size_of(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\([1-9]\d*\)\}", "", result))
 
 
 def _read(module: Module, inside: list[Instruction], index: int) -> int:
-    """Bytes that a fused computation reads of a parameter."""
+    """Bytes of parameter number `index` that a fused computation reads."""
     found = [each for each in inside if each.operation == "parameter" and f" parameter({index})" in each.text]
     return _used(module, inside, found[0]) if found else 0
 

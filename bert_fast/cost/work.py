@@ -1,5 +1,5 @@
-"""The instructions of a compiled step that take time: how often each runs, its estimated cycles, and the bytes it
-moves.
+"""The work of a compiled step: each instruction that takes time, how often it runs, its estimated cycles, and the bytes
+that it moves.
 
 Only the TPU compiler estimates cycles.
 """
@@ -11,9 +11,9 @@ from typing import NamedTuple
 from bert_fast.cost.hlo import Instruction, Module, called, every_branch, run_by
 from bert_fast.cost.traffic import ASYNCHRONOUS, moved
 
-# Operations without an estimate, heaviest first. A fusion that contains several counts as the first of them.
+# Operations without an estimate, heaviest first. A fusion that contains any of these counts as the heaviest of them.
 NOT_ESTIMATED = ("scatter", "gather", "sort", "custom-call", "rng-bit-generator", "while")
-# Custom calls that only annotate their operand, reserve memory, or mark the ends of a collective.
+# Custom calls that only annotate their operand, reserve memory, or mark the start or the end of a collective.
 FREE = (
     *("ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked"),
     *("AllocateBuffer", "AsyncCollectiveStart", "AsyncCollectiveDone"),

@@ -53,8 +53,9 @@ class Bad:
 class Corpus:
     """Documents in a fixed order. `identity` changes with the source, unless a file gets other text of the same size.
 
-    stamp: maps the name of a part to a string, which changes if the part's text, or how it is read, may have changed.
-    changed: the time at which the source last changed, in seconds since 1970; 0 if `identity` shows all changes.
+    stamp: maps the name of a part to a string. Another string means that the part's text, or the way it is read, may
+        have changed.
+    changed: returns when the source last changed, in seconds since 1970, or 0 if `identity` shows all changes.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ def _read_text(path: str, bad: Bad) -> Iterator[str]:
     with _open(path) as file:
         while chunk := file.read(_CHUNK):
             data = rest + chunk
-            # Hold back only the last character, which may be incomplete. A whole corpus may be one line.
+            # Hold back only the last character, which may be incomplete. The last line could be a whole corpus.
             starts = [at for at in range(max(0, len(data) - 4), len(data)) if data[at] & 0xC0 != 0x80]
             head, rest = (data[: starts[-1]], data[starts[-1] :]) if starts else (data, b"")
             text += decode(head, path, offset, bad)
@@ -246,7 +247,7 @@ def _read_jsonl(path: str, text_key: str, bad: Bad) -> Iterator[str]:
 
 
 def decode(data: bytes, place: str, offset: int, bad: Bad) -> str:
-    """Decodes bytes that begin at `offset` of a file. If `bad.skip`, bytes that are not UTF-8 become surrogates."""
+    """Decodes bytes that begin at `offset` of a file. If `bad.skip` is True, bytes that are not UTF-8 become surrogates."""
     if offset == 0 and data.startswith(b"\xef\xbb\xbf"):
         data, offset = data[3:], 3
     try:

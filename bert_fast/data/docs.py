@@ -70,7 +70,10 @@ def collect(processes: int) -> list[str]:
 
 
 def _unique(documents: Iterable[list[str]]) -> Iterator[str]:
-    """The documents without the paragraphs of earlier documents: many parameter descriptions are repeated."""
+    """The documents, each without the paragraphs that an earlier document holds. Drops documents that become too short.
+
+    Many descriptions of parameters are repeated.
+    """
     seen = set()
     for paragraphs in documents:
         fresh = [text for text in paragraphs if hashlib.sha1(text.lower().encode()).digest() not in seen]
@@ -83,7 +86,7 @@ def version() -> str:
     """A short hash of everything the corpus depends on."""
     here = pathlib.Path(__file__)
     versions = [f"{name}=={found.version}" for name in DISTRIBUTIONS if (found := _distribution(name))]
-    # Without comments and docstrings, which do not change the corpus.
+    # Comments and docstrings are left out, because they do not change the corpus.
     code = "".join(_code_of(path) for path in (here, here.with_name("markup.py")))
     return hashlib.sha256("\n".join([platform.python_version(), *versions, code]).encode()).hexdigest()[:12]
 
@@ -105,7 +108,7 @@ def _distribution(name: str) -> importlib.metadata.Distribution | None:
 
 
 def _paths() -> Iterator[pathlib.Path]:
-    """Source and text files of the standard library, then of each package, each sorted by path."""
+    """Source files of the standard library, then source and text files of each package. Each part is sorted by path."""
     library = pathlib.Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
         if _SKIPPED.isdisjoint(path.relative_to(library).parts) and path.relative_to(library).parts[0] != "ensurepip":

@@ -21,10 +21,10 @@ from bert_fast.data import shards
 from bert_fast.data import vocab as vocabulary
 
 MAX_TOKENS = 65_536  # in one record
-# A sentence ends after a full stop ("?" and "!" count too), closing quotes and white space, if the next word does
-# not begin with a-z. Initials and common abbreviations do not end a sentence. In scripts without a space after the
-# full stop, the sentence ends at the full stop. The pattern begins with one class of all characters that can end a
-# sentence, so that `re` skips to the next one quickly.
+# A sentence ends with a full stop (or "?", "!" and the like), closing quotes if there are any, and white space. The
+# next word must not begin with a-z. Initials and common abbreviations do not end a sentence. In scripts without a space
+# after the full stop, white space is not needed. The pattern begins with one class of all characters that can end a
+# sentence, so that `re` quickly skips to the next such character.
 _END = re.compile(
     r"([.!?…؟।。！？](?:(?<=[。！？])[”’」』）]*|"
     r"(?<!\b[A-Z]\.)(?<!\b(?:Mr|Ms|Dr|St|vs|pp|cf|Jr)\.)(?<!\b(?:Mrs|Col|Gen|Rev|Vol|Fig|e\.g|i\.e)\.)"
@@ -33,7 +33,7 @@ _END = re.compile(
 # The class of each byte of UTF-8: a space is 0, a mark (punctuation or a line end) is 2, all others are 1
 _CLASSES = bytes(0 if c == " " else 2 if c in string.punctuation + "\n" else 1 for c in map(chr, range(256)))
 _KNOWN = 500_000  # pieces whose ids are kept, about 90 MB
-_LONGEST_KNOWN = 40  # maximum bytes of such a piece. Text without spaces has longer ones, which rarely occur twice
+_LONGEST_KNOWN = 40  # longer pieces (in bytes) are not kept: text without spaces has many, and they rarely occur twice
 
 
 class Encoded(NamedTuple):
@@ -71,9 +71,10 @@ class _Pieces(dict):
 class DocumentTokenizer:
     """Turns text into records with one vocabulary, in one thread.
 
-    The library `tokenizers` looks up every occurrence of a word, and tracks its position in the text. But BERT's
-    normalisation and WordPiece never look across a space, and each ASCII punctuation mark is a word. So the text is cut
-    into pieces at these places. The distinct pieces of a call are numbered, and the ids of frequent pieces are kept.
+    The library `tokenizers` looks up every occurrence of a word, and tracks its position in the text. This class avoids
+    that work. BERT's normalisation and WordPiece never look across a space, and each ASCII punctuation mark is a word.
+    So the text is cut into pieces at spaces and punctuation marks. Each call looks up only its distinct pieces, and the
+    ids of frequent pieces are kept for later calls.
     """
 
     def __init__(self, vocab: vocabulary.Vocab):
@@ -114,7 +115,7 @@ class DocumentTokenizer:
     def _document(self, text: str, tokens_T: np.ndarray, bounds_N: np.ndarray) -> Encoded:
         """A document with sentences between these bounds in `tokens_T`."""
         bounds_N = bounds_N[np.append(bounds_N[1:] > bounds_N[:-1], True)]  # without empty sentences
-        if bounds_N[-1] - bounds_N[0] > MAX_TOKENS:  # only here can a sentence be too long for one record
+        if bounds_N[-1] - bounds_N[0] > MAX_TOKENS:  # only now can a sentence be too long for one record
             cuts = [np.arange(a, b, MAX_TOKENS) for a, b in itertools.pairwise(bounds_N)]
             bounds_N = np.concatenate([*cuts, bounds_N[-1:]])
         documents = []

@@ -1,10 +1,10 @@
 """Examples before masking. Each objective has a class that maps an example's number to the example.
 
-    FullSentences   windows of the stream, across documents            "mlm"
-    PackedPieces    whole pieces of documents, several per example     "mlm_packed"
-    SegmentPairs    two segments; the second follows or is random      "mlm+nsp"
+    FullSentences   windows of the stream of all tokens; they cross documents       "mlm"
+    PackedPieces    whole pieces of documents, several per example                  "mlm_packed"
+    SegmentPairs    two segments; the second follows the first, or is random text   "mlm+nsp"
 
-No class carries state from one example to the next: example i depends only on i and its own generator.
+No class carries state from one example to the next: example i depends only on i and on its own random generator.
 
 Axes: S positions of an example, D documents, T tokens, N sentences or pieces, R examples.
 """
@@ -98,9 +98,9 @@ def read(split: Split, document: int, vocab: Vocab) -> Document:
 
 
 class FullSentences:
-    """Example i holds tokens [i(S-2), (i+1)(S-2)) of the stream, between [CLS] and [SEP]. The last one is padded.
+    """Example i holds tokens [i(S-2), (i+1)(S-2)) of the stream, between [CLS] and [SEP]. The last example is padded.
 
-    Windows cross documents, as in RoBERTa's FULL-SENTENCES (arXiv 1907.11692, section 4.2), but without the
+    Windows cross documents, as in RoBERTa's FULL-SENTENCES (arXiv 1907.11692, section 4.2), but without an
     extra separator between documents. So token t of the stream is always in example t // (S-2).
     """
 
@@ -228,19 +228,20 @@ class SegmentPairs:
 def sentences(tokens_T: np.ndarray, starts_N: np.ndarray, start: int, room: int) -> np.ndarray:
     """The start of each sentence at or after token `start`, then the end of the document."""
     bounds = np.append(starts_N[np.searchsorted(starts_N, start) :], len(tokens_T))
-    # If a sentence is longer than an example, also start at `start`. Otherwise its end would not be in any example.
+    # If no sentence starts in the next `room` tokens, `start` itself comes first. Without it, the end of a sentence
+    # that is longer than an example would be in no example.
     return bounds if bounds[0] < min(start + room, len(tokens_T)) else np.insert(bounds, 0, start)
 
 
 def enough(bounds: np.ndarray, target: int) -> int:
-    """Number of sentences needed to reach `target` tokens, counted from the first of `bounds`; at least 1, at most
-    all.
+    """Number of sentences, from the first of `bounds` on, that reach `target` tokens. At least 1, and all if they are
+    too short.
     """
     return min(max(1, int(np.searchsorted(bounds, bounds[0] + target))), len(bounds) - 1)
 
 
 def truncate(a_T: np.ndarray, b_T: np.ndarray, room: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Both segments, cut to `room` tokens in total, as by BERT's truncate_seq_pair.
+    """Both segments, cut to `room` tokens in total, as in BERT's truncate_seq_pair.
 
     BERT removes one token at a time from the longer segment (from b if they are equally long), at the front or
     back with equal probability. The number of tokens removed at the front is therefore binomial.

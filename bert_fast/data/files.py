@@ -28,7 +28,7 @@ def atomic_write(path: pathlib.Path, content: bytes) -> None:
 
 
 def sync(path: pathlib.Path) -> None:
-    """Returns when a file, or the list of names in a folder, is on the disk and would survive a power failure."""
+    """Waits until a file, or a folder's list of names, is on the disk and would survive a power failure."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -37,7 +37,7 @@ def sync(path: pathlib.Path) -> None:
 
 
 def rename_synced(folder: pathlib.Path, name: pathlib.Path, aside: pathlib.Path | None = None) -> None:
-    """Renames a folder after all its content is on the disk, so that a folder with this name is never half written.
+    """Renames a folder once all its content is on the disk, so that a folder called `name` is never half written.
 
     aside: if there is a folder called `name` already, it is renamed to `aside` first.
     """
@@ -111,8 +111,8 @@ def full_disk_reported(folder: pathlib.Path) -> Iterator[None]:
 
 
 def check_output(folder: pathlib.Path, flag: str):
-    """Raises BadInput if `folder` is a file or cannot be written. If it does not exist, the nearest path above
-    it that exists is checked.
+    """Raises BadInput if `folder` is a file or cannot be written. If it does not exist, its nearest existing parent is
+    checked instead.
     """
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     what = f"{flag}={folder}" if place == folder.absolute() else f"{flag}={folder}: {place}"

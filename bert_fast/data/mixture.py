@@ -1,13 +1,14 @@
-"""One stream of documents from one or more sources: one after another, or mixed by given shares of the text.
+"""One stream of documents from one or more sources, which are read one after another or mixed by given shares of text.
 
     files:a/*.txt                               all of it
     files:a/*.txt  hf:ORG/NAME:train            all of the first, then all of the second
     0.7*files:a/*.txt  0.3*hf:ORG/NAME:train    mixed
 
-In a mixture, the next document comes from the source that is furthest below its share of the text so far, counted in
-bytes; in a tie, from the first of them. So at every point of the stream, the shares are correct to within one document.
-No document is read twice: the mixture ends when it is the turn of a source that has no more. With `repeat`, that source
-starts again, and the mixture ends when every source has been read to its end at least once.
+In a mixture, shares are counted in bytes. The next document comes from the source that has been read least in
+proportion to its share; in a tie, it comes from the first of the tied sources. So a source is never more than one
+document above its share of the text so far. Without `repeat`, no document is read twice: the mixture ends when it is
+the turn of a source that has no documents left. With `repeat`, that source starts again, and the mixture ends when
+every source has been read to its end at least once.
 """
 
 import hashlib
@@ -56,7 +57,7 @@ class Reader:
         self._texts = self._read(position)
 
     def next(self) -> str | None:
-        """The next document. At the end: None, and the position goes back to the beginning, with one more pass."""
+        """The next document. At the end, returns None and moves the position to the beginning, with one more pass."""
         text = next(self._texts, None)
         if text is None:
             if not self.position.total:
@@ -81,7 +82,7 @@ class Reader:
                 raw = text.encode()
                 hashed = follow(hashed, digest(raw))
                 if documents == skip:
-                    self._bad.count = start.skipped  # it already counts the bad documents that were just read again
+                    self._bad.count = start.skipped  # start.skipped includes the bad documents read again
                     self._compare(part.name, start, hashed)
                 if documents > skip:
                     position = self.position
@@ -100,7 +101,7 @@ class Reader:
                 self._compare(part.name, start, "")
 
     def _compare(self, name: str, start: Position, text: str) -> None:
-        """Raises BadInput if the documents that were read before a continuation are no longer the same."""
+        """Raises BadInput if the documents before `start` are no longer the same. text: their hash now."""
         if text != start.text:
             raise BadInput(
                 f"{name} has changed: its first {start.documents} documents, which were read before, "
@@ -144,7 +145,7 @@ class Mixture:
         expected_K = self.expected_K()
         wanted = min(1.0, limit / max(1.0, sum(expected_K)))
         for source, size, expected in zip(self.sources, self.sizes_K(), expected_K, strict=True):
-            share = min(1.0, wanted * expected / size) if size else 1.0  # an unknown size counts as 0
+            share = min(1.0, wanted * expected / size) if size else 1.0  # `size` is 0 if unknown
             for part in source.parts:
                 left = share * part.bytes if size else limit
                 for text in source.documents(part, Bad(skip_bad)):
@@ -188,8 +189,8 @@ class Stream:
 def open_mixture(given: str | Sequence[str], repeat: bool, **options) -> Mixture:
     """The mixture of one or more sources, each with or without a weight. options: as for `open_corpus`.
 
-    Raises BadInput as `open_corpus` does, for a weight that is not positive, if only some sources have a weight, and
-    for `repeat` without weights.
+    Raises BadInput where `open_corpus` does. Also raises BadInput if a weight is not positive, if only some sources
+    have a weight, or if `repeat` is given without weights.
     """
     specs = [given] if isinstance(given, str) else list(given)
     found = [_WEIGHTED.fullmatch(spec) for spec in specs]

@@ -39,7 +39,7 @@ def read(path: str, text_key: str, bad: Report) -> Iterator[str]:
                 for row, value in enumerate(batch.column(0).cast(pa.large_binary()).to_pylist(), first):
                     yield from document(value, f"{path}, row {row}", text_key, bad)
                 first += len(batch)
-        # pyarrow raises its own exceptions, and also Python's: for a damaged page, an OSError
+        # pyarrow raises its own exceptions and also Python's, such as an OSError for a damaged page
         except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             bad(path, f"not a readable Parquet file ({reason})", "Copy or download it again")

@@ -58,7 +58,7 @@ def prepare(
 
     source: one or more sources, each with or without a weight (mixture.py), or a mixture.
     vocab: a vocab.txt; without it, a vocabulary of `vocab_size` tokens is trained.
-    cased, strip_accents: None follows the given vocabulary; without one, lower-cases and keeps accents.
+    cased, strip_accents: None follows the given vocabulary. If none is given, None lower-cases and keeps accents.
     valid_fraction: the share of documents, chosen by a hash of their text, that is held out.
 
     Raises BadInput for a source or vocabulary that cannot be used, for an `out` begun with other settings, and for a
@@ -128,7 +128,7 @@ def settings_of(
 
 
 def _begun(out: pathlib.Path) -> dict | None:
-    """The settings of an earlier call for the folder `out`; None if there was none."""
+    """The settings of an earlier call for the folder `out`. None if no call began it."""
     if (out / "manifest.json").is_file():
         return shards.read_manifest(out)["settings"]
     begun = staging.begun_with(out)
@@ -136,8 +136,8 @@ def _begun(out: pathlib.Path) -> dict | None:
 
 
 def _refuse_edited(out: pathlib.Path, manifest: dict, mixture: Mixture, skip_bad: bool) -> None:
-    """Raises BadInput if the text has changed since the shards were made. Reads it again if a file is newer than the
-    shards.
+    """Raises BadInput if the text has changed since the shards were made. Reads the text only if a source file is newer
+    than the shards.
     """
     newer = [source for source in mixture.sources if source.changed() > (out / "manifest.json").stat().st_mtime]
     if not newer or "text" not in manifest:  # format 1 has no hash of the text

@@ -1,4 +1,4 @@
-"""A held-out sentence with a masked word, to try a model on: it is in the text's own language."""
+"""A held-out sentence with one word masked, to try a model on. It is in the language of the training text."""
 
 import itertools
 import pathlib
@@ -17,7 +17,7 @@ SHORTEST, LONGEST = 6, 20  # tokens of the sentence
 def masked(folder: str | pathlib.Path) -> str:
     """The first suitable held-out sentence of a shards folder, with the whole word nearest to its middle masked.
 
-    ANY if no sentence suits, or if the folder cannot be read.
+    Returns ANY if no sentence is suitable, or if the folder cannot be read.
     """
     try:
         words, split = read_vocab(folder), Split(folder, "valid")

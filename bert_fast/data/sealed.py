@@ -19,16 +19,16 @@ def checksum(content: dict) -> str:
 
 def write(path: pathlib.Path, content: dict) -> dict:
     """Writes a JSON object with its seal, atomically. Returns what `read` will return."""
-    content = json.loads(json.dumps(content))  # without tuples
+    content = json.loads(json.dumps(content))  # tuples become lists, as in what `read` returns
     atomic_json(path, content | {SEAL: checksum(content)})
     return content
 
 
 def read(path: pathlib.Path, remedy: str, unsealed: Sequence[int | None] = ()) -> dict[str, Any]:
-    """The JSON object in a file, without its seal. Raises BadInput, with the remedy, if it has changed since it was
-    written.
+    """The JSON object in a file, without its seal. Raises BadInput if the file has changed since it was written. The
+    message ends with `remedy`.
 
-    unsealed: values of the key "format" for which a seal may be missing; None: no such key.
+    unsealed: a file may lack a seal if the value of its key "format" is one of these. None stands for no such key.
     """
     try:
         found = json.loads(path.read_bytes())

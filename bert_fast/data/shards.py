@@ -9,7 +9,7 @@ A record is one document: the number of sentences, where each begins, and the to
 and [SEP]). All documents of a split, one after another, are its *stream*. The lengths file is the index
 that locates every example at every sequence length, so one preparation serves all sequence lengths.
 
-A folder may also be in a bucket: fetched.py makes a local copy, which is read.
+A folder may also be in a bucket. Then fetched.py makes a local copy, and the copy is read.
 
 Axes: D documents, N sentences of one document, T tokens.
 """
@@ -33,7 +33,7 @@ FORMAT = 2
 UNSEALED = 1  # this format had no seal, and no hash of the text
 SPLITS = ("train", "valid")
 REMEDY = "restore it from an undamaged copy, or delete the folder and prepare again"
-# What a manifest must contain: the type of each value, or of all values in a list.
+# The keys that a manifest must have, with the types of their values. A list here has one type, that of all its items.
 _FILE = {"file": str, "sha256": str, "bytes": int}
 _SPLIT = {"shards": [{**_FILE, "documents": int}], "lengths": _FILE, "tokens": int}
 _VOCAB = {"size": int, "sha256": str, "cased": bool, "strip_accents": (bool, type(None)), "special_ids": dict}
@@ -84,7 +84,7 @@ def fingerprint(vocabulary: str, checksums: Iterable[str]) -> str:
 
 
 def _fits(value, expected) -> bool:
-    """Whether a JSON value has the types of `expected`, such as `_MANIFEST`. It may hold more keys."""
+    """Whether a JSON value has the types of `expected`, such as `_MANIFEST`. The value may have more keys."""
     if isinstance(expected, dict):
         return isinstance(value, dict) and all(key in value and _fits(value[key], expected[key]) for key in expected)
     if isinstance(expected, list):
@@ -93,7 +93,7 @@ def _fits(value, expected) -> bool:
 
 
 def read_manifest(folder: str | pathlib.Path) -> dict[str, Any]:
-    """The manifest of a shards folder. Raises BadInput if there is none, it is damaged, or it has another format."""
+    """The manifest of a shards folder. Raises BadInput if it is missing, damaged, or of another format."""
     path = fetched.manifest(folder)
     if not path.is_file():
         raise BadInput(

@@ -30,7 +30,7 @@ COUNTS = ("documents", "sentences", "tokens", "unknown", "raw_bytes")
 
 
 class Unit:
-    """The documents between two positions of the stream. Becomes one shard of each split."""
+    """The documents between two positions of the stream. They become one shard of each split that they belong to."""
 
     def __init__(self, valid_fraction: float):
         self._threshold = valid_fraction * 2.0**64
@@ -47,9 +47,10 @@ class Unit:
         self._rows["valid" if document.hash < self._threshold else "train"].append(document)
 
     def give_valid_one(self) -> None:
-        """If valid is empty, moves the document with the smallest hash from train to it, unless train has only one.
+        """If valid is empty, moves the document with the smallest hash from train to valid.
 
-        Called for the first unit only, so a corpus that grows at its end keeps its valid split.
+        Does nothing if train has fewer than two documents. Called for the first unit only, so a corpus that grows at
+        its end keeps its valid split.
         """
         if not self._rows["valid"] and len(self._rows["train"]) > 1:
             smallest = min(self._rows["train"], key=lambda document: document.hash)
@@ -101,7 +102,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def finished_units(folder: pathlib.Path) -> list[dict]:
-    """Entries of the finished units, up to the first unfinished one. Raises BadInput if one is damaged."""
+    """Entries of the finished units, up to the first unfinished unit. Raises BadInput if an entry is damaged."""
     entries = []
     while (path := folder / f"unit-{len(entries):05d}.json").is_file():
         remedy = f"delete this file, and run the same command again: text from unit {len(entries)} on is read again"
@@ -149,8 +150,8 @@ def assemble(out: pathlib.Path, entries: list[dict]) -> dict[str, dict]:
 def claimed(out: pathlib.Path, settings: dict, stamps_K: list) -> Iterator[pathlib.Path]:
     """The folder of unfinished work in `out`, locked by this process. stamps_K: see `Mixture`.
 
-    Raises BadInput if another prepare is writing to it, if the work was begun with other settings or text (the message
-    lists the differences), or if `out` holds unrelated files.
+    Raises BadInput if another `prepare` is writing to it, if the work was begun with other settings or text (the
+    message says which), or if `out` holds unrelated files.
     """
     folder = out / NAME
     if not folder.exists() and out.exists() and (strange := sorted(path.name for path in out.iterdir())):
@@ -178,7 +179,7 @@ def begun_with(out: pathlib.Path) -> dict | None:
 
 
 def refuse_other(out: pathlib.Path, there: dict, asked: dict, free: tuple[str, ...] = ()) -> None:
-    """Raises BadInput if `out` was begun with settings `there` that differ from `asked`, and lists them.
+    """Raises BadInput if `there`, the settings with which `out` was begun, differ from `asked`. Lists the differences.
 
     free: settings that may differ. As an exception, `skip_bad` may not go back to False.
     """

@@ -1,4 +1,4 @@
-"""Worker processes that end when their parent ends for any reason. The death of a worker is reported at once."""
+"""Worker processes that end whenever their parent ends. The death of a worker is reported at once."""
 
 import concurrent.futures
 import contextlib
@@ -129,7 +129,7 @@ def kill_loaders() -> None:
 
 
 def _follow_parent() -> None:
-    """Exits when the parent does. Otherwise a worker would wait forever: Grain's queues do not signal their end."""
+    """Exits when the parent exits. Grain's queues do not signal this, so a worker would otherwise wait forever."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

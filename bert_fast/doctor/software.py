@@ -8,12 +8,12 @@ import sys
 from bert_fast import versions
 from bert_fast.doctor import Result, failed, passed, skipped
 
-PYTHON = ((3, 11), (3, 14))  # the first that works, and the first that is untested
-_BOUND = re.compile(r"([\w.-]+)>=([\d.]+)$")  # as in pyproject.toml; does not match extras, which have a marker
+PYTHON = ((3, 11), (3, 14))  # the first version that works, and the first that is untested
+_BOUND = re.compile(r"([\w.-]+)>=([\d.]+)$")  # a requirement; those of extras end in a marker and do not match
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The numbers at the beginning of a version: (0, 10, 2) of "0.10.2.dev1"."""
+    """The numbers at the beginning of a version, such as (0, 10, 2) for 0.10.2.dev1."""
     return tuple(map(int, re.findall(r"\d+", re.split(r"[^\d.]", version)[0])))
 
 

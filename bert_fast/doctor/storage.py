@@ -39,7 +39,10 @@ def bucket(url: str) -> Result:
 
 
 def _tried(store: storage.Bucket) -> tuple[str, str]:
-    """The problem with a bucket and the end of its remedy; two empty texts if all is well. Leaves no object there."""
+    """The problem with a bucket, and words to append to the remedy. Leaves no object in the bucket.
+
+    Both texts are empty if there is no problem.
+    """
     name, content = f"doctor-{secrets.token_hex(4)}", os.urandom(1 << 10)
     try:
         store.write(name, content)
@@ -48,7 +51,7 @@ def _tried(store: storage.Bucket) -> tuple[str, str]:
             return "what was written cannot be read or listed", ""
         if store.replace(name, b"", version) is None:
             return "an object is not replaced although its version is the same (If-Match fails)", ""
-        if store.replace(name, b"", version) is not None:  # the object has another version by now
+        if store.replace(name, b"", version) is not None:  # `version` is out of date by now
             found = "an object is replaced although its version has changed (If-Match is ignored)"
             return found, ": in this one, two runs could write to the same place"
         return "", ""

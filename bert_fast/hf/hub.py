@@ -18,7 +18,7 @@ T = TypeVar("T")
 WAITS = (1, 2, 4)  # seconds before each further attempt, if the Hub is too busy
 TIMEOUT = 30  # seconds without an answer after which a request fails
 BUSY = (408, 429, 500, 502, 503, 504)
-MAIN = "main"  # the branch that the Hub shows
+MAIN = "main"  # the branch that the Hub shows by default
 NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 PINNED = re.compile(rf"({NAME.pattern})@[0-9a-f]{{40}}")
 LOGIN = "run `hf auth login`, or set HF_TOKEN"
@@ -35,7 +35,7 @@ class HubModel(NamedTuple):
 
 
 def parse(text: str) -> HubModel | None:
-    """The model of "ORG/NAME", "NAME" or either with "@REVISION"; None for anything else."""
+    """The model that a text names: ORG/NAME or NAME, each with or without @REVISION. None for any other text."""
     name, at, revision = text.partition("@")
     if not NAME.fullmatch(name) or ".." in name or bool(at) != bool(revision):
         return None
@@ -74,7 +74,7 @@ def failures() -> tuple[type[Exception], ...]:
     """What huggingface_hub raises if a request or a transfer fails."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    # The first base class is the HTTP library's error. Which library it is depends on huggingface_hub's version.
+    # The first base class is the HTTP library's error. Which library that is depends on huggingface_hub's version.
     return HfHubHTTPError.__bases__[0], OSError, RuntimeError, ValueError
 
 
@@ -134,7 +134,7 @@ def why(error: BaseException, model: HubModel) -> str:
 
 @contextlib.contextmanager
 def explained(model: HubModel, what: str, remedy: str) -> Iterator[None]:
-    """Turns a failed request inside the `with` block into a BadInput: `what` happened, why, and what to do."""
+    """Turns a failed request inside the `with` block into a BadInput that says `what` failed, why, and the remedy."""
     try:
         yield
     except failures() as error:

@@ -22,7 +22,7 @@ from bert_fast.train.description import TaskHead
 ARRANGEMENTS = {("post", True): "bert", ("pre", False): "megatron-bert", ("pre", True): "roberta-prelayernorm"}
 WITH_NEXT = ("bert", "megatron-bert")
 CLASSES = {"bert": "Bert", "megatron-bert": "MegatronBert", "roberta-prelayernorm": "RobertaPreLayerNorm"}
-# The ending of a transformers class with a task's head, by the kind of the head.
+# How the name of a transformers class with a task's head ends, by the kind of the head.
 TASK_HEADS = {
     "classes": "ForSequenceClassification",
     "score": "ForSequenceClassification",
@@ -46,7 +46,7 @@ ABSENT = {
     "layer_norm_eps": 1e-12,
 }
 PAD_IDS = {"bert": 0, "megatron-bert": 0, "roberta-prelayernorm": 1}
-# Any other value means a different model. Newer files may omit all of these.
+# A file with any other value describes a model that is not supported. Newer files may omit all of these keys.
 PLAIN = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -67,7 +67,7 @@ def layout_of(config: Config) -> str:
 
 
 def check(config: Config, task: TaskHead | None = None):
-    """Raises BadInput if no layout fits the model. If `task` is given, the model has the task's head."""
+    """Raises BadInput if no layout fits the model. task: the task whose head replaces the MLM head, if any."""
     layout_of(config)
     if not config.tied and task is None:
         raise BadInput(

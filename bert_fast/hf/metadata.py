@@ -20,7 +20,7 @@ PIPELINES = {
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
 }
-# Our metrics' ids in Hugging Face's `evaluate`; the rest of our metrics have none.
+# The ids of our metrics in Hugging Face's `evaluate`. Metrics that are not listed here have no id there.
 METRICS = {
     "accuracy": "accuracy",
     "f1": "f1",
@@ -49,7 +49,10 @@ class Stated(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A score of the model on a data set. metric: an id of `evaluate`. data: an id of the Hub, or another name."""
+    """A score of the model on a data set.
+
+    metric: the metric's id in `evaluate`. data: the data set's id on the Hub, or another name if it has none.
+    """
 
     metric: str
     value: float
@@ -73,9 +76,9 @@ def stated(license: str, languages: str) -> Stated:
 
 
 def front(about: Description, class_name: str, title: str, losses: Mapping[str, Any], given: Stated) -> str:
-    """The metadata as YAML, with its two lines of dashes.
+    """The metadata as YAML, between two lines of dashes.
 
-    title: the model's name. losses: the row of `metrics.jsonl` with its last held-out losses; {} if there is none.
+    title: the model's name. losses: the last row of `metrics.jsonl` with held-out losses; {} if there is none.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -114,7 +117,7 @@ def heads_of(class_name: str) -> str:
 
 
 def task_scores(task: TaskHead, scored: tuple[Mapping[str, Any], ...]) -> list[Score]:
-    """The last scores of a fine-tuned model: percentages for SQuAD, else between 0 and 1, as in `evaluate`."""
+    """The last scores of a fine-tuned model: percentages for SQuAD, fractions for other tasks, as in `evaluate`."""
     if not scored:
         return []
     scale = 1 if task.kind == "span" else 100
@@ -157,8 +160,8 @@ def source_in(about: Description) -> str:
 
 
 def manifest_of(place: str) -> dict[str, Any]:
-    """The manifest of a shards folder, or {} if it is gone: a card can do without it. If a bucket fails, says so and
-    returns {}.
+    """The manifest of a shards folder; {} if it is gone, because a card can do without it. If the folder is in a bucket
+    that cannot be read, prints a message and returns {}.
     """
     try:
         return read_json(fetched.manifest(place))

@@ -1,4 +1,4 @@
-"""Finds the folder or the model of the Hub that `--hf` names, and downloads models: the command `pull`."""
+"""Finds what `--hf` names, a folder or a model on the Hub, and downloads models for the command `pull`."""
 
 import pathlib
 import shutil
@@ -30,7 +30,8 @@ class Source(NamedTuple):
 def find(given: str | pathlib.Path) -> Source:
     """The folder `given`, or else the model of that name on the Hub, downloaded to Hugging Face's cache.
 
-    Raises BadInput if there is neither, if the Hub cannot be reached, or if the model is not one that we read.
+    Raises BadInput if there is neither, if the model can be read neither from the Hub nor from the cache, or if it is
+    not a model that `read` supports.
     """
     folder = pathlib.Path(given)
     return Source(folder, "") if folder.is_dir() else download(model_of(str(given)))
@@ -48,10 +49,10 @@ def model_of(given: str) -> HubModel:
 
 
 def download(model: HubModel, with_card: bool = False) -> Source:
-    """The files of a model that `read` needs, from the Hub or, if that cannot be reached, from the cache.
+    """The files of a model that `read` needs, from the Hub or, if the Hub cannot be reached, from the cache.
 
-    with_card: also its README.md. Raises BadInput as `find` does. If we cannot read the model, raises it before the
-    weights are downloaded.
+    with_card: also its README.md. Raises BadInput as `find` does. If the model on the Hub is not supported, raises
+    BadInput before the weights are downloaded.
     """
     try:
         about = hub.attempt(lambda: hub.client().model_info(model.name, revision=model.revision, timeout=hub.TIMEOUT))
@@ -82,7 +83,7 @@ def fetch(model: HubModel, names: Collection[str]) -> pathlib.Path:
 
 
 def in_cache(model: HubModel) -> pathlib.Path | None:
-    """The folder of an earlier download in the cache; None if a file is missing."""
+    """The folder of an earlier download in the cache; None if a file that `read` needs is missing."""
     import huggingface_hub
 
     try:

@@ -37,12 +37,12 @@ def push(
     private: create a private repository. options: the options of `write.export`.
 
     Raises BadInput if `export` refuses the checkpoint, if nobody is logged in, if the repository is public although
-    `private` is set, and if the Hub cannot be reached or refuses the upload. Nothing is changed on the Hub then, except
-    that the repository or the branch may have been created.
+    `private` is set, and if the Hub cannot be reached or refuses the upload. After such an error, the Hub is unchanged,
+    except that the repository or the branch may have been created.
     """
     model = target(repo, revision)
     api = hub.client()
-    what, again = f"{path} was not pushed to {model}", "The same command continues"
+    what, again = f"{path} was not pushed to {model}", "Run the same command again to continue"
     with hub.explained(model, what, ""):
         hub.attempt(lambda: api.whoami(token=True))  # before the export, which takes time
     place = f'"{repo}"' + (f', revision="{revision}"' if revision != MAIN else "")

@@ -1,4 +1,4 @@
-"""Reads a Hugging Face folder as one of our models, and saves it as a checkpoint of step 0: the command `import`."""
+"""The command `import`: reads a Hugging Face folder as one of our models, and saves it as a checkpoint of step 0."""
 
 import base64
 import dataclasses
@@ -27,8 +27,8 @@ from bert_fast.train.step import TrainState
 
 # Types of weights that can be converted to float32 and back without a change.
 TYPES = ("float32", "float16", "bfloat16")
-# Heads, and their branches in our parameters. A folder has all tensors of a head or none. If it has none, the head is
-# initialised at random.
+# Heads, and their branches in our parameters. A folder must have all tensors of a head, or none. A head without tensors
+# is initialised at random.
 HEADS: dict[str, str] = dict(zip(encoder.HEADS, ("mlm/", "next/pooler/", "next/next/"), strict=True))
 # Embedding tables are often padded to a multiple of 128 or of a smaller number, which adds fewer than 128 rows.
 # If a table has 128 extra rows or more, a warning is given.
@@ -154,9 +154,11 @@ def program_of(config: Config, without_next: bool) -> tuple[Program, Data, Evalu
 def description(came: str, found: dict, config: Config, pad_id: int, initialised: tuple[str, ...]) -> dict:
     """What an export needs to write the same tensors again.
 
-    folder: its name, or NAME@COMMIT for a model of the Hub. tensors: type by name.
+    folder: the name of the folder that was read, or NAME@COMMIT for a model of the Hub.
+    tensors: the type of each tensor, by the tensor's name.
     initialised: the heads that were initialised.
-    unused_positions: the rows of RoBERTa's position table that no token uses, as base64 of float32; "" if all zero.
+    unused_positions: the rows of RoBERTa's position table that no token uses, as base64 of float32. It is empty if all
+        of these rows are zero.
     """
     layout = layouts.layout_of(config)
     unused = b""

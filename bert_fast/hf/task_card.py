@@ -15,7 +15,7 @@ NO_METRICS = ("step", "epoch", "train_loss")  # keys of a row of `Description.sc
 
 
 def results_of(folder: pathlib.Path) -> dict[str, dict]:
-    """The `results.json` of the `finetune` call that made a checkpoint, keyed by its folder; {} if there is none."""
+    """The `results.json` of the `finetune` call that made a checkpoint, by the call's WORKDIR; {} if there is none."""
     found = read_json((workdir := call_of(folder)) / "results.json")
     return {str(workdir): found} if found else {}
 
@@ -113,7 +113,8 @@ def training(trained: Encoder, task: TaskHead) -> str:
 def scores(trained: Encoder, task: TaskHead, results: Mapping[str, dict]) -> str:
     """The section on scores: the held-out metrics of these weights.
 
-    If the `finetune` call has two or more seeds at this learning rate, also their mean, deviation and median.
+    If the `finetune` call has two or more seeds at this learning rate, the section also has the mean, deviation and
+    median over these seeds.
     Raises BadInput if a file was not written by `finetune`.
     """
     about = trained.about

@@ -84,7 +84,7 @@ TOKEN_HEADS = {"tags": linear("classifier", "task/output"), "span": linear("qa_o
 ROOTS = {"bert": "bert", "megatron-bert": "bert", "roberta-prelayernorm": "roberta_prelayernorm"}
 BELOW = ("embeddings.", "encoder.", "pooler.", "LayerNorm.")  # prefixes of tensor names in a file without heads
 
-# Copies that some files hold in addition to the tensor they are tied to.
+# Some files hold copies of tied tensors. Each entry maps the name of a copy to the name of the original.
 TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",

@@ -27,7 +27,7 @@ OURS = {
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in a file; {} if there is no file. Raises BadInput if it holds anything else."""
+    """The JSON object in a file; {} if there is no file. Raises BadInput if the file holds anything else."""
     if not path.is_file():
         return {}
     try:
@@ -42,9 +42,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def read(folder: pathlib.Path) -> Vocab:
     """The vocabulary of a folder, from vocab.txt or else from tokenizer.json.
 
-    `tokenizer_config.json`, or else `tokenizer.json`, states whether case and accents are kept. If neither does, they
-    are dropped, as in transformers' BertTokenizer. Raises BadInput if the tokenizer is not BERT's WordPiece, or if its
-    files disagree or are damaged.
+    `tokenizer_config.json`, or else `tokenizer.json`, states whether case and accents are kept. If neither file states
+    it, case and accents are dropped, as in transformers' BertTokenizer. Raises BadInput if the tokenizer is not BERT's
+    WordPiece, or if its files disagree or are damaged.
     """
     try:
         return _read(folder)
@@ -99,7 +99,7 @@ def _read(folder: pathlib.Path) -> Vocab:
 
 
 def check(path: pathlib.Path, whole: dict[str, Any]):
-    """Raises BadInput if a setting of a tokenizer.json differs from BERT's. The message names the first one."""
+    """Raises BadInput for the first setting of a tokenizer.json that differs from BERT's."""
     for place, expected in OURS.items():
         value: Any = whole
         for key in place.split("."):

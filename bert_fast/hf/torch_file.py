@@ -1,6 +1,6 @@
 """Reads the tensors of a file that `torch.save` wrote, without torch and without executing its pickle.
 
-Such a file holds the bytes of the arrays and a pickle. A pickle can name any function of any module and have it called.
+Such a file holds a pickle, and the bytes of the arrays. A pickle can name any function of any module and have it called.
 This reader accepts only the names that a table of tensors needs, and refuses all others. It maps these names to the
 inert objects below.
 
@@ -49,7 +49,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage, in elements."""
+    """A view of a storage. `offset` and `strides` count elements, not bytes."""
 
     storage: Storage
     offset: int
@@ -78,7 +78,7 @@ class Parameter:
 
 
 class Tables(pickle.Unpickler):
-    """Unpickles a table of tensors. Raises BadInput if the pickle names anything else."""
+    """Unpickles a table of tensors. Raises BadInput if the pickle names anything that such a table does not need."""
 
     def __init__(self, file, path: pathlib.Path):
         super().__init__(file, encoding="utf-8")

@@ -27,7 +27,7 @@ from bert_fast.train.description import TaskHead
 LIMIT = 1e-4  # the largest difference that is accepted in any logit or hidden state, in float32
 ROWS = 4
 OF_ROWS = ("next_logits", "class_logits")  # outputs with one row per example; all others have one row per token
-# The name of a task head's logits, by the ending of the transformers class.
+# The name of a task head's logits, by the ending of the name of the transformers class.
 OF_TASKS = {
     "ForSequenceClassification": "class_logits",
     "ForTokenClassification": "tag_logits",
@@ -95,7 +95,8 @@ def random_batch(model: Config, words: Vocab) -> dict[str, np.ndarray]:
 def of_ours(model: Config, params, batch, task: TaskHead | None) -> dict[str, np.ndarray]:
     """Our outputs: `hidden` [B, S, D], `mlm_logits` [B, S, V] and, with a next-sentence head, `next_logits` [B, 2].
 
-    For a fine-tuned model: `hidden` and `class_logits` [B, C], `tag_logits` [B, S, C], or `span_logits` [B, S, 2].
+    A fine-tuned model has `hidden` and the logits of its task: `class_logits` [B, C], `tag_logits` [B, S, C] or
+    `span_logits` [B, S, 2].
     """
 
     @jax.jit
@@ -114,7 +115,7 @@ def of_ours(model: Config, params, batch, task: TaskHead | None) -> dict[str, np
 
 
 def of_transformers(folder: pathlib.Path, class_name: str, batch, words: Vocab) -> dict[str, np.ndarray]:
-    """The same outputs from transformers, for the heads that the class has.
+    """The outputs of transformers, named as in `of_ours`: the hidden states, and the logits of each head of the class.
 
     Raises BadInput if transformers does not load exactly the tensors of the folder, or tokenises a text differently.
     """

@@ -1,4 +1,6 @@
-"""The tensors of a Hugging Face folder: reads safetensors and PyTorch files, whole or sharded; writes safetensors."""
+"""The tensors of a Hugging Face folder. They are read from safetensors or PyTorch files, whole or sharded, and written
+to a safetensors file.
+"""
 
 import fnmatch
 import json
@@ -16,7 +18,7 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays by name, as they were written. Raises BadInput if files are missing, damaged or of an unsupported kind."""
+    """Arrays by name, unchanged. Raises BadInput if files are missing, damaged or of an unsupported kind."""
     for name in WHOLE:
         if (folder / name).is_file():
             return read_file(folder / name)
@@ -30,7 +32,7 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def needed(there: Collection[str]) -> list[str]:
-    """The files that `read` would open in a folder with these files; [] if there are none."""
+    """The names of the files that `read` needs, out of the names of all files in a folder. [] if `read` would fail."""
     for name in WHOLE:
         if name in there:
             return [name]

@@ -41,8 +41,8 @@ def export(
 
     compare: compare the export's outputs in transformers with ours; if they differ, nothing is kept.
     initialised_heads: also write heads that the imported model did not have, which were initialised at random.
-    results: a folder with `results.json` files for the model card. None: the run folder; for a fine-tuned model, the
-        folder of its `finetune` call.
+    results: a folder with `results.json` files for the model card. None means the run folder or, for a fine-tuned
+        model, the folder of its `finetune` call.
     given: what the user states for the model card.
 
     Raises BadInput if no layout fits the model, `out` is not empty, or transformers computes different outputs.
@@ -82,7 +82,10 @@ def export(
 
 
 def tensors_of(trained: Encoder, initialised_heads: bool) -> tuple[dict[str, np.ndarray], Config]:
-    """The tensors to write, and the config with equally wide layers. Imported tensors keep their names and types."""
+    """The tensors to write, and the export's config, in which all layers have equally many heads and neurons.
+
+    Imported tensors keep their names and types.
+    """
     params: Params = jax.tree.map(np.asarray, trained.params)
     wide, config = tensors.widen(params, trained.model)
     pad_id = trained.vocab.pad

@@ -58,7 +58,7 @@ class Units(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """The units that the last masks keep, newest mask first, and the L1 penalty at the time of the newest mask."""
+    """The units that the most recent masks keep, newest first, and the L1 penalty at the time of the newest mask."""
 
     kept_WLU: Any
     penalty: Any
@@ -82,10 +82,10 @@ def make_units(counts_L: Sequence[int], ratio: float, together: bool) -> Units:
 
 def keep(c_LU: np.ndarray, units: Units) -> np.ndarray:
     """Which units are kept, bool [L, U]: `c > np.quantile(c, ratio)`, the rule of
-    finetune/run_glue_earlybert_draw_and_train.py. Coefficients are compared with their sign; ties are pruned.
+    finetune/run_glue_earlybert_draw_and_train.py. Signed values are compared, and ties with the threshold are pruned.
 
-    The quantile lies between two neighbours in sorted order, so units up to the lower one are pruned. Interpolation in
-    float32 would often round to one of the two, because many of 36,864 coefficients near 1 are adjacent floats.
+    The quantile lies between two neighbours in sorted order, so units up to the lower neighbour are pruned. Quantiles
+    in float32 would often equal one of the two, because many of 36,864 coefficients near 1 are adjacent floats.
     """
     values_GN = np.where(units.real_LU, c_LU, np.inf).reshape(len(units.pruned_G), -1)
     ranked_GN = np.pad(np.sort(values_GN, axis=1), ((0, 0), (1, 0)), constant_values=-np.inf)
@@ -110,7 +110,7 @@ def aligned(counts_L: np.ndarray, real_L: np.ndarray, align: int) -> np.ndarray:
 
 
 def draw_ticket(c_LU: np.ndarray, units: Units, name: str, align: int, rng=None) -> list[np.ndarray]:
-    """Ascending indices of each layer's kept units: the highest coefficients, or as many random ones if `rng` is given.
+    """Ascending indices of each layer's kept units: those of the highest coefficients, or as many at random with `rng`.
 
     Raises BadInput if a layer would lose all of its units.
     """
@@ -175,7 +175,7 @@ def make(
 ) -> Method:
     """EarlyBERT, with the ratios and penalties of finetune/launch_earlybert_glue.sh.
 
-    search: number of search steps or, if below 1, their share of all steps. They use the start of the full schedule.
+    search: search steps or, if below 1, a share of all steps. They use the start of the full learning-rate schedule.
     stop: "steps" runs the whole search, like the released code; "early_bird" ends it once the masks have stabilised
         (`EarlyBird` in main.py of GATECH-EIC/Early-Bird-Tickets, You et al. 2020), or at the last step of the search.
     mask_every: steps between masks; 0: a twentieth of the search. Masks taken close together agree only because no
@@ -191,8 +191,8 @@ def make(
         within each layer.
     align: rounds each layer's number of neurons to a multiple of this; the paper does not. 128 fits the lanes of a
         TPU. A mesh with a tensor axis above 1 needs multiples of that axis's size.
-    ticket: "random" is the control: the same search and as many units per layer, chosen at random. The released
-        code's control has no search (`slimming_coef_step` of 0 or less in
+    ticket: "random" is the control: after the same search, as many units per layer are chosen at random. The released
+        code's control has no search (`slimming_coef_step` is then 0 or less, in
         finetune/run_glue_earlybert_draw_and_train.py): uniform random numbers replace the coefficients, so layers lose
         nearly equal shares of their neurons. How the paper drew its random tickets for pre-training is unverified.
     head_penalty, neuron_penalty: factors of the L1 penalties (the sums of absolute coefficients) in the loss.

@@ -36,8 +36,8 @@ OUTPUTS = ("attention_output", "mlp_output")  # `out_proj` and `fc2` of gongliny
 
 KEYS = {"depth": "Number of layers.", "learning_layers": "Number of layers that are trained."}
 
-# What is frozen in addition to the lower layers. The designs treat the tied word table differently.
-# Which design the paper uses is unknown; a re-implementation (by the authors of G_stack) freezes the embeddings.
+# What is frozen in addition to the lower layers, for each of three designs. They treat the tied word table differently.
+# Which design the paper uses is unknown. A re-implementation (by the authors of G_stack) freezes the embeddings.
 FROZEN = {
     "A": ("^embed/(?!word$)",),  # the table is trained through the head, so the frozen layers' input drifts
     "B": ("^embed/",),  # the table is frozen, so the frozen layers' output is fixed
@@ -63,13 +63,14 @@ def make(
         not divide L. MSLT uses the quarters of L, rounded up (unverified); with fewer than 4 layers, it has a stage
         per layer.
     shares: shares of all training steps, one per stage, such as "0.2,0.3,0.5". MSLT takes one more, for the joint
-        stage (0: none). Empty: stacking uses the released shares; with only two stages, the first of them also gets
-        the share of the missing one. MSLT uses a fifth for the joint stage and equal parts for the rest (unverified).
+        stage (0: none). Empty: stacking uses the released shares of three stages. If it has only two stages, the
+        first gets the sum of the first two shares. MSLT uses a fifth for the joint stage and equal parts for the rest
+        (unverified).
     init: how new layers start. "copy": as copies of the topmost layers, in order (unverified for MSLT). If more layers
         are added than exist, all layers are copied repeatedly. Stacking therefore always copies the whole stack.
         "random": as in a new model. "identity": as copies with zero output matrices and biases, so that a pre-LN model
-        computes the same as before (similar to a baseline of stacking, identity.py, which draws the other matrices at
-        random).
+        computes the same as before. A baseline in gonglinyuan/StackingBERT, identity.py, is similar, but draws the
+        other matrices at random.
     embedding: how the tied table is treated while layers are frozen: "A", "B" or "C", see FROZEN.
     frozen_dropout: whether the frozen layers and the embeddings below them have dropout (unverified).
     learning_rate: "segments": one linear decay per stage. The rate falls from its peak to 0.375 of the peak at the
@@ -81,7 +82,7 @@ def make(
         "carry": moments are kept. In stacking with init="copy" they are copied with their layers, as in `double.py
         --double-optimizer`, except that Adam's step count continues here. Otherwise new layers start with zero moments.
 
-    Raises BadInput, here and in `stages`.
+    Raises BadInput for a bad value. `stages` raises it for values that do not fit the run.
     """
     stacking = variant == "stacking"
     learning_rate = learning_rate or ("segments" if stacking else "run")
@@ -197,9 +198,9 @@ def sources(before: int, after: int) -> np.ndarray:
     """The layer that each layer of the deeper model is copied from, [L]. Existing layers keep their place. Added layers
     copy the topmost existing ones, in order. If more are added than exist, all layers are repeated.
 
-    At twice the depth this is `double.py` of gonglinyuan/StackingBERT, at four times `quadruple.py`. Below twice, the
-    i-th added layer (counted from 0) copies layer `2 * before - after + i`, like `MsltModel` of the authors of
-    G_stack.
+    Doubling the depth gives the layers of `double.py` in gonglinyuan/StackingBERT. Quadrupling it gives those of
+    `quadruple.py`. If the depth grows to less than twice, the i-th added layer (counted from 0) copies layer
+    `2 * before - after + i`, like `MsltModel` of the authors of G_stack.
     """
     layer_L = np.arange(after)
     return np.where(layer_L < before, layer_L, (2 * before - after + layer_L) % before)
@@ -282,7 +283,7 @@ def _check_plain(timeline: Sequence[Stage]):
 
 
 def _growth(stacking: bool, given_G: tuple[int, ...], depth: int) -> tuple[list[str], list[int], list[int]]:
-    """Names, depths and numbers of frozen layers of all stages.
+    """The names of all stages, their depths, and their numbers of frozen layers.
 
     Raises BadInput if the stages do not grow to the model's depth, or cannot reach it by copying whole stacks.
     """

@@ -3,12 +3,13 @@
 The first L/2 - 1 of L layers update every token. The next layer, the boundary, updates only the kept
 tokens, which attend to all tokens. The layers above it see only the kept tokens. The last layer updates
 every token again; dropped tokens enter it with the vectors that had entered the boundary. A token's
-importance is the running MLM loss of its vocabulary id: looked up by input id, learned by label id.
+importance is the running MLM loss of its vocabulary id. It is looked up by input id, and learned from
+the losses of labels with this id.
 
 Hou et al. is arXiv 2203.13240; the released code is tensorflow/models, official/projects/token_dropping (`encoder.py`,
 `masked_lm.py`) and official/nlp/modeling/layers/routing.py. That code gathers hidden states before the
 boundary and after the middle layers. Here the integer inputs are sorted once per step, so that the kept
-tokens are a prefix that the trunk slices off.
+tokens come first and the trunk can take them with a slice.
 
 Axes: B examples, S tokens of an example, P prediction slots, N slots of the batch, V rows of the embedding table,
 W word pieces of the vocabulary.
@@ -55,30 +56,33 @@ def make(
 
     keep: share of an example's positions that the middle layers (the boundary to the second-to-last layer) update.
         On a TPU the number of kept positions should ideally be a multiple of 128: see `examples_per_row`.
-    beta, start: parameters of the running loss of an id, in nats: beta * old + (1 - beta) * new, from `start`.
-    scores: "loss", or a control with the same plan: "random" draws new scores in every step, "frequency"
-        keeps the rarest ids. The paper has such controls, but their code was not released. "frequency" counts ids
-        during training; the paper's control reportedly uses counts over a corpus (unverified).
+    beta, start: parameters of the running loss of an id, in nats. The running loss begins at `start`. Each update sets
+        it to beta * old + (1 - beta) * new.
+    scores: "loss", or a control with the same plan. "random" draws new scores in every step. "frequency" keeps the
+        rarest ids. The paper has such controls, but their code was not released. "frequency" counts ids during
+        training; the paper's control reportedly uses counts over a corpus (unverified).
     repeats: how a batch updates the score of an id that is the label of one or more slots.
         "mean": one step towards the weighted mean of the id's losses. Special ids keep their scores, and unfilled slots
         are ignored.
-        "last_write", as released: one step towards one of the id's losses. In the released code, this is the one
-        written last; here, the last in batch order. Special ids drift if they are ever a label, and unfilled slots
-        count as losses of label 0.
+        "last_write", as released: one step towards one of the id's losses. In the released code, this is the loss
+        that happens to be written last. Here it is the last loss in batch order. The scores of special ids drift if
+        these ids are ever labels, and unfilled slots count as losses of label 0.
         The released table is per replica: `add_weight` in routing.py requests no aggregation, so each replica learns
         from its own examples. Here both values of `repeats` update one table from the whole batch.
-    full_tail: share of the training steps without dropping, at the end of training. After a restart, it is a share of
-        the new training's steps.
-    examples_per_row: number of examples joined along the token axis in layers that see only kept tokens. Results are
-        the same, given equal dropout. For TPUs: 64 kept tokens of 128 fill half the lanes of a register, and two joined
-        examples fill all of them. The cost is in attention: with two joined examples, half of its scores are discarded
-        (see experiments/tpu_plan.md). On other hardware this only costs time.
-    boundary: the layer, counted from 0, that updates only kept tokens and attends to all; the layers below it are
-        full. -1: L/2 - 1, as released. At most L - 2, since the last layer is full.
-    shortest: stages with examples shorter than this drop nothing. For runs that begin with rows of a few tokens.
+    full_tail: the share of the training steps, at the end of training, that drop no tokens. If training restarts, this
+        is a share of the steps after the last restart.
+    examples_per_row: number of examples joined along the token axis in layers that see only kept tokens. Joining does
+        not change results, given equal dropout. It is meant for TPUs: 64 kept tokens of 128 fill half the lanes of a
+        register, and two joined examples fill all of them. The cost is in attention: with two joined examples, half of
+        its scores are discarded (see experiments/tpu_plan.md). On other hardware, joining only costs time.
+    boundary: the layer, counted from 0, that updates only kept tokens and attends to all tokens. The layers below it
+        update every token. The default, -1, means L/2 - 1, as released. At most L - 2 is possible, since the last layer
+        updates every token.
+    shortest: stages whose examples are shorter than this drop nothing. It is meant for runs that begin with rows of a
+        few tokens.
 
     Special and masked tokens are kept first, and padding last. Among tokens with equal scores, the leftmost are kept.
-    Ids that were never predicted have equal scores. So do special and masked tokens, which matters if an example has
+    Ids that were never predicted have equal scores. So do special and masked tokens. This matters if an example has
     more of these than are kept (several documents packed into one example). A model of one layer drops nothing. The
     released code also drops tokens in validation; here that loss is logged as `mlm_loss_dropping`, next to the loss
     without dropping.

@@ -28,11 +28,11 @@ DASHES = ("-", "--", "-.", ":")
 
 
 class Course(NamedTuple):
-    """What a run does at sampled steps. steps: all steps of the run, including a search.
+    """What a run does at sampled steps.
 
-    state_LT: index of STATES. width_LT: share of the layer's heads and neurons that exist. cost_T: FLOPs of the step,
-    divided by those of a dense step. flops: FLOPs of the whole run. dense: FLOPs of a run without methods that has the
-    same number of training steps (the steps of a search do not count).
+    steps: number of steps of the run, including those of a search. at_T: the sampled steps. state_LT: index of STATES.
+    width_LT: share of the layer's heads and neurons that exist. cost_T: FLOPs of the step, divided by the FLOPs of a
+    dense step. flops: FLOPs of the whole run. dense: FLOPs of the same training without methods and without a search.
     """
 
     steps: int
@@ -61,7 +61,7 @@ def flops_of(made: settings.PretrainSettings) -> float:
 
 
 def course(made: settings.PretrainSettings, columns: int = COLUMNS) -> Course:
-    """What a run with these settings would do, with the random draws of the run itself. Raises BadInput."""
+    """What a run with these settings would do. Its random draws are those of the run itself. Raises BadInput."""
     method = methods.make(made.methods)
     made = budget.resolved(made, method)
     stages = timeline.stages(made, method)

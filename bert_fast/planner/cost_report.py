@@ -10,12 +10,12 @@ from bert_fast.train.settings import PretrainSettings
 
 CAVEAT = """\
 Cycles come from two instruments of the TPU compiler, and neither is a measurement. The estimate is the compiler's own
-figure for each operation; it is too high for small batched products. The schedule is counted from the code that the
-compiler wrote for each operation and Pallas kernel: instruction words x passes, or the time to move its bytes at the
-memory's bandwidth if that is longer. If one instrument has no figure for an operation, the other's figure is used.
-Hours come from the larger sum, plus the time of collectives that overlaps no other work. They leave out copies that
-overlap other work, the start-up of kernels, waiting for input, evaluation and saving. Prices are list prices, dated
-above."""
+figure for each operation; it is too high for small batched products. The schedule is the code that the compiler wrote
+for each operation and Pallas kernel. It takes instruction words x passes cycles, or the cycles to move the operation's
+bytes at the memory's bandwidth if there are more of them. If one instrument has no figure for an operation, the other's
+figure is used. Hours come from the larger sum, plus the time of collectives that overlaps no other work. The hours
+leave out copies that overlap other work, the start-up of kernels, waiting for input, evaluation and saving. Prices are
+list prices, dated above."""
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
@@ -35,7 +35,7 @@ def gib(size: float) -> str:
 
 
 def mib(sizes) -> str:
-    """Text with the size of each kind in MiB. `sizes` are in bytes; "none" if there are none."""
+    """Text with the size of each kind in MiB, or "none" if there are no kinds. `sizes` are in bytes."""
     return ", ".join(f"{kind} {size / 2**20:,.1f}" for kind, size in sizes.items()) or "none"
 
 
@@ -71,9 +71,8 @@ def _analytic(stage: StageEstimate) -> tuple[str, ...]:
 
 
 def details(plan: CostEstimate) -> list[str]:
-    """For each stage, per step and device: cycles without a schedule, bytes copied alongside other work, bytes sent.
-
-    For a stage that does not fit, the reason and the remedies.
+    """For each stage, per step and device: cycles of operations without a schedule, bytes copied alongside other work,
+    and bytes sent. For a stage that does not fit: the reason and the remedies.
     """
     lines = []
     for stage in plan.stages if plan.where.chip else ():

@@ -29,12 +29,13 @@ MOST = 2  # how many of a stage's programs to compile, most frequent first
 
 @dataclasses.dataclass(frozen=True)
 class StageEstimate:
-    """The estimate of one stage: means per step, for all devices together unless noted.
+    """The estimate of one stage. Figures are means per step, for all devices together unless noted.
 
     flops: FLOPs executed. dense: FLOPs of dense training. dense_layers: the part of `dense` in the encoder's layers.
-    share: the share of the steps whose program was compiled; the other steps are assumed to take as many cycles per
+    share: the share of the steps whose program was compiled. The other steps are assumed to take as many cycles per
     FLOP. cycles, layers, unscheduled, copies, collectives, communication, lines: as in tpu.Compiled, per device; empty
-    without a TPU. Memory figures are in bytes, for the program that needs the most.
+    if the slice has no TPU. arguments, temporaries, peak: bytes of memory per device, for the program that needs most.
+    problem: why a program of the stage does not fit; empty if all fit.
     """
 
     name: str
@@ -105,13 +106,13 @@ class CostEstimate(NamedTuple):
         return len(self.where.devices) // (self.where.chip.devices if self.where.chip else 1)
 
     def cycles(self, instrument: str) -> float | None:
-        """Cycles of a device over the whole run; None if any stage's are unknown."""
+        """Cycles of a device over the whole run; None if the cycles of any stage are unknown."""
         if not all(stage.cycles for stage in self.stages):
             return None
         return sum(stage.steps * stage.cycles[instrument] for stage in self.stages)
 
     def hours(self) -> float | None:
-        """Hours of the run, by the instrument that counts more cycles in each stage; None if they are unknown."""
+        """Hours of the run, by the instrument that counts more cycles in each stage; None if cycles are unknown."""
         chip = self.where.chip
         if chip is None or not chip.clock or not all(stage.cycles for stage in self.stages):
             return None
@@ -123,7 +124,7 @@ class CostEstimate(NamedTuple):
         return None if chip is None else self.flops / (self.chips * chip.peak * utilisation) / 3600
 
     def utilisation(self) -> float | None:
-        """Share of the peak if the run takes `hours()`; None if they are unknown."""
+        """Share of the peak if the run takes `hours()`; None if the hours are unknown."""
         hours, at_peak = self.hours(), self.hours_at(1.0)
         return None if hours is None or at_peak is None else at_peak / hours
 
@@ -210,10 +211,11 @@ def one(
 
 
 def merged(stage: StageEstimate, parts: list[tuple[float, tpu.Compiled]], flops: float, share: float) -> StageEstimate:
-    """The stage with means over its compiled programs, and the memory of the largest.
+    """The stage, with means over its compiled programs and the memory of the program that needs most.
 
-    flops: mean FLOPs per step of these programs. Cycles and bytes are scaled from this to the mean over all programs of
-    the stage.
+    parts: for each compiled program, its weight in the means and the compiler's figures. flops: the mean FLOPs per step
+    of these programs. The means are multiplied by the stage's FLOPs per step / `flops`, so that they hold for all
+    programs of the stage. share: as in StageEstimate.
     """
     scale = stage.flops / flops
 

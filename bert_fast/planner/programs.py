@@ -21,13 +21,15 @@ from bert_fast.train.timeline import Draw
 
 
 def most_frequent(drawn: Sequence[Draw], most: int) -> list[Draw]:
-    """The first `most` draws, with shares rescaled to sum to 1, because they represent the rest."""
+    """The first `most` draws. They also represent the other draws, so their shares are rescaled to sum to 1."""
     total = sum(draw.share for draw in drawn[:most])
     return [draw._replace(share=draw.share / total) for draw in drawn[:most]]
 
 
 def to_compile(drawn: Sequence[Draw], most: int) -> list[Draw]:
-    """The most frequent draws. The largest draw must also fit, so it is added with share 0 if it is not among them."""
+    """The most frequent draws. The largest draw must also fit into memory. If it is not among them, it is added with
+    share 0.
+    """
     chosen = most_frequent(drawn, most)
     largest = max(drawn, key=lambda draw: step_flops(draw.program).executed)
     return chosen if largest in drawn[:most] else [*chosen, largest._replace(share=0.0)]
@@ -50,7 +52,10 @@ def batch_shapes(program: Program, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
 def state_shapes(
     method: Method, stage: Stage, added: bool, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """The shapes of a stage's train state. added: whether it has the method's extra parameters; restarts drop them."""
+    """The shapes of a stage's train state.
+
+    added: whether the state has the method's extra parameters. A restart drops these.
+    """
 
     def make():
         model = stage.program.model

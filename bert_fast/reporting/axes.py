@@ -28,7 +28,7 @@ class ReferenceClock(NamedTuple):
 
 
 def reference_seconds(run: LoggedRun) -> list[float] | None:
-    """Reference time of the steps before each row; None if the run has no table of step costs with all its stages."""
+    """Reference time of the steps before each row; None unless a table of step costs covers all stages of the run."""
     if run.costs is None or not run.spans:
         return None
     optimizer = run.config["optimizer"]["name"]
@@ -57,7 +57,9 @@ def clock_of(runs: Sequence[LoggedRun]) -> ReferenceClock:
         words = f"reference time, from one table of step costs ({costs.instrument} on {costs.machine})"
         return ReferenceClock(words, reference)
     why = (
-        "the runs have different tables of step costs" if len(prints) > 1 else "not every run has a table of step costs"
+        "the runs have different tables of step costs"
+        if len(prints) > 1
+        else "not every run has a table of step costs for all of its stages"
     )
     return ReferenceClock(f"each run's own clock, because {why}; it also counts the machine's other work", {})
 

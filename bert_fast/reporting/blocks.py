@@ -16,7 +16,7 @@ def with_minus(cell: object) -> str:
 class Table:
     """A table of words and numbers. words: the number of columns, from the left, that hold words.
 
-    marked: for each row, whether it is highlighted; empty: no row is.
+    marked: whether each row is highlighted. If this is empty, no row is.
     """
 
     caption: str
@@ -151,7 +151,7 @@ def page(title: str, lead: str, warnings: Sequence[str], sections: Sequence[Sect
 
 
 def markdown(title: str, lead: str, warnings: Sequence[str], sections: Sequence[Section], picture: str) -> str:
-    """The report as Markdown. picture: the name of its PNG, or ""."""
+    """The report as Markdown. picture: the name of the PNG file that the report shows; empty if it shows none."""
     parts = [f"# {title}", lead, *(f"**Note:** {text}" for text in warnings)]
     if picture:
         parts.append(f"![Loss against tokens, FLOPs and seconds]({picture})")

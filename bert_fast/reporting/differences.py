@@ -74,7 +74,7 @@ def sentence(budget: Mapping[str, Any], first: str, text: str) -> str:
 
 
 def below_unigram(budget: Mapping[str, Any], unigram: float) -> str:
-    """How far below the loss of a unigram model the arms are, in words."""
+    """A sentence that says how far the losses of the arms are below the loss of a unigram model."""
     below = sorted(unigram - about["mlm_loss"] for about in budget["arms"].values())
     by = f"{below[0]:.3f}" if len(below) == 1 else f"{below[0]:.3f} to {below[-1]:.3f}"
     return f"A unigram model, which only knows how frequent words are, has {unigram:.3f} nats. The arms are {by} below."
@@ -94,7 +94,7 @@ def section(study: Mapping[str, Any], looks: Mapping[str, int]) -> Section:
         f"All arms are compared with {first}, seed by seed. Seconds are reference time from one table of step costs "
         f"({costs['instrument']} on {costs['machine']}). Realised is the share of time saved per token, divided by the "
         f"share of FLOPs saved. A speed-up is the tokens, FLOPs or seconds that {first} needs for the arm's final "
-        "loss, divided by what the arm needs; - if the budgets do not determine it."
+        "loss, divided by what the arm needs. A dash means that the budgets do not determine it."
     )
     return Section("results", "Results", blocks)
 

@@ -15,13 +15,15 @@ from bert_fast.reporting.switch import Group, switch
 
 WORDS = {"tokens": "Tokens", "flops": "FLOPs", "seconds": "Seconds", "valid": "Held-out", "train": "Training"}
 SPLITS = {"valid": "held-out loss", "train": "training loss"}
-TABLED = 12  # the most rows of a run in the table
+TABLED = 12  # a run has at most this many rows in the table
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """What the charts of losses need. looks: the number of each arm's colour, dash and marker. unigram: the held-out
-    loss of a model that only knows word frequencies, if it is known.
+    """What the charts of losses need.
+
+    looks: an index for each arm; it selects the colour, dash and marker. unigram: the held-out loss of a model that only
+    knows word frequencies, if this loss is known.
     """
 
     runs: Sequence[LoggedRun]
@@ -47,7 +49,7 @@ def points(run: LoggedRun, axis: str, split: str, clock: ReferenceClock) -> list
 
 
 def lines_of(curves: Curves, runs: Sequence[LoggedRun], axis: str, split: str) -> list[ChartLine]:
-    """A line for each run. If an arm has several runs, the one with the median final loss has the arm's name."""
+    """A line for each run. If an arm has several runs, the run with the median final loss has the arm's name."""
     found = []
     for arm, number in curves.looks.items():
         own = [run for run in runs if run.arm == arm]
@@ -64,7 +66,7 @@ def lines_of(curves: Curves, runs: Sequence[LoggedRun], axis: str, split: str) -
 def splits_of(runs: Sequence[LoggedRun]) -> list[str]:
     """The losses to choose from.
 
-    The held-out loss comes first if most runs of the largest budget have enough of it for a line.
+    The held-out loss comes first if most runs of the largest budget have more than two values of it.
     """
     largest = budgets_of(runs)[0]
     counts = [len(run.split("valid")) for run in runs if run.budget == largest]

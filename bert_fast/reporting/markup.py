@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class Html(str):
-    """A piece of HTML. Made by `tag` and `join` only."""
+    """A piece of HTML, which is not escaped again. Make it of the package's own text, or with the functions below."""
 
 
 def escaped(value: object) -> Html:

@@ -19,9 +19,9 @@ from bert_fast.reporting.scales import AxisUnit
 
 ENDINGS = ("max", "min", "mean")  # "distance_max" belongs to the chart of "distance"
 STEPS = AxisUnit("steps")
-MAPS = 4  # the most runs with maps or lists of words
-COLUMNS = 40  # of a map
-TABLED = 10  # rows of a table, for each run
+MAPS = 4  # at most this many runs get a map of counts or a list of words
+COLUMNS = 40  # of a map, at most
+TABLED = 10  # about this many rows of a table for each run
 
 
 def values_of(run: LoggedRun, key: str) -> list[tuple[int, Any]]:
@@ -58,7 +58,7 @@ def names_of(runs: Sequence[LoggedRun]) -> list[str]:
 
 
 def charts_of(keys: Sequence[str]) -> dict[str, list[str]]:
-    """Numbers that share a chart: those whose keys end in the same word."""
+    """The keys of the numbers in each chart. Keys that end in the same word (before any of ENDINGS) share a chart."""
     found: dict[str, list[str]] = {}
     for key in keys:
         parts = key.split("_")
@@ -78,7 +78,7 @@ def about(name: str) -> str:
 
 
 def meanings(name: str) -> Mapping[str, str]:
-    """What a method says about its keys."""
+    """The meaning of each key of a method, where the method states it."""
     try:
         return methods.keys().get(name, {})
     except BadInput:
@@ -90,7 +90,7 @@ def readable(key: str) -> str:
 
 
 def section(curves: Curves) -> Section | None:
-    """None if no method has keys."""
+    """The section about the methods. None if no method has keys in the rows."""
     runs = chosen(curves.runs) or list(curves.runs)
     blocks: list[Block] = []
     for name in names_of(runs):
@@ -167,7 +167,9 @@ def shade(count: float, smallest: float, largest: float) -> float:
 
 
 def counts_figure(name: str, key: str, run: LoggedRun, meant: Mapping[str, str]) -> Figure:
-    """Layers by steps: darker means a larger count. The last counts are at the right."""
+    """A map with a row for each layer and steps from left to right. Darker means a larger count. The last counts are
+    written at the right.
+    """
     found = values_of(run, f"{name}/{key}")
     depth, total = max(len(counts) for _, counts in found), found[-1][0]
     smallest, largest = min(min(counts) for _, counts in found), max(max(counts) for _, counts in found)

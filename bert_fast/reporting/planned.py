@@ -14,7 +14,7 @@ from bert_fast.train.settings import PretrainSettings
 
 
 def run_of(label: str, settings: PretrainSettings, config: Mapping[str, Any]) -> LoggedRun:
-    """A run as the report knows it, at step 0. Widths that a search will decide are guessed."""
+    """A run at step 0, in the form that the report reads. Widths that a search will decide are guessed."""
     method = methods.make(settings.methods)
     spans, begin = [], 0
     for stage in timeline.stages(budget.resolved(settings, method), method):
@@ -25,7 +25,7 @@ def run_of(label: str, settings: PretrainSettings, config: Mapping[str, Any]) ->
 
 
 def write(runs: Mapping[str, tuple[PretrainSettings, Mapping[str, Any]]], path: pathlib.Path):
-    """Writes the page. runs: the settings and the config of each, by its title."""
+    """Writes the page. runs: the settings and the config of each run, by the run's title."""
     drawn = [run_of(label, *about) for label, about in runs.items()]
     section = plans.section(drawn, {run.arm: number for number, run in enumerate(drawn)})
     assert section is not None

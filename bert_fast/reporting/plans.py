@@ -17,15 +17,15 @@ from bert_fast.reporting.scales import AxisUnit
 from bert_fast.train import timeline
 
 WIDTH = 1000
-SLICES = 60  # number of slices of a run that are drawn separately if layers are dropped at random
+SLICES = 60  # if layers are dropped at random, a run's picture has about this many slices
 LEAST = 6  # the fewest steps of a slice
-DRAWS = 24  # number of steps in a slice whose draws are evaluated
+DRAWS = 24  # random draws are repeated for at most this many steps of a slice
 HEIGHT = 216  # height of a picture, in pixels, if its layers fit
 ROW = (12, 26)  # smallest and largest height of a layer
 GAP = 3
-SHOWN = 12  # the most pictures
+SHOWN = 12  # the most runs whose plans are shown
 LINE = 18  # height of a line of stage names, in pixels
-CHARACTER = 22  # width of a character of a stage name, in units of WIDTH, if the picture is as narrow as on a phone
+CHARACTER = 22  # width of a character in a stage name on a phone, where the picture's width counts as WIDTH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,9 @@ def method_of(run: LoggedRun) -> Method | None:
 
 
 def shares(run: LoggedRun, index: int, method: Method | None) -> np.ndarray:
-    """The share of steps that run each layer, in each slice of stage `index`: [slices, layers]. Repeats the run's
-    random draws. There is one slice if nothing is drawn at random.
+    """The share of steps that run each layer, in each slice of stage `index`, as an array [slices, layers].
+
+    This function repeats the run's random draws. If there are none, or they cannot be repeated, there is one slice.
     """
     span, stage = run.spans[index], run.spans[index].stage
     assert stage is not None
@@ -180,14 +181,14 @@ def picture(plan: Plan) -> Html:
 
 
 def place_of(name: str, left: float) -> str:
-    """The style that puts a stage's name above its beginning, or, if it would not fit there, at the right edge."""
+    """The style that puts a name above the beginning of its stage, or at the right edge if the name does not fit."""
     return "right:0" if left + CHARACTER * len(name) > WIDTH else f"left:{left / 10:.5g}%"
 
 
 def stacked(names: Sequence[tuple[str, float]]) -> list[int]:
-    """For each (name, left edge), the lowest line above the picture on which it does not overlap another name."""
+    """The number of the line for each (name, left edge): the lowest line on which it overlaps no earlier name."""
     lines: list[int] = []
-    ends: list[float] = []  # of the last name on each line
+    ends: list[float] = []  # right edge of the last name on each line
     for name, left in names:
         length = CHARACTER * (len(name) + 1)
         left = min(left, WIDTH - length)
@@ -289,7 +290,7 @@ def legend() -> Html:
 
 
 def chosen(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
-    """One run for each arm, with the largest budget. Runs with other seeds have the same plan."""
+    """The run with the most FLOPs of each arm. An arm's runs with other seeds have the same plan."""
     found: dict[str, LoggedRun] = {}
     for run in sorted(runs, key=lambda run: -run.last["flops"]):
         if any(span.stage is not None for span in run.spans):
@@ -318,7 +319,7 @@ def layers_run(runs: Sequence[LoggedRun], looks: Mapping[str, int]) -> Figure | 
 
 
 def section(runs: Sequence[LoggedRun], looks: Mapping[str, int]) -> Section | None:
-    """None if no run has a plan. looks: the arms' looks."""
+    """The section with the plans; None if no run has one. looks: the number of each arm's colour, dash and marker."""
     own = chosen(runs)[:SHOWN]
     shown = [plan_of(run) for run in own]
     if not shown:

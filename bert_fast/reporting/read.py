@@ -23,7 +23,7 @@ ROWS = "rows.jsonl.gz"
 
 @dataclasses.dataclass(frozen=True)
 class LoggedStage:
-    """A stage at its place in the run. stage: None if the run has not settled it yet."""
+    """A stage at its place in the run. stage: None if its program is not known yet."""
 
     name: str
     begin: int
@@ -71,7 +71,10 @@ class LoggedRun:
 
 @dataclasses.dataclass(frozen=True)
 class ReportContent:
-    """Everything that a report shows. study: the content of a study's results.json. scores: of fine-tuning, by name."""
+    """Everything that a report shows.
+
+    study: the content of a study's results.json. scores: the content of each results.json of fine-tuning, by name.
+    """
 
     title: str
     runs: Sequence[LoggedRun]
@@ -104,7 +107,7 @@ def read(paths: Sequence[str | pathlib.Path]) -> ReportContent:
 
 
 def kind_of(folder: pathlib.Path) -> str:
-    """What a folder holds: "run", "study" or the "scores" of fine-tuning. Raises BadInput."""
+    """What a folder holds: "run", "study" or the "scores" of fine-tuning. Raises BadInput if it is none of these."""
     if (folder / "metrics.jsonl").is_file() or (folder / "stages.json").is_file():
         return "run"
     if (folder / "results.json").is_file():
@@ -158,8 +161,8 @@ def read_run(folder: pathlib.Path, label: str, arm: str = "", budget: str = "", 
 def spans_of(stages: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> tuple[LoggedStage, ...]:
     """The stages of a stages.json, with the steps at which they began and ended.
 
-    A search may end before its last planned step; then its end is read from the rows. Empty if an older version wrote
-    the stages.
+    A search may end before its last planned step; then its end is read from the rows. The result is empty if an older
+    version wrote the stages.
     """
     spans: list[LoggedStage] = []
     begin = 0
@@ -199,13 +202,15 @@ def read_study(folder: pathlib.Path, scores: Mapping[str, Mapping[str, Any]]) ->
 
 
 def names_of(runs: Collection[studies.Run]) -> dict[studies.Run, str]:
-    """The name of each run on the page, without the budget if there is only one."""
+    """The name of each run on the page. It leaves out the budget if all runs have the same one."""
     several = len({run.budget for run in runs}) > 1
     return {run: ", ".join([run.arm, *([run.budget] if several else []), f"seed {run.seed}"]) for run in runs}
 
 
 def runs_of(folder: pathlib.Path, results: Mapping[str, Any] | None) -> list[tuple[studies.Run, pathlib.Path]]:
-    """The run folders of a study that exist: in the order of its results, or else by name."""
+    """The run folders of a study that exist, in the order of its results. Without results, they are sorted by budget,
+    then by arm with "dense" first.
+    """
     if results is not None:
         every = [
             studies.Run(arm, budget, seed)

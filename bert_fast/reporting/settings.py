@@ -7,7 +7,7 @@ from bert_fast.reporting.blocks import Section, Table
 from bert_fast.reporting.plans import chosen
 from bert_fast.reporting.read import LoggedRun
 
-OF_ITSELF = ("costs", "budget", "seed")  # differ between the runs of a study by design
+OF_ITSELF = ("costs", "budget", "seed")  # these keys differ between the runs of a study by design
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -37,7 +37,7 @@ def shown(value: Any) -> str:
 
 
 def section(runs: Sequence[LoggedRun], defaults: Mapping[str, Mapping[str, Any]], is_study: bool) -> Section | None:
-    """None if no run has a config. defaults: the arguments of all methods, by name."""
+    """The report's section about configs; None if no run has a config. defaults: each method's default arguments."""
     compared = chosen(runs) if is_study else [run for run in runs if run.config]
     if not compared:
         return None

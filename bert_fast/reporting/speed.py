@@ -54,7 +54,7 @@ def intervals(run: LoggedRun) -> list[Interval]:
 
 
 def stalls(run: LoggedRun) -> list[tuple[Interval, float]]:
-    """Intervals that took at least STALL times their stage's median, with the seconds above it."""
+    """Intervals that took at least STALL times their stage's median, each with its seconds above the median."""
     by_stage: dict[str, list[Interval]] = {}
     for interval in intervals(run):
         by_stage.setdefault(interval.stage, []).append(interval)
@@ -68,7 +68,9 @@ def stalls(run: LoggedRun) -> list[tuple[Interval, float]]:
 
 
 def times(run: LoggedRun) -> list[float]:
-    """Seconds of each of PARTS; 0 if the run's version did not count it. Their sum is the wall time."""
+    """The seconds of each part in PARTS. A part that the run's version did not count has 0. They add up to the wall
+    time.
+    """
     source = run.last if run.summary is None else run.summary
     found = {key: float(source.get(key, 0.0)) for key in PARTS}
     return list((found | {"seconds": found["seconds"] - found["input_seconds"]}).values())

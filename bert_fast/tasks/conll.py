@@ -53,7 +53,10 @@ def read(file: pathlib.Path, flag: str, token: str, tag: str | None) -> list[Sen
 
 
 def to_tag(file: pathlib.Path, task: TaskHead, columns: Sequence[str]) -> list[Sentence]:
-    """The sentences of a file whose tags are to be predicted. `columns` names the column of the tokens."""
+    """Reads sentences without tags, to predict their tags.
+
+    `columns` names the column of the tokens. If it is empty, the task's own name for that column is used.
+    """
     if len(columns) > 1:
         raise BadInput(f"--columns={','.join(columns)}: {task.name} takes one column of tokens: name exactly one")
     return read(file, "--data", columns[0] if columns else task.columns[0], None)
@@ -126,8 +129,9 @@ def is_iob(names: Iterable[str]) -> bool:
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
-    """The tags, with every I-X that does not follow a B-X or I-X changed to B-X. conlleval and seqeval find the same
-    entities before and after.
+    """Converts tags to IOB2: an I-X that follows neither B-X nor I-X becomes B-X.
+
+    conlleval and seqeval find the same entities in the tags before and after the conversion.
     """
     return [
         f"B-{tag[2:]}" if tag[:2] == "I-" and before not in (f"B-{tag[2:]}", tag) else tag

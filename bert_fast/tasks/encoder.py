@@ -1,4 +1,4 @@
-"""Loads the encoder to fine-tune, from a checkpoint or from Hugging Face, with its own weights or fresh ones."""
+"""Loads the encoder that is fine-tuned. It comes from a checkpoint or from Hugging Face, and may get fresh weights."""
 
 import dataclasses
 from typing import Any

@@ -55,7 +55,7 @@ def train_and_score(
 
 
 class FinetuneRun:
-    """A run in progress. A method may restart its training: only the training after the last restart is evaluated."""
+    """A run in progress. A method may restart the training. Only the training after the last restart is evaluated."""
 
     def __init__(self, trainer: Trainer, rate: float, seed: int, folder: pathlib.Path):
         """Resumes from the newest checkpoint in `folder`, or starts a new run."""
@@ -81,7 +81,7 @@ class FinetuneRun:
 
     @property
     def at(self) -> int:
-        """Steps since the current training began."""
+        """Steps since the training began, or since its last restart."""
         return self.engine.step - self.engine.counters.training_began
 
     def advance(self) -> bool:
@@ -94,14 +94,15 @@ class FinetuneRun:
         except BadSteps:
             self.diverged = True
             return False
-        if engine.counters.training_began > before:  # the search is over: the curve leaves out its losses
+        if engine.counters.training_began > before:  # a restart: the curve leaves out the losses before it
             engine.counters.since = {}
         return going
 
     def is_due(self) -> bool:
-        """Whether an evaluation is due: every `eval.every` steps, or after each epoch. Never before the last restart.
+        """Whether an evaluation is due.
 
-        `finish` does the evaluation after the last step.
+        An evaluation is due every `eval.every` steps, or after each epoch if `eval.every` is 0. None is due before the
+        last restart, nor after the last step, which `finish` evaluates.
         """
         engine, every = self.engine, self.trainer.settings.eval.every or self.trainer.per_epoch
         last = all(stage.data != "restart" for stage in engine.timeline[engine.counters.stage + 1 :])

@@ -59,7 +59,7 @@ def read(path: str, task: TaskHead, columns: Sequence[str] = ()) -> Inputs:
 def choose(task: TaskHead, there: Sequence[str], columns: Sequence[str], path: str) -> tuple[str, ...]:
     """The text columns: --columns if given, else the task's own, else generic ones.
 
-    Raises BadInput if the file lacks them, or if several generic names fit.
+    Raises BadInput if the file lacks these columns, or if more than one set of generic names fits.
     """
     listed, count = ", ".join(map(repr, there)), len(task.columns)
     own = ",".join(task.columns)

@@ -1,6 +1,6 @@
 """The encoder with a head on top: parameters, logits and losses.
 
-The parameters are those of the encoder, without its pre-training heads. The new head's are under `task`.
+The parameters are those of the encoder, without its pre-training heads. The new head's parameters are under `task`.
 
 Axes: N examples, B examples of a batch, S positions, D width, C classes or tags.
 """
@@ -24,7 +24,7 @@ from bert_fast.tasks.batches import NO_LABEL
 from bert_fast.train.description import TaskHead
 from bert_fast.train.step import Objective
 
-HEAD = 201  # folded into the seed's key for the head's initial parameters
+HEAD = 201  # this number is folded into the seed's key; the result draws the head's initial parameters
 NEVER = -1e30  # the logit of a choice that is ruled out; finite, so that differences are never NaN
 
 
@@ -32,9 +32,9 @@ NEVER = -1e30  # the logit of a choice that is ruled out; finite, so that differ
 class Head:
     """A task's head.
 
-    kind: what it predicts: "classes" (one of several), a "score" (one number), "tags" (one of several for each token),
-        or a "span" (its first and last token).
-    outputs: number of logits, per example or, for tags and a span, per token.
+    kind: what the head predicts. "classes": one of several classes. "score": one number. "tags": one of several tags
+        for each token. "span": the first and the last token of a span.
+    outputs: the number of logits: per token for tags and spans, per example for classes and scores.
     """
 
     kind: str
@@ -90,7 +90,7 @@ def init(config: Config, head: Head, encoder: Params, key) -> Params:
 
 
 def scale_of(task: TaskHead | None) -> tuple[float, float]:
-    """Mean and deviation of the labels if the head predicts standardised ones (see own_task.py). Otherwise 0 and 1."""
+    """Mean and deviation of the labels if the head predicts standardised labels (own_task.py). Otherwise 0 and 1."""
     if task is None or "deviation" not in task.options:
         return 0.0, 1.0
     return task.options["mean"], task.options["deviation"]
@@ -121,9 +121,10 @@ def logits(config: Config, head: Head, params: Params, batch, plan, draws: Draws
 
 
 def losses(head: Head, found, labels):
-    """Losses [B]: cross-entropy in nats, or a score's squared error. A span's loss is the mean of its start and end.
+    """Losses [B]: cross-entropy in nats, or a score's squared error.
 
-    The loss of an example with tags is the sum over its labels.
+    A span's loss is the mean of the losses of its start and its end. The loss of an example with tags is the sum over
+    its labels.
     """
     if head.kind == "tags":
         known_BS = labels != NO_LABEL
@@ -168,10 +169,10 @@ def make_predict(method: Method, head: Head):
 
 
 def no_logits(head: Head, count: int, seq_len: int) -> np.ndarray:
-    """Uninformative logits for `count` examples: equal for all choices, [N, C], or [N, S, C] for tags.
+    """Uninformative logits for `count` examples: [N, C], or [N, S, C] for tags. All choices have equal logits.
 
-    For spans, [N, S, 2], only [CLS] can be chosen, which means no answer: with equal logits, every answer would be the
-    first token of its context.
+    The logits of spans, [N, S, 2], allow only [CLS], which means no answer. With equal logits, every answer would be
+    the first token of its context.
     """
     shape = (count, seq_len, head.outputs) if head.on_tokens else (count, head.outputs)
     empty = np.zeros(shape, np.float32)

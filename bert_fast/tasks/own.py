@@ -3,7 +3,7 @@
 classes, score   a .csv, .tsv or .jsonl file; columns with one or two texts and a label
 tags             a CoNLL or .jsonl file: see conll.py and tags.py
 
-The names of classes and tags come from the training file. A class's number is its place in the order of the names.
+The names of classes and tags come from the training file. A class's number is its index in the sorted names.
 """
 
 import dataclasses
@@ -40,7 +40,8 @@ class Tagged:
 class Own:
     """The content of the files.
 
-    names: of the classes or tags, by number; () for scores. splits: `Examples` by split or, for tags, `Tagged`.
+    names: the names of the classes or tags, in the order of their numbers; () for scores.
+    splits: the content of each split, as `Examples`, or as `Tagged` if the labels are tags.
     """
 
     names: tuple[str, ...]
@@ -110,7 +111,9 @@ def _check_columns(path: pathlib.Path, lines: Sequence[Line], columns: Sequence[
 
 
 def label_of(line: Line, column: str) -> str:
-    """A label as text; in JSON Lines it may also be a number or a truth value. Raises BadInput if it is empty."""
+    """A label as text. In JSON Lines, it may also be a number or a truth value. Raises BadInput if it is empty, or a
+    list or an object.
+    """
     value = tables.value_of(line, column)
     if isinstance(value, list | dict):
         raise BadInput(f"{line.place}: the label {column!r} is {value!r:.50}, expected text or a number")

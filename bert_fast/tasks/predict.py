@@ -27,14 +27,14 @@ from bert_fast.train.log import counted
 from bert_fast.train.report import say
 
 WIDTHS = 4  # maximum number of batch widths: see tasks/batches.py
-RUN = "lr=*,seed=*"  # pattern of the folder of a run: see sweep.folder_of
+RUN = "lr=*,seed=*"  # pattern for the name of a run's folder: see sweep.folder_of
 OUTPUTS = (".jsonl", ".tsv")
 OF_TAGS = (".jsonl", ".conll")
 Prediction = dict[str, Any]
 
 
 def predict(encoder: Encoder, rows: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Prediction]:
-    """A fine-tuned model's prediction for each row, in order. For its keys, see the functions `of_...`.
+    """A fine-tuned model's prediction for each row, in order. The functions `of_...` explain a prediction's keys.
 
     rows: for each row, one text per column of the task (`encoder.about.task.columns`); for spans, a question and its
         context; for tags, the tokens of a sentence. Long texts are truncated, or split into windows, as in fine-tuning.
@@ -113,11 +113,11 @@ def of_tags(encoder: Encoder, task: TaskHead, tokens_N: Sequence[tuple[str, ...]
 
 
 def of_spans(encoder: Encoder, task: TaskHead, texts_N: Sequence[tuple[str, ...]], batch_size: int) -> list[Prediction]:
-    """For each question, its `answer`, a part of the context, with its `probability` and its `score`.
+    """For each question, an `answer` (a part of the context), and the answer's `probability` and `score`.
 
     Probabilities are normalised over the n best answers. The score is the sum of the start logit and the end logit.
     SQuAD 2.0 adds two keys. `none` is True if the model finds no answer; then `answer` is "". `none_minus_best` is the
-    score of no answer minus the best span's score.
+    score of finding no answer, minus the score of the best span.
     """
     options = task.options
     # Questions are numbered, because an id may occur twice in a file.
@@ -148,10 +148,12 @@ def of_spans(encoder: Encoder, task: TaskHead, texts_N: Sequence[tuple[str, ...]
 
 
 def predict_file(path: str, data: str, out: str = "", columns: Sequence[str] = (), batch_size: int = 32) -> str:
-    """A checkpoint's predictions for the rows of a file, as JSON Lines; "" if they were written to `out`.
+    """A checkpoint's predictions for the rows of a file, as JSON Lines.
 
-    `out` ends in .jsonl, .tsv or (for tags) .conll, and is written atomically. Before the first prediction, raises
-    BadInput for a bad argument or row. Also raises BadInput if `out` cannot be written.
+    out: a file for the predictions, written atomically. Its name ends in .jsonl, in .conll for tags, or in .tsv for
+        other tasks. If it is given, the function returns "".
+
+    Raises BadInput for a bad argument or row, before the first prediction. Also raises it if `out` cannot be written.
     """
     folder = find(path)
     task = task_of(checkpoint.about(folder), folder)
@@ -206,7 +208,7 @@ def json_lines(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_tsv(found: Sequence[Mapping[str, Any]]) -> str:
-    """A header and one line per row. Each label's probability has a column. Runs of white space become one space."""
+    """A header and one line per row. Each label's probability has a column. Repeated white space becomes one space."""
     flat = []
     for row in found:
         shares = {f"probability_{label}": share for label, share in row.get("probabilities", {}).items()}

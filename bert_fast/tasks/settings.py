@@ -105,7 +105,7 @@ class FinetuneSettings:
     """All settings of a call.
 
     learning_rates: pairs of a task and a rate. The task "" stands for all tasks without their own rates.
-    keep: which weights of a run are kept: "best", "last" or "none".
+    keep: the weights of a run that are kept ("best", "last" or "none").
     """
 
     task: str

@@ -41,9 +41,9 @@ class _Record(NamedTuple):
 def read(path: str, version: str, train: bool) -> list[Question]:
     """The questions of `train-v1.1.json`, `train-v1.1.json.gz` or `tfds:squad/v1.1:train`, in order.
 
-    An answer is misplaced if the context does not have its text at `answer_start`. A training file with misplaced
-    answers raises BadInput, with their number and the first one. In a held-out file, where only the texts of answers
-    are scored, misplaced answers get start -1, and their number is printed.
+    An answer is misplaced if the context does not have its text at `answer_start`. Raises BadInput for a training file
+    with misplaced answers; the message has their number and the first of them. In a held-out file, only the texts of
+    answers are scored. So misplaced answers get start -1 there, and their number is printed.
 
     Also raises BadInput, with the file and the question, for an unofficial layout, an empty text or a duplicate id.
     Version 1.1 needs an answer to each question. Version 2.0 needs an `is_impossible` that agrees with the answers.
@@ -105,7 +105,7 @@ def _check(record: _Record, version: str):
 def asked(path: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     """The questions of a JSON file in the official layout: (place for error messages, question object, context).
 
-    Raises BadInput, with the file and the place.
+    Raises BadInput if the file cannot be read or has another layout. The message names the file and the place in it.
     """
     file = pathlib.Path(path)
     if not file.is_file():
@@ -183,7 +183,10 @@ def normalize(text: str) -> str:
 
 
 def _scores(prediction: str | None, answers: Sequence[str], none_is_an_answer: bool) -> tuple[float, float]:
-    """Exact match and F1, from 0 to 1, against the best-fitting answer. With `none_is_an_answer`, empty texts match."""
+    """Exact match and F1, from 0 to 1, against the best-fitting answer.
+
+    none_is_an_answer: "" is the only right prediction for a question without answers, and wrong for any other question.
+    """
     if prediction is None:
         return 0.0, 0.0
     said, wanted = normalize(prediction), [normalize(answer) for answer in answers]
@@ -215,10 +218,10 @@ def score(
 ) -> dict[str, float]:
     """Exact match and F1 in percent, against the best-fitting answer to each question. A missing prediction scores 0.
 
-    Keys: exact_match, f1, and total, the number of questions. `null_score_differences` selects the rules of version 2.0
-    and adds its keys. HasAns_* and NoAns_* cover the questions with and without answers. best_exact_match and best_f1
-    are the highest values over all thresholds, and best_*_thresh are the thresholds that reach them. A question whose
-    difference is above the threshold counts as having no answer.
+    Keys: exact_match, f1, and total (the number of questions). `null_score_differences` selects the rules of version
+    2.0 and adds more keys. HasAns_* and NoAns_* cover the questions with and without answers. best_exact_match and
+    best_f1 are the highest values over all thresholds, and best_*_thresh are the thresholds that reach them. A question
+    whose null score difference is above the threshold counts as having no answer.
 
     As in the official script, a prediction that is already "" stays "" at every threshold. To search higher thresholds,
     make the predictions with a higher threshold. Raises BadInput if a question has no answer and

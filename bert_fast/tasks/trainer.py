@@ -38,7 +38,7 @@ class Trainer:
         # Widths are multiples of batches.STEP, so the widest may exceed seq_len.
         self.widths = tuple(min(width, settings.data.seq_len) for width in widths)
         self.per_epoch = len(batches.epoch(task.train.lengths_N, self.widths, settings.batch_size, None))
-        self.timeline(1.0)  # raises BadInput for bad stages, whatever the rate
+        self.timeline(1.0)  # raises BadInput for bad stages; any rate would do
 
     def timeline(self, rate: float) -> list[Stage]:
         """The stages of a run with this peak learning rate: one stage, as changed by the methods.
@@ -65,7 +65,7 @@ class Trainer:
                     "model, or drop layers or tokens: give methods that prune, or none"
                 )
         restarts = [index for index, stage in enumerate(stages) if stage.data == "restart"]
-        for index in range(max(restarts, default=0)):  # a search has its own schedule
+        for index in range(max(restarts, default=0)):  # the stages of a search have their own schedule
             searching = max(round(settings.search.epochs * self.per_epoch), stages[index].steps)
             schedule = settings.rate.schedule(settings.search.learning_rate, searching)
             stages[index] = dataclasses.replace(stages[index], schedule=schedule)

@@ -1,5 +1,4 @@
-"""Several processes as one run: they compare settings before they start, and each learns within seconds if another
-fails.
+"""Several processes as one run: they compare settings before they start. When one fails, the others soon end too.
 
 They communicate through the key-value store of JAX's coordination service.
 
@@ -36,7 +35,7 @@ from bert_fast.train.watchdog import leave
 EXIT_CODE = 6
 TICK = 1.0  # seconds between checks of the other processes
 SILENT = 30.0  # seconds without a sign of life after which a process counts as lost
-SUSPECT = 5.0  # the same, if this process has just lost a connection
+SUSPECT = 5.0  # used instead of SILENT when this process has just lost a connection
 MOST = 10  # differences that a message lists
 PREFIX = "bert_fast"
 PATHS = ("data.dir", "init", "costs", "sinks")  # config keys in which the processes may differ
@@ -88,8 +87,9 @@ class Board:
                 leave(EXIT_CODE)
 
     def problem(self, silent: float) -> str:
-        """What is wrong with another process, or "". silent: seconds without a sign of life after which it counts as
-        lost.
+        """What is wrong with another process. The text is empty if nothing is wrong.
+
+        silent: seconds without a sign of life after which a process counts as lost.
         """
         finished = self.read("done")
         for process, value in self.read("alive").items():
@@ -115,20 +115,21 @@ class Board:
         ctypes.CDLL(None).signal(signal.SIGABRT, ctypes.c_void_p())  # restores the default: see on_abort
 
     def fail(self, reason: str):
-        """Tells the other processes why this one ends, and waits until they have read it."""
+        """Tells the other processes why this one ends, and waits long enough for them to read the reason."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.post("failed", reason)
         time.sleep(3 * TICK)
         self.linger()
 
     def linger(self):
-        """If this process runs the service, lets the others end first, because JAX aborts them when the service
-        ends.
-        """
+        """Lets the other processes end first if this one runs the service: JAX aborts them when the service ends."""
         time.sleep(3 * TICK if self.index == 0 else 0)
 
     def cause(self, error: BaseException) -> str:
-        """What another process did to cause this error, or "". Waits a few seconds to find out."""
+        """The failure of another process that caused this error. Waits a few seconds to find out.
+
+        The text is empty if no other process caused it.
+        """
         if not connection_lost(error):
             return ""
         end = time.monotonic() + SUSPECT + 2 * TICK
@@ -156,7 +157,7 @@ board: Board | None = None
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """The block runs in each of several processes. An error in one is shown on all, and ends them.
+    """The block runs in each of several processes. If it raises an error in one, all of them show the error and end.
 
     Does nothing if there is one process. After an error, the process ends here: a normal end would wait for the others.
     """
@@ -191,9 +192,10 @@ def together() -> Iterator[None]:
 
 
 def on_abort(own: Board, address: str):
-    """Installs a handler for SIGABRT, which JAX raises if the first process has ended. It prints why this process ends.
+    """Installs a handler for SIGABRT that prints why this process ends. JAX raises the signal if process 0 has ended.
 
-    JAX aborts from its own thread, where no Python code can run, only a C handler.
+    JAX aborts in a thread of its own. A handler of Python's `signal` module would have to wait for the main thread, so
+    this handler is installed as a C function.
     """
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -208,7 +210,7 @@ def on_abort(own: Board, address: str):
             os.write(2, f"\nerror: {problem}\n".encode())
         os._exit(own.code if own.said else EXIT_CODE)
 
-    own.handler = aborted  # C code holds no reference to it
+    own.handler = aborted  # keeps the handler alive, because C code holds no reference to it
     ctypes.CDLL(None).signal(signal.SIGABRT, aborted)
 
 
@@ -250,7 +252,7 @@ def agree(topic: str, facts: Callable[[], Mapping[str, Any]]):
 
 
 def settings_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a config by flag, without PATHS."""
+    """The values of a config by flag, except for the keys in PATHS."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -270,7 +272,7 @@ def code() -> dict[str, str]:
 
 
 def checksums(tree) -> dict[str, int]:
-    """A checksum of each part of a tree of arrays that this process holds."""
+    """Checksums of the parts of arrays that this process holds, by path in the tree and range of indices."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         for shard in leaf.addressable_shards:

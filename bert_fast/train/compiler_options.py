@@ -1,8 +1,8 @@
 """The compiler options for train steps, by platform, both for real runs and for plans.
 
-An option is listed here if it saves at least 1% of a step's cycles by both of the planner's instruments, its two counts
-of cycles (planner/tpu.py). experiments/compiler_flags.py compares options. The environment variables LIBTPU_INIT_ARGS
-and XLA_FLAGS are for experiments: the planner's cache has separate entries for each of their values.
+The planner counts a step's cycles in two ways (planner/tpu.py). An option is listed here if it saves at least 1% of the
+cycles by both counts. experiments/compiler_flags.py compares options. For experiments, set the environment variables
+LIBTPU_INIT_ARGS and XLA_FLAGS: the planner's cache has separate entries for each of their values.
 """
 
 from collections.abc import Mapping

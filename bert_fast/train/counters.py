@@ -26,18 +26,18 @@ def total(times: Mapping[str, float]) -> float:
 class Counters:
     """Position and counts of a run.
 
-    ends, end_seconds: the step, and `times["seconds"]`, at which each earlier stage ended.
+    ends: the step at which each earlier stage ended. end_seconds: `times["seconds"]` at those steps.
     over: whether a method has ended the current stage.
-    training_began: the step at which the training began: 0, or the step of the last restart.
+    training_began: the step at which the training began (0, or the step of the last restart).
     data: index of the next example in each example order. since: sums since the last log row.
     times: in seconds; "seconds" covers train steps and waiting for input, and "input_seconds" only that waiting.
         "wasted_seconds": steps that were lost because a run was killed or went back to a checkpoint. "idle_seconds":
         start-up, and the time between two processes of the same run. All but "input_seconds" sum to the wall time.
     norms: norms of the stage's most recent gradients that were kept. limits: the largest norms that the next two steps
-    accept. streak: number of steps skipped since the last one that was kept.
+    accept. streak: number of steps skipped since the last step that was kept.
     avoided: parts of the data that the run skips, each as (order, first index, index after the last).
 
-    saved_at: when the state of the checkpoint that holds these counters was copied, in seconds since 1970.
+    saved_at: when the state was copied for the checkpoint that holds these counters, in seconds since 1970.
     waited: whether the run waited until that checkpoint was written, and took no step meanwhile.
 
     All fields but `mark` are saved as JSON, which keeps floats exactly. So a resumed run writes the
@@ -108,7 +108,7 @@ class Counters:
             self.counts[key] += value
 
     def set_limit(self, guard: Guard):
-        """Sets the limit of the step after the next one. The next one may be in progress, and already has its limit."""
+        """Sets the limit of the step after the next. The next step may be in progress, and already has its limit."""
         del self.norms[: -guard.recent]
         self.limits = [self.limits[1], limit(guard, self.norms)]
 

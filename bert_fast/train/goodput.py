@@ -7,22 +7,22 @@ from bert_fast.train.counters import Counters, total
 
 
 def last_sign(path: pathlib.Path) -> float:
-    """When the run's previous process last touched this file, in seconds since 1970; 0: never."""
+    """When the run's previous process last touched this file, in seconds since 1970. 0 if there is no such file."""
     return path.stat().st_mtime if path.is_file() else 0.0
 
 
 def begin(counters: Counters, began: float, folder: pathlib.Path | None, sign: float, restored: float):
-    """Counts the time up to now, at the start of a process, and starts the first lap.
+    """Counts the time of a new process up to now, and the time since the checkpoint. Starts the clock's first lap.
 
-    began: when the process began, on the monotonic clock. folder: the checkpoint that it continues from. sign: the
+    began: when the new process began, on the monotonic clock. folder: the checkpoint that it continues from. sign: the
     previous process's last sign of life. The steps between the checkpoint and this sign are lost. After the sign,
-    nothing ran. If that process did not wait for the checkpoint, it took steps while the checkpoint was written.
-    restored: seconds spent on restoring.
+    nothing ran. If the previous process did not wait for the checkpoint, it took steps while the checkpoint was
+    written; these steps are lost too. restored: seconds spent on restoring.
     """
     now = time.monotonic()
     if folder is not None and counters.saved_at:
         start, times = time.time() - (now - began), counters.times
-        written = folder.stat().st_mtime if counters.waited else 0.0  # when its last file was created
+        written = folder.stat().st_mtime if counters.waited else 0.0  # when the folder's last file was created
         saved = min(max(written, counters.saved_at), start)
         died = min(max(sign, saved), start)
         times["save_seconds"] += max(saved - counters.saved_at, 0.0)

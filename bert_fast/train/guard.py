@@ -3,8 +3,8 @@
 The train step itself discards an update if its loss or gradient is not finite, or if the gradient's norm is above a
 limit (step.py). This file computes the limit, and decides what happens when steps are skipped. After several skipped
 steps in a row, the run goes back to its last good checkpoint and skips the data that it has read since. The reason is
-that a spike comes from the data together with the state of the model (Chowdhery et al., arXiv 2204.02311, section 5.1,
-who do the same by hand).
+that a spike comes from the data together with the state of the model (Chowdhery et al., arXiv 2204.02311, section 5.1).
+The authors of that paper do the same by hand.
 """
 
 import dataclasses
@@ -20,11 +20,12 @@ from bert_fast.train.step import LARGEST
 class Guard:
     """The policy.
 
-    factor: a step is skipped if its gradient's norm is above this multiple of the median of the recent norms; 0: only
-        if it is not finite. recent: number of norms that the median covers. Until a stage has that many, no norm is too
-        large.
+    factor: a step is skipped if its gradient's norm is above this multiple of the median of the recent norms. With 0, a
+        step is skipped only if its loss or gradient is not finite.
+    recent: number of norms that the median covers. Until a stage has that many norms, every finite norm is accepted.
     in_a_row: after this many skipped steps in a row, the run goes back to a checkpoint.
-    rollbacks: how often it may go back before it stops. most: how many steps a run may skip in total before it stops.
+    rollbacks: how often a run may go back before it stops.
+    most: how many steps a run may skip in total before it stops.
     """
 
     factor: float = 100.0
@@ -55,7 +56,7 @@ def limit(guard: Guard, norms: Sequence[float]) -> float:
 
 
 def past(avoided: Sequence[Sequence[Any]], order: str, index: int) -> int:
-    """The first index at or after `index` that is not in an avoided part (order, begin, end) of this order."""
+    """The first index at or after `index` that no avoided part of this order covers. avoided: (order, begin, end)."""
     for name, begin, end in sorted(avoided, key=lambda part: part[1]):
         if name == order and begin <= index < end:
             index = end

@@ -13,11 +13,11 @@ TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 
 
 def keep_freed() -> bool:
-    """Tells glibc to keep freed memory for later allocations. Returns whether it will.
+    """Tells glibc to keep freed memory for later allocations. Returns whether glibc will do so.
 
-    Call it before another thread allocates memory: such a thread would get an arena of its own, which cannot hold large
-    blocks. Changes nothing without glibc, or if the environment has a setting of glibc's own, such as
-    MALLOC_TRIM_THRESHOLD_=131072 (its default).
+    Call this before another thread allocates memory: such a thread would get an arena of its own, which cannot hold
+    large blocks. Nothing is changed without glibc, or if an environment variable already sets how glibc allocates, even
+    to the default (such as MALLOC_TRIM_THRESHOLD_=131072).
     """
     libc = ctypes.CDLL(None)
     chosen = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")

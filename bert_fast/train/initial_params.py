@@ -15,7 +15,7 @@ from bert_fast.train.sharding import shard
 
 
 def first(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: Mesh) -> Params:
-    """The parameters at step 0: another run's parameters if the settings name one, else random ones."""
+    """The parameters at step 0: those of the run that `settings.init` names, or random ones if it is empty."""
     return warm(settings, model, manifest, mesh) if settings.init else fresh(model, settings.seed, mesh)
 
 
@@ -56,7 +56,7 @@ def _warm(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: 
         if len(set(theirs.widths_L)) > 1 or not theirs.tied:
             remedy = "its layers differ in width, or its head has its own word table: a new run cannot start from it"
         raise BadInput(f"--config.init={settings.init} holds a different model ({lines}): {remedy}")
-    # Methods may have added parameters. Fold those into the others, so that this run starts from a plain model.
+    # Methods may have added parameters. These are folded into the others, so this run starts from a plain model.
     params, _ = methods.make(about.methods).weights(checkpoint.restore_params(folder))
     params = {name: leaf for name, leaf in params.items() if name != "next" or model.pooler}
     # The other run's word table may have more or fewer rows of padding than this model's.
@@ -69,6 +69,6 @@ def _warm(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: 
 
 
 def with_rows(table, rows: int):
-    """The table cut, or padded with zeros, to `rows` rows."""
+    """The table with exactly `rows` rows: the rest is cut off, or rows of zeros are added."""
     table = np.asarray(table)[:rows]
     return np.pad(table, [(0, rows - len(table))] + [(0, 0)] * (table.ndim - 1))

@@ -1,6 +1,6 @@
-"""A run's log: rows in `metrics.jsonl` (the source of truth), which the sinks also get, and printed progress.
+"""A run's log: rows in `metrics.jsonl` (the source of truth), and printed progress. The sinks get the same rows.
 
-A row is a line of JSON. Its last key, `seal`, is a checksum of the line up to there (`sealed`).
+A row is a line of JSON. Its last key, `seal`, is a checksum of the rest of the row (see `sealed`).
 """
 
 import json
@@ -50,7 +50,7 @@ class MetricWriter:
         self.file = self.path.open("a", buffering=1)
 
     def go_back(self, step: int):
-        """Drops the rows later than this step. The sinks keep theirs, and get the new ones too."""
+        """Drops the file's rows that are later than this step. The sinks keep these rows, and also get the new ones."""
         self.file.close()
         self.open(rows_until(self.path, step))
 
@@ -70,7 +70,7 @@ class MetricWriter:
 
 
 def sealed(row: dict) -> str:
-    """The line of a row, with its seal: the CRC-32 of the line without it, in hex."""
+    """The line of a row, with its seal: the CRC-32 of the line without the seal, in hex."""
     line = json.dumps(row)
     return f'{line[:-1]}, "seal": "{zlib.crc32(line.encode()):08x}"}}\n'
 
@@ -103,7 +103,7 @@ def read_rows(path: pathlib.Path) -> list[dict]:
 
 
 def _row(line: bytes) -> dict | None:
-    """The row in a line, with its seal if it has one. None if it is damaged."""
+    """The row in a line, with its seal if it has one. None if the line is damaged."""
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError):  # ValueError: also JSONDecodeError and UnicodeDecodeError
@@ -115,7 +115,7 @@ def _row(line: bytes) -> dict | None:
 
 
 def _is_beginning(line: bytes) -> bool:
-    """Whether a line is empty, or may be the beginning of a row that was not written to its end."""
+    """Whether a line is empty, or may be the beginning of an incomplete row."""
     try:
         _, end = json.JSONDecoder().raw_decode(line.decode(errors="replace"))
     except (ValueError, RecursionError):
@@ -142,7 +142,10 @@ class Progress:
             self.bar = tqdm.tqdm(total=total, initial=done, unit=noun, dynamic_ncols=True, bar_format=form)
 
     def follow(self, course: Sequence[tuple[int, float]]):
-        """From now on, estimates the time left from `course`: (step, work up to that step) at the end of each stage."""
+        """From now on, estimates the time left from `course`.
+
+        course: (step, work up to that step) at the start of the run and at the end of each stage.
+        """
         self.course, self.total = list(course), course[-1][0]
         if self.bar is not None:
             self.bar.total = self.total

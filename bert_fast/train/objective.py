@@ -19,7 +19,7 @@ def totals(program: Program, batch):
 
 
 def loss(program: Program, params: Params, frozen: Params, micro, predictions, route: Route, draws):
-    """A micro-batch's part of the batch's loss (nats), and its per-example losses.
+    """A micro-batch's part of the batch's loss (nats), and the losses of its predictions and examples.
 
     The batch's loss is the mean MLM loss of its predictions plus, with next-sentence labels, the mean next-sentence
     loss of its examples.
@@ -82,7 +82,7 @@ def means(sums: dict[str, float]) -> dict[str, float]:
 def row_of(since: dict[str, float]) -> dict[str, float]:
     """The means in a log row, from the sums of `Counters.take_sums`.
 
-    The loss, the number of layers run and any penalty are means over steps. The parts of the loss (nats) and the
+    The loss, `layers_run` and the penalty, if any, are means over steps. The parts of the loss (nats) and the
     accuracies are means over predictions or examples.
     """
     of_steps = ["loss", "layers_run", *(["penalty"] if since["penalty"] else [])]

@@ -1,7 +1,10 @@
 """Notes about a bucket, kept in a run's local folder, so that a later process finds out who wrote to the bucket.
 
-.bucket   run: the run's identity; copied: a digest of the newest commit marker that is both here and in the bucket;
-          back: the step to which the run went back, until the bucket's later checkpoints are deleted; else null
+The file is named .bucket, and holds three notes:
+
+run      the run's identity
+copied   a digest of the newest commit marker that is both in the local folder and in the bucket
+back     the step to which the run went back, if the bucket's later checkpoints are still to be deleted; otherwise null
 """
 
 import hashlib
@@ -37,14 +40,14 @@ class Notes:
         self.back: int | None = found.get("back")
 
     def write(self, **changed):
-        """Changes notes, also in the folder."""
+        """Changes the given notes, and writes all notes to the file."""
         vars(self).update(changed)
         self.folder.mkdir(parents=True, exist_ok=True)
         noted = {"run": self.run, "copied": self.copied, "back": self.back}
         atomic_write(self.path, json.dumps(noted).encode())
 
     def move_aside(self, reason: str):
-        """Renames the folder and says why, if it has any content. Forgets the notes."""
+        """Forgets the notes. If the folder has any content, renames it and says why."""
         if self.folder.is_dir() and any(self.folder.iterdir()):
             others = (self.folder.with_name(f"{self.folder.name}.{number}") for number in range(1, 10_000))
             aside = next(path for path in others if not path.exists())

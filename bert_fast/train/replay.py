@@ -1,12 +1,12 @@
 """Replay: some steps compute their loss and gradient twice. The run stops if the results differ.
 
 Processors and memories that compute wrongly without an error are rare but real: Google replays steps on suspicion, and
-6% of the replayed ones were wrong (Gemini 2.5, arXiv 2507.06261, section 2). Before the optimizer of a replayed step
-runs, three things are compared, each by a hash of what every device holds:
+6% of the replayed steps were wrong (Gemini 2.5, arXiv 2507.06261, section 2). Before the optimizer of a replayed step
+runs, three pairs of values are compared, by hashes of what every device holds:
 
-    parameters    at the end of the previous step, and at the start of this step
+    parameters    those at the end of the previous step, and those at the start of this step
     records       the batch on the devices, and the same batch read again from the shards
-    gradient      and the loss, both computed twice
+    gradient      the loss and gradient of the first computation, and those of the second
 
 Every replica of an array must have the same hash too.
 """
@@ -54,13 +54,13 @@ def check(every: int, mesh: Mesh):
 
 
 def hash_of(x):
-    """A hash of an array as a uint32. It changes if any single element changes, and with nearly every other change.
+    """A hash of an array as a uint32. One changed element always changes the hash. Several nearly always do.
 
-    Each element's bits are combined with its place and mixed by MurmurHash3's finalizer (fmix32,
+    Each element's bits are combined with the element's place, then mixed by MurmurHash3's finalizer (fmix32,
     github.com/aappleby/smhasher), a one-to-one function. The hash is the sum of the results.
     """
     words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32).reshape(-1)
-    h = words ^ (jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(0x9E3779B9))  # odd, so that all places differ
+    h = words ^ (jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(0x9E3779B9))  # odd, so no two products are equal
     h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
     h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
     return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
@@ -110,9 +110,9 @@ def compare(step: int, what: str, one: Hashes, two: Hashes):
 
 
 def make(every: int, method: Method, optimizer, objective: Objective, programs: Programs, again: Callable):
-    """A Replay that checks every `every`-th step, or None. Raises BadInput if the devices cannot replay a step.
+    """A Replay that checks every `every`-th step; None if `every` is 0. Raises BadInput if the devices cannot replay.
 
-    again: (stage, index) -> this process's part of the batch that ends before this index, read again.
+    again: (stage, index) -> this process's part of the batch that ends before example `index`, read again.
     """
     if not every:
         return None
@@ -122,7 +122,7 @@ def make(every: int, method: Method, optimizer, objective: Objective, programs: 
 
 
 class Replay:
-    """Takes the replayed steps. `parts`: the two parts of the train step. For `again`, see `make`."""
+    """Runs the replayed steps. `parts`: the two parts of the train step. For `again`, see `make`."""
 
     def __init__(self, every: int, parts: tuple[Callable, Callable], programs: Programs, again: Callable):
         self.every, self.programs, self.mesh, self.again = every, programs, programs.mesh, again
@@ -142,7 +142,7 @@ class Replay:
         return key in self.compiled
 
     def add(self, key: Hashable, program: Program, placed):
-        """Compiles the two parts of a step, in the thread that compiles. The caller waits, but can be interrupted."""
+        """Compiles the two parts of a step in the background thread. The caller waits, but can be interrupted."""
         self.compiled[key] = self.programs.background.submit(self.compile, program, placed).result()
 
     def compile(self, program: Program, placed) -> tuple[Callable, Callable]:
@@ -150,7 +150,7 @@ class Replay:
         everywhere, examples = NamedSharding(self.mesh, P()), NamedSharding(self.mesh, BATCH)
         parts = Gradient(examples, everywhere, examples, everywhere, shard(state.params, self.mesh))  # type: ignore
         gradient, update = (functools.partial(part, program=program) for part in self.parts)
-        with jax.set_mesh(self.mesh):  # kernels look it up: see attention/
+        with jax.set_mesh(self.mesh):  # kernels look up the mesh: see attention/
             one = jax.jit(gradient, out_shardings=parts).lower(state, batch, route, seed).compile()
         shapes = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -162,7 +162,7 @@ class Replay:
         return one, two
 
     def step(self, key: Hashable, number: int, placed, stage, next_index: int) -> tuple[TrainState, Mapping[str, Any]]:
-        """The new state and the metrics of a step. Raises Corrupted, before the optimizer, if anything differs."""
+        """The new state and the metrics of a step. Raises Corrupted before the optimizer runs if two values differ."""
         state, batch, route, rate, seed, limit = placed
         gradient, update = self.compiled[key]
         if self.carried is not None:

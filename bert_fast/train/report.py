@@ -76,7 +76,7 @@ def plan(settings: PretrainSettings, method: Method, engine: Engine, manifest: d
     passes = sum(stage.steps * stage.program.batch_size * stage.program.seq_len for stage in stages) / max(tokens, 1)
     if passes > MANY_PASSES:
         say(
-            f"WARNING: the run reads the corpus {passes:,.0f} times. A shorter one: --config.budget=tokens:"
+            f"WARNING: the run reads the corpus {passes:,.0f} times. A shorter run: --config.budget=tokens:"
             f"{20 * tokens:.0e}, or --config.steps"
         )
     if (warmup := settings.schedule.warmup) * 2 > settings.steps:
@@ -89,7 +89,7 @@ def plan(settings: PretrainSettings, method: Method, engine: Engine, manifest: d
 
 
 def course(method: Method, engine: Engine) -> list[tuple[int, float]]:
-    """(step, FLOPs spent by then) at a run's start and each stage's end; as planned if the stage has not ended."""
+    """(step, FLOPs spent by then) at a run's start and each stage's end. Stages that have not ended are as planned."""
     found, ends = [(0, 0.0)], engine.counters.ends
     for index, stage in enumerate(engine.timeline):
         step, spent = found[-1]

@@ -22,7 +22,7 @@ from bert_fast.train.timeline import clock_of
 
 # Settings that a continued run may change. They decide what is logged, evaluated and kept, and how the input is read.
 # They do not affect weights, except that `model.attention` and `model.recompute` may change how sums are rounded.
-# `check_shards` compares the shards. `refuse_other_costs` compares the costs.
+# Another `data.dir` must hold the same shards: see `check_shards`.
 MAY_CHANGE = (
     "data.dir",
     "data.workers",
@@ -35,10 +35,11 @@ MAY_CHANGE = (
     "model.attention",
     "model.recompute",
 )
-# These only change the order in which numbers are added; `say_mesh` warns.
+# These only change the order in which numbers are added; `say_mesh` warns of a change.
 MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor")
 EXTEND = ("stretch", "constant")
-FREE = ("costs", "sinks", "profile", "watchdog")  # these may change without a message
+# These may change without a message. Another file of `costs` must hold the same costs: see `refuse_other_costs`.
+FREE = ("costs", "sinks", "profile", "watchdog")
 
 # Parts of a config whose dataclass has defaults.
 KINDS = {"optimizer": Optimizer, "data": Data, "model": Config, "guard": Guard, "checkpoint": Checkpoints}
@@ -57,7 +58,7 @@ def differences(workdir: pathlib.Path, config: dict, newer: Mapping = types.Mapp
     def filled(tree: dict) -> dict:
         """The config with the code's defaults filled in. The default of a newer key is what older versions did."""
         defaults = methods.defaults() | {name: defaults_of(kind) for name, kind in KINDS.items()}
-        # For costs, see refuse_other_costs. Earlier versions had the key `profile`.
+        # The keys of FREE are not compared. Only earlier versions wrote the key `profile`.
         tree = {key: value for key, value in current_keys(tree).items() if key not in FREE}
         if "model" in (encoder := tree.get("encoder", {})):  # a key of fine-tuning
             tree["encoder"] = {**encoder, "model": defaults_of(Config) | encoder["model"]}
@@ -70,14 +71,14 @@ def differences(workdir: pathlib.Path, config: dict, newer: Mapping = types.Mapp
 
 
 def refuse_other(workdir: pathlib.Path, config: dict, newer: Mapping = types.MappingProxyType({})):
-    """Raises BadInput, with the differences, if the folder holds a run with another config. newer: as above."""
+    """Raises BadInput, with the differences, if the folder holds a run with another config. newer: see `differences`."""
     _refuse(workdir, differences(workdir, config, newer))
 
 
 def refuse_changed(workdir: pathlib.Path, config: dict, extend: str, say: Callable[[str], object]):
     """Raises BadInput if the run in the folder cannot be continued with this config. Prints which settings change.
 
-    extend: see `extended`; "" if no steps may be added.
+    extend: the argument `how` of `extended`. If it is empty, no steps may be added.
     """
     found = differences(workdir, config, {"budget": "", "replay_every": 0})
     free = (*MAY_CHANGE, *MESH, *(("steps",) if extend else ()))
@@ -105,9 +106,9 @@ def _listed(found: dict[str, tuple], between: str, where: str = "there") -> str:
 def extended(timeline: Sequence[Stage], about: Description, steps: int, how: str) -> list[Stage]:
     """The timeline of a run that was planned for fewer than `steps` steps, with the added steps in its last stage.
 
-    how: how the learning rate continues. "stretch": as in a run that had `steps` steps from the start,
-    so a rate that decays begins with a jump upwards. "constant": it stays as it was in the last step.
-    Raises BadInput if `how` is "", or if the last stage has not begun.
+    how: how the learning rate continues. With "stretch", the rate is as in a run that had `steps` steps from the start,
+    so a rate that decays begins with a jump upwards. With "constant", the rate stays as it was in the last step.
+    Raises BadInput if steps are to be added and `how` is empty, or if the last stage has not begun.
     """
     if how and about.planned is None:
         raise BadInput(

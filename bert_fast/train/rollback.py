@@ -37,9 +37,9 @@ def target(
 
 
 def discard_later(root: pathlib.Path, step: int):
-    """Deletes the checkpoints after the one to which a run went back. They are from the bad steps, or damaged.
+    """Deletes the checkpoints after `step`, to which a run goes back. They are from the bad steps, or damaged.
 
-    A run that is killed before its next save then continues from that checkpoint, where its log rows end.
+    If the run is then killed before its next save, it continues from `step`, where its log rows end.
     """
     for later in checkpoint.steps(root):
         if later > step:
@@ -47,9 +47,10 @@ def discard_later(root: pathlib.Path, step: int):
 
 
 def carry(before: Counters, at: int, now: Counters, step: int):
-    """Adds to the counters of a checkpoint (at `step`) what the run had counted before it went back at step `at`.
+    """Carries counts over when a run goes back from step `at` to a checkpoint at `step`.
 
-    The data read since the checkpoint is avoided from now on. The time since then counts as wasted.
+    before: the run's counters at step `at`. now: the checkpoint's counters, which this function changes. The data read
+    since the checkpoint is avoided from now on. The time since the checkpoint counts as wasted.
     """
     for order, end in before.data.items():
         begin = now.data.get(order, 0)

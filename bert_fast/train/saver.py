@@ -21,13 +21,13 @@ from bert_fast.train.step import TrainState
 
 
 class Mirror:
-    """What copies a run elsewhere after each save. This one copies nothing."""
+    """Copies a run elsewhere after each save. This base class copies nothing."""
 
     def saved(self, step: int, keep: int):
         """Called in the thread of a save, once the checkpoint of this step is on the disk. keep: as in the settings."""
 
     def go_back(self, step: int):
-        """Called before the run deletes its checkpoints after this step, to which it goes back."""
+        """Called when the run goes back to this step, before it deletes the later checkpoints."""
 
     def check(self):
         """Called after each step. Raises BadInput if the run must stop."""
@@ -58,8 +58,8 @@ class Saver:
         return self
 
     def __exit__(self, kind, error, trace):
-        """Waits for the save in flight, unless the user wants to stop immediately. If the block raises an error, an
-        error of the save is only printed.
+        """Waits for the save in flight, unless the user wants to stop immediately. If the block itself raised an error,
+        an error of the save is only printed.
         """
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             return
@@ -76,13 +76,13 @@ class Saver:
         return minutes > 0 and time.monotonic() - self.began >= 60 * minutes
 
     def check(self):
-        """Raises the error of a save that has ended, or of the mirror."""
+        """Raises the mirror's error, or the error of a save that has ended."""
         self.mirror.check()
         if self.thread is not None and not self.thread.is_alive():
             self.wait()
 
     def wait(self):
-        """Returns once no save is in flight. Raises its error."""
+        """Waits for the save in flight, if any, and raises the save's error."""
         if self.thread is not None:
             self.thread.join()
         self.thread, error, self.error = None, self.error, None
@@ -103,11 +103,12 @@ class Saver:
     def save(self, engine: Engine, describe: Callable[[], Description], rows: MetricWriter | None, wait: bool):
         """Begins to write a checkpoint of the engine's step, after the previous save has ended.
 
-        A step that has just been saved is not written again. wait: returns once the checkpoint is written. rows: the
-        log; its rows up to this step are on the disk before the checkpoint is complete. Counts the time that the run
-        waits.
+        A step that has just been saved is not written again. wait: whether to return only once the checkpoint is
+        written. rows: the log; its rows up to this step are on the disk before the checkpoint is complete. Counts the
+        time that the run waits.
 
-        Raises the error of the previous save and, with `wait`, of this one: BadInput if it cannot be written.
+        Raises the error of the previous save. If it waits for this save too, it also raises the error of this save.
+        The error is BadInput if a checkpoint cannot be written.
         """
         counters = engine.counters
         self.wait()
@@ -158,7 +159,8 @@ def on_host(leaves: Sequence[jax.Array], buffers: Sequence[np.ndarray]) -> list[
     """Copies of these arrays in host memory. On a CPU, `buffers` are reused, because fresh memory costs more than the
     copy.
 
-    A NumPy view of an array on a CPU is the device's memory, which the next step may use for its results.
+    On a CPU, a NumPy view would not be a copy: it shares the array's memory, and the next step may write its results
+    there.
     """
     if all(device.platform != "cpu" for leaf in leaves for device in leaf.devices()):
         for leaf in leaves:

@@ -19,7 +19,7 @@ BATCH = P(("data", "fsdp"))  # examples are split over both axes
 # Stacked leaves begin with the layer axis. Matrices of the layers are split over tensor by heads or neurons, and over
 # fsdp by width. Biases of heads, neurons and word pieces are split over tensor; other vectors stay whole.
 RULES = (
-    # Word pieces are split over both axes. With P("tensor", "fsdp"), which splits the width over fsdp, jax 0.10.2
+    # Word pieces are split over tensor and fsdp. With P("tensor", "fsdp"), which splits the width over fsdp, jax 0.10.2
     # gives wrong gradients of the MLM head on a 2x2x2 mesh of CPU devices (tests/test_sharding.py catches it).
     (r"(embed|mlm)/word$", P(("tensor", "fsdp"), None)),
     (r"embed/(position|type)$", P(None, "fsdp")),
@@ -114,8 +114,8 @@ def check_stages(eval_size: int, expected: Sequence[Stage], mesh: Mesh):
     """Raises BadInput if a micro-batch, an evaluation batch or a stage's parameter does not divide evenly over the
     devices that share it.
 
-    Also raises it if `model.attention` cannot compute a stage's attention, or if the tensor axis spans processes,
-    because each process reads only its own examples.
+    Also raises BadInput if `model.attention` cannot compute a stage's attention, or if the tensor axis spans processes.
+    Such processes would need the same examples, but each process reads only its own.
     """
     if tensor_crosses(mesh):
         raise BadInput(

@@ -21,11 +21,12 @@ class Break(BaseException):
 
 
 class StopSignal:
-    """Records SIGINT, SIGTERM and SIGHUP inside a `with` block, instead of ending the process. A second signal ends it.
+    """Inside a `with` block, records the first SIGINT, SIGTERM or SIGHUP instead of ending the process. A second signal
+    ends the process.
 
-    SIGHUP is sent when the terminal closes. If the process already ignores it, as under nohup, it stays ignored.
+    SIGHUP is sent when the terminal closes. A process that already ignores SIGHUP, as under nohup, still ignores it.
 
-    With several processes, all of them stop after the same step. then: what happens next, for the printed message.
+    With several processes, all of them stop after the same step. then: what the printed message says will happen next.
     """
 
     def __init__(self, then: str = "saving after this step"):
@@ -57,7 +58,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def breaking(self) -> Iterator[None]:
-        """Inside the block, a signal raises Break immediately. For long waits between two steps.
+        """Inside the block, a signal raises Break immediately. The block is for long waits between two steps.
 
         With several processes, a signal does not break a wait: all must stop after the same step.
         """
@@ -70,13 +71,13 @@ class StopSignal:
             self.breaks = False
 
     def signum(self, step: int) -> int:
-        """The signal received, or 0; with several processes, as `of_any` finds it."""
+        """The signal received, or 0. With several processes, `of_any` decides."""
         return of_any(step, self.received)[0]
 
 
 def of_any(step: int, *values: int) -> list[int]:
-    """The maximum of each value over all processes. Several processes check only every tenth step. At all other steps,
-    they get zeros.
+    """The maximum of each value over all processes. With several processes, only every tenth step is checked; all
+    other steps get zeros.
     """
     if jax.process_count() == 1:
         return list(values)

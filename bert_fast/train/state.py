@@ -62,7 +62,7 @@ def resumed(folder: pathlib.Path, method: Method, optimizer: optax.GradientTrans
 
 
 def joined(state: TrainState) -> TrainState:
-    """The state in a checkpoint before format 5, with query, key and value joined."""
+    """The state of a checkpoint older than format 5, with its separate query, key and value joined."""
 
     def join_in(tree):
         return qkv.in_layers(qkv.join, tree)
@@ -74,7 +74,8 @@ def joined(state: TrainState) -> TrainState:
 def check_model(name: str, params: Params, model: bert.Config, branches: Container[str] | None = None):
     """Raises ValueError if parameters do not fit a model. Ignores leaves that methods add.
 
-    branches: the branches to check, such as "layers"; None: all. A fine-tuned model has other heads.
+    branches: the branches to check, such as "layers"; None checks all. A fine-tuned model has other output heads, so
+    not all of its branches can be checked.
     """
     expected = jax.eval_shape(lambda: bert.init(model, jax.random.key(0)))
     shapes = {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
@@ -98,10 +99,10 @@ def next_state(
     seed: int,
     mesh: Mesh,
 ) -> tuple[TrainState, Stage]:
-    """The state at the start of the next stage, after the methods' surgery, and that stage with its guesses settled.
+    """The state at the start of the next stage, after the methods' surgery. Also that stage, with its guesses settled.
 
-    Parameters that were frozen before start with zero moments. Raises ValueError if the parameters
-    do not fit the new stage's model.
+    Moments of parameters that were frozen start at zero. Raises ValueError if the parameters do not fit the new stage's
+    model.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SURGERY), state.step)
     params = before = join(state.params, state.frozen)

@@ -24,7 +24,7 @@ from bert_fast.train.sharding import path_of
 # key gives the same keys as folding the numbers 0, 1, 2, ... into it.
 STEP, SURGERY, ORDER = 100, 101, 102
 
-LARGEST = float(np.finfo(np.float32).max)  # as the limit of a gradient's norm: every finite norm is accepted
+LARGEST = float(np.finfo(np.float32).max)  # a limit of the gradient's norm that accepts every finite norm
 
 
 class TrainState(NamedTuple):
@@ -38,8 +38,8 @@ class TrainState(NamedTuple):
 
 
 def partition(params: Params, program: Program) -> tuple[Params, Params]:
-    """Splits a whole tree into (trained, frozen) for this program. The frozen tree holds the lowest layers, as many
-    as the plan freezes, and the leaves with a path that matches `program.frozen_paths`.
+    """Splits a whole tree into (trained, frozen) for this program. The frozen tree holds the layers that the plan
+    freezes, which are the lowest ones, and the leaves whose path matches a pattern in `program.frozen_paths`.
     """
     lowest = frozen_depth(program.plan)
     learns, frozen = {}, {}
@@ -85,12 +85,12 @@ def whole_batch(stacked):
 
 
 class Objective(NamedTuple):
-    """What a step learns, as traced functions.
+    """The training objective, as functions that JAX traces.
 
     totals: (program, batch) -> the denominators of the loss, from the whole batch
-    loss: (program, params, frozen, micro_batch, totals, route, draws) -> (loss, losses): the micro-batch's
-        part of the loss in nats (the parts add up to the batch's loss), and its per-example losses (a tree
-        of arrays [B/M, ...], or None)
+    loss: (program, params, frozen, micro_batch, totals, route, draws) -> (loss, losses). `loss` is the
+        micro-batch's part of the batch's loss, in nats; the parts add up. `losses` holds the losses of each
+        example: a tree of arrays [B/M, ...], or None.
     sums: (program, losses, batch) -> float32 sums over the batch, for the log
     """
 
@@ -100,7 +100,7 @@ class Objective(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """The results of a step before its update. batch: as the methods ordered it. losses: see `Objective.loss`."""
+    """The results of a step before its update. batch: in the order that the methods chose. losses: see `Objective`."""
 
     batch: Any
     loss: Any
@@ -148,9 +148,9 @@ def make_update(method: Method, optimizer: optax.GradientTransformation, objecti
     """The second part of the train step: (state, Gradient, learning_rate, limit, program) -> (state, metrics).
 
     The update is kept only if the loss is finite and the gradient's norm is at most `limit`. Otherwise the parameters
-    and the states of the optimizer and the methods stay as they were, and the metric "kept" is 0. This is decided
-    before the update, because a decision that depends on the new parameters would need a second copy of them. Instead,
-    their norm is a metric, which `Engine.settle` checks.
+    and the states of the optimizer and the methods stay as they were, and the metric "kept" is 0. The decision does not
+    depend on the new parameters, because that would need a second copy of them. Instead, the norm of the parameters
+    after the step is a metric, which `Engine.settle` checks.
     """
 
     def update(state: TrainState, found: Gradient, learning_rate, limit, program: Program):
@@ -181,8 +181,8 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, objective
     """The train step: (state, batch, route, learning_rate, seed, program) -> (state, metrics).
 
     Only `program` is static. The loss is the objective's loss plus the methods' penalties. It does not depend on the
-    number of micro-batches.
-    `seed` is a uint32; every key is derived from it and the step. limit: see `make_update`.
+    number of micro-batches. `seed` is a uint32. Every random key is derived from the seed and the step's number.
+    For the optional argument `limit`, see `make_update`.
     """
     gradient, update = make_gradient(method, objective), make_update(method, optimizer, objective)
 

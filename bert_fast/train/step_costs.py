@@ -1,8 +1,9 @@
 """Reference time: what one step of each kind costs, measured or estimated once and kept in a file.
 
 Runs that are compared by time must take their costs from the same table, because a run's own clock also counts other
-work on the machine. The table has a curve for each stage of each run: seconds over executed FLOPs. A curve goes through
-a few programs that were timed in turns on one machine, or it is the TPU compiler's mean for the stage.
+work on the machine. The table has a curve for each stage of each run: seconds over executed FLOPs. A measured curve
+goes through a few programs, which were timed in turns on one machine. A compiled curve has one point: the mean over the
+stage's steps, as the TPU compiler estimates it.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ EXTRAPOLATION = 1.25  # a step may execute at most this many times the FLOPs of 
 
 
 class Point(NamedTuple):
-    """A program that was timed."""
+    """A point of a curve: the FLOPs of a step, and the seconds that it takes."""
 
     flops: float
     seconds: float
@@ -30,10 +31,10 @@ class Point(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepCosts:
-    """Curves by key of a stage (`key_of`); each ascends in FLOPs.
+    """A curve for each stage, by the stage's key (`key_of`). The points of a curve ascend in FLOPs.
 
-    instrument: "measured" or "compiled". machine: the machine, as text. chip, chips: the TPU that steps were compiled
-    for, and how many of its chips share a step; "" and 0 for measured costs.
+    instrument: "measured" or "compiled". machine: the machine, as text. chip: the TPU that the steps were compiled for.
+    chips: how many chips share a step. Measured costs leave `chip` and `chips` at their defaults.
     """
 
     instrument: str
@@ -43,10 +44,11 @@ class StepCosts:
     chips: int = 0
 
     def seconds(self, key: str, flops: float) -> float:
-        """Seconds of a step that executes `flops`, on the curve of a stage. Raises BadInput.
+        """Seconds of a step that executes `flops`, from the curve of a stage.
 
-        Between two programs the curve is linear. Beyond them, time is proportional to FLOPs, up to EXTRAPOLATION. A
-        curve with one point, such as the TPU compiler's, is a stage's mean: time is proportional to FLOPs everywhere.
+        Between two points the curve is linear. Below the first and above the last, time is proportional to FLOPs. The
+        curve ends at EXTRAPOLATION times the FLOPs of the last point. A curve with one point has no end. Raises
+        BadInput if the stage has no curve, or if `flops` is beyond its end.
         """
         if key not in self.curves:
             raise BadInput(
@@ -69,7 +71,7 @@ class StepCosts:
         return last.seconds * flops / last.flops
 
     def fingerprint(self) -> str:
-        """Short hash of the table. Compare only times with equal hashes."""
+        """Short hash of the table. Two times are comparable only if their tables have the same hash."""
         return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -106,14 +108,14 @@ def to_json(costs: StepCosts) -> dict[str, Any]:
 
 
 def write(costs: StepCosts, path: pathlib.Path) -> None:
-    """Writes a table. Raises BadInput if a step costs less than one with fewer FLOPs."""
+    """Writes a table. Raises BadInput if a step takes less time than a step with fewer FLOPs."""
     check(costs, "the step costs")
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_json(path, to_json(costs))
 
 
 def check(costs: StepCosts, where: str) -> None:
-    """Raises BadInput if a step costs less than one with fewer FLOPs."""
+    """Raises BadInput if a step takes less time than a step with fewer FLOPs."""
     for key, points in costs.curves.items():
         if bad := not_ascending(points):
             low, high = bad

@@ -13,7 +13,7 @@ from bert_fast.method import Clock, Method, Program, Stage
 from bert_fast.plan import Route, frozen_depth, pack, whole
 from bert_fast.train.settings import PretrainSettings
 
-DRAW = 103  # identifies this use of the seed, on the host; the uses on the device are in step.py
+DRAW = 103  # identifies the methods' draws among the uses of the seed; step.py numbers the uses on the device
 TIMES = 200  # points of a stage at which its methods' draws are sampled, to estimate its cost
 
 
@@ -48,7 +48,10 @@ def stages(settings: PretrainSettings, method: Method) -> tuple[Stage, ...]:
 
 
 def clock_of(timeline: Sequence[Stage], index: int, step: int, began: int) -> Clock:
-    """The clock at `step` of the run, in stage `index`. began: the step at which the training of that stage began."""
+    """The clock at `step` of the run, which is in stage `index`. The clock counts from the last restart of the data.
+
+    began: the step of that restart; 0 if the data has not restarted.
+    """
     first, last = index, index
     while first and timeline[first].data != "restart":
         first -= 1
@@ -58,7 +61,7 @@ def clock_of(timeline: Sequence[Stage], index: int, step: int, began: int) -> Cl
 
 
 def drawn(method: Method, stage: Stage, clock: Clock, rng: np.random.Generator) -> tuple[Program, Route, np.ndarray]:
-    """What one step of a stage runs: the program with its plan packed, the route, and each layer's share of
+    """What one step of a stage runs: the program with its plan packed, the route, and for each layer the share of
     micro-batches that run it, [L].
     """
     program = stage.program
@@ -99,7 +102,7 @@ def draws(method: Method, stage: Stage, clocks: Sequence[Clock]) -> list[Draw]:
     result = []
     for program, routes in sorted(found.items(), key=lambda item: -len(item[1])):
         mean_L = np.mean([on_L for _, on_L in routes], axis=0)
-        # With conditionals, the routes of one program differ in how many layers run. Take the one closest to the mean.
+        # With conditionals, the routes of one program differ in how many layers run. Use the route nearest the mean.
         route, _ = min(routes, key=lambda each: abs(each[1].sum() - mean_L.sum()))
         result.append(Draw(len(routes) / len(clocks), program, route, tuple(mean_L.tolist())))
     return result

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 
 class GiveWay(Exception):
-    """Raised inside an upload that ends early."""
+    """Raised inside an upload to end it early."""
 
 
 class Uploads:
-    """Calls `upload` in a thread after each `ask`, one call at a time. Several asks during a call give one more."""
+    """Calls `upload` in a thread after each `ask`, one call at a time. Asks during a call lead to one more call."""
 
     def __init__(self, upload: Callable[[], None]):
         self.upload = upload
@@ -40,23 +40,23 @@ class Uploads:
                 self.error = error
 
     def may_go_on(self):
-        """Called between the requests of an upload. Raises GiveWay if it was cancelled."""
+        """Called between the requests of an upload. Raises GiveWay if the upload was cancelled."""
         if self.cancelled:
             raise GiveWay
 
     def check(self):
-        """Raises the error of an upload."""
+        """Raises the error that `upload` did not handle, if there is one, and forgets it."""
         error, self.error = self.error, None
         if error is not None:
             raise error
 
     def wait(self):
-        """Returns once nothing is uploaded."""
+        """Returns once all requested uploads have ended."""
         while (thread := self.thread) is not None:
             thread.join()
 
     def cancel(self):
-        """Ends the upload in progress after its current request, and returns then."""
+        """Ends the upload in progress after its current request. Returns once the upload has ended."""
         with self.changes:
             self.asked, self.cancelled = False, True
         try:

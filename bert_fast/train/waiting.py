@@ -16,11 +16,11 @@ WAITS = {
     "save": "the checkpoint to be written before step",
     "collective": "the other processes before step",
 }
-BREAKABLE = ("input", "compile")  # during these, the state of the run is consistent
+BREAKABLE = ("input", "compile")  # a signal may end these waits: the state of the run is consistent in them
 
 
 class Waiting:
-    """The waits of a run's main thread, and the stop signals that arrive during them, inside a `with` block."""
+    """Watches the waits of a run's main thread, and records stop signals, inside a `with` block."""
 
     def __init__(self, limits: Limits, sign: pathlib.Path | None):
         """sign: a file that is touched every second, as a sign of life."""
@@ -38,15 +38,15 @@ class Waiting:
 
     @contextlib.contextmanager
     def until(self, kind: str, step: int) -> Iterator[None]:
-        """Marks the block as a wait of this kind (see WAITS). Raises Break if a signal arrives and the wait may be
-        ended.
+        """Marks the block as a wait of this kind (see WAITS). Raises Break if a signal arrives and may end the wait
+        (see BREAKABLE).
         """
         breaks = self.stop.breaking() if kind in BREAKABLE else contextlib.nullcontext()
         with self.watchdog.waiting(kind, f"{WAITS[kind]} {step}"), breaks:
             yield
 
     def asked(self, step: int, save: bool) -> tuple[int, bool]:
-        """The signal after which the run stops at this step, or 0; and whether a process asks for a save."""
+        """The stop signal that any process has received, or 0, and whether any process asks for a save."""
         with self.until("collective", step + 1):
             signum, asked = of_any(step, self.stop.received, int(save))
         return signum, bool(asked)

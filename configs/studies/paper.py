@@ -1,15 +1,14 @@
-"""BERT-base on a TPU slice, one seed; time is counted by the TPU compiler's estimate of each step. --dry_run prints the
-price.
+"""BERT-base on a TPU slice, with one seed. Time is counted by the TPU compiler's estimate of each step.
 
     bert-fast compare paper --data=SHARDS --task_data=GLUE --out=runs/paper --dry_run
 
-A price is a lower bound: see `bert-fast plan`.
+--dry_run prints the price. The price is a lower bound: see `bert-fast plan`.
 """
 
 from bert_fast.compare.study import Study
 from bert_fast.configs.studies import arms
 
-HOURS = 256  # chip-hours of each run: 16 chips for 16 hours
+HOURS = 256  # chip-hours of a run with the larger budget: 16 chips for 16 hours
 
 
 def get_study() -> Study:

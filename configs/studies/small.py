@@ -1,8 +1,8 @@
-"""A night on a laptop: every method and two combinations, at three budgets, three seeds.
+"""A night on a laptop: every method and two combinations, each with three budgets and three seeds.
 
     bert-fast compare small --out=runs/small
 
-It can be stopped at any time; the same command continues it.
+The study can be stopped at any time. Give the command again to continue the study.
 """
 
 from bert_fast.compare.study import Study

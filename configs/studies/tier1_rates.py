@@ -4,8 +4,8 @@ use.
     python -m experiments.study tier1_rates
     bert-fast compare tier1_rates --data=SHARDS --out=runs/tier1_rates
 
-Trials have the study's budget: in half of it, a model does not get beyond word frequencies ("A pilot of the study" in
-experiments/LOG.md). Their rows are kept separate from the study's.
+Trials have the study's budget, because in half of it a model does not get beyond word frequencies ("A pilot of the
+study" in experiments/LOG.md). The results of the trials are kept apart from the study's results.
 """
 
 import dataclasses

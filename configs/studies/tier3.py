@@ -1,4 +1,4 @@
-"""Ablations of each paper, at half of the budget of tier1.py, with three seeds.
+"""Ablations of each paper's method, at half of the budget of tier1.py, with three seeds.
 
     python -m experiments.study tier3
     bert-fast compare tier3 --data=SHARDS --out=runs/tier3
@@ -18,21 +18,22 @@ RATE, HIGHER_RATE = ({"learning_rate.peak": factor * RATES["layer dropping"]} fo
 def get_study() -> Study:
     arms = {
         "dense": {"learning_rate.peak": RATES["dense"]},
-        # Layer dropping: rescaling and learning rate in all four combinations, then its schedules one by one. The paper
-        # trains at ten times the rate of its baseline (arXiv 2010.13369, section 5).
+        # Layer dropping: rescaling and learning rate in all four combinations, then without each of the two schedules.
+        # The paper trains at ten times the rate of its baseline (arXiv 2010.13369, section 5).
         "layer dropping": {**LAYER_DROP, **RATE},
         "layer dropping, not rescaled": {**LAYER_DROP, "layer_drop.rescale": False, **RATE},
         "layer dropping, higher rate": {**LAYER_DROP, **HIGHER_RATE},
         "layer dropping, higher rate, not rescaled": {**LAYER_DROP, "layer_drop.rescale": False, **HIGHER_RATE},
         "layer dropping, no time schedule": {**LAYER_DROP, "layer_drop.time_schedule": False, **RATE},
         "layer dropping, no depth schedule": {**LAYER_DROP, "layer_drop.depth_schedule": False, **RATE},
-        # Token dropping and EarlyBERT: does what they learn matter?
+        # Token dropping and EarlyBERT: the choice that they learn, and simpler choices.
         "token dropping": TOKEN_DROP,
         "token dropping, random tokens": {**TOKEN_DROP, "token_drop.scores": "random"},
         "token dropping, by frequency": {**TOKEN_DROP, "token_drop.scores": "frequency"},
         "EarlyBERT": EARLY_BERT,
         "EarlyBERT, random ticket": {**EARLY_BERT, "early_bert.ticket": "random"},
-        # Stacking and MSLT: stages, shares, how layers start, and the learning rate of the released code.
+        # Stacking and MSLT: other stages, other shares of the steps, other first weights of new layers, and details of
+        # the released code.
         "stacking": STACKING,
         "stacking, from two layers": {**STACKING, "stacking.depths": "2,6"},
         "stacking, half and half": {**STACKING, "stacking.shares": "0.5,0.5"},

@@ -1,10 +1,10 @@
-"""Prepares text on a cluster, with Apache Beam: the shards of `bert-fast prepare`, byte for byte.
+"""Prepares text on a cluster, with Apache Beam. The shards equal those of `bert-fast prepare`, byte for byte.
 
     python -m experiments.beam --source="files:corpus/*.txt.gz" --vocab=vocab.txt --out=shards -- [FLAG OF BEAM ...]
 
 Workers read and tokenise files, and write units of the shards folder (bert_fast/data/staging.py). `prepare` then
-finishes the folder on this machine. Run it in a clone of the project, in an environment with
-experiments/beam/requirements.txt. docs/cluster_prepare.md walks through it.
+finishes the folder on this machine. Run the command in a clone of the project, in an environment with
+experiments/beam/requirements.txt. docs/cluster_prepare.md shows every step.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 """What workers do with documents: read and tokenise them, and gather them into the units that `prepare` would make.
-Does not use Beam.
+This module does not import Beam.
 
 file -> blocks of text -> encoded blocks -> pieces, one for each unit -> units
              |                                        |
@@ -28,10 +28,11 @@ _BLOCK = 1 << 19  # characters tokenised at once
 
 
 class Sizes(NamedTuple):
-    """What the plan needs to know about the D documents of a block. `first` documents precede them in their file.
+    """What the plan needs to know about the D documents of a block.
 
+    file: the file's number. first: how many documents of the file come before the block.
     sizes_D3: each document's characters, its bytes, and the number of unusable documents before it in the file.
-    digests_D: a hash of each text, for computing the position that `prepare` would have.
+    digests_D: a hash of each text. The positions of `prepare` are computed from these hashes.
     skipped: number of unusable documents in the file, up to the end of the block.
     """
 
@@ -50,7 +51,7 @@ class Block(NamedTuple):
 
 
 class EncodedBlock(NamedTuple):
-    """Tokenised documents, and a readable line from each."""
+    """Tokenised documents that follow each other in a file, and one sentence of each as a sample."""
 
     file: int
     first: int
@@ -59,7 +60,11 @@ class EncodedBlock(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """For each of U units: its end, as (file, documents of the file up to there), and `prepare`'s position there."""
+    """Where each of U units ends.
+
+    ends_U: the number of the file, and how many of the file's documents come before the end of the unit.
+    positions_U: the position that `prepare` has reached at the end of the unit.
+    """
 
     ends_U: list[tuple[int, int]]
     positions_U: list[Position]
@@ -73,7 +78,10 @@ def texts_of(path: str, text_key: str, bad: corpora.Bad) -> Iterator[str]:
 
 
 def blocks(number: int, path: str, text_key: str, skip_bad: bool) -> Iterator[Block]:
-    """Blocks with the documents of a file, at least one block. number: the file's place in the order of names."""
+    """Splits the documents of a file into blocks: at least one block, even if the file has no documents.
+
+    number: the file's place in the order of names.
+    """
     bad = corpora.Bad(skip_bad)
     texts: list[str] = []
     sizes: list[tuple[int, int, int]] = []

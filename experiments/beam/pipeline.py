@@ -61,7 +61,7 @@ def local(path: str) -> Iterator[str]:
 
 
 def copy(path: str, to: pathlib.Path) -> None:
-    """Copies a file from a bucket, as it is."""
+    """Copies a file from a bucket, without decompressing it."""
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file, to.open("wb") as target:
         shutil.copyfileobj(file, target)
 
@@ -96,7 +96,7 @@ def blocks(file: File, text_key: str, skip_bad: bool) -> Iterator[documents.Bloc
 def write_unit(
     gathered: tuple[int, Iterable[documents.EncodedBlock]], planned: documents.Plan, valid_fraction: float, units: str
 ) -> None:
-    """Writes a unit to the folder `units`: its .json last, so a unit with a .json is complete."""
+    """Writes a unit to the folder `units`. Its .json file is written last, so a unit with a .json file is complete."""
     number, found = gathered
     if not in_bucket(units):
         documents.write_unit(number, found, planned, valid_fraction, pathlib.Path(units))
@@ -114,7 +114,7 @@ def in_order(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def fetch(units: str, folder: pathlib.Path) -> None:
-    """Copies the units from a bucket."""
+    """Copies the units from a bucket to a folder on this machine. Each .json file is copied last, as in `write_unit`."""
     paths = {pathlib.Path(path.rpartition("/")[2]): path for path, _ in listed(FileSystems.join(units, "unit-*"))}
     for name in in_order(paths):
         copy(paths[name], folder / name)
@@ -148,7 +148,7 @@ def run(
         )
         numbers = planned | "numbers" >> beam.FlatMap(lambda plan: [(i, None) for i in range(len(plan.ends_U))])
         _ = (
-            (tokenised, numbers)  # the last unit may have no documents
+            (tokenised, numbers)  # `numbers` adds the last unit even if it has no documents
             | "gather" >> beam.CoGroupByKey()
             | "blocks of a unit" >> beam.MapTuple(lambda number, both: (number, both[0]))
             | "write" >> beam.Map(write_unit, the_plan, valid_fraction, units)

@@ -22,7 +22,7 @@ STRANGE = (
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """The content with a part that is cut off, changed, doubled, or replaced by something strange."""
+    """The content, damaged: cut off, with a part missing, changed or doubled, with strange bytes, or empty."""
     a, b = sorted(rng.randrange(len(content) + 1) for _ in range(2))
     return {
         "cut": lambda: content[:a],
@@ -84,7 +84,7 @@ VALUES = (None, -1, 0, 1.5, 10**8, "", "x", [], {}, True, [None])
 
 
 def _changed(tree: dict, rng: random.Random) -> dict:
-    """The object with one of its values replaced, or left out."""
+    """The object with one value replaced, or with one key left out."""
     key = rng.choice(sorted(tree))
     rest = {name: value for name, value in tree.items() if name != key}
     return rest if rng.random() < 0.2 else {**rest, key: rng.choice(VALUES)}
@@ -134,7 +134,7 @@ NUMBERS = (
 
 @fault(times=150)
 def bad_setting(bench: Bench, rng: random.Random) -> Outcome:
-    """One setting of pre-training with an unusual value. A run that is accepted ends before its first step."""
+    """One setting of pre-training with an unusual value. If it is accepted, the run ends before its first step."""
     config = json.loads((bench.run / "config.json").read_text())
     keys = [f"{part}.{key}" for part, values in config.items() if isinstance(values, dict) for key in values]
     keys += [
@@ -151,7 +151,7 @@ def bad_setting(bench: Bench, rng: random.Random) -> Outcome:
 
 
 def _door(settings, config, workdir, *more) -> dict:
-    """What `pretrain` checks before it touches a device."""
+    """Stands in for `pretrain`: does only the checks that `pretrain` does before it touches a device."""
     del config, workdir, more
     method = methods.make(settings.methods)
     settings = budget.resolved(settings, method)
@@ -162,7 +162,9 @@ def _door(settings, config, workdir, *more) -> dict:
 
 @fault(times=25)
 def bad_manifest_next_to_vocabulary(bench: Bench, rng: random.Random) -> Outcome:
-    """A damaged file next to a vocabulary. `prepare` reads it to learn how letters were treated for the vocabulary."""
+    """A damaged file next to a vocabulary. `prepare` reads this file to learn whether the vocabulary is cased and
+    whether accents are stripped.
+    """
     for name in ("vocab.txt", "manifest.json", "tokenizer.json"):
         shutil.copy(bench.shards / name, bench.scratch / name)
     path = bench.scratch / rng.choice(("manifest.json", "tokenizer.json"))

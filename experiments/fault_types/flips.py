@@ -45,13 +45,13 @@ def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
 
 @fault(times=300)
 def flip_in_checkpoint(bench: Bench, rng: random.Random) -> Outcome:
-    """The newest checkpoint must not be used, and the one before it must be."""
+    """The newest checkpoint must not be used. The second newest must be used instead."""
     newest, read = reading_checkpoints(bench)
     return flip(files_in(newest), rng, read, expected="the checkpoint before it")
 
 
 def reading_checkpoints(bench: Bench) -> tuple[pathlib.Path, Callable[[], object]]:
-    """The newest checkpoint, and a function that raises BadInput if the one before it is used in its place."""
+    """The newest checkpoint, and a function that looks for it. It raises BadInput if the second newest is found."""
     root = bench.run / "checkpoints"
     newest, before = checkpoint.steps(root)[-1], checkpoint.steps(root)[-2]
 
@@ -106,6 +106,6 @@ def flip_in_rows(bench: Bench, rng: random.Random) -> Outcome:
 
 @fault(times=50)
 def flip_in_run_folder(bench: Bench, rng: random.Random) -> Outcome:
-    """config.json, stages.json and summary.json, read as the report reads them."""
+    """Flips a bit in config.json, stages.json or summary.json. They are read as the report reads them."""
     paths = [bench.run / f"{name}.json" for name in ("config", "stages", "summary")]
     return flip(paths, rng, lambda: read_run(bench.run, "run"), read_run(bench.run, "run"))

@@ -1,8 +1,8 @@
 """Faults in dense runs and in runs with each of the four methods.
 
-Each run has its own process, which is killed, stopped or kept from writing. The same command then continues the run. At
-its end, the last checkpoint and the rows must equal those of a run without a fault, bit for bit. Runs with a faulty
-data worker are not continued: they must end with an error.
+Each run has its own process, which is killed, told to stop, or kept from writing. Then a second process continues the
+run. When the run ends, its last checkpoint and its rows must equal those of a run without a fault, bit for bit. Runs
+with a faulty data worker are not continued: they must end with an error.
 """
 
 import contextlib
@@ -48,9 +48,10 @@ PATIENCE = 900  # seconds for one process
 def start(
     bench: Bench, workdir: pathlib.Path, *flags: str, largest: int = 0, errors: Any = subprocess.PIPE
 ) -> subprocess.Popen:
-    """A run of STEPS steps in its own process group.
+    """Starts a run of STEPS steps in its own process group.
 
-    largest: its files may have at most this many KiB; 0: any size. errors: what standard error is connected to.
+    largest: the size limit of each file that the run writes, in KiB; 0 means no limit. errors: where the run's standard
+    error goes.
     """
     limited = ["bash", "-c", f'ulimit -f {largest} && exec "$@"', "run"] if largest else []
     command = [
@@ -85,14 +86,14 @@ def end(process: subprocess.Popen) -> str:
 
 
 def steps_of(workdir: pathlib.Path) -> int:
-    """Steps in the rows so far; an unterminated last line counts as none."""
+    """The number of steps that have a row so far. An unterminated last line does not count."""
     with contextlib.suppress(FileNotFoundError):
         return (workdir / "metrics.jsonl").read_bytes().count(b"\n")
     return 0
 
 
 def until(happened: Callable[[], bool], process: subprocess.Popen):
-    """Waits for something, or for the end of the process, whichever is first."""
+    """Waits until `happened()` is true or the process has ended, but at most PATIENCE seconds."""
     limit = time.monotonic() + PATIENCE
     while process.poll() is None and not happened() and time.monotonic() < limit:
         time.sleep(0.002)
@@ -115,7 +116,7 @@ def state_of(workdir: pathlib.Path) -> State:
 
 
 def whole(bench: Bench, method: str) -> State:
-    """What a run with this method leaves if it has no fault. The run is trained once for each bench."""
+    """What a run with this method leaves if no fault occurs. This run is trained once for each bench."""
     workdir = bench.shards.parent / "whole" / method
     if not (workdir / "summary.json").exists():
         process = start(bench, workdir, *METHODS[method])
@@ -126,7 +127,7 @@ def whole(bench: Bench, method: str) -> State:
 
 
 def continued(bench: Bench, workdir: pathlib.Path, method: str, what: str) -> Outcome:
-    """Continues a run after a fault, with the same command. It survived if it ends like a run without a fault."""
+    """Continues a run after a fault. The run survived if it ends like a run without a fault."""
     process = start(bench, workdir, *METHODS[method])
     try:
         said = end(process)
@@ -138,7 +139,10 @@ def continued(bench: Bench, workdir: pathlib.Path, method: str, what: str) -> Ou
 
 
 def signalled(bench: Bench, rng: random.Random, method: str, sent: signal.Signals, code: int) -> Outcome:
-    """Sends a signal in a random step, half of the time next to the beginning of a stage, then continues the run."""
+    """Sends a signal in a random step, then continues the run.
+
+    If the run changes its stage, half of the signals are sent next to such a change.
+    """
     rows = whole(bench, method).rows
     begins = [n for n, (one, two) in enumerate(itertools.pairwise(rows), 1) if one["stage"] != two["stage"]]
     near = [min(max(step + shift, 0), STEPS - 1) for step in begins for shift in (-1, 0, 1)]
@@ -160,7 +164,7 @@ def signalled(bench: Bench, rng: random.Random, method: str, sent: signal.Signal
 
 
 def add(method: str):
-    """Lists the two signals as fault types of a method."""
+    """Lists two fault types for a method: SIGKILL and SIGTERM."""
 
     @fault(times=10, name=f"sigkill_{method}")
     def sigkill(bench: Bench, rng: random.Random) -> Outcome:
@@ -179,7 +183,7 @@ def workers_of(pid: int) -> list[int]:
     """The ids of a process's spawned workers, whichever of its threads started them."""
     found = []
     for entry in pathlib.Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended since
+        with contextlib.suppress(OSError):  # the process has ended since
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == pid and b"spawn_main" in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
@@ -187,7 +191,7 @@ def workers_of(pid: int) -> list[int]:
 
 
 def with_worker(bench: Bench, rng: random.Random, sent: signal.Signals, code: int, words: str) -> Outcome:
-    """Sends a signal to the data worker. The run must end with this exit code and these words."""
+    """Sends a signal to the data worker. The run must end with the exit code `code`, and print `words` as its error."""
     workdir, step = bench.scratch / "run", rng.randrange(1, STEPS // 2)
     what = f"{sent.name} to the data worker after step {step}"
     process = start(bench, workdir, "--config.data.workers=1", "--config.watchdog.input=10", "--config.steps=100000")
@@ -216,7 +220,7 @@ def dead_worker(bench: Bench, rng: random.Random) -> Outcome:
 
 @fault(times=5)
 def full_disk(bench: Bench, rng: random.Random) -> Outcome:
-    """No file may grow beyond a limit, so that most saves fail. Without the limit, the same command continues."""
+    """No file may grow beyond a limit, so most saves fail. The run is then continued without the limit."""
     workdir, largest = bench.scratch / "run", rng.randrange(2, 200)
     what = f"files of at most {largest} KiB"
     process = start(bench, workdir, largest=largest)

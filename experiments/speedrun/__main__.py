@@ -1,10 +1,11 @@
-"""Runs an entry of the speedrun: the time until a model reaches a held-out loss. README.md has the rules.
+"""Runs an entry of the speedrun, and measures the time until it reaches a held-out loss. README.md has the rules.
 
     python -m experiments.speedrun baseline --track=tiny --data=SHARDS --runs=5
     python -m experiments.speedrun --page
 
 The first command trains the entry with several seeds, each after a warm-up on made-up text, and writes the result to
-records/. The second writes the table of README.md. An entry is a config: a file of this folder with get_config.
+records/. The second command writes README.md, with the rules and a table of the records. An entry is a config: a file
+in this folder that defines get_config.
 """
 
 import datetime
@@ -38,7 +39,10 @@ def dummy(data: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
 
 
 def config_of(entry: str, track: str, seed: int, steps: int = 0):
-    """An entry's config, with what the rules fix: evaluation on the whole held-out text, once, at the end."""
+    """An entry's config with the settings that the rules fix. It is evaluated once, at the end, on all held-out text.
+
+    steps: the length of a warm-up run, which is evaluated on few examples; 0 for a run that counts.
+    """
     config = config_flag.load(str(HERE / f"{entry}.py:track={track}"), {})
     rules = TRACKS[track]
     config.seed, config.sinks = seed, ""
@@ -78,7 +82,7 @@ def main():
     parser.add_argument("--data", default="", help="the shards of the track")
     parser.add_argument("--runs", type=int, default=5, help="seeds [5]")
     parser.add_argument("--out", default="runs/speedrun", help="where runs are kept [runs/speedrun]")
-    parser.add_argument("--page", action="store_true", help="write the table of README.md")
+    parser.add_argument("--page", action="store_true", help="write README.md")
     args = parser.parse_args()
     if args.page:
         (HERE / "README.md").write_text(page())

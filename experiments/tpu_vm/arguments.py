@@ -1,4 +1,4 @@
-"""Checks a task's flags for `pretrain` on this machine, before anything that costs money is made."""
+"""Checks on this machine whether `pretrain` accepts a task's flags, before anything that costs money is made."""
 
 import warnings
 
@@ -9,8 +9,9 @@ from experiments.tpu_vm.task import Task
 def check(task: Task, path: str) -> str:
     """Raises BadInput for flags that `bert-fast pretrain` would refuse on the TPU, with the message that it would give.
 
-    The shards are not read: BERT's vocabulary stands in for theirs. Returns "", or why the flags cannot be checked:
-    this machine may have nothing but Python and gcloud.
+    The shards are not read: BERT's vocabulary stands in for theirs. This machine may have nothing but Python and
+    gcloud. If a package is missing, the flags are not checked, and a note that says so is returned. Otherwise, the
+    returned text is empty.
     """
     try:
         from absl import flags

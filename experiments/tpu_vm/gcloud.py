@@ -60,9 +60,9 @@ class Gcloud:
         self.words = {"project": project, "zone": zone}
 
     def __call__(self, command: Sequence[str], shown: bool = False) -> str:
-        """What a command prints on stdout; nothing if it is `shown` to the user instead.
+        """Runs a command and returns what it prints on stdout. shown: print that for the user instead of returning it.
 
-        Raises NotFound, NoCapacity, or BadInput with the command's message and a remedy.
+        Raises NotFound or NoCapacity with the command's message, or BadInput with a remedy.
         """
         if shutil.which(command[0]) is None:
             raise BadInput(
@@ -99,7 +99,7 @@ class DryRun(Gcloud):
     """Prints commands on stdout and runs none. Behaves as if each had succeeded."""
 
     def __init__(self, project: str, zone: str, run: str):
-        """`run`: the assumed state of the run; "" if there is no TPU yet."""
+        """run: the assumed state of the run. An empty string means that there is no TPU yet."""
         super().__init__(project, zone)
         self.exists, self.run = bool(run), run
 

@@ -1,4 +1,4 @@
-"""A task: one TPU, the run on it, and where the run is kept. Read from a TOML file, which every command takes."""
+"""A task: one TPU, the run on it, and where the run is kept. Every command takes a TOML file with a task."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ import tomllib
 from bert_fast import BadInput
 
 # Types of TPU, and the software version that JAX needs on them: https://cloud.google.com/tpu/docs/runtimes. The number
-# in a type counts chips for v5e and v6e, and cores (two a chip) for the others.
+# in a type counts chips for v5e and v6e, and cores (two per chip) for the others.
 RUNTIMES = {
     "v2": "tpu-ubuntu2204-base",
     "v3": "tpu-ubuntu2204-base",

@@ -24,11 +24,11 @@ class Kind(enum.Enum):
     FAILED = "the request failed"
 
 
-# https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.nodes#state. Any other: not ready yet.
+# https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.nodes#state. Any other state: not ready yet.
 NODE: dict[str, Kind] = {"READY": Kind.READY}
 NODE.update(dict.fromkeys(("PREEMPTED", "TERMINATED", "STOPPING", "STOPPED", "HIDING", "HIDDEN"), Kind.GONE))
-# https://cloud.google.com/tpu/docs/queued-resources. Any other: not ready yet. ACTIVE: the node's own state decides.
-QUEUE = {"SUSPENDED": Kind.GONE, "FAILED": Kind.FAILED}
+# https://cloud.google.com/tpu/docs/queued-resources. Any other state: not ready yet.
+QUEUE = {"SUSPENDED": Kind.GONE, "FAILED": Kind.FAILED}  # if the request is ACTIVE, the state of its node decides
 
 
 class Tpu:
@@ -45,7 +45,7 @@ class Tpu:
             if word != "ACTIVE":
                 return QUEUE.get(word, Kind.WAITING) if word else Kind.ABSENT, word or "absent"
         word = self._described("tpu-vm", "value(state)")
-        if not word:  # an active request without its node has lost it
+        if not word:  # if a request is active but has no node, its node was lost
             return (Kind.GONE, "node absent") if self.task.queued else (Kind.ABSENT, "absent")
         return NODE.get(word, Kind.WAITING), word
 
@@ -87,7 +87,7 @@ class Tpu:
         self.script("all", "setup", package, task.shards)
 
     def start(self):
-        """Restores the run folder from the bucket if the TPU has none, then starts the run on every worker."""
+        """Copies the run folder from the bucket unless the TPU has one, then starts the run on every worker."""
         task = self.task
         self.script("0", "restore", task.kept)
         self.script("all", "start", task.kept, str(task.sync_seconds), *task.args)
@@ -101,11 +101,11 @@ class Tpu:
         return self.on("0", f"if [ -f {FOLDER}/vm.sh ]; then bash {FOLDER}/vm.sh status; else echo new; fi").strip()
 
     def script(self, worker: str, *words: str, shown: bool = False) -> str:
-        """Runs vm.sh on workers: a number, or "all"."""
+        """Runs vm.sh on a worker, given by its number, or on all of them (`worker` is "all")."""
         return self.on(worker, f"bash {FOLDER}/vm.sh {shlex.join(words)}", shown)
 
     def on(self, worker: str, command: str, shown: bool = False) -> str:
-        """Runs a command on workers. Returns what it printed."""
+        """Runs a command on a worker, or on all of them. Returns what the command printed."""
         return self._tpus(
             "tpu-vm", "ssh", self.task.name, "--quiet", f"--worker={worker}", f"--command={command}", shown=shown
         )

@@ -8,7 +8,7 @@ from bert_fast import BadInput
 from experiments.tpu_vm.gcloud import NoCapacity, NotFound
 from experiments.tpu_vm.tpu import FOLDER, Kind, Tpu
 
-RESTARTS = 3  # a run that fails for its own reasons, on a healthy TPU, is started again at most this often
+RESTARTS = 3  # a run that fails for its own reasons, on a healthy TPU, is started again at most this many times
 BAD_INPUT = 2  # exit code of bert-fast for settings that cannot be used: starting again would not help
 Say = Callable[[str], None]
 
@@ -16,8 +16,8 @@ Say = Callable[[str], None]
 def watch(tpu: Tpu, poll: float, say: Say) -> None:
     """Returns when the run has finished. Raises BadInput if it cannot continue.
 
-    poll: seconds between checks. The first check may raise an error. Later checks are retried, because a watcher has to
-    survive a network that is down for a while.
+    poll: seconds between checks. If the first check fails, its error is raised. If a later check fails, it is repeated,
+    because a watcher has to survive a network that is down for a while.
     """
     said, failures = "", 0
     look = _state(tpu)
@@ -63,7 +63,10 @@ def _state(tpu: Tpu) -> tuple[Kind, str, str]:
 
 
 def _mended(tpu: Tpu, kind: Kind, run: str, say: Say) -> bool:
-    """Makes the TPU if there is none, else sets it up and starts the run. Returns False if that has to wait."""
+    """Makes the TPU if there is none. Otherwise starts the run. Sets the TPU up first, unless the run has ended there.
+
+    Returns False if this cannot be done now.
+    """
     try:
         if kind is Kind.GONE:
             with contextlib.suppress(NotFound):  # deleted in the meantime
@@ -72,7 +75,7 @@ def _mended(tpu: Tpu, kind: Kind, run: str, say: Say) -> bool:
             tpu.create()
             return True
         if run.startswith("ended"):
-            tpu.stop(60)  # on other workers, processes may wait for the one that failed
+            tpu.stop(60)  # on other workers, processes may still wait for the process that failed
         else:
             tpu.setup()
         tpu.start()

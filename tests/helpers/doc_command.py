@@ -40,7 +40,7 @@ def small_changes(changes: dict) -> dict:
 
 
 def small_topology(name: str) -> str:
-    """One chip of a TPU slice, because a small batch does not divide over more. "" without the TPU compiler."""
+    """One chip of a TPU slice: a small batch does not divide over more chips. Empty if the TPU compiler is missing."""
     return f"{name.partition(':')[0]}:1x1" if name and importlib.util.find_spec("libtpu") else ""
 
 
@@ -69,7 +69,7 @@ def small(argv: list[str]) -> list[str]:
         named = [arg if arg.startswith("-") else small_study(arg, SMALL) for arg in argv[1:]]
         return [argv[0], *named]
     if argv[:1] == ["prepare"]:
-        return [*argv, "--processes=1"]  # starting more processes would take longer than this small corpus
+        return [*argv, "--processes=1"]  # more processes would take longer to start than this corpus to prepare
     if argv[:1] not in WITH_CONFIG or "--help" in argv:
         return argv
     found = []
@@ -100,7 +100,7 @@ def check_make(targets: list[str]):
 
 
 def check_pip(argv: list[str]):
-    """Fails unless every package to be installed exists here and has the named extras."""
+    """Fails unless every local package to be installed exists and has the named extras. Skips all other packages."""
     from packaging.requirements import Requirement
 
     if argv[:1] != ["install"]:
@@ -132,9 +132,10 @@ def write_commands(folder: pathlib.Path):
 
 
 def run_python():
-    """Runs pieces of Python in one namespace: a JSON string per line of input, a JSON string per line of output.
+    """Runs pieces of Python in one namespace. Each line of input is a piece, as a JSON string.
 
-    The output is "" or, if a piece failed, the traceback. In calls of `bert_fast`, runs have debug size.
+    Prints a line for each piece: its traceback as a JSON string, which is empty if the piece succeeded. If a piece
+    calls `bert_fast`, the runs have debug size.
     """
     import contextlib
     import traceback

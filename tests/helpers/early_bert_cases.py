@@ -32,7 +32,7 @@ def random_coefficients(config, seed=0):
 
 
 def leave_search(method, params, state, model=CONFIG, initial=None, key=None):
-    """Draws the ticket: (slim parameters, stage, state). `initial`: the initial parameters, by default `params`."""
+    """Draws the ticket. Returns (slim parameters, stage, state). initial: the initial parameters; default `params`."""
     stage = dataclasses.replace(FIRST, program=dataclasses.replace(PROGRAM, model=model))
     old = dataclasses.replace(stage, name="search")
     new = dataclasses.replace(stage, data="restart")
@@ -44,7 +44,7 @@ def leave_search(method, params, state, model=CONFIG, initial=None, key=None):
 
 
 def quantile_rule(c_LU, ratio, together):
-    """Units kept by the rule of the released finetune/run_glue_earlybert_draw_and_train.py, computed in float64."""
+    """Which units the released finetune/run_glue_earlybert_draw_and_train.py would keep, computed in float64."""
     c_LU = c_LU.astype(np.float64)
     return c_LU > np.quantile(c_LU, ratio, axis=None if together else -1, keepdims=True)
 

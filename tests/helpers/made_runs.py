@@ -1,4 +1,4 @@
-"""Run folders and studies made without training: real configs, stages and FLOPs, invented losses and clocks."""
+"""Run folders and studies made without training. Configs, stages and FLOPs are real; losses and clocks are invented."""
 
 import json
 import math

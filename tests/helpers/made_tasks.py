@@ -1,4 +1,4 @@
-"""Makes GLUE and SQuAD files in their official layouts, easy for a tiny model, and encoders to fine-tune."""
+"""Makes encoders to fine-tune, and files of GLUE, SQuAD and other tasks that a tiny model can learn."""
 
 import dataclasses
 import json
@@ -124,7 +124,7 @@ def make_encoder(folder: pathlib.Path, **changes) -> Encoder:
 
 
 def write_checkpoint(root: pathlib.Path, names=(), **changes) -> pathlib.Path:
-    """Writes a checkpoint of step 0 with the parameters that the methods add; returns the run folder."""
+    """Writes a checkpoint of step 0, with the parameters that the named methods add. Returns the run folder."""
     model, words = small_model(**changes), make_vocab(root)
     params = bert.init(model, jax.random.key(1))
     params, _ = methods.make([(name, {}) for name in names]).init(params, model)
@@ -166,7 +166,7 @@ def small(config, **changes) -> tuple[settings.FinetuneSettings, dict]:
 
 
 def make_trainer(folder: pathlib.Path, data_dir, task: str = "mrpc", shape=(), **changes) -> Trainer:
-    """A trainer for a GLUE task, with the settings of `make_settings` and an encoder that is written to `folder`."""
+    """A trainer for a GLUE task, with the settings of `make_settings`. The encoder's vocabulary is written to `folder`."""
     made, _ = make_settings(data_dir, task, **changes)
     start = make_encoder(folder, **dict(shape))
     return Trainer(data.make(task, data.read(task, made), start.vocab, made), start, made)
@@ -184,7 +184,7 @@ def replaced(made: settings.FinetuneSettings, **changes) -> settings.FinetuneSet
 
 
 def write_squad(folder: pathlib.Path, version: str, count: int = 10):
-    """Writes questions in the official layout, each with its own context. In 2.0 every second one has no answer."""
+    """Writes questions in the official layout, each with its own context. In 2.0, every other question has no answer."""
     for kind in ("train", "dev"):
         paragraphs = []
         for number in range(count):
@@ -204,7 +204,7 @@ def write_squad(folder: pathlib.Path, version: str, count: int = 10):
 
 
 def write_sentences(path: pathlib.Path, count: int, seed: int = 0, longest: int = 12):
-    """Writes sentences in CoNLL's format. "good w1" is an entity of type X, "Bad" one of type Y.
+    """Writes sentences in CoNLL's format. "good" and the word after it are an entity of type X. "Bad" is one of type Y.
 
     The second token of an entity of type X has two word pieces.
     """
@@ -223,7 +223,7 @@ def write_sentences(path: pathlib.Path, count: int, seed: int = 0, longest: int 
 
 
 def write_own(folder: pathlib.Path):
-    """Writes the files of the commands in configs/own.py: reviews.csv and train.conll."""
+    """Writes the files that the commands in configs/own.py read: reviews.csv and train.conll."""
     rng = np.random.default_rng(0)
     rows = [(text(rng, good), ("one", "five")[good]) for good in rng.integers(0, 2, 64).tolist()]
     (folder / "reviews.csv").write_text("review,stars\n" + "".join(f"{review},{stars}\n" for review, stars in rows))

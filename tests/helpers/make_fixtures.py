@@ -35,7 +35,7 @@ SMALL = {
     "model.mlp_dim": 32,
 }
 TICKET = {"early_bert.search": 0.4, "early_bert.mask_every": 2, "early_bert.neurons": "layer"}
-# name: (config, changes, the step at which the run was stopped)
+# name: (config, changes, the last step of the run that the folder holds)
 FIXTURES = {
     "dense": (bert, {}, 12),
     "searching": (early_bert, {**TICKET, "early_bert.stop": "early_bird", "early_bert.window": 3}, 8),

@@ -1,4 +1,7 @@
-"""A stand-in bucket for Apache Beam: bucket://a/b is the file a/b in the folder $BUCKET. The import registers it."""
+"""A stand-in bucket for Apache Beam: bucket://a/b is the file a/b in the folder $BUCKET.
+
+To make Beam accept such names, import this module.
+"""
 
 import os
 import pathlib
@@ -10,7 +13,7 @@ PREFIX = "bucket://"
 
 
 class Bucket(LocalFileSystem):
-    """Files in $BUCKET, without folders, as in a cloud: nothing needs to be created before a file is written."""
+    """Files in $BUCKET, without folders, as in a cloud: a file can be written before its folder exists."""
 
     @classmethod
     def scheme(cls):
