@@ -107,8 +107,8 @@ def main(argv: list[str]) -> int:
     """Runs a command, and returns its exit code.
 
     0: success. 1: the run does not fit (`plan`), a check failed (`doctor`), or a run failed (`compare`). 2: bad input.
-    3: training diverged. 4: the watchdog ended a process that waited too long. 5: a step computed twice gave two
-    results. 6: another process failed or was lost. 128 + N: stopped by signal N.
+    3: training diverged. 4: the watchdog ended a process that waited too long. 5: a step was computed twice,
+    with different results. 6: another process failed or was lost. 128 + N: stopped by signal N.
     """
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(usage())

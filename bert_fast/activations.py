@@ -1,7 +1,7 @@
 """The activations of the feed-forward network, with custom gradients.
 
-A gradient is computed from the input alone. Otherwise three arrays as wide as the feed-forward network are kept for the
-backward pass, and writing them takes longer than recomputing them.
+A gradient is computed from the input alone. Otherwise, three arrays as wide as the feed-forward network would be kept
+for the backward pass. Writing them takes longer than recomputing them.
 """
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 @jax.custom_vjp
 def gelu(x):
-    """x times the standard normal CDF (erf form): same shape and type."""
+    """x times the standard normal CDF (the erf form). The result has the shape and type of x."""
     return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
@@ -26,7 +26,7 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 @jax.custom_vjp
 def gelu_tanh(x):
-    """GELU's approximation by tanh (Hendrycks and Gimpel 2016, arXiv 1606.08415): same shape and type.
+    """GELU's approximation by tanh (Hendrycks and Gimpel 2016, arXiv 1606.08415), with the shape and type of x.
 
     It differs from the erf form by at most 5e-4, which is less than the rounding of bfloat16 near 1. On a TPU, it takes
     less time than the erf form. Hugging Face calls it `gelu_new`.
@@ -52,5 +52,7 @@ ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}
 
 
 def resolved(name: str, dtype: str) -> str:
-    """The activation that "auto" stands for: the tanh form in bfloat16. Other names stand for themselves."""
+    """The name of the activation. "auto" stands for the erf form in float32, and for the tanh form in bfloat16. Other
+    names stand for themselves.
+    """
     return {"float32": "gelu", "bfloat16": "gelu_tanh"}[dtype] if name == "auto" else name

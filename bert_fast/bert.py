@@ -19,12 +19,13 @@ from bert_fast.plan import Plan, Route, frozen_depth
 
 Params = Mapping[str, Any]
 
-# Dropout masks depend on the number of the part that draws them: a layer's index, or one of these.
+# Each part of the model that draws dropout masks has a number, and its masks depend on that. A layer's number is its
+# index. These are the numbers of the other parts.
 EMBED, TASK_HEAD = 10_000, 10_001
 
 
 def init(config: Config, key) -> Params:
-    """Fresh float32 parameters; layer parameters are stacked: `[L, ...]`.
+    """Fresh float32 parameters. Those of the layers are stacked: `[L, ...]`.
 
     Layer i depends only on (key, i), so a deeper model starts with the same lower layers.
     """
@@ -85,8 +86,8 @@ def _taken_forward(depth, leaf_L, indices_R):
 
 
 def _taken_backward(depth, indices_R, gradients_R):
-    """Writes each gradient to its place once. Plain slicing would pad each to the size of the whole stack and add them
-    up.
+    """Writes the gradient of each layer to its place once. With plain slicing, JAX would pad every one of these
+    gradients to the size of the whole stack, and then add them up.
     """
     gradient_L = jnp.zeros((depth, *gradients_R[0].shape), gradients_R[0].dtype)
     for gradient, index in zip(gradients_R, indices_R, strict=True):
@@ -205,7 +206,7 @@ class Losses(NamedTuple):
     correct_BP: Any  # whether the label had the largest logit
     next_B: Any
     next_correct_B: Any
-    capped_BP: Any = None  # whether a logit was too large for the fused loss; None for the exact one
+    capped_BP: Any = None  # whether a logit was too large for the fused loss; None for the exact loss
 
 
 def head_inputs(config: Config, params: Params, frozen: Params, x_BSD, slots_BP):
@@ -216,7 +217,7 @@ def head_inputs(config: Config, params: Params, frozen: Params, x_BSD, slots_BP)
 
 
 def predict(config: Config, params: Params, frozen: Params, x_BSD, slots_BP):
-    """MLM logits at the given positions: [B, P, V], minus infinity for padded ids."""
+    """MLM logits at the given positions: [B, P, V]. Rows that only pad the word table get minus infinity."""
     head, *inputs = head_inputs(config, params, frozen, x_BSD, slots_BP)
     return apply(MlmHead(config), head, *inputs)
 

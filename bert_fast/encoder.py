@@ -21,7 +21,8 @@ HEADS = ("MLM head", "pooler", "next-sentence head")
 class Encoder:
     """A model with its parameters, from a checkpoint or from a Hugging Face folder.
 
-    folder: where it was loaded from. params: NumPy arrays, as returned by `Method.weights` of the run's methods.
+    folder: where it was loaded from.
+    params: NumPy arrays, to which `Method.weights` of the run's methods has been applied.
     about: its description. A Hugging Face folder is described like a checkpoint of step 0.
     hub: NAME@COMMIT if it was downloaded from the Hugging Face Hub, else "".
     """
@@ -33,7 +34,7 @@ class Encoder:
 
     @property
     def origin(self) -> str:
-        """Where it came from: its name on the Hub, or its folder."""
+        """Where the encoder came from: its name on the Hub, or its folder."""
         return self.hub or str(self.folder)
 
     @property

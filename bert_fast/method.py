@@ -21,7 +21,7 @@ State = Any  # a pytree of arrays; checkpointed
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Everything a compiled train step depends on. With its plan packed (plan.py), it identifies a compiled program.
+    """Everything that a compiled train step depends on. Once its plan is packed (plan.py), it identifies such a step.
 
     batch_size: examples per step, over all devices and micro-batches.
     frozen_paths: regular expressions for the paths of frozen leaves outside the layer stack.
@@ -46,10 +46,10 @@ class Stage:
     schedule_from: where the schedule starts to count: at the start of the "run" or of this "stage". A restart counts
         as a new run.
     warm_again: number of steps over which the rate climbs again, from 0 to the schedule's value.
-    skipped: if a stage was cut into parts, the number of its steps in earlier parts.
+    skipped: if this is a part of a stage that was cut, the number of steps in the parts before it.
     data: "continue" takes the next examples, in the order that all stages of this objective and sequence length share.
         "restart" starts training over: the data, the schedule and the methods' clock begin at 0.
-    guess: whether the widths of the program's model are a guess, until `Method.enter` settles them. A guess is used to
+    guess: whether the widths of the program's model are a guess, which `Method.enter` will replace. A guess is used to
         estimate a run's cost; it is never stored, and never compiled for a run.
     """
 
@@ -112,9 +112,9 @@ class Method(NamedTuple):
     observe  (params, state, stage, step) -> (state, done): host, every `stage.ask_every` steps: does work
              that is too expensive for `update`, or not needed in every step. If `done`, the stage ends here
     enter    (params, state, old, new, initial, key) -> (params, moments, state, new): host, between stages:
-             grows, prunes or rewinds the model. `moments` is a function that is applied to each optimizer
-             moment, a tree like the parameters; None resets the optimizer. Settles the guesses in
-             `new.program`. `initial()` returns the parameters of step 0
+             grows, prunes or rewinds the model, and replaces guesses in `new.program`. `moments` is a function
+             that is applied to each optimizer moment (a tree like the parameters). If it is None, the optimizer
+             is reset. `initial()` returns the parameters of step 0
     draw     (stage, clock, rng) -> scale_ML or None: host, each step: for each micro-batch and layer, the
              factor that scales the layer's residual branches, 0 to skip the layer. `rng` depends only on
              the run's seed and the step. The draws of several methods are multiplied

@@ -29,10 +29,10 @@ class Span:
 
 
 class Route(NamedTuple):
-    """The traced part of a plan, which changes from step to step without recompiling. None means not in use.
+    """The traced part of a plan, which changes from step to step without recompiling. A field not in use is None.
 
-    `layers_R` are the indices of the layers that run, and `scale_R` the factors of their residual branches.
-    A span with `cond` lists all its layers; a scale of 0 skips a layer.
+    `layers_R` holds the indices of the layers that run. `scale_R` holds the factors of their residual branches.
+    For a span with `cond`, all layers are listed, and a layer with scale 0 is skipped.
     """
 
     layers_R: Any = None
@@ -69,7 +69,7 @@ def drops_tokens(plan: Plan) -> bool:
 
 
 def at_length(plan: Plan, seq_len: int, other: int) -> Plan:
-    """The plan for `other` tokens per example. Queries and keys keep their shares of `seq_len`; one example per row."""
+    """The plan for examples of `other` tokens, one per row. Queries and keys keep their shares of `seq_len`."""
 
     def same_share(count):
         return None if count is None else max(1, round(count * other / seq_len))
@@ -80,11 +80,11 @@ def at_length(plan: Plan, seq_len: int, other: int) -> Plan:
 
 
 def pack(plan: Plan, scale_ML: np.ndarray | None, widths_L: Sequence = ()) -> tuple[Plan, Route]:
-    """The plan, with the number of layers that run in each span (static), and the route: which layers run (traced).
+    """The plan with the number of layers to run in each span (static), and the route with their indices (traced).
 
-    `scale_ML`: 0 skips a layer in a micro-batch, any other value multiplies its residual branches. None: all
-    layers run. `widths_L` are the layers' (heads, neurons), or () if all are equal. A span whose layers differ in
-    width becomes a `cond` span, because a traced index cannot choose a static width.
+    `scale_ML` holds the factors of the layers' residual branches in each micro-batch; 0 skips the layer. If it is
+    None, all layers run. `widths_L` are the layers' (heads, neurons), or () if all are equal. A span whose layers
+    differ in width becomes a `cond` span, because a traced index cannot choose a static width.
 
     Runs on the host only. Raises ValueError unless all micro-batches run the same number of layers of each
     span: this number is static, and one program serves the whole step.

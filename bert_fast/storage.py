@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from bert_fast import BadInput
 
-RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "16s"}  # about 50 seconds of pauses, if all fail
+RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "16s"}  # about 50 seconds of pauses if every try fails
 STALL = 20  # seconds without a byte after which a request counts as failed
 LIMIT = 1800.0  # seconds for a request with all of its repetitions, not counting the transfer of its bytes
 SLOWEST = 1e6  # bytes per second that a connection must carry
@@ -49,7 +49,7 @@ def is_bucket(place: str) -> bool:
 
 
 def refuse(place: str | os.PathLike[str], what: str):
-    """Raises BadInput if a place is a URL. what: names it in the message."""
+    """Raises BadInput if a place is a URL. what: the name of the argument that holds the place, for the message."""
     if is_url(place):
         raise BadInput(
             f"{what}={place} is a URL: expected a folder on a disk. Copy to or from a bucket with aws s3 sync or "
@@ -63,7 +63,7 @@ def name_of(url: str) -> str:
 
 
 def open(url: str, hasty: bool = False) -> "Bucket":
-    """The objects below the URL of a bucket. Sends no request. Raises BucketError for any other URL.
+    """The objects below the URL of a bucket. Sends no request. Raises BucketError if `url` is not such a URL.
 
     hasty: whether a request that fails is repeated only once, after a second.
     """
@@ -73,7 +73,7 @@ def open(url: str, hasty: bool = False) -> "Bucket":
     bucket, _, path = rest.rstrip("/").partition("/")
     if scheme not in DRIVERS or not bucket:
         raise BucketError(f"{url}: expected a folder, s3://BUCKET/PATH or gs://BUCKET/PATH")
-    # Without these, a server that accepts a connection and says nothing would hold a request forever.
+    # Without these limits, a server that accepts a connection and sends nothing would hold up a request forever.
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(STALL))
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
     os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", "10")
@@ -116,7 +116,7 @@ class Bucket:
 
     def check(self):
         """Raises BucketError unless the bucket exists and answers."""
-        self.names("lock.json")  # any narrow prefix: a list of all objects could be long
+        self.names("lock.json")  # any narrow prefix would do: a list of all objects could be long
 
     def look(self, name: str) -> StoredObject:
         """An object with its version."""
@@ -124,7 +124,7 @@ class Bucket:
         return StoredObject(found.value if found.state == "value" else None, found.stamp.generation)
 
     def read(self, name: str) -> bytes | None:
-        """The content of an object; None if there is none of this name (or no such bucket)."""
+        """The content of an object; None if there is no such object (or no such bucket)."""
         return self.look(name).content
 
     def write(self, name: str, content: bytes):
@@ -138,11 +138,11 @@ class Bucket:
         return self._result(f"write {name}", self.store.write(name, content, if_equal=version)).generation or None
 
     def delete(self, name: str):
-        """Deletes an object. Does nothing if there is none."""
+        """Deletes an object. Does nothing if there is no such object."""
         self._result(f"delete {name}", self.store.write(name, None))
 
     def _result(self, what: str, future, size: int = 0):
-        """The result of a request. size: bytes that it carries, at most."""
+        """The result of a request. size: the most bytes that it can transfer."""
         limit = LIMIT + size / SLOWEST
         try:
             return future.result(timeout=limit)

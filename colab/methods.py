@@ -4,7 +4,7 @@
 # Pre-training BERT is expensive because every layer, token, head and neuron works in every step. Each of the four
 # methods leaves some of this out. Here you see what it leaves out and what that saves, and you can change the numbers.
 #
-# Nothing here needs an accelerator. Apart from one search of a small model, all of it is arithmetic on a run's *plan*:
+# Nothing here needs an accelerator. One cell trains a small model. Everything else is arithmetic on a run's *plan*:
 # which layers run in a step, which tokens they update, which layers learn.
 
 # %%
@@ -184,8 +184,9 @@ pictures.plans(
 # and return in the last one. A token's importance is the running loss of its word piece: pieces that the model predicts
 # well need less work.
 #
-# - `KEEP`: the share of the tokens that the middle layers update.
-# - `BOUNDARY`: the first layer (from 0) that drops tokens. -1: half of the layers minus 1, as in the released code.
+# - `KEEP_TOKENS`: the share of the tokens that the middle layers update.
+# - `BOUNDARY`: the first layer that drops tokens, counted from 0. -1 stands for half the number of layers, minus 1, as
+#   in the released code.
 
 # %%
 KEEP_TOKENS = 0.5  # @param {type: "slider", min: 0.25, max: 1.0, step: 0.05}
@@ -323,9 +324,9 @@ HTML(pictures.marked(pieces.tokens, learned, kept))
 #
 # Progressive stacking (Gong et al., 2019) trains a few layers, stacks copies of them on top, and continues. MSLT
 # (Yang et al., 2020, [arXiv 2011.13635](https://arxiv.org/abs/2011.13635)) copies the topmost layers and trains only
-# these, until a last stage trains everything: frozen layers need no backward pass.
+# the copies, until a last stage trains everything. The layers below are frozen, so they need no backward pass.
 #
-# - `DEPTHS`: layers of each stage. Empty: a quarter, a half and all of them.
+# - `DEPTHS`: number of layers in each stage. Empty: a quarter, a half and all of the layers; MSLT adds three quarters.
 # - `SHARES`: each stage's share of the steps, in the picture of stacking only. Empty: the paper's shares.
 
 # %%

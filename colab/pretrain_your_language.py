@@ -6,7 +6,7 @@
 #
 # - Free runtimes end: a TPU v5e-1 (16 GB) after about 90 minutes, others when they are idle or have been used for a
 #   long time.
-# - **Runtime > Change runtime type** offers them. Set `KEEP` below before you train for long.
+# - **Runtime > Change runtime type** lists the types of runtime. Set `KEEP` below before you train for long.
 
 # %%
 NAME = "my_bert"  # @param {type: "string"}
@@ -168,8 +168,8 @@ for text in SAMPLES:
 # %% [markdown]
 # ## 3. Prepare
 #
-# Text becomes shards, and a vocabulary is trained on it. This uses all cores. If it is stopped, the same cell
-# continues.
+# Text becomes shards, and a vocabulary is trained on it. This uses all cores. If the cell is stopped, run it
+# again to continue.
 
 # %%
 import bert_fast

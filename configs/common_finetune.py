@@ -6,14 +6,14 @@ from bert_fast import BadInput, methods
 from bert_fast.configs import common
 
 FIXED = dict.fromkeys(("size", "objective", "norm"), "the model is the checkpoint's")
-# Devlin et al. (2019), section 4.1: batches of 32, 3 epochs, and the learning rate of these four that does best on the
-# held-out set.
+# Devlin et al. (2019), section 4.1: batches of 32, 3 epochs, and whichever of these four learning rates does best on
+# the held-out set.
 RATES = "2e-5,3e-5,4e-5,5e-5"
 # Progressive layer dropping is fine-tuned with one rate per task. The rates are from a table in DeepSpeed's tutorial
-# "Progressive Layer Dropping". Batch 32 and Adam without bias correction: training/BingBertGlue of DeepSpeedExamples.
-# Weight decay 0.01: run_glue_classifier_bert_base.py:892-897 sets it in the parameter groups, overriding the 0.0 of
-# glue_bert_base.json. The original trains for 3 to 5 epochs; here it is 3 (unverified). The table has no rate for WNLI,
-# which gets RTE's here.
+# "Progressive Layer Dropping". Batches of 32 and Adam without bias correction are from training/BingBertGlue of
+# DeepSpeedExamples. So is the weight decay of 0.01: run_glue_classifier_bert_base.py:892-897 sets it in the parameter
+# groups, overriding the 0.0 of glue_bert_base.json. The original trains for 3 to 5 epochs. Here every task trains for 3
+# (unverified). The table has no rate for WNLI, so WNLI has the rate of RTE here.
 RATES_OF_LAYER_DROP = "rte:7e-5,mrpc:9e-5,stsb:7e-5,cola:5e-5,sst2:7e-5,qnli:9e-5,qqp:2e-4,mnli:3e-5,wnli:7e-5"
 
 
@@ -40,8 +40,8 @@ def finetune(task: str) -> ConfigDict:
     config.data.seq_len = 128  # `max_seq_length` in google-research/bert's README: GLUE at 128 tokens
     config.data.train_examples = 0  # size of a fixed random sample; 0: all. The same for held_out_examples
     config.data.held_out_examples = 0
-    config.data.stride = 128  # SQuAD only, as is max_question: `doc_stride` and `max_query_length` of run_squad.py
-    config.data.max_question = 64
+    config.data.stride = 128  # SQuAD only: `doc_stride` of run_squad.py
+    config.data.max_question = 64  # SQuAD only: `max_query_length` of run_squad.py
 
     # SQuAD only: `n_best_size`, `max_answer_length` and `null_score_diff_threshold` of run_squad.py.
     config.answers = ConfigDict()
@@ -90,8 +90,9 @@ def apply_recipe(config: ConfigDict, recipe: str):
         config.learning_rates = RATES_OF_LAYER_DROP
         config.optimizer.eps = 1e-8  # default of DeepSpeed's `FusedAdam`
     elif recipe == "early_bert":
-        # launch_earlybert_glue.sh of VITA-Group/EarlyBERT. The ticket is drawn after 0.2 of an epoch and trained for 2
-        # epochs instead of 3, with `AdamW` of transformers 2.11. Four GPUs with 32 examples each make batches of 128.
+        # As in launch_earlybert_glue.sh of VITA-Group/EarlyBERT, the ticket is drawn after 0.2 of an epoch and trained
+        # for 2 epochs instead of 3, with `AdamW` of transformers 2.11. The script runs on four GPUs with
+        # 32 examples each, so a batch has 128.
         config.methods = "early_bert"
         config.epochs = 2.0
         config.early_bert.update(search=0.1, draw_before_update=True)  # of the 2 epochs

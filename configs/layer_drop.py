@@ -10,11 +10,11 @@ The paper's run: batches of 4,096 for 200,000 steps (186 epochs) on 64 V100 GPUs
 24 %. Numbers without another source are from DeepSpeedExamples, bing_bert/bert_base_large_lr.json and
 bing_bert/deepspeed_bsz4k_progressive_layer_drop_config_seq128.json.
 
-Differences: here, matrices and tables are drawn from a normal distribution truncated at two standard deviations, as in
-Google's BERT. Truncation reduces the standard deviation to 0.88 times the setting. The released code
-(`init_bert_weights` of bing_bert/nvidia/modelingpreln_layerdrop.py) draws from a normal distribution without
-truncation. It skips `LinearActivation` (the first matrix of each feed-forward network, the pooler and the head's dense
-layer), which therefore keeps PyTorch's uniform initialisation, biases included.
+Differences from the released code: here, matrices and tables are drawn from a normal distribution truncated at two
+standard deviations, as in Google's BERT. Truncation reduces the standard deviation to 0.88 times the setting. The
+released code (`init_bert_weights` of bing_bert/nvidia/modelingpreln_layerdrop.py) draws from a normal distribution
+without truncation. That function skips layers of the class `LinearActivation`: the first layer of each feed-forward
+network, the pooler, and the head's dense layer. Their weights and biases keep PyTorch's uniform initialisation.
 """
 
 import math
@@ -39,10 +39,10 @@ def get_config(text=None):
     config.batch_size = 4096
     config.micro_batches = 4  # each has 16 examples on each of 64 devices
     if not post:
-        # For the two output matrices of each layer: `init_bert_weights` of bing_bert/nvidia/modelingpreln_layerdrop.py.
+        # For the two output matrices of each layer, as in `init_bert_weights` (named above).
         config.model.residual_init_std = 0.02 / math.sqrt(2 * config.model.depth)
     config.optimizer.eps = 1e-8  # default of DeepSpeed's `FusedAdam`
-    # Schedule "LE" of bing_bert. Whether the paper's post-LN baseline decays this way too is unverified.
+    # Schedule "LE" of bing_bert. It is unverified that the paper's post-LN baseline decays in this way too.
     config.learning_rate.update(peak=1e-4 if post else 1e-3, warmup_steps=4_000)
     config.learning_rate.update(decay="exponential", rate=0.99, interval=1000)
     if args["debug"]:

@@ -7,10 +7,10 @@ Arguments: kind=classes|score|tags, train=FILE, valid=FILE (without it, a tenth 
 test=FILE (predictions are written), text=COLUMN, pair=COLUMN (a second text), label=COLUMN, recipe=bert|early_bert,
 seq=LENGTH (128), debug (shrinks everything to seconds). size, objective and norm are fixed by the checkpoint.
 
-classes and score read .csv, .tsv or .jsonl; the columns are "text" and "label" by default. tags reads CoNLL files (the
-first column is the token and the last the tag; text=2 and label=4 choose others by number) or .jsonl with "tokens" and
-"tags". The default is one run at learning rate 5e-5. BERT's sweep is --config.learning_rates=2e-5,3e-5,4e-5,5e-5
---config.seeds=0,1,2.
+kind=classes and kind=score read .csv, .tsv or .jsonl; the columns are "text" and "label" by default. kind=tags reads
+CoNLL files, or .jsonl with "tokens" and "tags". In CoNLL files, the first column is the token and the last is the tag;
+text=2 and label=4 choose other columns by number. The default is one run, at learning rate 5e-5 (with
+recipe=early_bert: 4e-5). BERT's sweep is --config.learning_rates=2e-5,3e-5,4e-5,5e-5 --config.seeds=0,1,2.
 For small models, higher rates are better: the README of google-research/bert lists 3e-4 and 1e-4 too.
 """
 

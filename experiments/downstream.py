@@ -4,10 +4,10 @@
     python -m experiments.downstream --truth=runs/truth --folder=runs/downstream --page    writes the page
 
 Fine-tunes the checkpoints of small_truth.py, and the same model with random weights. Trains on all of CoLA, MRPC and
-STS-B, on 8,000 fixed examples of SST-2, and on 2,000 fixed questions of SQuAD v1.1 (1,000 are held out) at 256 tokens.
+STS-B, on 8,000 fixed examples of SST-2, and on 2,000 fixed questions of SQuAD v1.1 at 256 tokens, with 1,000 held out.
 Every arm runs with seed 0 before any arm runs with seed 1, so the table is fair whenever you stop or --hours is spent.
-The same command resumes. On a CPU, two processes are faster than one: give each process half of the --arms and one core
-(taskset). Reads $BERT_FAST_DATA/{glue,squad}; writes experiments/downstream.md.
+To resume, repeat the command. On a CPU, two processes are faster than one: give each process half of the --arms and one
+core (taskset). Reads $BERT_FAST_DATA/{glue,squad}; writes experiments/downstream.md.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""How long a save delays the next step of a run: a mini BERT (4 layers of width 256, 30,522 word pieces) with AdamW.
+"""How long a save delays the next step of a mini BERT (4 layers of width 256, 30,522 word pieces) with AdamW.
 
     python -m experiments.save_speed [--folder=DIR] [--saves=12]
 
@@ -47,7 +47,7 @@ def seconds_of(work) -> float:
 
 
 def measured(root: pathlib.Path, saves: int) -> dict[str, list[float]]:
-    """Seconds by what they were spent on, and "size": the MiB of the state. Each kind of save is timed `saves` times."""
+    """Seconds by what they were spent on, and the state's size in MiB. Each kind of save is timed `saves` times."""
     steps = stepper(Method(), STAGE, True, adamw(1.0), one_device())
     step = steps.add(PROGRAM)
     pieces = [*SPECIAL, *(f"word{number}" for number in range(WORDS - len(SPECIAL)))]

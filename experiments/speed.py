@@ -30,7 +30,7 @@ SEQ = flags.DEFINE_list("seq", ["128", "512"], "Sequence lengths.")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds. Each runs every program once.")
 DEPTH = flags.DEFINE_integer("depth", 12, "Layers.")
 BATCH = flags.DEFINE_integer(
-    "batch", 0, "Examples per batch at 128 tokens; a quarter of them at 512 (0: 8 on a CPU, 128 on a GPU)."
+    "batch", 0, "Examples per batch at 128 tokens; at 512, a quarter as many (default: 8 on a CPU, 128 on a GPU)."
 )
 DTYPE = flags.DEFINE_string("dtype", "", "Type of the activations (default: float32 on a CPU, bfloat16 on a GPU).")
 ONLY = flags.DEFINE_string("only", "", "Run only groups whose name contains this text, and write no page.")
@@ -129,7 +129,7 @@ def whole_runs(rows: list[dict], dense: Stage) -> list[str]:
     """FLOPs and time of whole runs relative to dense training, one line per method.
 
     The stages are weighted by their shares of the steps. If a stage was not measured, its time is taken from a row with
-    the same FLOPs, which has the same program. If there is no such row (dense stages), its relative FLOPs stand in for its
+    the same FLOPs, which has the same program. A dense stage has no such row. Its relative FLOPs stand in for its
     relative time.
     """
     lines, full = [], step_flops(dense.program).executed

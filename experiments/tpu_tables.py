@@ -15,8 +15,8 @@ HEAD = f"""\
 temporaries, GiB | collectives, MiB | collectives, ms | not hidden, ms |
 |---|---|---|---|---|---|---|---|---|---|---|---|
 """
-# M cycles of a step by the compiler's estimate in November 2026, libtpu 0.0.42, before the trunk was made faster
-# (v5e:1x1, 128 x 128 tokens). `figures` compares finished plans with them.
+# Million cycles of a step before the trunk was made faster, by the compiler's estimate (November 2026, libtpu 0.0.42,
+# v5e:1x1, 128 x 128 tokens). `figures` compares finished plans with them.
 DENSE_BEFORE = 143.7
 BEFORE = {
     "layer dropping": {"128-tokens": 109.9},
@@ -31,7 +31,8 @@ BEFORE = {
         "12-layers": 66.3,
     },
 }
-# Label, (topology, size, tokens), M cycles and share of the peak before, and the figures to reach.
+# Each entry: label, (topology, size, tokens), figures before, figures to reach. The figures are million cycles of a
+# step and the share of the chip's peak.
 DENSE = (
     ("dense base, 128 x 128, v5e", ("v5e:1x1", "base", 128), "143.7 M, 0.48", (110, 0.62)),
     ("dense base, 32 x 512, v5e", ("v5e:1x1", "base", 512), "226.2 M, 0.32", (132, 0.56)),
@@ -49,8 +50,8 @@ def both(figures: Mapping[str, float | None], form: str = ".2f") -> str:
 
 
 def compared(savings: Mapping[str, Saving]) -> list[str]:
-    """Cells: cycles relative to dense training and realised fractions, by both instruments, and the lower fraction
-    relative to its ceiling.
+    """Three cells: cycles relative to dense training, realised fractions, and the share of its ceiling that a fraction
+    reaches. The first two cells have a figure for each instrument, the last has the lower figure of the two.
     """
     of_ceiling = saving.lower(dict(savings)).of_ceiling if savings else None
     return [
@@ -61,7 +62,7 @@ def compared(savings: Mapping[str, Saving]) -> list[str]:
 
 
 def row(label: str, stage: StageEstimate, dense: StageEstimate, plan: CostEstimate) -> str:
-    """A stage: relative to dense training, and its use of the chip, its memory and its collectives."""
+    """The row of a stage: its costs relative to dense training, its use of the chip, its memory and its collectives."""
     flops = f"{stage.flops / dense.flops:.3f}"
     if not stage.cycles or not dense.cycles:
         return f"| {label} | {flops} | does not fit: {stage.problem} | | | | | | | | | |"

@@ -81,7 +81,7 @@ def test_gates_of_one_and_split_spans_change_nothing_when_compiled(config):
 
 @both_norms
 @pytest.mark.parametrize("cond", [False, True], ids=["gather", "cond"])
-def test_gate_of_zero_equals_layer_removed(config, cond):
+def test_gate_of_zero_removes_the_layer(config, cond):
     params, of = reference.random_params(config), compiled if cond else value_and_grad
     loss, x_BSD, grads = run(config, params, edit(DENSE, 0, 3, cond=cond), [1, 0, 1], of=of)
     shallow = dataclasses.replace(config, depth=2)
@@ -143,7 +143,7 @@ def test_frozen_layers_have_no_backward_pass(config, of_first):
 
 
 @both_norms
-def test_freezing_changes_no_trainable_gradient(config):
+def test_freezing_changes_no_gradient_above_the_frozen_layers(config):
     params = reference.random_params(config)
     loss, x_BSD, grads = run(config, params)
     plan = edit(DENSE, 0, 2, frozen=True)

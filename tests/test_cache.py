@@ -53,7 +53,7 @@ def test_copies_are_inside_the_folder_that_the_variable_names(monkeypatch, place
 def test_a_file_as_the_folder_of_the_cache_is_refused(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv(cached.VARIABLE, str(tmp_path / "file"))
-    with pytest.raises(BadInput, match="BERT_FAST_CACHE=.*file is a file: set it to a folder"):
+    with pytest.raises(BadInput, match=r"BERT_FAST_CACHE=.*file is a file: set it to a folder"):
         cached.folder("runs")
 
 

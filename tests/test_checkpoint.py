@@ -197,7 +197,7 @@ def test_full_disk_during_a_save_is_reported_and_older_checkpoints_stay(two, tmp
 
 @pytest.fixture
 def running(tmp_path):
-    """A run folder with checkpoints 1 and 2, and a function that saves the next checkpoint and deletes the older ones."""
+    """A run folder with checkpoints 1 and 2, and a function that saves the next checkpoint and deletes the others."""
     root = tmp_path / "run/checkpoints"
     save(root, 1)
     save(root, 2, keep={1})

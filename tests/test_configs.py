@@ -39,8 +39,8 @@ def test_debug_says_once_what_became_of_the_size(capsys):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_debug_run_has_few_and_small_programs(path):
-    # Compiling takes nearly all of a first debug run. With layer dropping, each span of the plan runs a varying number of
-    # layers, and each combination of these numbers is a program. So the combined config has more programs.
+    # Compiling takes nearly all of a first debug run. In the combined config, each span of the plan runs a varying
+    # number of layers, and each combination of these numbers is a program.
     made = settings.make(get_config(path)("size=large,debug").to_dict(), VOCAB, tuple(methods.known()))
     method = methods.make(made.methods)
     stages, found = timeline.stages(made, method), set()

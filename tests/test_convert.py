@@ -204,7 +204,7 @@ def test_files_that_cannot_be_converted_are_refused(tmp_path, text, message):
         convert.convert([tmp_path / "ds.json"], devices=4)
 
 
-def test_decoders_other_projects_and_existing_files_are_refused(tmp_path):
+def test_decoders_and_mixed_projects_and_existing_outputs_are_refused(tmp_path):
     content = json.loads((FOLDER / "random_ltd.json").read_text())
     content["data_efficiency"]["data_routing"]["random_ltd"]["model_type"] = "decoder"
     (tmp_path / "gpt.json").write_text(json.dumps(content))
@@ -228,7 +228,7 @@ def test_a_result_that_pretrain_would_refuse_is_reported(tmp_path):
     assert "was written, but `pretrain` refuses it: --config.token_drop.keep=0.125 keeps 64 of 512" in done.stderr
 
 
-def test_a_line_end_in_a_foreign_file_does_not_become_code():
+def test_text_after_a_line_break_in_a_foreign_file_does_not_become_code():
     found = conversion.Conversion(["x.yaml"])
     found.set("steps", 5, "type of x\n    raise SystemExit")
     text = conversion.source_of(found, {"steps": 1}, "bert", "mine.py")

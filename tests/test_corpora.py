@@ -195,7 +195,7 @@ def test_tfds_prepared_as_array_record_is_read_without_tensorflow(tfds_folder):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed")
-def test_error_says_when_a_tfds_data_set_needs_tensorflow(tmp_path):
+def test_error_says_that_a_tfds_data_set_needs_tensorflow(tmp_path):
     for name in ("glue/cola", "wikipedia/20230601.en"):
         with pytest.raises(
             BadInput, match=r"needs TensorFlow.*pip install tensorflow.*--source=hf:wikimedia/wikipedia"
@@ -206,7 +206,9 @@ def test_error_says_when_a_tfds_data_set_needs_tensorflow(tmp_path):
 
 
 def test_data_sets_of_tensorflow_datasets_can_be_prepared_without_tensorflow(tmp_path):
-    """Stops before the download. Needs importlib_resources, which tensorflow-datasets imports but does not require."""
+    """Stops before the download. tensorflow-datasets imports importlib_resources, but does not list it as a dependency.
+    So it has to be installed for this test.
+    """
     import tensorflow_datasets as tfds
 
     assert tfds.builder("lm1b", data_dir=tmp_path, file_format="array_record").url_infos

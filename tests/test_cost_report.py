@@ -9,7 +9,7 @@ from bert_fast.planner import cost_report, estimate
 from helpers.estimates import made_plan
 
 
-def test_hours_are_the_larger_cycle_count_over_the_clock_plus_collectives_that_are_not_hidden():
+def test_hours_come_from_the_larger_cycle_count_and_from_collectives_that_are_not_hidden():
     # 15 M cycles at 1.503 GHz take 9.98 ms. Of the 2 ms of collectives, 0.1 ms are not hidden.
     assert made_plan().hours() * 3600 == pytest.approx(1000 * (15e6 / (197e12 / 131_072) + 1e-4))
     # At their peak of 197 TFLOP/s each, 8 chips take 12.7 ms for 2e13 FLOPs.
@@ -18,7 +18,7 @@ def test_hours_are_the_larger_cycle_count_over_the_clock_plus_collectives_that_a
 
 
 def test_no_hours_are_given_for_a_share_of_the_peak_that_the_cycles_do_not_allow():
-    # A device takes 12.7 ms for its 2.5e12 FLOPs at peak, and 20 ms for 30 M cycles: at most 63% of its peak.
+    # At its peak, a device takes 12.7 ms for 2.5e12 FLOPs. Its 30 M cycles take 20 ms, so it reaches 63% of its peak.
     slow = made_plan(cycles={"estimate": 30e6, "schedule": 14e6})
     assert "63% of its peak" in "\n".join(cost_report.totals(slow, 0.7))
     assert "at 60% of its peak" in "\n".join(cost_report.totals(slow, 0.6))

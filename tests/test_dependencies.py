@@ -1,4 +1,4 @@
-"""Every package that the code imports is declared, and docs/dependencies.md has a row for each declared one."""
+"""Every package that the code imports is declared. docs/dependencies.md has a row for each declared package."""
 
 import ast
 import importlib.metadata

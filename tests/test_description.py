@@ -24,7 +24,7 @@ STAGE = Stage(
     "s", PROGRAM, 10, Schedule(1e-3, 10), "stage", warm_again=2, skipped=3, ask_every=5, data="restart"
 )  # fmt: skip
 FIRST = dataclasses.replace(STAGE, name="first", data="continue")
-# Every field that has a default has another value here, except `format`.
+# No field has its default value here, except `format`.
 FULL = Description(
     step=17,
     stage=STAGE,
@@ -56,7 +56,7 @@ FULL = Description(
 
 
 def written(folder, tree: dict):
-    """Writes this about.json and the vocabulary to a folder; returns the folder."""
+    """Writes `tree` as about.json, and the vocabulary, to a folder. Returns the folder."""
     (folder / "vocab.txt").write_bytes(WORDS.content)
     (folder / "about.json").write_text(json.dumps(tree))
     return folder
@@ -93,7 +93,7 @@ def test_program_of_a_guessed_stage_is_not_written():
     assert tree | {"program": 0, "guess": False} == description.stage_to_json(STAGE) | {"program": 0}
 
 
-def test_newer_format_is_refused_and_the_error_names_its_version(tmp_path):
+def test_newer_format_is_refused_and_the_error_names_the_version_that_wrote_it(tmp_path):
     folder = written(tmp_path, FULL.to_json() | {"format": description.FORMAT + 1, "version": "9.9.9"})
     with pytest.raises(BadInput, match=r"has format 7, written by bert_fast 9\.9\.9; .* install a newer bert_fast"):
         description.read(folder)
@@ -183,7 +183,7 @@ def test_format_4_is_converted(tmp_path):
     assert description.read(written(tmp_path, tree)) == dataclasses.replace(FULL, **LATER)
 
 
-def test_counters_that_format_4_did_not_have_start_at_their_defaults(tmp_path):
+def test_counters_that_are_new_since_format_4_start_at_their_defaults(tmp_path):
     tree = FULL.to_json() | {"format": 4}
     for newer in ("norms", "limits", "streak", "avoided", "saved_at", "waited"):
         del tree["counters"][newer]

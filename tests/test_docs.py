@@ -89,7 +89,7 @@ class Pieces:
         )
 
     def run(self, text: str) -> str:
-        """Runs a piece. Returns the traceback if it failed, else ""."""
+        """Runs a piece. Returns the traceback, or an empty string if the piece raised nothing."""
         assert self.child.stdin
         assert self.child.stdout
         self.child.stdin.write(json.dumps(text) + "\n")
@@ -107,7 +107,7 @@ class Pieces:
 
 
 def run_bash(text: str, folder: pathlib.Path, environment: dict[str, str]) -> str:
-    """Runs commands. Returns what they printed if one failed, else ""."""
+    """Runs commands. Returns what they printed if one failed, otherwise an empty string."""
     command = ["bash", "-euo", "pipefail", "-c", text]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     return f"{done.stdout}\n{done.stderr}\nexit code {done.returncode}" if done.returncode else ""
@@ -152,7 +152,7 @@ def test_a_pretrain_command_says_how_long_it_trains(path):
                     assert not lasts_long(command.lstrip("$ ")), message
 
 
-def test_anchors_equal_githubs(tmp_path):
+def test_anchors_are_the_same_as_on_github(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# A *short* `title_1`, v2.0\n\n## Again\n\n## Again\n")
     assert doc_pages.anchors(page) == {"a-short-title_1-v20", "again", "again-1"}
@@ -190,7 +190,7 @@ def test_every_fence_runs(path, work, environment):
 
 
 @pytest.mark.slow
-def test_page_of_the_run_folder_names_every_key_and_file(small_shards, tmp_path):
+def test_page_about_the_run_folder_names_every_key_and_file(small_shards, tmp_path):
     run(small_config(small_shards, methods="token_drop,layer_drop", model__norm="pre", phases="32:1"), tmp_path)
     page = (ROOT / "docs/run_folder.md").read_text()
     keys = set().union(*read_rows(tmp_path / "metrics.jsonl"))

@@ -48,9 +48,9 @@ def finished(small_shards, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(small_shards, tmp_path_factory):
-    """The same run, stopped at the end of the search and again after one step of the slim model, then finished.
+    """The same run, stopped twice before it finished: at the end of the search, and after one step of the slim model.
 
-    (copy of the folder at the first stop, copy at the second stop, the final folder).
+    Returns a copy of the folder at the first stop, a copy at the second stop, and the final folder.
     """
     workdir = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -203,7 +203,7 @@ def test_data_and_schedule_restart_after_the_ticket(finished, stopped):
     np.testing.assert_allclose(rates, [8e-3, 5.5e-3, 8e-3, 5.5e-3, 3e-3, 5e-4])
 
 
-def test_run_stopped_at_the_ticket_and_after_it_ends_like_an_uninterrupted_one(finished, stopped):
+def test_run_that_is_stopped_twice_ends_like_an_uninterrupted_one(finished, stopped):
     assert rows_without_clock(stopped[2]) == rows_without_clock(finished[0])
     assert same_arrays(stopped[2], finished[0], 30)
     assert stages_of(stopped[2]) == stages_of(finished[0])
@@ -232,7 +232,7 @@ def test_search_that_ends_early_resumes_exactly(small_shards, tmp_path, monkeypa
     assert same_arrays(tmp_path / "stopped", tmp_path / "whole", 26)
 
 
-def test_slim_checkpoint_can_be_used_without_its_config(finished, tmp_path):
+def test_slim_checkpoint_can_be_used_without_its_run_folder(finished, tmp_path):
     workdir, summary = finished
     shutil.copytree(workdir / "checkpoints/30", tmp_path / "alone")
     trained = encoder.load(tmp_path / "alone")

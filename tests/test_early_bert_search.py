@@ -34,7 +34,10 @@ SEARCHING = dataclasses.replace(FIRST, name="search", steps=40, ask_every=2)
 
 
 def random_search(method, speed=0.02):
-    """(step, state, over, c_LH, c_LF) after every second step of a 40-step search; coefficients take a random walk."""
+    """Yields (step, state, over, c_LH, c_LF) after every second step of a search of 40 steps.
+
+    The coefficients take a random walk.
+    """
     params, state = method.init(random_params(CONFIG), CONFIG)
     c_LH, c_LF = np.ones((3, 4), np.float32), np.ones((3, 20), np.float32)
     rng = np.random.default_rng(0)
@@ -105,7 +108,7 @@ def test_stopping_criterion_ignores_the_heads():
     assert over
 
 
-def test_search_is_over_once_the_ticket_is_drawn():
+def test_nothing_is_searched_after_the_ticket_is_drawn():
     method = make(stop="early_bird", window=2, threshold=1.0, min_steps=1)
     *_, (step, state, over, c_LH, c_LF) = random_search(method)
     assert over
@@ -151,7 +154,9 @@ def test_search_runs_the_first_steps_of_the_training_schedule():
 
 
 def test_draw_before_update_uses_the_coefficients_that_the_released_code_for_glue_records():
-    """The released code records coefficients before each update, and `slimming_coef_step` t uses record t - 1."""
+    """The released code records the coefficients before each update. With `slimming_coef_step` t, it uses record t - 1,
+    counted from 0.
+    """
     updates = np.random.default_rng(0).normal(size=(40, 3, 20))
     for t in (3, 20, 40):
         c_LF, records = np.ones((3, 20)), []
@@ -264,7 +269,7 @@ def config_of(text):
     return config, settings.make(config, VOCAB, tuple(methods.known()))
 
 
-def test_config_is_berts_recipe_with_the_released_ratios():
+def test_config_is_the_recipe_of_bert_with_the_released_ratios():
     config, made = config_of("")
     plain = get_config(next(path for path in CONFIGS if path.stem == "bert"))("").to_dict()
     assert config.pop("methods") == "early_bert"
@@ -278,7 +283,7 @@ def test_config_is_berts_recipe_with_the_released_ratios():
     assert (arguments["window"], arguments["threshold"], arguments["align"]) == (5, 0.1, 1)
 
 
-def test_lamb_recipe_is_nvidias_with_a_single_schedule():
+def test_lamb_recipe_is_the_recipe_of_nvidia_with_a_single_schedule():
     _, made = config_of("recipe=lamb")
     assert made.optimizer == optim.Optimizer("lamb", 0.9, 0.999, 1e-6, 0.01, True, 1.0)
     assert made.phases == ((128, 0.9, None), (512, 0.1, None))

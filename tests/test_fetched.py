@@ -13,7 +13,7 @@ from bert_fast.hf import metadata
 
 
 def forget(monkeypatch):
-    """Behaves like a new process."""
+    """Makes this process forget what it has fetched, as if it were new."""
     monkeypatch.setattr(fetched, "_manifests", {})
     monkeypatch.setattr(fetched, "_complete", set())
 
@@ -43,7 +43,7 @@ def test_shards_are_copied_once_and_read_from_the_copy(shards_url, small_shards,
     assert gets(bucket_server, since) == ["manifest.json"]
 
 
-def test_folder_is_used_as_it_is(small_shards):
+def test_local_folder_is_used_as_it_is(small_shards):
     assert fetched.folder(small_shards) == small_shards
     assert not fetched.repaired(small_shards)
 
@@ -73,7 +73,7 @@ def test_copy_that_another_run_damages_is_made_whole_by_verify(shards_url, capfd
     path = fetched.folder(shards_url) / "train-lengths.npy"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + b"x")
-    shards.verify(shards_url)  # in the same process, which has found the copy complete
+    shards.verify(shards_url)  # this process has already found the copy complete
     assert path.read_bytes() == content
     assert "is damaged: getting the damaged files again" in capfd.readouterr().err
 
@@ -146,7 +146,7 @@ def test_bucket_that_fails_is_not_called_a_damaged_copy(shards_url, bucket_serve
     assert "is damaged" not in capfd.readouterr().err
 
 
-def test_a_copy_is_waited_for_as_long_as_it_grows(tmp_path, monkeypatch, capfd):
+def test_second_process_waits_as_long_as_the_copy_grows(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(fetched, "PATIENCE", 0.4)
     monkeypatch.setattr(fetched, "POLL", 0.05)
     copy, held, over = tmp_path / "copy", threading.Event(), threading.Event()
@@ -175,7 +175,7 @@ def test_a_copy_is_waited_for_as_long_as_it_grows(tmp_path, monkeypatch, capfd):
     maker.join()
 
 
-def test_card_can_do_without_the_shards(shards_url, bucket_server, capfd):
+def test_model_card_does_not_need_the_shards(shards_url, bucket_server, capfd):
     assert metadata.manifest_of(shards_url)["fingerprint"]
     fetched._manifests.clear()
     bucket_server.fail(status=403)

@@ -37,7 +37,7 @@ def glue_folder(tmp_path_factory):
 
 
 def make_trainer(glue_folder, folder, recipe="bert", **changes) -> Trainer:
-    """A trainer for MRPC, with two widths and an evaluation every third step."""
+    """A trainer for MRPC, with two batch widths and an evaluation every third step."""
     small = {"batch_size": 8, "eval__every": 3, "learning_rates": f"{RATE}"}
     made, _ = make_settings(glue_folder, recipe=recipe, **{**small, **changes})
     start = make_encoder(folder)
@@ -101,7 +101,7 @@ def test_unstopped_runs_have_the_steps_that_other_tests_assume(whole):
     for name, (done, folder) in whole.items():
         steps = 2 * PER_EPOCH + (SEARCH if name == "early_bert" else 0)
         assert done.result["steps"] == steps
-        # An evaluation after every third step of the training, and after its last.
+        # An evaluation after every third step of the training, and after the last step.
         assert [row["step"] for row in done.result["curve"]] == [3, 6, 9, 12, 15, 16]
         assert len({row["train_loss"] for row in done.result["curve"]}) == 6
         assert done.result["examples"] < 8 * steps
@@ -110,9 +110,9 @@ def test_unstopped_runs_have_the_steps_that_other_tests_assume(whole):
         assert checkpoint.steps(folder / "checkpoints") == [steps]
 
 
-# BERT: a stop between two evaluations, at an evaluation, at the end of an epoch, one step before the end of the run, at
-# its end, and three stops. EarlyBERT: a stop within the search, at the end of the search, after the first step of the
-# slim model, at an evaluation, and two stops.
+# BERT: one stop (between two evaluations, at an evaluation, at the end of an epoch, one step before the end of the run,
+# or at the end of the run), or three stops. EarlyBERT: one stop (within the search, at the end of the search, after the
+# first step of the slim model, or at an evaluation), or two stops.
 @pytest.mark.parametrize(
     ("name", "stops"),
     [

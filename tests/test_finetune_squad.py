@@ -1,4 +1,4 @@
-"""Fine-tuning on SQuAD: a call from files to predictions."""
+"""Fine-tuning on SQuAD with the command line, from the data files to the predictions."""
 
 import json
 
@@ -8,7 +8,7 @@ from helpers.command_line import bert_fast
 from helpers.made_tasks import write_checkpoint, write_squad
 
 SMALL = {
-    "data.seq_len": 20,  # batch widths are multiples of 8, and this is not
+    "data.seq_len": 20,  # not a multiple of 8, to which batch widths are rounded
     "data.stride": 8,
     "batch_size": 8,
     "epochs": 2.0,

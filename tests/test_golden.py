@@ -4,7 +4,8 @@
 
 conftest.py pins two things that losses depend on: one thread, and AVX2 instructions. losses.json names the JAX version
 and the processor instructions that it was made with. If both are the same here, the losses must be equal. Otherwise the
-first step must agree within 1e-6 (relative) and the others within 1e-3 nats, since rounding differences grow.
+loss of the first step must agree within 1e-6 (relative), and the later losses within 1e-3 nats, because rounding
+differences grow.
 """
 
 import json
@@ -35,7 +36,7 @@ def difference(found: list[float], kept: list[float], exactly: bool) -> str:
     return ""
 
 
-# A run with dropout covers all code of a run without it.
+# A run with dropout covers all code of a run without dropout.
 QUICK = [("dense", 0.1), ("finetune", 0.1)]
 MARKED = tiers(CASES, slow=[case for case in CASES if case[1]], quick=QUICK)
 
@@ -44,7 +45,7 @@ MARKED = tiers(CASES, slow=[case for case in CASES if case[1]], quick=QUICK)
 def test_losses_of_every_step_match_the_golden_ones(case, small_shards, tmp_path, request):
     name, dropout = case
     found = losses_of(name, dropout, small_shards, tmp_path)
-    assert len(found) >= STEPS  # EarlyBERT's search adds its steps
+    assert len(found) >= STEPS  # EarlyBERT's search takes additional steps
     assert all(float(np.float32(loss)) == loss for loss in found)
     kept, case = read(), f"{name}, dropout {dropout}"
     if request.config.getoption("--accept_goldens"):

@@ -340,7 +340,7 @@ def test_imported_model_is_pre_trained_further_with_any_method_and_exported(meth
 
 
 @pytest.mark.slow
-def test_random_heads_are_named_before_results_until_they_are_trained(small_shards, tmp_path):
+def test_results_come_with_a_warning_until_random_heads_are_trained(small_shards, tmp_path):
     folder = theirs_for(small_shards, tmp_path / "theirs", heads="Model")
     read.save(read.read(folder, lambda line: None), tmp_path / "run")
     said = r"run/checkpoints/0 has random weights in its MLM head, .* say nothing about the model"

@@ -90,14 +90,14 @@ def test_special_tokens_may_have_any_ids(tmp_path):
         ("tokenizer_config.json", {"tokenizer_class": {}, "do_lower_case": True}, "tokenizer is a"),
     ],
 )
-def test_values_of_another_type_are_errors(tmp_path, name, content, said):
+def test_values_of_the_wrong_type_are_errors(tmp_path, name, content, said):
     (tmp_path / "vocab.txt").write_text("\n".join(vocab.SPECIAL) + "\n")
     (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(BadInput, match=said):
         tokenizer.read(tmp_path)
 
 
-def test_a_tokenizer_json_that_lacks_its_parts_is_an_error(tmp_path):
+def test_a_tokenizer_json_with_a_damaged_part_is_an_error(tmp_path):
     words = vocab.parse(("\n".join(vocab.SPECIAL) + "\nword\n").encode(), "vocab.txt", False, None)
     tokenizer.write(tmp_path, words, 16)
     whole = json.loads((tmp_path / "tokenizer.json").read_text())

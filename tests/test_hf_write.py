@@ -55,7 +55,7 @@ def made(folder, config, **about):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_export_gives_the_outputs_of_the_checkpoint_in_transformers(name, tmp_path):
+def test_outputs_of_an_export_in_transformers_equal_those_of_the_checkpoint(name, tmp_path):
     model = config_of(name)
     done = write.export(made(tmp_path / "run", model), tmp_path / "out", compare=True)
     with_next = {"next_logits"} if done.class_name.endswith("ForPreTraining") else set()
@@ -315,7 +315,7 @@ def test_commands_export_and_import(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-# For each run: methods and their arguments, and the checkpoints to export (20 means the last one).
+# For each run: changes to its config, and the checkpoints to export (20 means the last checkpoint).
 TRAINED = {
     "layer dropping, pre-LN": ({"methods": "layer_drop", "model__norm": "pre"}, (20,)),
     "token dropping, post-LN": ({"methods": "token_drop"}, (20,)),

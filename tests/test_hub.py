@@ -29,7 +29,7 @@ def theirs(tmp_path_factory):
 
 @pytest.fixture
 def hub(theirs, tmp_path, monkeypatch):
-    """The Hub with a model that also has files that are not needed."""
+    """The Hub with one model. Its repository also has files that are not needed."""
     monkeypatch.setattr(requests, "WAITS", (0, 0, 0))
     with Hub() as server:
         server.use(monkeypatch, tmp_path / "home")
@@ -66,7 +66,7 @@ def test_folder_comes_before_a_model_of_the_same_name(hub, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["single", NAME])
-def test_name_may_have_one_part_and_a_revision(hub, theirs, name):
+def test_name_may_lack_an_owner_and_may_end_with_a_revision(hub, theirs, name):
     first = hub.add_folder(name, theirs, branch="old")
     hub.add(name, {"config.json": b"{}"}, branch="main")
     for revision in ("old", first):
@@ -74,7 +74,7 @@ def test_name_may_have_one_part_and_a_revision(hub, theirs, name):
 
 
 @pytest.mark.parametrize("given", ["/a/b", "./a", "a/b/c", "a/b@", "a//b", "~/a", "../a", "a/../b", "-a/b", "a b"])
-def test_what_cannot_be_a_name_is_an_error_without_a_request(hub, given):
+def test_impossible_name_is_refused_without_a_request(hub, given):
     with pytest.raises(BadInput, match="expected a Hugging Face folder, or the name of a model on the Hub"):
         pull.find(given)
     assert not hub.requests
@@ -139,7 +139,7 @@ def test_model_that_cannot_be_read_is_refused_before_its_weights_are_downloaded(
 
 
 @pytest.mark.parametrize(("token", "seen"), [(None, "can be seen without a login"), (TOKEN, "your token can see")])
-def test_missing_model_is_named_with_what_may_be_wrong(hub, monkeypatch, token, seen):
+def test_error_names_the_missing_model_and_what_may_be_wrong(hub, monkeypatch, token, seen):
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(BadInput, match=rf"no folder nobody/x, .* no model nobody/x that {seen}: check the name"):
@@ -213,7 +213,7 @@ def test_offline_mode_sends_no_request(hub, monkeypatch):
     assert not hub.requests
 
 
-def test_hub_that_does_not_answer_ends_with_an_error(hub, monkeypatch):
+def test_hub_that_does_not_answer_causes_an_error(hub, monkeypatch):
     monkeypatch.setattr(requests, "TIMEOUT", 0.1)
     with hub.lock, pytest.raises(BadInput, match="cannot be reached \\(ReadTimeout\\)"):
         pull.find(NAME)

@@ -49,7 +49,7 @@ def test_accelerator_that_jax_does_not_see_is_an_error_that_says_what_to_click(k
         runtime.check()
 
 
-def test_check_names_chip_memory_and_versions(monkeypatch, capsys):
+def test_check_prints_the_chip_its_memory_and_the_versions(monkeypatch, capsys):
     monkeypatch.setattr(runtime, "attached", lambda: "tpu")
     monkeypatch.setattr(runtime, "seen", lambda: Runtime("tpu", "TPU v5 lite", 1, 0, "0.10.2"))
     runtime.check()
@@ -95,7 +95,7 @@ def test_minutes_become_a_budget_whose_costs_are_measured_once(small_shards, tmp
     changes = budget.for_minutes(CONFIG, tmp_path / "run", 2, small_shards, {"methods": "token_drop"})
     assert changes == {"methods": "token_drop", "budget": "seconds:120", "costs": str(tmp_path / "run-costs.json")}
     assert step_costs.read(pathlib.Path(changes["costs"])).instrument == "measured"
-    monkeypatch.setattr(budget.instrument, "measured", None)  # not called again
+    monkeypatch.setattr(budget.instrument, "measured", None)  # a second measurement would fail
     again = budget.for_minutes(CONFIG, tmp_path / "run", 3, small_shards, {})
     assert again["budget"] == "seconds:180"
 

@@ -81,11 +81,11 @@ def test_adamw_without_bias_correction_equals_the_released_bert_optimizer(trees)
 EPS_FIRST = dataclasses.replace(ADAMW, eps_before_correction=True, weight_decay=0.0)
 
 
-def test_epsilon_before_the_correction_equals_the_update_of_keras_fairseq_and_transformers(trees):
+def test_update_with_epsilon_before_the_correction_equals_that_of_keras_fairseq_and_transformers(trees):
     params, grads = trees
     settings = dataclasses.replace(
         EPS_FIRST, eps=0.1
-    )  # as large as the gradients, so that it matters where it is added
+    )  # an epsilon as large as the gradients, so that its place matters
 
     def expected(w, *gs):
         w, m, v = np.array(w, np.float64), 0.0, 0.0
@@ -102,7 +102,7 @@ def test_epsilon_before_the_correction_equals_the_update_of_keras_fairseq_and_tr
 
 
 @pytest.mark.parametrize(("step", "times"), [(1, 32), (100, 3)])
-def test_epsilon_before_the_correction_is_multiplied_by_32_in_step_1_and_by_3_in_step_100(step, times):
+def test_epsilon_before_the_correction_has_32_times_the_effect_in_step_1_and_3_times_in_step_100(step, times):
     """With a constant gradient of 1, the direction is 1 / (1 + the effective epsilon)."""
     params = {"layer": {"kernel": jnp.zeros(1)}}
 

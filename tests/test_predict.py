@@ -172,7 +172,7 @@ def test_tsv_has_a_column_for_each_label(root, tmp_path):
         (SPAN, ("id", "context", "question"), (), ("question", "context")),
     ],
 )
-def test_columns_are_the_given_ones_or_the_tasks_own_or_generic_ones(task, columns, given, expected):
+def test_given_columns_come_first_then_those_of_the_task_then_generic_ones(task, columns, given, expected):
     assert inputs.choose(task, columns, given, "file") == expected
 
 

@@ -1,4 +1,4 @@
-"""After an error, `prepare` continues with the remedy that the error names."""
+"""After an error, `prepare` continues if the user applies the remedy that the error names."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_text_that_was_read_before_must_be_the_same(tmp_path, options, name):
         prepare(source, tmp_path / "out", **options)
 
 
-def test_a_file_that_lost_text_that_was_read_is_refused(tmp_path, options):
+def test_a_file_is_refused_if_text_that_was_read_is_gone(tmp_path, options):
     (tmp_path / "a.txt").write_bytes(GOOD * 60 + b"na\xefve\n\n")
     with pytest.raises(BadInput, match="not UTF-8"):
         prepare(f"files:{tmp_path}/a.txt", tmp_path / "out", **options)
@@ -133,7 +133,7 @@ def test_an_edit_without_a_change_of_size_is_noticed(tmp_path, options, capsys):
         prepare(source, tmp_path / "out", **options)
     (tmp_path / "a.txt").write_bytes(GOOD * 60)
     capsys.readouterr()
-    assert prepare(source, tmp_path / "out", **options) == manifest  # a file that was only touched
+    assert prepare(source, tmp_path / "out", **options) == manifest  # only the file's time has changed
     assert re.search("comparing the text .*already finished", capsys.readouterr().out, re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""Several processes write the same rows as one process with the same total number of devices, with every method."""
+"""With every method, several processes write the same rows as one process that has as many devices as all of them."""
 
 import os
 import pathlib
@@ -69,7 +69,7 @@ def test_four_processes_write_the_same_rows_as_one(small_shards, tmp_path, name)
 
 
 def compare(small_shards, tmp_path, count, *more):
-    """Compares a run of `count` processes with one of a single process. Both have four devices."""
+    """Compares a run of `count` processes with a run of a single process. Each run has four devices in total."""
     finish(start(small_shards, tmp_path / "one", 4, *more))
     flags = [*with_port(count), *more]
     finish(*(start(small_shards, tmp_path / "many", 4 // count, *flags, f"--process_index={i}") for i in range(count)))

@@ -11,7 +11,7 @@ from bert_fast.train import loop, profile
 from helpers.small_runs import make_settings, rows_without_clock, run, small_config
 
 
-def test_trace_covers_the_wanted_steps_even_if_the_run_ends_earlier(tmp_path, monkeypatch):
+def test_trace_covers_the_wanted_steps_that_the_run_takes(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: seen.append("start"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append("stop"))

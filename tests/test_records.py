@@ -45,7 +45,7 @@ def figures(seed: int) -> dict:
 
 @pytest.fixture
 def trained(committed, monkeypatch, tmp_path, small_shards):
-    """A folder of records with one run, whose run folder has been deleted."""
+    """A folder with the record of one run. The run's own folder does not exist."""
     monkeypatch.setattr(results, "figures", lambda _, run, *__: figures(run.seed))
     monkeypatch.setattr(records, "read_rows", lambda _: ROWS)
     keep = keeper(tmp_path / "records", tmp_path / "first", small_shards)
@@ -54,7 +54,7 @@ def trained(committed, monkeypatch, tmp_path, small_shards):
     return tmp_path / "records"
 
 
-def test_a_record_holds_the_figures_the_log_and_what_the_run_was_made_with(trained, small_shards):
+def test_a_record_holds_the_log_and_the_figures_and_what_the_run_was_made_with(trained, small_shards):
     run = Run("shallow", "tokens:1500", 1)
     assert (trained / "tokens=1500/shallow/seed=1.jsonl.gz").is_file()
     found = records.read_all(trained)
@@ -80,7 +80,7 @@ def test_a_study_continues_from_records_without_run_folders(trained, small_shard
     planned = [runs.Planned(run, None, [(0, 0.0), (5, 60.0)], 2**20) for run in study.runs_of(made)]  # type: ignore[arg-type]
     text = runs.describe(planned, dataclasses.replace(made, arms={}), costs, 1, kept)
     assert "1 run finished before" in text
-    assert "3 min 00 s of training" in text  # three of the four are left
+    assert "3 min 00 s of training" in text  # three of the four runs are left
     found = results.collect(made, out, small_shards, costs, kept)
     (shallow,) = found["budgets"]["tokens:1500"]["arms"]["shallow"]["runs"]
     assert shallow["mlm_loss"] == 6.0
@@ -127,7 +127,7 @@ def test_records_survive_writing_and_reading(tmp_path):
     assert records.read_all(tmp_path) == {Run("a, b", "tokens:5", 3): record}
 
 
-def test_changed_code_cannot_make_records(tmp_path, monkeypatch):
+def test_code_with_uncommitted_changes_cannot_make_records(tmp_path, monkeypatch):
     (tmp_path / "bert_fast").mkdir()
     (tmp_path / "bert_fast" / "__init__.py").write_text("1\n")
     monkeypatch.setattr(records.bert_fast, "__file__", str(tmp_path / "bert_fast" / "__init__.py"))

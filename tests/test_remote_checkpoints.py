@@ -38,7 +38,7 @@ def test_what_is_in_the_bucket_is_enough_to_continue(url, said):
     assert f"{url} is at step 3: getting it" in said
 
 
-def test_a_folder_is_used_as_it_is(tmp_path):
+def test_a_local_run_folder_is_used_directly(tmp_path):
     with remote.run_folder(tmp_path / "run") as (folder, mirror):
         assert folder == tmp_path / "run"
         mirror.saved(1, 2)
@@ -55,7 +55,7 @@ def test_commit_marker_is_written_after_everything_else_and_deleted_first(url, b
         before = [name for method, name in requests[:commit] if method == "PUT"]
         later = [name for method, name in requests[commit + 1 :] if method == "PUT"]
         assert f"checkpoints/{step}/about.json" in before
-        assert before.count("metrics.jsonl") == step  # the rows that this checkpoint counts
+        assert before.count("metrics.jsonl") == step  # the log is uploaded before each commit
         assert not [name for name in later if name.startswith(f"checkpoints/{step}/")]
     deleted = [name for method, name in requests if method == "DELETE"]
     assert deleted[0] == "checkpoints/1/checksums.json"
@@ -221,7 +221,7 @@ def test_run_that_ends_with_an_error_is_copied_and_its_lock_released(url, error,
     assert any(line.startswith(f"the run is in {url}") for line in said)
 
 
-def test_second_signal_uploads_nothing_and_the_next_run_takes_the_lock(url):
+def test_after_a_second_signal_nothing_is_uploaded_and_the_next_run_takes_the_lock(url):
     with pytest.raises(KeyboardInterrupt):
         run_until(url, KeyboardInterrupt(), save_and_write)
     assert storage.open(url).read("late.txt") is None
@@ -230,7 +230,7 @@ def test_second_signal_uploads_nothing_and_the_next_run_takes_the_lock(url):
     assert storage.open(url).read("late.txt") == b"late"
 
 
-def test_step_that_is_written_again_replaces_the_one_in_the_bucket(url):
+def test_checkpoint_that_is_written_again_replaces_the_copy_in_the_bucket(url):
     with remote.run_folder(url) as (folder, mirror):
         save(folder, mirror, 1, 2)
         again = state_of(2)._replace(params=state_of(7).params)
@@ -243,7 +243,7 @@ def test_step_that_is_written_again_replaces_the_one_in_the_bucket(url):
         jax.tree.map(np.testing.assert_array_equal, found.params, state_of(7).params)
 
 
-def test_first_checkpoint_is_kept_and_fetched_if_the_run_keeps_it(url):
+def test_checkpoint_0_stays_in_the_bucket_and_is_fetched_if_the_run_keeps_it(url):
     made(url, 0, 1, 2, 3)
     assert remote_checkpoints.steps(storage.open(url).names()) == [0, 2, 3]
     empty_cache()
@@ -271,7 +271,7 @@ def test_damaged_checkpoint_0_is_not_said_to_have_a_previous_one(url, said):
     assert "previous" not in line
 
 
-def test_damaged_local_checkpoint_leaves_the_one_in_the_bucket(url):
+def test_damaged_local_checkpoint_does_not_replace_the_copy_in_the_bucket(url):
     before = []
 
     def work(folder, mirror):
@@ -286,7 +286,7 @@ def test_damaged_local_checkpoint_leaves_the_one_in_the_bucket(url):
     assert [storage.open(url).read("checkpoints/1/checksums.json")] == before
 
 
-def test_summary_of_a_run_that_is_extended_is_deleted(url):
+def test_summary_of_an_extended_run_is_deleted_from_the_bucket(url):
     with remote.run_folder(url) as (folder, mirror):
         save(folder, mirror, 1)
         (folder / "summary.json").write_text("{}")

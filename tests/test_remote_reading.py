@@ -1,4 +1,4 @@
-"""Commands read a run in a bucket from a local copy. The copy is repaired if damaged, and follows a run in progress."""
+"""Commands read a run in a bucket from a local copy. A damaged copy is repaired, and a run in progress is followed."""
 
 import shutil
 
@@ -32,7 +32,7 @@ def test_damaged_checkpoint_is_found_and_the_previous_one_is_used(url, said, dam
 
 
 @pytest.mark.parametrize("change", ["deleted", "replaced"])
-def test_run_that_changes_while_it_is_read_is_read_again(url, monkeypatch, change):
+def test_run_is_read_again_if_it_changes_meanwhile(url, monkeypatch, change):
     made(url, 1, 2)
     fetch, said = remote_checkpoints.fetch, []
 
@@ -58,7 +58,7 @@ def test_run_that_changes_while_it_is_read_is_read_again(url, monkeypatch, chang
     assert not said
 
 
-def test_copy_that_another_command_deletes_is_made_again(url):
+def test_copy_is_made_again_if_another_command_deletes_it(url):
     made(url, 1)
     said, used = [], []
 
@@ -100,10 +100,10 @@ def test_copy_for_reading_is_used_again_and_repaired(url, bucket_server):
     assert checkpoint.find(url) == found
     assert checkpoint.damage(found) is None
     assert checkpoint.find(f"{url}/checkpoints/1/").name == "1"
-    assert found.exists()  # another command may read it
+    assert found.exists()  # another command may be reading this checkpoint
     made(url, 3)
     assert checkpoint.find(url).name == "3"
-    assert not found.exists()  # reading the run, not one of its steps, deletes the other checkpoints of the copy
+    assert not found.exists()  # a command that reads the newest step deletes the other checkpoints of the copy
     with pytest.raises(BadInput, match=r"no checkpoint in .*/checkpoints/7: .*it has the steps 2, 3"):
         checkpoint.find(f"{url}/checkpoints/7")
     with pytest.raises(BadInput, match=r"no checkpoint in .*nothing: .*it has none"):

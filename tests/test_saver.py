@@ -1,5 +1,4 @@
-"""Saving in the background: a thread writes a copy of the state while the run continues. A kill damages no checkpoint.
-"""
+"""Background saves: a thread writes a copy of the state while the run continues. A kill damages no checkpoint."""
 
 import contextlib
 import os

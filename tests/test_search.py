@@ -16,7 +16,7 @@ RECOMPUTED = {"none": (1, 1), "attention": (1.1, 0.5), "block": (1.3, 0.25)}  # 
 
 @pytest.fixture
 def made(monkeypatch):
-    """Replaces the planner by a simple model of 8 chips, each with room for 16 examples. Returns the list of its calls."""
+    """Replaces the planner by a model of 8 chips, each with room for 16 examples. Returns the list of its calls."""
     planned: list = []
 
     def plan(settings, where, cache, say):

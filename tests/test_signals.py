@@ -15,7 +15,7 @@ def test_a_signal_is_recorded_and_the_former_handler_comes_back(signum):
         with StopSignal() as stop:
             signal.raise_signal(signum)
             assert (stop.received, seen) == (signum, [])
-            signal.raise_signal(signum)  # a second one is not held back
+            signal.raise_signal(signum)  # a second signal goes to the former handler
             assert seen == ["former handler"]
         signal.raise_signal(signum)
         assert len(seen) == 2

@@ -48,12 +48,12 @@ def same(a, b):
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        (3, 6, [0, 1, 2]),  # double.py
-        (3, 12, [0, 1, 2] * 3),  # quadruple.py
+        (3, 6, [0, 1, 2]),  # as double.py in gonglinyuan/StackingBERT
+        (3, 12, [0, 1, 2] * 3),  # as quadruple.py there
         (6, 9, [3, 4, 5]),  # the top 3
         (9, 12, [6, 7, 8]),
         (3, 5, [1, 2]),
-        (2, 5, [1, 0, 1]),  # three on top of two: a copy of the top one, then copies of both
+        (2, 5, [1, 0, 1]),  # three layers on top of two: a copy of the top layer, then copies of both layers
     ],
 )
 def test_added_layers_are_copies_of_the_topmost(before, after, expected):
@@ -175,7 +175,7 @@ def test_stacking_changes_nothing_where_another_method_slims_the_model():
     assert moments(params) is params
 
 
-def test_carried_moments_are_copied_in_stacking_and_zero_for_random_layers_and_in_mslt():
+def test_carried_moments_of_new_layers_are_copies_in_stacking_but_zeros_in_mslt_and_for_random_layers():
     for variant, init, expected in (
         ("stacking", "copy", "copies"), ("stacking", "random", "zeros"), ("mslt", "copy", "zeros"),
     ):  # fmt: skip
@@ -220,7 +220,7 @@ def leaf_at(tree, path):
 
 
 @pytest.mark.parametrize("embedding", ["A", "B", "C"])
-def test_frozen_leaves_are_byte_identical_and_have_no_backward_pass_when_compiled(embedding):
+def test_compiled_steps_change_no_byte_of_frozen_leaves_and_have_no_backward_pass_for_them(embedding):
     step, state, program = of_stage(depths="1,3", embedding=embedding)
     before = join(state.params, state.frozen)
     compiled = jax.jit(step).lower(state, random_batch(TINY, 4, 16, 2)).compile()
@@ -265,10 +265,10 @@ def test_a_frozen_layer_saves_12_matrix_products():
         step, state, _ = of_stage(model=of_depth(4, norm=norm), depths=depths, index=index)
         return dots(jax.make_jaxpr(step)(state, random_batch(TINY, 4, 16, 2)).jaxpr)
 
-    # A layer has 6 products (qkv, scores, values, output, two of the feed-forward network), each with
-    # two in its backward pass. In a pre-LN model the lowest trainable layer needs all of them: its LayerNorm learns.
-    # In a post-LN model it does not need the one for the gradient of its input. The heads have four products, and
-    # the frozen table gets no gradient.
+    # A layer has 6 products (qkv, scores, values, output, two of the feed-forward network). Its backward pass has two
+    # for each product. In a pre-LN model, the lowest trainable layer needs all 12, because its LayerNorm learns. In a
+    # post-LN model, this layer does not need the product for the gradient of its input. The heads have four products,
+    # and the frozen table gets no gradient.
     counts = [written(f"{frozen},4", 1) for frozen in (3, 2, 1)]
     assert counts == [24 + 12 + 11, 24 + 24 + 11, 24 + 36 + 11]
     assert written("2,4", 2) == 24 + 48 + 12
@@ -294,7 +294,7 @@ def test_frozen_layers_and_embeddings_have_dropout_only_if_asked(frozen_dropout)
     assert joint.program.plan == whole(3)
 
 
-# Through the state of a run
+# The state of a run that grows
 
 
 def test_untied_table_starts_from_the_embeddings_and_is_discarded_in_the_joint_stage():

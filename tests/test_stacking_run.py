@@ -22,7 +22,9 @@ from helpers.small_runs import make_settings, rows_without_clock, run, small_con
 
 
 def grown_config(small_shards, **arguments):
-    """30 steps of a 2-layer model. There is no dropout: compiling it would take most of such a short run."""
+    """A config for 30 steps of a 2-layer model. It has no dropout, because compiling dropout would take most of the
+    time of such a short run.
+    """
     return small_config(
         small_shards, methods="stacking", phases="16:1", steps=30, log_every=5, data__objective="mlm",
         model__norm="pre", model__pooler=False, model__dropout=0.0, model__attention_dropout=0.0, eval__every=0,
@@ -32,7 +34,9 @@ def grown_config(small_shards, **arguments):
 
 @pytest.fixture(scope="module")
 def mslt(small_shards, tmp_path_factory):
-    """An MSLT run: 15 steps of one layer, 9 steps of a second layer with an untied table, and 6 steps of both."""
+    """An MSLT run. It trains one layer for 15 steps. For 9 steps, it then trains only a second layer and the head, with
+    an untied table. Finally it trains everything for 6 steps.
+    """
     config = grown_config(
         small_shards, variant="mslt", depths="1,2", shares="0.5,0.3,0.2", embedding="C", warm_again=0.1
     )
@@ -60,7 +64,8 @@ def test_rows_report_depth_and_number_of_learning_layers(mslt):
     assert [row["stage"] for row in rows] == ["1-layers"] * 3 + ["2-layers"] * 2 + ["joint"] * 2
     assert seen == [(1, 1)] * 3 + [(2, 1)] * 2 + [(2, 2)] * 2
     assert summary["flops"] < 0.75 * summary["flops_dense"]
-    # The rate climbs again from 0 over 3 steps. Step 25 is the first step of the joint stage, so its rate is 0.
+    # In the second and the third stage, the rate climbs again from 0 over 3 steps. Step 25 is the first step of the
+    # joint stage, so the rate of this step is 0.
     rates = [1e-2 * (1 - (row["step"] - 1) / 30) for row in rows]
     assert [row["learning_rate"] for row in rows] == pytest.approx([*rates[:5], 0, rates[6]])
 
@@ -81,7 +86,7 @@ def test_frozen_parameters_are_byte_identical_until_the_joint_stage(mslt):
     assert set(learns) == {"layers", "mlm", "final_norm"}
 
 
-# Inside the stage with a frozen layer, and at the boundaries before and after it.
+# The run is interrupted inside the stage with a frozen layer (18), and where that stage begins (15) and ends (24).
 @pytest.mark.parametrize("at_step", [18, 15, pytest.param(24, marks=pytest.mark.slow)])
 def test_interrupted_run_ends_like_an_uninterrupted_one(mslt, tmp_path, monkeypatch, at_step):
     config, whole, _ = mslt
@@ -113,8 +118,8 @@ def test_stacking_with_carried_moments_resumes_at_its_boundary(small_shards, tmp
     assert same(params_at(tmp_path / "stopped", 30), params_at(tmp_path / "whole", 30))
 
 
-# Three things carry their moments over: a table that is frozen for one stage, a copied table, and layers that are
-# trained again later.
+# In these cases, moments are carried over for a table that is frozen for one stage, for a copied table, and for layers
+# that are trained again later.
 @pytest.mark.slow
 @pytest.mark.parametrize("embedding", ["A", "B", "C"])
 def test_mslt_with_carried_moments_runs_to_its_end(small_shards, tmp_path, embedding):
@@ -167,9 +172,9 @@ def measured(*names):
 def test_only_gradients_of_trainable_parameters_are_all_reduced():
     found = measured("dense", "B")
     dense, grown = found["dense"], found["B"]
-    # In addition to the gradients: sums for the losses and the metrics.
+    # In addition to the gradients, a step all-reduces sums for the losses and the metrics.
     assert 0 < grown["all-reduce"] - grown["learns"] < 100
-    # A dense step may send the gradient of its tied table once for each of its two uses.
+    # A dense step may send the gradient of its tied table twice, once for each use of the table.
     assert 0 < dense["all-reduce"] - dense["learns"] < dense["table"] + 100
     assert dense["learns"] - grown["learns"] == dense["embeddings"] + dense["layer"]
 

@@ -37,8 +37,9 @@ def of_heads(q_BQHE, k_BKHE, v_BKHE, allowed_BQK, salts_2BQ, rate: float, joined
     its gradient would reach the queries and keys.
 
     The gradient is written by hand. It keeps only one array of the size of the logits: the probabilities, in the type
-    of the activations. JAX's own gradient keeps float32 logits, and its backward pass sums over the keys. This one
-    sums the output times its gradient over E, which is equal (Dao et al. 2022, arXiv 2205.14135, appendix B.2).
+    of the activations. JAX's own gradient keeps float32 logits, and its backward pass sums over the keys. Here,
+    the product of the output and its gradient is summed over E. The two sums are equal (Dao et al. 2022, arXiv
+    2205.14135, appendix B.2).
     """
     return _forward(q_BQHE, k_BKHE, v_BKHE, allowed_BQK, salts_2BQ, rate, joined)[0]
 

@@ -149,7 +149,7 @@ def draw(out: str, configs: Mapping[str, Mapping[str, Any]], settings_of: Callab
 
 
 def pretrain_with(argv: list[str], name: str, changes: Mapping[str, object]) -> str:
-    """The command that trains the config given as --NAME in argv, with changed values by key."""
+    """The command that trains the config given as --NAME in argv. changes: new values, by key."""
     given = [arg.lstrip("-") for arg in argv if re.match(rf"--?{name}[.=]", arg)]
     kept = [arg for arg in given if arg.partition("=")[0].removeprefix(f"{name}.") not in changes]
     spelled = [f"--config{arg.removeprefix(name)}" for arg in kept]

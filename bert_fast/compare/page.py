@@ -9,7 +9,7 @@ PRICES = {"chip_hours": "chip-hours", "usd": "USD"}
 
 
 class ArmTable(NamedTuple):
-    """A table of a budget: a title, heads, and a row for each arm."""
+    """A table of the results at a budget: a title, column heads, and a row for each arm."""
 
     title: str
     heads: list[str]
@@ -37,7 +37,7 @@ def difference(about: Mapping[str, Any], is_first: bool) -> str:
 
 
 def ordered(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The arms, best loss first. If each has only one seed, which cannot rank them, they are in the study's order."""
+    """The arms, best loss first. They are in the study's order if each has only one seed, which cannot rank them."""
     if max(len(about["runs"]) for about in arms.values()) < 2:
         return list(arms)
     return sorted(arms, key=lambda arm: arms[arm]["mlm_loss"])

@@ -30,8 +30,8 @@ from bert_fast.train.settings import PretrainSettings
 from bert_fast.train.signals import StopSignal
 from bert_fast.train.step_costs import StepCosts
 
-# On a CPU, models up to this width are trained side by side, one run per core. This finishes sooner than one run after
-# another, each on all cores.
+# On a CPU, models up to this width are trained side by side, one run per core. This takes less time than training them
+# one after another on all cores.
 NARROW = 256
 
 
@@ -67,9 +67,9 @@ class Planned(NamedTuple):
 def shards_of(study: Study, out: pathlib.Path, data: str) -> pathlib.Path:
     """The shards folder of a study: `data` if given, else one in `out`, made from the study's source if missing.
 
-    Finished shards are used even if the source has changed since: the documentation on a machine changes with every
-    package that is installed, and a study continues on the text that it began with. Raises BadInput for shards of
-    another source or vocabulary size.
+    Finished shards are used even if the text of the source has changed since, so that a study continues with the text
+    that it began with. (The text of the source `docs` changes when packages are upgraded.) Raises BadInput for shards
+    of another source or vocabulary size.
     """
     if data:
         return pathlib.Path(data)
@@ -105,7 +105,7 @@ def cores() -> list[int]:
 
 
 def start(command: Sequence[str], log, core: int | None) -> subprocess.Popen:
-    """Starts a command, on one core if `core` is given. Ctrl-C in a terminal does not reach it."""
+    """Starts a command, on one core if `core` is given. Ctrl-C in a terminal does not reach the command."""
     before = None
     if core is not None and hasattr(os, "sched_setaffinity"):
         before = os.sched_getaffinity(0)
@@ -196,8 +196,8 @@ def parameters(settings: PretrainSettings) -> int:
 def describe(
     planned: Sequence[Planned], study: Study, costs: StepCosts, at_once: int, kept: Collection[Run] = ()
 ) -> str:
-    """The plan as text: the runs, their time and disk space and, for a TPU, their price. kept: runs that have records,
-    and are not repeated.
+    """The plan as text: the runs, their time, their disk space and, for a TPU, their price. kept: runs that have
+    records and are not repeated.
     """
     left = [one for one in planned if one.run not in kept]
     total = sum(one.seconds for one in left)
@@ -291,15 +291,16 @@ def train(
     waiting = [(one.run, commands_of(study, one.run, out, data)) for one in planned if one.run not in kept]
     for run, commands in waiting:
         if keep and not commands:
-            keep(run)  # it had finished before anything was recorded
+            keep(run)  # it finished earlier, but was not recorded
     waiting = [(run, commands) for run, commands in waiting if commands]
     plans = {one.run: one for one in planned}
     left = {run for run, _ in waiting}
     done = {run: 0.0 if run in left else one.seconds for run, one in plans.items()}
     failed: dict[Run, str] = {}
     free: list[int | None] = [*(cores()[:at_once] if at_once > 1 else [None])]
-    busy: dict[Run, tuple[subprocess.Popen, list[list[str]], int | None]] = {}  # child, its command and the next ones
-    # Counted in reference seconds, because steps of different arms and stages take different times.
+    # Run -> (child process, its command followed by the run's later commands, core).
+    busy: dict[Run, tuple[subprocess.Popen, list[list[str]], int | None]] = {}
+    # Progress is counted in reference seconds, because steps of different arms and stages take different times.
     total = round(sum(one.seconds for one in planned))
     progress = Progress(total, round(sum(done.values())), noun="reference second")
 

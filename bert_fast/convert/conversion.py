@@ -20,12 +20,15 @@ class Change(NamedTuple):
 
 @dataclasses.dataclass
 class Conversion:
-    """The settings that the source files become.
+    """The settings to which the source files are converted.
 
-    base: the shipped config to start from. changes: new values, by the key in our configs. left: source keys without an
-    equivalent, with value and reason. unknown: source keys that the converter does not know. read: source keys whose
-    values were used, or change nothing here. growth: random-LTD's first and last number of kept tokens, steps between
-    them, and tokens per increase.
+    base: the shipped config to start from.
+    changes: new values, by the key in our configs.
+    left: source keys without an equivalent, with value and reason.
+    unknown: source keys that the converter does not know.
+    read: source keys whose values were used or have no effect here.
+    growth: four numbers of random-LTD: tokens kept at first, tokens kept in the end, steps until then, and tokens per
+        increase.
     """
 
     files: list[str]
@@ -45,12 +48,15 @@ class Conversion:
         self.left[name] = (value, reason)
 
     def get(self, key: str, base: Mapping[str, Any]) -> Any:
-        """The value of one of our keys: converted, or the base config's."""
+        """The converted value of one of our keys. If there is none, the base config's value."""
         return self.changes[key].value if key in self.changes else base[key]
 
 
 def typed(found: Conversion, base: Mapping[str, Any]) -> Conversion:
-    """The conversion, with each number as an int or a float, whichever the base config has."""
+    """The conversion, with each number as an int or a float, like the base config's number.
+
+    A number with a fraction stays a float.
+    """
     changes = {key: change._replace(value=like(change.value, base[key])) for key, change in found.changes.items()}
     return dataclasses.replace(found, changes=changes)
 
@@ -63,12 +69,12 @@ def like(value: Any, other: Any) -> Any:
 
 
 def differing(found: Conversion, base: Mapping[str, Any]) -> dict[str, Change]:
-    """The changes that the base config does not have already."""
+    """The changes whose value differs from the base config's."""
     return {key: change for key, change in found.changes.items() if change.value != base[key]}
 
 
 def source_of(found: Conversion, base: Mapping[str, Any], base_spec: str, name: str) -> str:
-    """The text of a config file: the base config, changed."""
+    """The text of a config file, which applies the changes to the base config."""
     module, _, arguments = base_spec.partition(":")
     files = " and ".join(pathlib.Path(file).name for file in found.files)
     left = not_converted(found)
@@ -81,7 +87,7 @@ def source_of(found: Conversion, base: Mapping[str, Any], base_spec: str, name: 
         *(["", "Not converted:", *(f"- {line}" for line in left)] if left else []),
     ]
     docstring = "\n".join(about).replace("\\", "/").replace('"', "'")
-    changes = [  # the source of a value comes from a foreign file: a line end in it would begin a line of code
+    changes = [  # `source` comes from a foreign file; a line break in it would begin a new line of code
         f"    config.{key} = {code(value)}  # {' '.join(source.split())}"
         for key, (value, source) in differing(found, base).items()
     ]
@@ -107,7 +113,7 @@ def code(value: Any) -> str:
 
 
 def not_converted(found: Conversion) -> list[str]:
-    """A line for each reason: the keys that have it, and the reason."""
+    """A line for each reason: the keys that are not converted for this reason, and the reason."""
     keys: dict[str, list[str]] = {}
     for key, (value, reason) in found.left.items():
         keys.setdefault(reason, []).append(f"{key}={shown(value)}")
@@ -138,6 +144,6 @@ def report(found: Conversion, base: Mapping[str, Any], base_spec: str) -> list[s
 
 
 def flags_of(found: Conversion, base: Mapping[str, Any], base_spec: str) -> str:
-    """The same settings as flags of `pretrain`."""
+    """The converted settings, as flags of `pretrain`."""
     changes = [f"--config.{key}={change.value}" for key, change in differing(found, base).items()]
     return " ".join([f"--config={base_spec}", *changes])

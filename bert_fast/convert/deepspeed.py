@@ -206,12 +206,12 @@ INPUTS = "how the wrapped PyTorch layer takes its inputs"
 
 
 def random_ltd(section: ConfigSection, result: Conversion):
-    """Converts random-LTD to token dropping with random scores, which is close to it. The share of kept tokens depends
-    on the run's steps, so `kept` computes it later."""
+    """Converts random-LTD to a close equivalent: token dropping with random scores. The share of kept tokens depends
+    on the run's number of steps, so `kept` computes this share later."""
     if (kind := section.take("model_type", "encoder")) != "encoder":
         raise BadInput(f"{section.name('model_type')}={kind}: only encoders can be converted; this project trains BERT")
     total = section.take("total_layer_num")
-    section.take("random_ltd_layer_num", section.take("randomltd_layer_num"))  # the length of the list of layers
+    section.take("random_ltd_layer_num", section.take("randomltd_layer_num"))  # not needed: the number of layers below
     layers = section.take("random_ltd_layer_id", section.take("randomltd_layer_id", []))
     if not total or not layers:
         raise BadInput(f"{section.path}: total_layer_num and random_ltd_layer_id are needed to place the dropping")

@@ -23,8 +23,8 @@ class ConfigSection:
         return key in self.values
 
     def take(self, key: str, default: Any = None) -> Any:
-        """The value of a key, which then counts as read. "auto" counts as no value: Hugging Face's trainer fills it
-        in.
+        """The value of a key, which then counts as read. The value "auto" counts as missing, because Hugging Face's
+        trainer replaces it.
         """
         if key in self:
             self.result.read[self.name(key)] = self.values[key]
@@ -47,7 +47,7 @@ class ConfigSection:
         return ConfigSection(self.values.pop(key, None) or {}, self.result, self.name(key))
 
     def set(self, key: str, ours: str, **default):
-        """Converts a key to `ours`, with `default=...` if the source project has one."""
+        """Converts a key to our key `ours`. `default=...` is the source project's default, if it has one."""
         name, given = self.name(key), key in self
         value = self.number(key, default.get("default"))
         if value is not None:

@@ -12,7 +12,7 @@ TIMED = ("seconds", "chip_hours", "usd")
 
 
 class Budget(NamedTuple):
-    """An amount and its unit. chip: the chip that chip_hours and usd are spent on, such as "v5e". Other units have none.
+    """An amount and its unit. chip: where chip_hours and usd are spent, such as "v5e". Other units have no chip.
 
     Tokens include padding: a step has batch size times sequence length of them.
     """

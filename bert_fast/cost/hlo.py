@@ -98,7 +98,7 @@ def every_branch(branch: int) -> float:
 
 
 def run_by(module: Module, branch_share: Callable[[int], float]) -> Iterator[tuple[float, str, Instruction]]:
-    """For every instruction outside fusions: how often a step runs it, the computation that holds it, and itself.
+    """For every instruction outside fusions: how often a step runs it, its computation, and the instruction.
 
     branch_share: maps the number of a conditional's branch (0: the first, for a false predicate) to the share of
     steps that take it. The body of a loop counts once per iteration. If the number of iterations is unknown, the body

@@ -247,7 +247,7 @@ def _read_jsonl(path: str, text_key: str, bad: Bad) -> Iterator[str]:
 
 
 def decode(data: bytes, place: str, offset: int, bad: Bad) -> str:
-    """Decodes bytes that begin at `offset` of a file. If `bad.skip` is True, bytes that are not UTF-8 become surrogates."""
+    """Decodes bytes that begin at `offset` of a file. With `bad.skip`, bytes that are not UTF-8 become surrogates."""
     if offset == 0 and data.startswith(b"\xef\xbb\xbf"):
         data, offset = data[3:], 3
     try:

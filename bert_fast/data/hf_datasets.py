@@ -166,7 +166,7 @@ def _tried(spec: str, name: str, call: Callable[[], Any]) -> Any:
 
 
 def _wait_or_raise(spec: str, name: str, error: Exception, failures: int) -> None:
-    """Waits if another try may help. Otherwise raises BadInput with the reason, or `error` itself if it is unexpected."""
+    """Waits if another try may help. Otherwise raises BadInput, or `error` itself if it is unexpected."""
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import HfHubHTTPError
 

@@ -1,4 +1,4 @@
-"""Case and accents: whether a text is lower-cased and loses its accents, what decides this, and which texts it harms.
+"""Case and accents: whether a text is lower-cased and loses its accents, what decides this, and which texts are harmed.
 
 A flag decides, else an earlier call for the same folder, else the given vocabulary. Without any of these, letters are
 lower-cased and accents are kept.
@@ -15,8 +15,8 @@ from bert_fast import BadInput
 from bert_fast.data import sealed
 from bert_fast.data import vocab as vocabulary
 
-# A file next to a vocabulary may lack a seal (sealed.py) if it has one of these formats. None: it states no format, as
-# in Hugging Face's files.
+# A file next to a vocabulary may lack a seal (sealed.py) if it has one of these formats. None stands for a file that
+# states no format, such as Hugging Face's files.
 OLDER = (*range(6), None)
 _HARMED = 0.002  # a larger share of changed letters prints a warning; English Wikipedia has 0.0005
 _WORD = re.compile(r"\S+")
@@ -63,8 +63,8 @@ def settle(
 
 
 def stored(entry: dict) -> dict:
-    """The `entry` of a manifest or a checkpoint, with `strip_accents` True or False. If it was None, accents are
-    stripped unless the entry is cased.
+    """The `entry` of a manifest or a checkpoint, with True or False for `strip_accents`. None becomes True unless the
+    entry is cased.
     """
     strip = entry["strip_accents"]
     return entry | {"strip_accents": not entry["cased"] if strip is None else strip}
@@ -116,7 +116,7 @@ def _json(path: pathlib.Path) -> dict:
 
 
 def stripped(text: str) -> str:
-    """The text as BERT strips accents: decomposed, without its combining marks."""
+    """The text without accents: decomposed and without combining marks, as in BERT."""
     return "".join(one for one in unicodedata.normalize("NFD", text) if unicodedata.category(one) != "Mn")
 
 

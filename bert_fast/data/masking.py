@@ -39,7 +39,7 @@ class Masking:
     """Chooses and replaces the predicted tokens of an example.
 
     With `whole_word`, all pieces of a word are chosen together. A word is a piece and the '##' pieces
-    directly after it, within a block. Special tokens, including [UNK], are never predicted, and never
+    directly after it. Special tokens, including [UNK], end a word. They are never predicted, and never
     drawn as a random replacement. (BERT draws from the whole vocabulary, including its special tokens.)
     """
 
@@ -83,7 +83,7 @@ class Masking:
         self, ids_S: np.ndarray, maskable_M: np.ndarray, wanted: int, rng: np.random.Generator
     ) -> np.ndarray:
         """Takes words in random order, skipping any that would exceed `wanted`, as BERT does."""
-        # A window may begin inside a word, so a '##' piece after a special token starts a word.
+        # The text of an example may begin inside a word, so a '##' piece after a special token starts a word.
         adjoins_M = np.diff(maskable_M, prepend=-1) == 1
         starts = np.flatnonzero(~(self.vocab.continues_W[ids_S[maskable_M]] & adjoins_M))
         sizes = np.diff(starts, append=len(maskable_M))

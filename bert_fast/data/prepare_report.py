@@ -85,7 +85,7 @@ def progress(total: float, done: int) -> Iterator[Callable[[int], object]]:
 
 
 def samples(documents: Iterable[Sample]) -> list[Sample]:
-    """The SAMPLES documents with the smallest hashes. So the choice depends only on the corpus."""
+    """The SAMPLES documents with the smallest hashes, so that the choice depends only on the corpus."""
     return heapq.nsmallest(SAMPLES, set(documents))
 
 
@@ -96,7 +96,7 @@ def sample(number: int, text: str) -> Sample:
 
 
 def shown(lines: list[str], words: Vocab) -> list[str]:
-    """The tokens of each line. An unknown one is shown with its text, as in [UNK: text]."""
+    """The tokens of each line. An unknown token is shown with the text that it replaces, as in [UNK: text]."""
     lines = [composed(line, words.strip_accents) for line in lines]
     return [
         " ".join(

@@ -86,7 +86,7 @@ class Vocab:
 
     @functools.cached_property
     def continues_W(self) -> np.ndarray:
-        """For each id, whether it continues the word before it ("##"). Used for whole-word masking."""
+        """For each id, whether its token begins with "##" and so continues a word. Used for whole-word masking."""
         tokens = (self.tokenizer.id_to_token(i) for i in range(self.size))
         return np.array([token is not None and token.startswith(CONTINUES) for token in tokens], bool)
 
@@ -94,7 +94,7 @@ class Vocab:
 def load(path: str | pathlib.Path, cased: bool = False, strip_accents: bool | None = None) -> Vocab:
     """The vocabulary of a vocab.txt: one token per line. A token's id is its line number, from 0.
 
-    strip_accents: None does what BERT does: strip accents if letters are lower-cased.
+    strip_accents: with None, accents are stripped if letters are lower-cased, as in BERT.
 
     The vocabulary's tokenizer encodes "[MASK]" in a text as the special token. To encode it like any other word, as in
     a corpus, set `tokenizer.encode_special_tokens`. Raises BadInput for a file that is missing or empty, a token

@@ -12,7 +12,7 @@ from bert_fast.doctor import Result, failed, passed
 
 PATIENCE = 120.0  # seconds for JAX to list its devices; JAX waits for a TPU that another process holds
 LEAST_MEMORY = 2 * 2**30  # bytes; importing JAX and compiling a small model take about 1 GiB
-SKEW = 5.0  # seconds by which the two clocks may differ
+SKEW = 5.0  # seconds by which the clocks of the machine and of the file system may differ
 BUILT = 1_767_225_600  # 1 January 2026: a correct clock shows a later time
 # The vendors of PCI devices: NVIDIA, and Google (_GOOGLE_PCI_VENDOR_ID in jax/_src/hardware_utils.py).
 VENDORS = {"0x10de": "an NVIDIA GPU", "0x1ae0": "a TPU"}

@@ -1,8 +1,8 @@
 """Reads the tensors of a file that `torch.save` wrote, without torch and without executing its pickle.
 
-Such a file holds a pickle, and the bytes of the arrays. A pickle can name any function of any module and have it called.
-This reader accepts only the names that a table of tensors needs, and refuses all others. It maps these names to the
-inert objects below.
+Such a file holds a pickle, and the bytes of the arrays. A pickle can name any function of any module and have it
+called. This reader accepts only the names that a table of tensors needs, and maps them to the inert objects below. It
+refuses all other names.
 
     since PyTorch 1.6   a zip archive: NAME/data.pkl, and the bytes of each storage as NAME/data/KEY
     earlier             five pickles in a row: a magic number, the protocol, the system, the table, the storage keys;

@@ -32,7 +32,7 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def needed(there: Collection[str]) -> list[str]:
-    """The names of the files that `read` needs, out of the names of all files in a folder. [] if `read` would fail."""
+    """The names of the files that `read` needs. [] if the folder has no tensors. there: the names of all its files."""
     for name in WHOLE:
         if name in there:
             return [name]

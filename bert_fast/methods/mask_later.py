@@ -36,7 +36,7 @@ def make(layers: float = 0.5, left_out: float = 0.8) -> Method:
         if lower in (0, depth) or kept == program.seq_len:
             raise BadInput(
                 f"--config.mask_later: stage {stage.name} leaves out {program.seq_len - kept} positions in {lower} "
-                f"of {depth} layers: expected at least 1 of each, and not the top layer: change layers or left_out"
+                f"of {depth} layers, expected at least 1 of each, but not the top layer: change layers or left_out"
             )
         plan = edit(program.plan, 0, lower, queries=kept, keys=kept)
         return dataclasses.replace(stage, program=dataclasses.replace(program, plan=plan))

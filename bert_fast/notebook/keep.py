@@ -2,8 +2,9 @@
 
 Runs write to the runtime's own disk. Drive's mount is a cache that is uploaded later, file by file. A file that is
 being appended to may be out of date there for a long time, and a half-uploaded file may remain
-(googlecolab/colabtools#287, #2607). So only finished files are copied, each first under a temporary name. A checkpoint
-is copied as a whole and contains checksums: a run continues from the newest one that arrived undamaged.
+(googlecolab/colabtools#287, #2607). So nothing is appended there: each file is copied whole, first under a temporary
+name. Each checkpoint is copied as a whole too. Checkpoints contain checksums, so a run can continue from the newest
+checkpoint that arrived undamaged.
 """
 
 import contextlib
@@ -52,11 +53,12 @@ class Folder:
 class Hub:
     """A repository on the Hugging Face Hub. Each push is one commit, so it arrives completely or not at all.
 
-    The copy to upload is made next to the work folder, because a run may remove a checkpoint during the upload.
+    A push first copies the work folder to a folder next to it, and uploads this copy. The reason is that a run may
+    remove a checkpoint from the work folder during the upload.
     """
 
     def __init__(self, name: str, api: Any = None):
-        """name: USER/NAME. It is created as a private repository if it does not exist. api: an `HfApi`."""
+        """name: USER/NAME. If there is no such repository, a push creates a private one. api: an `HfApi`."""
         if api is None:
             import huggingface_hub
 
@@ -117,7 +119,7 @@ def place(text: str) -> Place | None:
 
 
 def resume(work: str | pathlib.Path, where: str) -> None:
-    """Fetches the kept copy of a work folder, unless this machine already has the folder. Prints what it found.
+    """Fetches the kept copy of a work folder, unless the folder already has files. Prints what it found.
 
     where: as in `place`.
     """
@@ -132,7 +134,7 @@ def resume(work: str | pathlib.Path, where: str) -> None:
 
 @contextlib.contextmanager
 def kept(work: str | pathlib.Path, where: str, minutes: float = MINUTES) -> Iterator[None]:
-    """Copies a work folder to where it is kept: every few minutes, and at the end of the block even after an error.
+    """Copies a work folder to the place `where`: every few minutes, and at the end of the block, even after an error.
 
     While the block runs, a failed copy is reported and retried. If the copy at the end fails, its error is raised.
     where: as in `place`.
@@ -165,10 +167,10 @@ def kept(work: str | pathlib.Path, where: str, minutes: float = MINUTES) -> Iter
 
 
 def mirror(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Makes `target` a copy of the finished files of `source`.
+    """Copies the complete checkpoints and the other `files` of `source` to `target`.
 
     New checkpoints come first, then other files that changed: a log must not be older than a checkpoint next to it.
-    Checkpoints that `source` no longer has are removed last, so that there is always a complete one.
+    Checkpoints that `source` no longer has are removed last, so that `target` always has a complete checkpoint.
     """
     have = {path.relative_to(source) for path in checkpoints(source)}
     for path in sorted(have, key=lambda path: (str(path.parent), int(path.name))):
@@ -195,7 +197,7 @@ def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The files below a folder, without locks and files that are still being written."""
+    """The files below a folder, without locks and files that are being written or deleted."""
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         parts = path.relative_to(folder).parts
         if path.is_file() and not any(part.endswith(SKIPPED) for part in parts):

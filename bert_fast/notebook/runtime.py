@@ -50,8 +50,8 @@ def attached(root: pathlib.Path = pathlib.Path("/")) -> str:
 
 
 def seen() -> Runtime:
-    """What JAX sees. A separate process looks it up, because a TPU belongs to one process, and a later command may need
-    it.
+    """What JAX sees. A separate process asks JAX, because a TPU belongs to one process, and a later command may need
+    the TPU.
 
     Raises BadInput with JAX's own message if JAX cannot start.
     """
@@ -63,7 +63,7 @@ def seen() -> Runtime:
 
 
 def check() -> Runtime:
-    """What JAX sees; also printed. Raises BadInput if this machine has an accelerator that JAX does not see."""
+    """Prints and returns what JAX sees. Raises BadInput if this machine has an accelerator that JAX does not see."""
     has, found = attached(), seen()
     if has != "cpu" and found.kind == "cpu":
         raise BadInput(f"this runtime has a {has.upper()}, but JAX {found.jax} sees only the CPU. {restart(has)}")
@@ -86,7 +86,7 @@ def on_colab() -> bool:
 
 
 def minutes_left(session: float, began: pathlib.Path | None = None) -> float:
-    """Minutes until a session of `session` minutes ends, counted from the first call on this machine.
+    """Minutes that are left of a session. The session lasts `session` minutes from the first call on this machine.
 
     began: the file that records the first call. It is on the machine's own disk, so it disappears with the runtime.
     """
@@ -99,8 +99,8 @@ def minutes_left(session: float, began: pathlib.Path | None = None) -> float:
 def command(*arguments: str, on_cpu: bool = False) -> str:
     """What a bert-fast command prints. It runs in a separate process, which frees the accelerator when it ends.
 
-    on_cpu: keeps it off the accelerator, which this process may hold. If the command fails, its error message is added.
-    Raises BadInput if it has printed only an error message.
+    on_cpu: keeps the command off the accelerator, which this process may hold. If the command fails, its error message
+    follows what it printed. Raises BadInput if it printed nothing but the error message.
     """
     environment = {**os.environ, **({"JAX_PLATFORMS": "cpu"} if on_cpu else {})}
     called = [sys.executable, "-m", "bert_fast", *arguments]

@@ -11,11 +11,11 @@ from bert_fast.train.settings import PretrainSettings
 CAVEAT = """\
 Cycles come from two instruments of the TPU compiler, and neither is a measurement. The estimate is the compiler's own
 figure for each operation; it is too high for small batched products. The schedule is the code that the compiler wrote
-for each operation and Pallas kernel. It takes instruction words x passes cycles, or the cycles to move the operation's
-bytes at the memory's bandwidth if there are more of them. If one instrument has no figure for an operation, the other's
-figure is used. Hours come from the larger sum, plus the time of collectives that overlaps no other work. The hours
-leave out copies that overlap other work, the start-up of kernels, waiting for input, evaluation and saving. Prices are
-list prices, dated above."""
+for each operation and Pallas kernel. Its cycles are instruction words x passes. If it takes longer to move the
+operation's bytes at the memory's bandwidth, that time counts instead. If one instrument has no figure for an operation,
+the other's figure is used. Hours come from the larger sum, plus the time of collectives that overlaps no other work.
+The hours leave out copies that overlap other work, the start-up of kernels, waiting for input, evaluation and saving.
+Prices are list prices, dated above."""
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -1,4 +1,7 @@
-"""How much of a method's FLOP saving becomes a saving in cycles, and how much could, by each instrument (tpu.py)."""
+"""How much of a method's saving in FLOPs becomes a saving in cycles, and how much could at most.
+
+Every figure is computed once per instrument (see tpu.py).
+"""
 
 from typing import NamedTuple
 
@@ -11,8 +14,8 @@ NO_SAVING = 0.02  # a smaller saving in FLOPs has no meaningful realised fractio
 class Saving(NamedTuple):
     """A run or stage relative to dense training, by one instrument.
 
-    flops, cycles: ratios to dense. ceiling: the realised fraction if the layers' time shrank as much as their FLOPs,
-    while embeddings, head and optimizer stayed the same.
+    flops, cycles: ratios to dense training. ceiling: the value that `realised` would have if the layers' cycles shrank
+    as much as their FLOPs, while the cycles of embeddings, head and optimizer stayed the same.
     """
 
     flops: float
@@ -31,7 +34,7 @@ class Saving(NamedTuple):
 
 
 def of_stage(stage: StageEstimate, dense: StageEstimate) -> dict[str, Saving]:
-    """The savings of one step of a stage, by instrument; {} if the cycles of either are unknown."""
+    """The savings of one step of a stage, by instrument; {} if the cycles of `stage` or `dense` are unknown."""
     if not stage.cycles or not dense.cycles:
         return {}
     flops = stage.flops / dense.flops
@@ -39,7 +42,7 @@ def of_stage(stage: StageEstimate, dense: StageEstimate) -> dict[str, Saving]:
 
 
 def of_run(plan: CostEstimate, dense: CostEstimate) -> dict[str, Saving]:
-    """The savings of a whole run, by instrument; {} if the cycles of either are unknown."""
+    """The savings of a whole run, by instrument; {} if the cycles of `plan` or `dense` are unknown."""
     ratios = {}
     for name in INSTRUMENTS:
         cycles, others = plan.cycles(name), dense.cycles(name)

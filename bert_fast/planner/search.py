@@ -3,8 +3,8 @@
 Not every choice is compiled. Micro-batches, recomputation, and meshes that split the parameters save memory, and a
 choice that fits without them is cheaper than the same choice with them. So micro-batches are doubled only until
 something fits. After that, more recomputation and further meshes are tried only with at most half as many
-micro-batches. Batches of twice or half the size are tried as long as each makes an example cheaper by a share
-of more than WORTH.
+micro-batches. The batch size is doubled or halved as long as each change makes an example cheaper by more than
+the share WORTH.
 """
 
 import dataclasses
@@ -63,9 +63,10 @@ Plan = Callable[[PretrainSettings], CostEstimate]
 def search(
     settings: PretrainSettings, where: Slice, cache: pathlib.Path, say: Callable[[str], None]
 ) -> tuple[list[Found], Found | None]:
-    """All choices that were found to fit, cheapest first, and the cheapest with the run's own batch, if any fits.
+    """All choices that were found to fit, cheapest first, and the cheapest of those with the run's own batch size.
 
-    Raises BadInput if nothing fits, or if the chip's clock is unknown.
+    The second value is None if none of those fits. Raises BadInput if nothing fits, if the chip's clock is unknown, or
+    if the phases have batch sizes.
     """
     if where.chip is None or not where.chip.clock:
         raise BadInput(
@@ -103,7 +104,7 @@ def search(
 
 
 def that_fit(settings: PretrainSettings, size: int, devices: int, plan: Plan) -> list[Found]:
-    """The choices with this batch that fit, without those that are sure to cost more than another."""
+    """The choices with this batch size that fit. Choices that are sure to cost more than another are left out."""
     found: list[Found] = []
     for mesh in meshes(devices):
         for index, recompute in enumerate(RECOMPUTE):
@@ -124,7 +125,7 @@ def that_fit(settings: PretrainSettings, size: int, devices: int, plan: Plan) ->
 
 
 def tried(plan: Plan, choice: Choice, settings: PretrainSettings) -> CostEstimate | None:
-    """The plan of a choice; None if its sizes do not divide evenly, such as an odd number of heads over two devices."""
+    """The plan of a choice. None if a size does not divide evenly, as with an odd number of heads on two devices."""
     if choice.batch_size % (choice.micro_batches * choice.mesh.data * choice.mesh.fsdp):
         return None
     if choice.mesh.tensor == 1:

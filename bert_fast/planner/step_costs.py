@@ -25,9 +25,9 @@ from bert_fast.train.step_costs import Point, StepCosts, check, key_of, not_asce
 
 ROUNDS = 15
 UNHINDERED = 0.2  # a cost is the mean over this share of the rounds: the fastest ones
-LONG, MOST = 0.1, 50  # steps are repeated until they take this many seconds together, but at most this many times
-REST = 0.05  # seconds of rest before a measurement; the first step after it may be slow, but a short step is repeated
-AGAIN = 3  # how often a table that is not ascending is measured before it is refused
+LONG, MOST = 0.1, 50  # a short step is repeated for LONG seconds, but at most MOST times
+REST = 0.05  # seconds of rest before a measurement; a slow first step after the rest counts little among repeated steps
+AGAIN = 3  # a table whose costs do not ascend is refused after this many measurements
 
 
 class Timed(NamedTuple):

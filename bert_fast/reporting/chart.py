@@ -1,4 +1,4 @@
-"""Line charts as SVG that stretches to the width of the page, with labels of fixed size around it."""
+"""Line charts. The lines are an SVG that stretches to the width of the page. The labels around it have a fixed size."""
 
 import dataclasses
 import itertools
@@ -9,8 +9,8 @@ from bert_fast.reporting import scales
 from bert_fast.reporting.markup import Html, join, tag
 from bert_fast.reporting.scales import AxisUnit, Scale
 
-WIDTH = 1000  # in the SVG's own coordinates, which the page stretches to its width
-POINTS = 240  # the most points of a line
+WIDTH = 1000  # in the SVG's own coordinates; the SVG is stretched to the width of the page
+POINTS = 240  # the most points that are drawn of a line
 COLOURS, DASHES, SHAPES = 7, 4, 2  # see page.css; lines of equal colour differ in dash or marker
 LINE_HEIGHT = 18  # the height of a label at the end of a line, in pixels
 NAMED = 10  # the most lines that have a name at their end
@@ -21,7 +21,7 @@ MARKED = 30  # lines of at most this many points have markers
 class ChartLine:
     """A line of a chart. points: (x, y) in order of x. Where y is not finite, the line has a gap.
 
-    look: the number of its colour, dash and marker. name: the label at its end; "": none.
+    look: a number that selects the line's colour, dash and marker. name: the text at the line's end, or "" for no text.
     """
 
     label: str
@@ -31,7 +31,7 @@ class ChartLine:
 
 
 def look(number: int) -> str:
-    """The classes of a line's colour, dash and marker."""
+    """The CSS classes for a line's colour, dash and marker."""
     return f"c{number % COLOURS} d{number % DASHES} m{number % SHAPES}"
 
 
@@ -56,8 +56,10 @@ def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[t
 
 
 def drawn(line: ChartLine, x: Scale, y: Scale, height: int, steps: bool) -> Html:
-    """A line with its markers. steps: each value holds from the previous point to its own. The first value holds from
-    the left edge.
+    """A line with its markers.
+
+    steps: whether the line is a staircase without markers. A point's value then holds from the previous point to this
+        point. The first value holds from the left edge.
     """
     parts, dots, left, down = [], [], "0", False
     for at, value in thinned(line.points):
@@ -79,7 +81,9 @@ def drawn(line: ChartLine, x: Scale, y: Scale, height: int, steps: bool) -> Html
 
 
 def spread(tops: Sequence[float], height: float) -> list[float]:
-    """Moves the tops of labels apart so that none overlap. They stay in the chart if they fit. Keeps their order."""
+    """Moves labels apart so that they do not overlap. Their order stays the same. If they all fit, they stay in the
+    chart. tops: the distances of the labels from the upper edge of the chart.
+    """
     order = sorted(range(len(tops)), key=lambda index: tops[index])
     placed = list(tops)
     for above, below in itertools.pairwise(order):
@@ -103,12 +107,13 @@ def chart(
     zero: bool = False,
     level: tuple[str, float] | None = None,
 ) -> Html:
-    """A chart of lines. about: what it shows, for screen readers.
+    """A chart of lines. about: what the chart shows, for screen readers.
 
-    x: the unit of the horizontal axis. y: the name of the vertical axis; "": it is in the figure's title.
+    x: the unit of the horizontal axis. y: the name of the vertical axis, or "" if the figure's title names it.
     steps: as in `drawn`.
-    x_log, y_log: None: logarithmic if that reads better. zero: whether the vertical axis begins at 0.
-    level: a name and a value that is drawn across the whole chart.
+    x_log, y_log: whether the axis is logarithmic; with None, it is if that reads better.
+    zero: whether the vertical axis begins at 0.
+    level: the name and the value of a line across the whole chart.
     """
     across = scales.scale_of((at / x.size for line in lines for at, _ in line.points), x_log, zero=x_log is False)
     values = [value for line in lines for _, value in line.points] + ([level[1]] if level else [])
@@ -171,7 +176,7 @@ def chart(
 
 
 def top_of(value: float, scale: Scale, height: float) -> str:
-    """Where a value lies, from the upper edge of a chart."""
+    """The distance of a value from the upper edge of a chart, as text."""
     return f"{height * (1 - scale.place(value)):.5g}"
 
 
@@ -186,7 +191,7 @@ def end_of(line: ChartLine) -> float:
 
 
 def legend(entries: Sequence[tuple[str, int]]) -> Html:
-    """The names of lines next to their looks; empty for a single line."""
+    """The names of lines, each next to a short piece of its line. Empty for a single line."""
     if len(entries) < 2:
         return join([])
     items = (tag("li", swatch(number), label) for label, number in entries)

@@ -22,8 +22,8 @@ TABLED = 12  # a run has at most this many rows in the table
 class Curves:
     """What the charts of losses need.
 
-    looks: an index for each arm; it selects the colour, dash and marker. unigram: the held-out loss of a model that only
-    knows word frequencies, if this loss is known.
+    looks: the index of each arm's colour, dash and marker. unigram: the held-out loss of a model that only knows word
+    frequencies, if this loss is known.
     """
 
     runs: Sequence[LoggedRun]

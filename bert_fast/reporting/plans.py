@@ -17,7 +17,7 @@ from bert_fast.reporting.scales import AxisUnit
 from bert_fast.train import timeline
 
 WIDTH = 1000
-SLICES = 60  # if layers are dropped at random, a run's picture has about this many slices
+SLICES = 60  # if layers are dropped at random, a run's picture has about this many slices, or fewer
 LEAST = 6  # the fewest steps of a slice
 DRAWS = 24  # random draws are repeated for at most this many steps of a slice
 HEIGHT = 216  # height of a picture, in pixels, if its layers fit
@@ -186,7 +186,10 @@ def place_of(name: str, left: float) -> str:
 
 
 def stacked(names: Sequence[tuple[str, float]]) -> list[int]:
-    """The number of the line for each (name, left edge): the lowest line on which it overlaps no earlier name."""
+    """The line of each name, counted from the lowest: the first line on which the name overlaps no earlier name.
+
+    names: (name, left edge).
+    """
     lines: list[int] = []
     ends: list[float] = []  # right edge of the last name on each line
     for name, left in names:
@@ -290,7 +293,7 @@ def legend() -> Html:
 
 
 def chosen(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
-    """The run with the most FLOPs of each arm. An arm's runs with other seeds have the same plan."""
+    """Each arm's run with the most FLOPs. An arm's runs with other seeds have the same plan."""
     found: dict[str, LoggedRun] = {}
     for run in sorted(runs, key=lambda run: -run.last["flops"]):
         if any(span.stage is not None for span in run.spans):

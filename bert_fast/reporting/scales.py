@@ -51,7 +51,7 @@ class Scale:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self, most: int) -> list[float]:
-        """At most `most` round values of the scale, in order."""
+        """At most `most` round values on the scale, in order."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for digits in ((1, 2, 5), (1, 3), (1,)):
@@ -70,8 +70,8 @@ class Scale:
 def scale_of(values: Iterable[float], log: bool | None = None, zero: bool = False, room: float = 0.0) -> Scale:
     """A scale that holds all finite values.
 
-    log: None: logarithmic if that reads better. zero: whether it begins at 0.
-    room: share of the range added at each end.
+    log: whether the scale is logarithmic; it is linear if a value is not positive. If None, LOG_FROM decides.
+    zero: whether a linear scale includes 0. room: share of the range that is added at each end of a linear scale.
     """
     finite = [value for value in values if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
@@ -99,7 +99,7 @@ def power(value: float) -> str:
 
 
 def tick_labels(scale: Scale, ticks: Iterable[float]) -> list[Html]:
-    """The values of a horizontal axis at their places. Narrow screens show only every other one."""
+    """The values of a horizontal axis at their places. Narrow screens show only every other value."""
     return [
         tag(
             "span",

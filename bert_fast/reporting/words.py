@@ -1,13 +1,13 @@
 """How ranked lists of words changed in a run.
 
-A column for each log row shown; a curve joins a word's places in neighbouring columns.
+Each column shows the list of one log row. A curve joins a word's places in neighbouring columns.
 """
 
 from collections.abc import Sequence
 
 from bert_fast.reporting.markup import Html, tag
 
-COLUMNS = 6  # the most log rows shown
+COLUMNS = 6  # at most this many log rows are shown
 STEP, ROW, TOP = 150, 22, 26  # sizes in pixels
 
 
@@ -19,7 +19,7 @@ def chosen(lists: Sequence[tuple[int, Sequence[str]]]) -> list[tuple[int, Sequen
 
 
 def picture(lists: Sequence[tuple[int, Sequence[str]]], about: str) -> Html:
-    """The lists at their steps, with the first place on top, in a box that can be scrolled sideways."""
+    """A picture of the lists, ordered by step, with the first word of each on top. It can be scrolled sideways."""
     columns = chosen(lists)
     texts, lines = [], []
     for number, (step, words) in enumerate(columns):

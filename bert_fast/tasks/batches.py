@@ -1,9 +1,9 @@
 """Batches of examples of similar length, so that most positions hold real tokens.
 
 There are only a few batch widths. Each example goes to the narrowest width that holds it. Examples that do not fill a
-batch at their width move to the next larger width. At most one batch of an epoch is not full: it has the largest width.
-Each epoch shuffles the examples again, but the number of batches of each width stays the same. The first epoch
-therefore compiles all programs of a run.
+batch at their width move to the next larger width. At most one batch of an epoch is not full. That batch has the
+largest width. Each epoch shuffles the examples again, but the number of batches of each width stays the same. The first
+epoch therefore compiles all programs of a run.
 
 Axes: N examples, B examples of a batch.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from bert_fast.data.vocab import Vocab
 
-STEP = 8  # `choose_widths` returns multiples of it: TPU register tiles and GPU tensor-core tiles have 8 rows
+STEP = 8  # `choose_widths` returns multiples of 8: TPU register tiles and GPU tensor-core tiles have 8 rows
 NO_LABEL = -1  # the value for a word piece without a label
 _AT_ONCE = 10_000  # texts tokenised per call
 
@@ -73,9 +73,10 @@ def make_examples(
 
 
 def choose_widths(lengths_N: np.ndarray, most: int) -> tuple[int, ...]:
-    """At most `most` widths, with the least padding for examples of these lengths. The widest holds the longest.
+    """At most `most` widths, with the least padding for examples of these lengths. The largest width holds the longest
+    example.
 
-    Found by dynamic programming over the multiples of STEP.
+    The widths are found by dynamic programming over the multiples of STEP.
     """
     counts = np.bincount(-(-lengths_N // STEP))
     upto = np.cumsum(counts)  # upto[k]: the number of examples of at most k * STEP tokens
@@ -122,7 +123,8 @@ def epoch(
         batches += [Batch(width, rows_B) for rows_B in rows_N[:full].reshape(-1, batch_size)]
         over_B = rows_N[full:]
     if len(over_B):
-        # The width is that of the longest example, left over or not. So every epoch has the same batch widths.
+        # This batch has the width of the longest of all examples, even if that example is in another batch. So every
+        # epoch has the same batch widths.
         batches.append(Batch(widths[bucket_N.max()], over_B))
     if rng is not None:
         rng.shuffle(order := np.arange(len(batches)))

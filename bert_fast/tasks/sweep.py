@@ -3,7 +3,7 @@
 WORKDIR/config.json                     the settings that all runs of the folder share, and their encoder
 WORKDIR/mrpc/lr=3e-05,seed=0/           a finished run: result.json, predictions in dev/ and test/, and weights in
                                         checkpoints/ (see --config.keep)
-WORKDIR/mrpc/.lr=3e-05,seed=0.unfinished/   an interrupted run; the same command resumes it
+WORKDIR/mrpc/.lr=3e-05,seed=0.unfinished/   an interrupted run; the command that started it resumes it
 WORKDIR/submission/                     test predictions of each task's best run at the chosen learning rate
 WORKDIR/results.json                    all runs, and each learning rate's mean, deviation and median over seeds
 """
@@ -38,9 +38,9 @@ def finetune(
 ) -> dict:
     """Trains the unfinished runs, and returns the contents of results.json ({} in processes other than 0).
 
-    `settings` were made from `config`. A later call may add tasks, seeds and learning rates to the folder; of the other
-    settings, only `keep` and `checkpoint` may change. Raises BadInput before any training if a setting, the data or the
-    encoder is wrong, and Interrupted after a signal.
+    `settings` must be made from `config`. A later call may add tasks, seeds and learning rates to the folder. Of the
+    other settings, only `keep` and `checkpoint` may change. Raises BadInput before any training if a setting, the data
+    or the encoder is wrong, and Interrupted after a signal.
     """
     check_output(workdir, "--workdir")
     encoder.check_source(checkpoint, hf)
@@ -63,7 +63,7 @@ def finetune(
             workdir.mkdir(parents=True, exist_ok=True)
             busy = f"another finetune is writing to {workdir}: wait until it ends, or choose another --workdir"
             stack.enter_context(hold(workdir / ".lock", busy))
-            resume.refuse_other(workdir, common, newer=newer)  # a call may have ended since the check above
+            resume.refuse_other(workdir, common, newer=newer)  # another call may have written since the check above
             sealed.write(workdir / "config.json", common)
         # listed after the lock is taken, so that no other call is still finishing a run
         left = [run for run in todo if not (folder_of(workdir, *run) / "result.json").is_file()]
@@ -83,7 +83,7 @@ def finetune(
                     progress.say(first_step())
 
             finished = train_and_score(trainers[name], rate, seed, unfinished_of(folder), stop, advance)
-            progress.update(before + trainers[name].steps, {})  # a stage may end early
+            progress.update(before + trainers[name].steps, {})  # a run may end early
             if is_main:
                 _keep(finished, trainers[name], folder)
                 atomic_json(workdir / "results.json", summary(workdir, about))
@@ -107,7 +107,7 @@ def folder_of(workdir: pathlib.Path, task: str, rate: float, seed: int) -> pathl
 
 
 def unfinished_of(folder: pathlib.Path) -> pathlib.Path:
-    """The folder of a run until it is finished. `summary` ignores it."""
+    """The folder of a run that is not finished. `summary` ignores such folders."""
     return folder.with_name(f".{folder.name}.unfinished")
 
 
@@ -130,8 +130,8 @@ def summary(workdir: pathlib.Path, about: dict) -> dict[str, Any]:
     """All finished runs of a folder, and their statistics over seeds.
 
     A task's chosen learning rate has the highest mean held-out score at the end of training. Devlin et al. (2019,
-    section 4.1) also choose it on the held-out set. The reported result is `last`, the metrics at the end of training.
-    `best` has the metrics of each run's best evaluation.
+    section 4.1) also choose the rate on the held-out set. The reported result is `last`, the metrics at the end of
+    training. `best` has the metrics of each run's best evaluation.
     """
     tasks: dict[str, Any] = {}
     for path in sorted(workdir.glob("*/lr=*,seed=*/result.json")):
@@ -147,7 +147,7 @@ def summary(workdir: pathlib.Path, about: dict) -> dict[str, Any]:
         by_rate = task["learning_rates"]
         task["chosen"] = max(by_rate, key=lambda rate: by_rate[rate]["last"]["score"]["mean"])
         task |= {kind: by_rate[task["chosen"]][kind] for kind in ("last", "best")}
-        # Runs of older versions have no baseline. All others have the same one, because the examples are the same.
+        # Runs of older versions have no baseline. All others have the same one, because their examples are the same.
         task["baseline"] = next((run["baseline"] for run in task["runs"] if "baseline" in run), None)
     order = [name for name in glue.TASKS if name in tasks]
     tasks = {name: tasks[name] for name in [*order, *(tasks.keys() - set(order))]}
@@ -217,7 +217,7 @@ def _listed(noun: str, values: Sequence) -> str:
 def table(results: dict) -> str:
     """A text table of each task's scores at the end of training, over the seeds of its chosen learning rate.
 
-    In brackets after each metric: the score of a constant prediction.
+    After each metric, the score of a constant prediction is in brackets.
     """
     lines = [f"{'task':<8} {'lr':>7} {'seeds':>5} {'score':>6} {'dev.':>5} {'median':>6} {'best':>6}  metrics"]
     constant = []

@@ -63,7 +63,7 @@ def from_tsv(text: str, path: str) -> list[Line]:
 
 
 def from_csv(text: str, path: str, delimiter: str) -> list[Line]:
-    """The rows below the header, as in RFC 4180: a cell with the delimiter, a quote or a line end is quoted.
+    """The rows below the header, as in RFC 4180: a cell that has a delimiter, quote or line end is quoted.
 
     Blank lines at the end do not count. Raises BadInput, with the line, if a quote is not closed, two columns have the
     same name, or a row has the wrong number of cells.

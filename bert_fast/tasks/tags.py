@@ -24,9 +24,11 @@ from bert_fast.train.report import say
 class TagWindows(NamedTuple):
     """Examples [CLS] tokens [SEP], in the order of the sentences; not padded.
 
-    ids: [N] arrays [S], token ids. labels: [N] arrays [S], a tag's number at the first word piece of each token, and
-        NO_LABEL elsewhere; None if the sentences have no tags.
-    sentences: [N] index of the window's sentence. firsts: [N] arrays [W], positions of the first word pieces.
+    ids: N arrays [S] of word piece ids.
+    labels: N arrays [S] with the number of a token's tag at its first word piece, and NO_LABEL elsewhere. None if the
+        sentences have no tags.
+    sentences: for each window, the index of its sentence.
+    firsts: N arrays [W] with the position of each token's first word piece.
     """
 
     ids: list[np.ndarray]
@@ -144,8 +146,8 @@ def predicted(made: TagWindows, logits_NSC: np.ndarray, names: Sequence[str]) ->
 def score(wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]], names: Sequence[str]) -> dict[str, float]:
     """Metrics in percent. For entities: precision, recall and f1 over whole entities, and the accuracy of tags.
 
-    These equal what seqeval computes by default, and `score` is f1. For plain tags: accuracy and macro_f1, and `score`
-    is the accuracy.
+    All four equal what seqeval computes by default, and `score` is f1. For plain tags: accuracy and macro_f1, and
+    `score` is the accuracy.
     """
     flat = [[tag for tags in part for tag in tags] for part in (wanted, found)]
     accuracy = 100 * sklearn.metrics.accuracy_score(*flat)

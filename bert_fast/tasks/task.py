@@ -31,7 +31,8 @@ class Task(NamedTuple):
     score: logits of the held-out splits -> metrics. The metric "score" is the task's main score, in percent.
     write: (folder, split, logits) -> paths: writes a split's predictions in the benchmark's format.
     about: the task's entry in a checkpoint's description.
-    baseline: the score of a constant prediction: the most frequent or the mean training label, or no answer.
+    baseline: the score of always predicting the most frequent training label, the mean label, or that there is no
+        answer, depending on the task.
     """
 
     name: str
@@ -79,8 +80,8 @@ def constant(
     names: Sequence[str],
     score: Callable[[Mapping[str, np.ndarray]], dict[str, float]],
 ) -> Baseline:
-    """The score of always predicting the training examples' most frequent class or tag. Without names: the score of
-    always predicting their mean label.
+    """The score of a constant prediction. With names, the prediction is the most frequent class or tag of the training
+    examples. Without names, it is their mean label.
     """
     labels = np.concatenate(train.labels) if isinstance(train.labels, list) else train.labels
     assert labels is not None

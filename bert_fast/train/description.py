@@ -22,7 +22,7 @@ from bert_fast.train.settings import Data, Evaluation
 # Format 3 had no masking settings for the evaluation: it used the training's.
 # Format 4 had no mesh, no number of planned steps and no number of rows. It had no guard, and counted fewer times.
 # Query, key and value were separate leaves: state.py and checkpoint.py join them.
-# Format 5 did not record whether the run had waited for the checkpoint, because it always had.
+# Format 5 did not record whether the run had waited for the checkpoint, because every run had.
 FORMAT = 6
 RENAMED = {
     "program": {"frozen": "frozen_paths"},
@@ -161,7 +161,7 @@ def from_format_3(found: dict) -> dict:
 
 
 def from_format_4(found: dict) -> dict:
-    """Converts a description of format 4 to format 5. Counts that it did not have are zero."""
+    """Converts a description of format 4 to format 5. Counts and times that format 4 did not have become zero."""
     new, old = Counters().to_json(), found["counters"]
     counters = {**new, **old, "counts": new["counts"] | old["counts"], "times": new["times"] | old["times"]}
     return {**found, "counters": counters, "mesh": {}, "planned": None, "rows": None}

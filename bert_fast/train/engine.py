@@ -31,7 +31,7 @@ from bert_fast.train.step import TrainState, join
 LOOK_AHEAD = 100  # upcoming steps whose programs are compiled in the background
 ROWS = ("ids", "types", "positions", "segments", "tags")  # arrays of a batch with shape [B, S]
 
-# (the timeline with the widths known so far, steps at which stages ended) -> the timeline to follow from here.
+# (the timeline with the model widths known so far, steps at which stages ended) -> the timeline to follow from here.
 Replan = Callable[[Sequence[Stage], Sequence[int]], list[Stage]]
 
 Waits = Callable[[str], contextlib.AbstractContextManager]
@@ -40,9 +40,10 @@ Waits = Callable[[str], contextlib.AbstractContextManager]
 class BatchSource(NamedTuple):
     """Where batches come from.
 
-    batches: (stage, index) -> endless iterator of (index after the batch, batch), starting at example `index`. A batch
-        holds this process's examples as NumPy arrays. They may be shorter than the `seq_len` of the stage's program.
-    order: name of the order in which a stage reads examples. Stages with the same order share their position in it.
+    batches: (stage, index) -> endless iterator of (index after the batch, batch), starting at `index`. An index counts
+        examples in pre-training, and batches in fine-tuning. A batch holds this process's examples as NumPy arrays.
+        The examples may be shorter than the `seq_len` of the stage's program.
+    order: name of the order in which a stage reads examples. Stages with the same order share one position in it.
     lengths: every example length that a stage's batches may have.
     """
 
@@ -54,7 +55,7 @@ class BatchSource(NamedTuple):
 class Engine:
     """A run in progress: pre-training or fine-tuning.
 
-    timeline: its stages. If the widths of a stage are a guess, they are settled when the stage is entered.
+    timeline: the run's stages. If the model widths of a stage are a guess, they are settled when the stage is entered.
     state, counters: what a checkpoint holds.
     """
 
@@ -80,7 +81,7 @@ class Engine:
         self.seed, self.initial, self.mesh = seed, initial, programs.mesh
         self.waits: Waits = lambda kind: contextlib.nullcontext()  # wraps each wait: input, compile or step
         self.replay: Replay | None = None
-        self.replan: Replan = lambda stages, ends: list(stages)  # a run with a budget has another
+        self.replan: Replan = lambda stages, ends: list(stages)  # a run with a budget replaces it
         self.counters, self.step, self.looked = Counters(), 0, 0
         self.guard, self.say, self.loader = guard, say, None
         self.pending: tuple[Program, Sequence[float], Any] | None = None
@@ -90,7 +91,7 @@ class Engine:
         self.state = states.first_state(params, self.method, self.stage, self.optimizer, self.mesh)
 
     def resume(self, folder: pathlib.Path, settled: Sequence[Stage], counters: Counters):
-        """Continues from a checkpoint. `settled`: its stages, up to and including the current one."""
+        """Continues from a checkpoint. `settled`: the stages in it, up to and including the current stage."""
         self.counters = counters
         for index, stage in enumerate(settled):  # as if the stages were entered one after the other
             self.timeline[index] = stage
@@ -109,7 +110,7 @@ class Engine:
         return self.counters.stage + 1 == len(self.timeline)
 
     def planned_steps(self) -> int:
-        """The number of steps at the end of the run, as planned so far."""
+        """The step at which the run ends, as planned so far."""
         return self.counters.stage_began + sum(stage.steps for stage in self.timeline[self.counters.stage :])
 
     def stage_is_over(self) -> bool:
@@ -201,8 +202,8 @@ class Engine:
         self.counters.lap("compile_seconds")
 
     def drawn(self, step: int, seq_len: int) -> tuple[Program, Route, list[float]]:
-        """What a step of the current stage runs for examples of length `seq_len`: the program, the route, and each
-        layer's share of micro-batches that run it.
+        """What a step of the current stage runs for examples of length `seq_len`: the program, the route, and for each
+        layer the share of micro-batches that run the layer.
         """
         rng = timelines.rng_of(self.seed, step)
         program, route, on_L = timelines.drawn(self.method, self.stage, self.clock(step), rng)
@@ -223,7 +224,10 @@ class Engine:
         self.looked = end
 
     def settle(self):
-        """Waits for the step in flight, if any, and counts it. Raises BadSteps after too many skipped steps."""
+        """Waits for the step in flight, if any, and counts it.
+
+        Raises BadSteps after too many skipped steps, or if a parameter is not finite.
+        """
         if self.pending is None:
             return
         (program, on_L, metrics), self.pending = self.pending, None
@@ -260,7 +264,7 @@ class Engine:
         self.say(f"{why}: the step is skipped")
 
     def observe(self):
-        """Calls the methods' `observe` every `ask_every` steps of the stage. It may end the stage."""
+        """Calls the methods' `observe` every `ask_every` steps of the stage. A method may then end the stage."""
         done, every = self.step - self.counters.stage_began, self.stage.ask_every
         if every and done % every == 0:
             seen, over = self.method.observe(self.whole_params(), self.state.method, self.stage, self.step)
@@ -268,7 +272,7 @@ class Engine:
             self.counters.over = over
 
     def enter_next_stage(self):
-        """Applies the methods' surgery to the state, and enters the next stage with the program that they settled."""
+        """Enters the next stage. The methods change the state for it (surgery), and settle its program."""
         old, new = self.stage, self.timeline[self.counters.stage + 1]
         self.settle()
         self.counters.lap("seconds")

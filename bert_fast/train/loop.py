@@ -53,9 +53,9 @@ def pretrain(
 ) -> dict:
     """Starts or continues a run in `workdir`; returns its summary.
 
-    `settings` were made from `config`, which is saved in the folder. When the run continues, only what resume.py lists
-    may have changed. Raises BadInput before any training if the settings, the shards or the folder cannot be used, and
-    later if a checkpoint cannot be written; Diverged if the guard stops the run; Interrupted if a signal does.
+    `settings` were made from `config`, which is saved in the folder. A continued run may differ only in what resume.py
+    lists. Raises BadInput if the settings, the shards or the folder cannot be used, a checkpoint cannot be written, or
+    a weight is not finite. Raises Diverged if the guard stops the run, and Interrupted if a signal stops it.
 
     began: when the process began, on the monotonic clock; None: now. mirror: copies each save elsewhere.
     """
@@ -79,7 +79,7 @@ class PretrainRun:
     """A pre-training run in progress, and the operations that the loop calls."""
 
     def __init__(self, settings: PretrainSettings, config: dict, workdir: pathlib.Path, began: float):
-        """Checks settings, shards and folder. Then resumes, else warm-starts, else starts from random parameters."""
+        """Checks settings, shards and folder. Then resumes the newest checkpoint, or starts a new run if none exists."""
         self.workdir, self.root, self.began = workdir, workdir / "checkpoints", began
         self.sign, self.is_main = 0.0, jax.process_index() == 0
         check_output(workdir, "--workdir")
@@ -95,7 +95,7 @@ class PretrainRun:
         held_out = eval_batches(settings.data, settings.eval)
         self.mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
         sharding.check_stages(settings.eval.batch_size, stages, self.mesh)
-        if checkpoint.steps(self.root):  # without a checkpoint, another config may use the folder
+        if checkpoint.steps(self.root):  # a folder without checkpoints accepts any config
             resume.refuse_changed(workdir, config, settings.extend, self.say)
             keys = [step_costs.key_of(stage, settings.methods, settings.optimizer.name) for stage in stages]
             resume.refuse_other_costs(workdir, settings.costs, keys)
@@ -256,7 +256,7 @@ class PretrainRun:
         self.engine.counters.lap(name)
 
     def write_train_row(self):
-        """Writes the means over the steps since the last train row; no row if all of these were skipped."""
+        """Writes the means over the steps since the last train row. Writes nothing if every one was skipped."""
         self.settle()
         engine, counters, last = self.engine, self.engine.counters, self.step - 1
         if not counters.since:
@@ -295,7 +295,7 @@ class PretrainRun:
             self.rows.write(self.last[split])
 
     def save(self, wait: bool = False):
-        """Starts writing a checkpoint of this step. If `wait`, waits for its end. Raises the error of a failed save."""
+        """Starts writing a checkpoint of this step. wait: until it is written. Raises the error of a failed save."""
         self.settle()
         self.saver.save(self.engine, self.description, self.rows, wait)
 

@@ -20,7 +20,7 @@ from bert_fast.bert import Params
 DECAYED = ("kernel", "word", "position", "type")
 
 # Kernels of the layers, stacked as [L, ...]: their input axes and their output axes. Muon treats each kernel of a layer
-# as one matrix: query, key and value have one each, over all heads.
+# as one matrix. Query, key and value have one matrix each, for all heads together.
 MATRICES = {
     "query": ((1,), (2, 3)),
     "key": ((1,), (2, 3)),
@@ -35,16 +35,18 @@ MATRICES = {
 class Optimizer:
     """Settings of an optimizer.
 
-    bias_correction: off in google-research/bert and in DeepSpeed's progressive layer dropping.
+    bias_correction: whether Adam's moments are corrected for their start at zero. This is off in google-research/bert
+        and in DeepSpeed's progressive layer dropping.
     clip_norm: the gradient is scaled down to this global norm; 0 turns clipping off.
     eps_before_correction: adds epsilon to the root of v before v's bias is corrected, as in Keras, fairseq and
-        transformers 2.11 (`epsilon hat` in section 2 of Kingma & Ba, arXiv 1412.6980). Otherwise it is added after the
-        correction, as in their algorithm 1 and in optax. Added before, epsilon has 32 times the effect in step 1, and
-        3 times the effect in step 100 (b2 0.999).
-    momentum, matrix_rms: for Muon only. The decay of its momentum, and the root mean square of each matrix's direction
-        (0.2 in Liu et al., arXiv 2502.16982, section 2.2).
+        transformers 2.11 (`epsilon hat` in section 2 of Kingma & Ba, arXiv 1412.6980). Otherwise epsilon is added after
+        the correction, as in algorithm 1 of that paper and in optax. Epsilon that is added before the correction has 32
+        times the effect in step 1, and 3 times the effect in step 100 (b2 0.999).
+    momentum: for Muon only, the decay of its momentum.
+    matrix_rms: for Muon only, the root mean square of each matrix's direction (0.2 in Liu et al., arXiv 2502.16982,
+        section 2.2).
 
-    A field with a default was added after the first runs. Its default reproduces what those runs did.
+    The fields with a default were added after the first runs. Each default reproduces what those runs did.
     """
 
     name: str
@@ -93,9 +95,9 @@ def scale_by_muon(settings: Optimizer) -> optax.GradientTransformation:
     """Muon's direction for the matrices of the layers, Adam's for everything else.
 
     The direction of a matrix is its Nesterov momentum, orthogonalised by five Newton-Schulz steps (Jordan et al. 2024,
-    kellerjordan.github.io/posts/muon) and scaled to `matrix_rms`. Narrow layers are padded with
-    zero rows and columns; these stay zero and do not affect the rest. The second moment of a matrix is not used and
-    stays zero. It is kept so that growth and pruning can treat all moments the same.
+    kellerjordan.github.io/posts/muon) and scaled to `matrix_rms`. Narrow layers are padded with zero rows and columns.
+    The padding stays zero and does not affect the rest. The second moment of a matrix is not used and stays zero. It is
+    kept so that growth and pruning can treat all moments in the same way.
     """
     adam: Any = scale_by_adam(settings)
     momentum = settings.momentum
@@ -122,7 +124,7 @@ def scale_by_muon(settings: Optimizer) -> optax.GradientTransformation:
 
 
 def orthogonal(x: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...], rms: float) -> jax.Array:
-    """Orthogonalises each matrix of a stack, and scales it to this root mean square."""
+    """Orthogonalises each matrix of a stack, and scales it to the root mean square `rms`."""
     axes = optax.contrib.MuonDimensionNumbers(inputs, outputs)
     # With its momentum turned off, optax's Muon only orthogonalises.
     muon = optax.contrib.scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=axes)
@@ -140,9 +142,9 @@ def decayed(params: Params) -> Params:
 
 
 def scale_by_trust_ratio() -> optax.GradientTransformation:
-    """LAMB's ratio ||w|| / ||r|| per tensor, 1 if either norm is 0 (arXiv 1904.00962; phi is the identity, as in
-    tf-models-official's lamb.py). A stacked leaf holds one tensor per layer, so its norms are per layer. Query, key and
-    value have separate norms.
+    """Multiplies the direction r of each tensor w by LAMB's trust ratio ||w|| / ||r||, or by 1 if either norm is 0
+    (arXiv 1904.00962; phi is the identity, as in tf-models-official's lamb.py). A stacked leaf holds one tensor per
+    layer, so its norms are per layer. Query, key and value have separate norms.
     """
 
     def scaled(path, direction, param):

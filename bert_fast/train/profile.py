@@ -10,10 +10,10 @@ STEPS = 3  # enough to see repetition, and few enough for a viewer
 
 
 class Profile:
-    """Traces STEPS steps, beginning with step `begin`, into a folder; none if `begin` is None.
+    """Traces STEPS steps, beginning with step `begin`, into a folder. Traces nothing if `begin` is None.
 
-    TensorBoard's profiler reads the folder, and Perfetto the file perfetto_trace.json.gz in it. Programs that compile
-    within the traced steps show up in the trace.
+    TensorBoard's profiler reads the folder. Perfetto reads the file perfetto_trace.json.gz in that folder. Programs
+    that compile within the traced steps show up in the trace.
     """
 
     def __init__(self, folder: pathlib.Path, begin: int | None):

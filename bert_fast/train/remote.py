@@ -1,7 +1,7 @@
 """A run whose folder is in a bucket: it works in a local folder, which is copied to the bucket after each save.
 
-A bucket neither renames nor appends. So the loop works on the disk: its rows and checkpoints are in the cache's folder
-runs/NAME-HASH. What is in the bucket is enough to continue on another machine.
+A bucket can neither rename nor append. So the training loop works on the disk, and keeps its rows and checkpoints in
+the cache's folder runs/NAME-HASH. What is in the bucket is enough to continue on another machine.
 """
 
 import contextlib
@@ -80,8 +80,8 @@ class BucketMirror(Mirror):
         self.sent: dict[str, tuple[int, int]] = {}  # name -> time and size of a file when it was copied
 
     def begin(self):
-        """Takes the lock, and gets what the bucket has and the local folder lacks. Raises BadInput if it cannot."""
-        # If lock.json was deleted, the bucket's checkpoints are assumed to be of the run in the local folder.
+        """Takes the lock, then gets from the bucket what the local folder lacks. Raises BadInput if it cannot."""
+        # If lock.json was deleted, the bucket's checkpoints are assumed to belong to the run in the local folder.
         self.lock.take(self.notes.run if remote_checkpoints.steps(self.store.names()) else "")
         try:
             self.claim()
@@ -93,7 +93,7 @@ class BucketMirror(Mirror):
             raise
 
     def claim(self):
-        """Moves the local folder aside if it belongs to a run that is no longer in the bucket, or if another machine
+        """Moves the local folder aside if its run is no longer in the bucket. Also moves it aside if another machine
         has continued the run, but not from the local folder's newest checkpoint.
         """
         there, local = self.newest_there(), [digest(self.commit(step)) for step in checkpoint.steps(self.root)]
@@ -101,7 +101,7 @@ class BucketMirror(Mirror):
         if self.notes.run != self.lock.run:
             self.notes.move_aside(f"the run in {self.folder} is no longer the one in {self.store}")
         elif there is not None and local and there.digest != copied:
-            if local[-1] == copied:  # another machine has continued from it, or went back
+            if local[-1] == copied:  # another machine has continued from this checkpoint, or went back
                 rollback.discard_later(self.root, there.step)
             elif there.digest not in local:
                 self.notes.move_aside(
@@ -121,7 +121,7 @@ class BucketMirror(Mirror):
         return (self.root / str(step) / remote_checkpoints.COMMIT).read_bytes()
 
     def fetch(self):
-        """Gets the newest undamaged checkpoint and the files of the run, if the bucket's checkpoint is newer."""
+        """If the bucket is ahead of the local folder, gets its newest undamaged checkpoint and the run's files."""
         names = self.store.names()
         there, saved = remote_checkpoints.steps(names), checkpoint.steps(self.root)
         mine = max((step for step in saved if not checkpoint.damage(self.root / str(step))), default=-1)
@@ -141,13 +141,13 @@ class BucketMirror(Mirror):
         if newer:
             self.fetch_good([step for step in there if step <= mine])
         if 0 in there and mine > 0 and not (self.root / "0" / remote_checkpoints.COMMIT).is_file():
-            self.fetched(0)  # methods may need the first parameters
+            self.fetched(0)  # a method may need the initial parameters
         if saved and mine > (there[-1] if there else -1):
             say(f"{self.folder} is at step {mine}, which is newer than what is in {self.store}: continuing it")
         say(f"{self.store}: the run works in {self.folder}, and is copied to the bucket after each save")
 
     def fetch_good(self, steps: list[int]):
-        """Gets older checkpoints until one is from before the skipped steps: the run may have to go back to it."""
+        """Gets older checkpoints, down to one from before the skipped steps. The run may have to go back to it."""
         for step in reversed(steps):
             folder = self.root / str(step)
             there = (folder / remote_checkpoints.COMMIT).is_file() or not self.fetched(step)
@@ -155,24 +155,24 @@ class BucketMirror(Mirror):
                 return
 
     def fetched(self, step: int) -> str:
-        """Gets a checkpoint. Returns, and says, what is wrong with it; "" if it is undamaged."""
+        """Gets a checkpoint. If it is damaged, says how, and returns that text. Otherwise returns an empty string."""
         if problem := remote_checkpoints.fetch(self.store, step, self.root):
             next_one = "; trying the previous one" if step else ""
             say(f"checkpoint {self.store}/checkpoints/{step} is damaged: {problem}{next_one}")
         return problem
 
     def may_go_on(self):
-        """Called before an object is written or deleted. Raises LockLost, or GiveWay if an upload is to end."""
+        """Called before an object is written or deleted. Raises LockLost, or GiveWay if an upload must stop."""
         self.uploads.may_go_on()
         self.lock.confirm()
 
     def check(self):
-        """Raises LockLost if another process has taken over the run, or the error of an upload."""
+        """Raises LockLost if another process has taken over the run. Raises the error of an upload that failed."""
         self.lock.check()
         self.uploads.check()
 
     def saved(self, step: int, keep: int):
-        """Requests a copy of the run, which a thread makes. keep: how many checkpoints are kept."""
+        """Asks the upload thread to copy the run. keep: how many checkpoints are kept."""
         self.step, self.keep = step, keep
         self.uploads.ask()
 
@@ -211,8 +211,8 @@ class BucketMirror(Mirror):
         self.notes.write(back=None, copied=newest.digest if newest else "")
 
     def delete_discarded(self, saved: list[int]):
-        """Deletes the checkpoints in the bucket that the local folder should have, but lacks: the run went back to an
-        earlier one, or they are damaged. saved: the steps in the local folder.
+        """Deletes the bucket's checkpoints that the local folder should have, but lacks. It lacks them because the run
+        went back to an earlier checkpoint, or because they were damaged. saved: the steps in the local folder.
         """
         names, oldest = self.store.names(), min((step for step in saved if step), default=math.inf)
         for step in remote_checkpoints.begun(names):
@@ -220,7 +220,9 @@ class BucketMirror(Mirror):
                 remote_checkpoints.delete(self.store, step, names)
 
     def copy(self):
-        """Copies each new checkpoint, its checksums.json last, after the run's other files. Deletes old checkpoints."""
+        """Copies new checkpoints and the run's files, then deletes old checkpoints. The checksums.json of a checkpoint
+        is copied after the checkpoint's other files and the run's files.
+        """
         self.lock.renew()
         if self.notes.back is not None:
             self.delete_later(self.notes.back)
@@ -236,14 +238,14 @@ class BucketMirror(Mirror):
                 if step == saved[-1]:
                     self.notes.write(copied=digest(self.commit(step)))
         self.copy_files()
-        if "summary.json" in names and not (self.folder / "summary.json").is_file():  # of a run that was extended
+        if "summary.json" in names and not (self.folder / "summary.json").is_file():  # the run was extended
             self.store.delete("summary.json")
         for step in remote_checkpoints.begun(names):
             if step not in kept and self.keep is not None:
                 remote_checkpoints.delete(self.store, step, names)
 
     def copy_checkpoint(self, step: int, names: list[str], is_newest: bool):
-        """Copies a checkpoint. Leaves out a damaged one, or raises BucketError if it is the newest."""
+        """Copies a checkpoint, unless it is damaged. Raises BucketError if the newest one is damaged."""
         with remote_checkpoints.linked(self.root / str(step)) as folder:
             problem = checkpoint.damage(folder)
             if problem is None:
@@ -269,7 +271,7 @@ class BucketMirror(Mirror):
         return self.store.read(remote_checkpoints.key(step, remote_checkpoints.COMMIT)) == self.commit(step)
 
     def copy_files(self):
-        """Gives a sign of life, and copies the files that have changed."""
+        """Renews the lock, and copies the files that have changed."""
         self.lock.renew()
         for name, path in remote_checkpoints.files_of(self.folder).items():
             with contextlib.suppress(FileNotFoundError):  # the run has deleted it since it was listed
@@ -290,7 +292,7 @@ class BucketMirror(Mirror):
             self.lock.stop()
 
     def finish(self, error: BaseException | None):
-        """As `end`, for a run that was not stopped at once."""
+        """Does the copying for `end`. `end` skips it after KeyboardInterrupt and LockLost."""
         behind, copied = self.settle(), False
         if error is None or (self.keep is not None and behind is None):
             try:
@@ -312,7 +314,7 @@ class BucketMirror(Mirror):
             say(f"the run is in {self.store}" + ("" if whole else ", as far as it was saved"))
 
     def settle(self) -> Exception | None:
-        """Waits for the newest checkpoint's upload, or cancels an earlier one's. Returns why an upload failed."""
+        """Waits for the upload in progress. Cancels it if a newer save is waiting. Returns why an upload failed."""
         if self.uploads.asked:
             self.uploads.cancel()
         self.uploads.wait()

@@ -1,10 +1,14 @@
 """The lock of a run in a bucket: only its owner writes there.
 
-    lock.json   run: the run's identity; owner: the process that writes there, or null; beat: a count it increases
+The lock is the object lock.json, with three keys:
 
-A bucket has no locks, but it can replace an object on the condition that nobody else has replaced it. The owner does so
-every BEAT seconds, as a sign of life. Another process takes the lock if its owner has given no sign of life for STALE
-seconds.
+    run     the run's identity
+    owner   the process that writes to the run, or null
+    beat    a count that the owner increases
+
+A bucket has no locks, but it can replace an object on the condition that nobody else has replaced it. The owner
+replaces lock.json in this way every BEAT seconds, as a sign of life. Another process may take the lock if the owner has
+given no sign of life for STALE seconds.
 """
 
 import contextlib
@@ -23,7 +27,7 @@ from bert_fast.storage import Bucket, BucketError, StoredObject
 
 NAME = "lock.json"
 BEAT = 20.0  # seconds between signs of life
-STALE = 180.0  # seconds without one after which the owner counts as lost
+STALE = 180.0  # the owner counts as lost after this many seconds without a sign of life
 POLL = 5.0  # seconds between looks at another owner's lock
 _held: set[str] = set()  # tokens of the locks that this process holds
 
@@ -47,7 +51,7 @@ class RemoteLock:
     def take(self, run: str = ""):
         """Takes the lock. Waits if its owner may be lost. Raises BadInput if another run holds it.
 
-        run: the run's identity if the bucket has no lock; "": a new one.
+        run: the identity that the run gets if the bucket has no lock. With "", the run gets a new identity.
         """
         self.run = run
         found = self.store.look(NAME)
@@ -70,7 +74,7 @@ class RemoteLock:
         self.thread.start()
 
     def read(self, found: StoredObject) -> dict[str, Any]:
-        """The content of the lock. If there is none, no owner."""
+        """The run and the owner in the lock. If the bucket has no lock, the owner is None."""
         if found.content is None:
             return {"run": self.run or secrets.token_hex(8), "owner": None}
         try:
@@ -92,7 +96,10 @@ class RemoteLock:
         return f"{busy}: wait for it to finish, or choose another --workdir"
 
     def outwait(self, found: StoredObject, owner: dict[str, Any]) -> StoredObject:
-        """The lock, once its owner has released it or has given no sign of life for STALE seconds."""
+        """Waits until the owner has released the lock, or has given no sign of life for STALE seconds.
+
+        Returns the lock. Raises BadInput after a sign of life.
+        """
         self.say(
             f"{self.store} is locked by {name_of(owner)}, which may have been killed: waiting up to {STALE:.0f} s for "
             "a sign of life from it"
@@ -111,7 +118,7 @@ class RemoteLock:
     def follow(self):
         """Gives signs of life until the lock is released or lost."""
         while not self.over.wait(BEAT):
-            with contextlib.suppress(BucketError):  # an upload will report it
+            with contextlib.suppress(BucketError):  # an upload will report the error
                 try:
                     self.renew(self.hasty)
                 except LockLost:
@@ -148,17 +155,19 @@ class RemoteLock:
             raise LockLost(f"{self.lost}. This run stops, and uploads nothing more")
 
     def confirm(self):
-        """Raises LockLost if the lock is lost. Asks the bucket if the last sign of life is old, as it is in a process
-        that was suspended.
+        """Raises LockLost if the lock is lost.
+
+        If the last sign of life is old, for example because this process was suspended, gives a new sign of life. That
+        shows whether the lock is lost.
         """
         self.check()
         if time.time() - self.signed > STALE / 2:
             self.renew()
 
     def stop(self):
-        """Gives no more signs of life, and ends the use of the lock: `check` raises LockLost.
+        """Gives no more signs of life. From now on, `check` raises LockLost.
 
-        The lock stays, until another process finds that its owner is gone.
+        The lock stays in the bucket until `release`, or until another run finds that its owner is gone.
         """
         self.over.set()
         self.lost = self.lost or f"this run has ended its work in {self.store}"
@@ -170,13 +179,15 @@ class RemoteLock:
         try:
             with self.busy:
                 self.beat += 1
-                self.store.replace(NAME, self.content(None), self.version)  # if it is lost, it has another version
+                self.store.replace(NAME, self.content(None), self.version)  # does nothing to a lost lock
         except BucketError as error:
             self.say(f"the lock is not released ({error}): on another machine, the next run waits {STALE:.0f} s for it")
 
 
 class GuardedBucket(Bucket):
-    """The objects of a run. `confirm` is called before one is written or deleted, and raises an error to prevent it."""
+    """The objects of a run. Before an object is written or deleted, `confirm` is called. If it raises an error, the
+    object stays as it is.
+    """
 
     def __init__(self, store: Bucket, confirm: Callable[[], object]):
         super().__init__(store.url, store.store)
@@ -205,7 +216,7 @@ def machine() -> str:
 
 
 def began(process: int | str) -> str:
-    """When a process of this machine began, in its kernel's ticks: "" if unknown, "gone" if it has ended."""
+    """When a process of this machine began, in clock ticks. Returns "" if unknown, and "gone" if it has ended."""
     try:
         state, *fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -214,7 +225,7 @@ def began(process: int | str) -> str:
 
 
 def is_gone(owner: dict[str, Any]) -> bool:
-    """Whether the owner of a lock was a process of this machine that has ended without releasing it."""
+    """Whether the owner of a lock was a process of this machine that has ended, or an earlier run of this process."""
     if owner.get("machine") != machine():
         return False
     if owner.get("pid") == os.getpid() and owner.get("began") == began("self"):

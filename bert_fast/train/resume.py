@@ -71,7 +71,7 @@ def differences(workdir: pathlib.Path, config: dict, newer: Mapping = types.Mapp
 
 
 def refuse_other(workdir: pathlib.Path, config: dict, newer: Mapping = types.MappingProxyType({})):
-    """Raises BadInput, with the differences, if the folder holds a run with another config. newer: see `differences`."""
+    """Raises BadInput if the folder holds a run with another config. newer: see `differences`."""
     _refuse(workdir, differences(workdir, config, newer))
 
 

@@ -137,7 +137,7 @@ def current_keys(config: Mapping[str, Any]) -> dict:
 
 
 def evaluated_as_trained(data: Mapping[str, Any]) -> dict:
-    """The evaluation's masking settings in a run from before these keys existed: the same as in training."""
+    """The evaluation's masking settings for older configs, which lack them: the same as in training."""
     return {key: data[key] for key in ("masked_share", "whole_word", "short_seq_prob") if key in data}
 
 
@@ -180,8 +180,8 @@ def choice(name: str, value: str, known) -> str:
 def phases(text: str) -> tuple[Phase, ...]:
     """Parses phases such as `"16@256:0.5,64:0.5"`. Raises BadInput.
 
-    In this example, half of the steps have 16 tokens and a batch size of 256. The rest have 64 tokens and the run's
-    batch size.
+    In this example, half of the steps use examples of 16 tokens and a batch size of 256. The other half use examples of
+    64 tokens and the run's batch size.
     """
     try:
         found = tuple(phase(part) for part in text.split(","))

@@ -18,20 +18,20 @@ from typing import Any, NamedTuple
 from bert_fast import BadInput
 from bert_fast.data.files import atomic_write
 
-PATIENCE = 30.0  # seconds that a sink may take to start, and again to send the remaining rows at the end of the run
+PATIENCE = 30.0  # seconds for wandb to start, and for all sinks to send the remaining rows at the end of the run
 ID = "tracking_id"  # file in the run folder
 PROJECT = "bert_fast"
 
 
 class Tracked(NamedTuple):
-    """What a sink knows about the run. after_step: the step at which it begins or continues."""
+    """What a sink knows about the run. after_step: the run begins or continues after this step."""
 
     workdir: pathlib.Path
     config: dict[str, Any]
     after_step: int
 
     def id(self) -> str:
-        """The run's name at remote services. It is kept in the run folder, so that a resumed run continues there."""
+        """The run's name at remote services. The run folder keeps it, so that a resumed run has the same name."""
         path = self.workdir / ID
         if not path.is_file():
             name = re.sub(r"[^\w.-]", "-", self.workdir.absolute().name, flags=re.ASCII)
@@ -39,7 +39,7 @@ class Tracked(NamedTuple):
         return path.read_text()
 
 
-# Each returns two functions: send(numbers by name, step=...) and close().
+# The next three functions each start a sink. They return two functions: send(numbers by name, step=...) and close().
 
 
 def tensorboard(run: Tracked) -> tuple[Callable, Callable]:

@@ -41,10 +41,10 @@ class Wait:
 
 
 class Watchdog:
-    """Follows what the main thread and a save's thread wait for, inside a `with` block.
+    """Times the waits of the main thread and of the thread that saves, inside a `with` block.
 
-    Time counts only while this thread also runs. So if a process is suspended with all of its threads, that time does
-    not count as waiting.
+    Time counts only while the watchdog's thread also runs. So if a process is suspended with all of its threads, that
+    time does not count as waiting.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Watchdog:
                     self.end(wait, limit)
 
     def end(self, wait: Wait, limit: float):
-        """Ends the process and its data workers, with the stacks of all threads on standard error."""
+        """Prints the stacks of all threads to standard error, then ends the process and its data workers."""
         workers = "".join(f"; data worker {child.pid} is {state(child.pid)}" for child in loaders())
         message = (
             f"{self.name} has waited {wait.seconds:.0f} s for {wait.what}{workers}. The limit is "

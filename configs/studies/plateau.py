@@ -1,8 +1,8 @@
-"""How soon does a small model leave the plateau of word frequencies? Two layers, 2 M tokens of documentation.
+"""How soon does a small model do better than word frequencies? It has two layers and 2 M tokens of documentation.
 
     bert-fast compare plateau --out=runs/plateau
 
-`python -m experiments.plateau --folder=runs/plateau` writes the page.
+`python -m experiments.plateau --folder=runs/plateau` writes experiments/plateau.md.
 """
 
 from bert_fast.compare.study import Study

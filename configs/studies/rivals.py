@@ -39,7 +39,7 @@ def get_study() -> Study:
             # EarlyBERT: does its ticket matter?
             "EarlyBERT": {"methods": "early_bert"},
             "random ticket": {"methods": "early_bert", "early_bert.ticket": "random"},
-            # Layer dropping: rescaling and learning rate in all four combinations, then its schedules one by one.
+            # Layer dropping: rescaling and learning rate in all four combinations, then without each schedule.
             "layer dropping": LAYER_DROP,
             "layer dropping, not rescaled": {**LAYER_DROP, "layer_drop.rescale": False},
             "layer dropping, higher rate": {**LAYER_DROP, "learning_rate.peak": HIGHER_PEAK},

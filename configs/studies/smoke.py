@@ -2,7 +2,7 @@
 
     bert-fast compare smoke --out=runs/smoke
 
-It can be stopped at any time; the same command continues it.
+The study can be stopped at any time. Give the command again to continue the study.
 """
 
 from bert_fast.compare.study import Study
@@ -13,7 +13,7 @@ def get_study() -> Study:
         config="quickstart",
         changes={
             "model.depth": 4,
-            "phases": "64:1",  # one length has fewer programs to compile
+            "phases": "64:1",  # with a single length, fewer programs are compiled
             "learning_rate.warmup_steps": 10,
             "eval.every": 0,
             "eval.examples": 300,

@@ -3,9 +3,10 @@
     python -m experiments.study tier1
     bert-fast compare tier1 --data=SHARDS --out=runs/tier1
 
-The first command uses the project's own text and keeps the runs in its repository. The model has six layers of width
-96 and the recipe of experiments/plateau.md, so that every arm learns from context. Each arm has the best of three peak
-rates, which are the same three for all arms (tier1_rates.py). Every schedule falls to 0 at the end of the budget.
+The first command uses the project's own text and keeps a record of each run in this repository. The model has six
+layers of width 96 and the recipe of experiments/plateau.md, so that every arm learns from context. The same three peak
+rates were tried for every arm (tier1_rates.py), and each arm has its best. Every schedule falls to 0 at the end of the
+budget.
 """
 
 from bert_fast.compare.study import Study
@@ -13,7 +14,7 @@ from bert_fast.compare.study import Study
 LAYER_DROP = {"methods": "layer_drop", "layer_drop.sampling": "systematic"}  # fewer programs to compile
 TOKEN_DROP = {"methods": "token_drop", "token_drop.shortest": 16}  # rows of 8 tokens have none to spare
 EARLY_BERT = {"methods": "early_bert", "early_bert.search": 0.15}  # the search ends well after the warm-up
-STACKING = {"methods": "stacking", "stacking.learning_rate": "run"}  # "segments" would end with a rate above 0
+STACKING = {"methods": "stacking", "stacking.learning_rate": "run"}  # with "segments", the last rate would be above 0
 MSLT = {"methods": "stacking", "stacking.variant": "mslt"}
 ARMS = {
     "dense": {},

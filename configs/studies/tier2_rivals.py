@@ -3,8 +3,9 @@
     python -m experiments.study tier2_rivals
     bert-fast compare tier2_rivals --data=SHARDS --out=runs/tier2_rivals
 
-If late growth, random tokens, a longer time on short rows or leaving out [MASK] saves as much as a method, the saving
-is not the method's. The shallower model is an arm of the main part (tier1.py).
+If a simpler change saves as much as a method, the saving is not due to the method. The simpler changes are late growth,
+dropping random tokens, a random ticket, a longer time on short rows, and lower layers that skip [MASK] tokens (3ML).
+Another rival, a shallower model, is an arm of the main part of the study (tier1.py).
 """
 
 import dataclasses

@@ -32,8 +32,8 @@ def get_study() -> Study:
         "token dropping, by frequency": {**TOKEN_DROP, "token_drop.scores": "frequency"},
         "EarlyBERT": EARLY_BERT,
         "EarlyBERT, random ticket": {**EARLY_BERT, "early_bert.ticket": "random"},
-        # Stacking and MSLT: other stages, other shares of the steps, other first weights of new layers, and details of
-        # the released code.
+        # Stacking and MSLT: stages and their shares of the steps, the first weights of new layers, the optimizer's
+        # moments, the learning rate of the released code, and the training of MSLT's embeddings.
         "stacking": STACKING,
         "stacking, from two layers": {**STACKING, "stacking.depths": "2,6"},
         "stacking, half and half": {**STACKING, "stacking.shares": "0.5,0.5"},

@@ -67,7 +67,10 @@ def copy(path: str, to: pathlib.Path) -> None:
 
 
 def open_corpus(pattern: str, text_key: str) -> corpora.Corpus:
-    """The corpus files:PATTERN, as `prepare` opens it. Its files may be in a bucket. Raises BadInput as `prepare` does."""
+    """The corpus files:PATTERN, whose files may be in a bucket.
+
+    Opens the corpus and raises BadInput as `prepare` does.
+    """
     spec = f"files:{pattern}"
     if not in_bucket(pattern):
         return corpora.open_corpus(spec, text_key=text_key)
@@ -114,7 +117,7 @@ def in_order(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def fetch(units: str, folder: pathlib.Path) -> None:
-    """Copies the units from a bucket to a folder on this machine. Each .json file is copied last, as in `write_unit`."""
+    """Copies the units from a bucket to a folder on this machine. A unit's .json file is copied last."""
     paths = {pathlib.Path(path.rpartition("/")[2]): path for path, _ in listed(FileSystems.join(units, "unit-*"))}
     for name in in_order(paths):
         copy(paths[name], folder / name)

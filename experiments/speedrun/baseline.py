@@ -5,7 +5,7 @@ python -m experiments.speedrun baseline --track=tiny --data=SHARDS
 
 from bert_fast.configs import common, quickstart
 
-# The steps within which the baseline reaches the target of each track.
+# For each track, the number of steps in which the baseline reaches the target.
 STEPS = {"tiny": 100, "base": 12_000}
 
 

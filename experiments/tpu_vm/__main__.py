@@ -1,4 +1,4 @@
-"""Pre-trains on a Cloud TPU VM: one host or a slice, on demand, spot or queued. docs/cloud_tpu.md walks through it.
+"""Pre-trains on a Cloud TPU VM: one host or a slice, on demand, spot or queued. The guide is docs/cloud_tpu.md.
 
     python -m experiments.tpu_vm create  TASK.toml    makes the TPU, or asks for it in the queue
     python -m experiments.tpu_vm setup   TASK.toml    installs the package and copies the shards, on every worker
@@ -11,8 +11,8 @@
 
 `run` and `resume` watch until the run ends. If the TPU is preempted, they make it again, set it up, and resume the run
 from the bucket. Ctrl-C ends the watching, not the run; `resume` watches again. --dry_run prints every command and runs
-none. Run it in a clone of the project; it needs Python 3.11 and gcloud. If the package is installed too, the flags of
-the run are checked here, before anything is made.
+none. Run this program in a clone of the project. It needs Python 3.11 and gcloud. If bert_fast is installed too, the
+flags of the run are checked on this machine before anything is made.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from experiments.tpu_vm.gcloud import DryRun, Gcloud, NoCapacity, NotFound
 from experiments.tpu_vm.tpu import FOLDER, Kind, Tpu
 from experiments.tpu_vm.watch import watch
 
-# The state of the run in which each command is usually given. A dry run assumes this state. "": there is no TPU.
+# The state in which each command is usually given. A dry run assumes this state. WORDS describes the states.
 ASSUMED = {"create": "", "resume": "", "setup": "new", "run": "idle"}
 WORDS = {
     "": "there is no TPU yet",
@@ -105,7 +105,7 @@ def run(tpu: Tpu, args: argparse.Namespace) -> None:
 def status(tpu: Tpu, args: argparse.Namespace) -> None:
     kind, word = tpu.state()
     run = f"\nrun: {tpu.run_state()}" if kind is Kind.READY else ""
-    if not args.dry_run:  # it prints commands only
+    if not args.dry_run:  # a dry run prints commands only
         print(f"{tpu.task.name} ({tpu.task.type}, {tpu.task.zone}): {word}{run}")
 
 
@@ -127,7 +127,7 @@ def delete(tpu: Tpu, args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Runs a command, and returns its exit code: 0, 2 after bad input or a failed command, 130 after Ctrl-C."""
+    """Runs a command. Returns its exit code: 0 for success, 2 for bad input or a failed command, 130 for Ctrl-C."""
     args = parse(argv)
     try:
         task = tasks.read(args.task)

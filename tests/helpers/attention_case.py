@@ -26,7 +26,7 @@ class Case:
         self.arguments = {"queries": queries, "keys": keys, "head_size": 64, "rate": rate}
 
     def run(self, asked: str):
-        """(output, gradients of the product and of the bias)."""
+        """(output, gradient with respect to `product_BNW`, gradient with respect to `bias_W`)."""
 
         def out(product_BNW, bias_W):
             return attend(product_BNW, bias_W, self.segments_BN, draws=self.draws, asked=asked, **self.arguments)

@@ -1,6 +1,6 @@
 """An object store on this machine: moto's S3 server in a separate process, which can be told to fail.
 
-python bucket_server.py FOLDER   serves, and writes its port to FOLDER/port and each request to FOLDER/requests
+python bucket_server.py FOLDER   serves; writes its port to FOLDER/port, and requests that it serves to FOLDER/requests
 """
 
 import json
@@ -57,7 +57,7 @@ class BucketServer:
         (self.folder / "fault").unlink(missing_ok=True)
 
     def requests(self) -> list[str]:
-        """All requests so far that were answered, such as "PUT /bucket/name"."""
+        """The requests so far, such as "PUT /bucket/name", without those that were made to fail."""
         return (self.folder / "requests").read_text().splitlines()
 
     def pause(self):

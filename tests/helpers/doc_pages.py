@@ -21,9 +21,7 @@ class Fence(NamedTuple):
 
     @property
     def file(self) -> str:
-        """The name of the file that the block shows, from its first line (`# mine.py`); "" if it does not show a
-        file.
-        """
+        """The name of the file that the block shows, from the first line (`# mine.py`). Empty if it shows no file."""
         found = re.match(r"# ([\w/.-]+\.\w+)\n", self.text)
         return found[1] if found else ""
 

@@ -1,4 +1,4 @@
-"""The runs with losses in golden/: dense, each method alone, all methods together, and a fine-tuning task."""
+"""The runs whose losses are in golden/: dense, single methods, several methods combined, and a fine-tuning task."""
 
 import hashlib
 import pathlib
@@ -26,7 +26,8 @@ SMALL = {
 }
 SEARCH = {"early_bert.search": 0.2, "early_bert.neurons": "layer"}
 TICKET = {**SEARCH, "early_bert.stop": "early_bird", "early_bert.mask_every": 1, "early_bert.threshold": 0.5}
-# name: (config, changes). Methods train in a single phase: at a second length, each plan would be compiled again.
+# name: (config, changes). Runs with a method have a single phase: with a second length, each plan would be compiled
+# again.
 RUNS = {
     "dense": (bert, {"model.depth": 2}),
     "layer_drop": (layer_drop, {"phases": "16:1", "micro_batches": 2}),

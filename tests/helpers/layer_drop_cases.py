@@ -7,7 +7,7 @@ from bert_fast.method import Clock, Program, Stage
 from bert_fast.plan import whole
 from bert_fast.schedule import Schedule
 
-LATE = 10**6  # a step long after the ramp
+LATE = 10**6  # by this step, theta has reached its final value
 
 
 def stage_of(depth=12, plan=None, micro_batches=1, norm="pre"):

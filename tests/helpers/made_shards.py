@@ -1,4 +1,4 @@
-"""Makes shards folders and example settings for tests."""
+"""Makes shards folders and `ExampleSettings` for tests."""
 
 import dataclasses
 
@@ -85,7 +85,7 @@ def make_small_folder(folder):
 
 
 def bert(objective="mlm", seq_len=32, **changes):
-    """BERT's example settings, with short examples."""
+    """BERT's `ExampleSettings`, but with short examples."""
     settings = examples.ExampleSettings(seq_len, objective, masked_share=0.15, whole_word=False, short_seq_prob=0.1)
     return dataclasses.replace(settings, **changes)
 

@@ -166,7 +166,7 @@ def small(config, **changes) -> tuple[settings.FinetuneSettings, dict]:
 
 
 def make_trainer(folder: pathlib.Path, data_dir, task: str = "mrpc", shape=(), **changes) -> Trainer:
-    """A trainer for a GLUE task, with the settings of `make_settings`. The encoder's vocabulary is written to `folder`."""
+    """A trainer for a GLUE task with the settings of `make_settings`. Writes the encoder's vocabulary to `folder`."""
     made, _ = make_settings(data_dir, task, **changes)
     start = make_encoder(folder, **dict(shape))
     return Trainer(data.make(task, data.read(task, made), start.vocab, made), start, made)
@@ -184,7 +184,10 @@ def replaced(made: settings.FinetuneSettings, **changes) -> settings.FinetuneSet
 
 
 def write_squad(folder: pathlib.Path, version: str, count: int = 10):
-    """Writes questions in the official layout, each with its own context. In 2.0, every other question has no answer."""
+    """Writes questions in the official layout, each with its own context.
+
+    In version 2.0, every other question has no answer.
+    """
     for kind in ("train", "dev"):
         paragraphs = []
         for number in range(count):

@@ -21,7 +21,7 @@ import sys
 
 CLOUD = pathlib.Path(
     os.environ.get("CLOUD", "")
-)  # set for the programs; the tests import only `make` and `end_machines`
+)  # empty in the tests' own process, which uses only `make` and `end_machines`
 PROGRAMS = ("gcloud", "curl", "uv", "sudo", "mountpoint")
 WORKER = os.environ.get("WORKER")
 
@@ -199,7 +199,7 @@ def curl(argv: list[str]):
 def uv(argv: list[str]):
     if argv[0] == "venv":
         (pathlib.Path(argv[-1]) / "bin").mkdir(parents=True)
-    else:  # pip install: the test's program replaces bert-fast
+    else:  # pip install: installs the test's stand-in for bert-fast
         python = pathlib.Path(argv[argv.index("--python") + 1])
         assert "[tpu]" in argv[-1]
         shutil.copy(CLOUD / "bert-fast", python.parent / "bert-fast")
