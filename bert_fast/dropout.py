@@ -23,7 +23,7 @@ HEAD = np.int32(1 << 16)  # distance between the indices of neighbouring heads; 
 
 
 def hashed(x):
-    """Mixes every 32-bit number of an array of uint32."""
+    """Hashes each number of a uint32 array."""
     x = (x ^ (x >> 16)) * np.uint32(FIRST)
     x = (x ^ (x >> 15)) * np.uint32(SECOND)
     return x ^ (x >> 16)
@@ -78,7 +78,7 @@ def threshold(rate: float) -> np.int32:
 
 
 def kept(salts, index, rate: float):
-    """Which entries are kept: bool, of the shape of `index` and `salts[0]` broadcast together."""
+    """Which entries are kept: bool, with the shape to which `index` and `salts[0]` broadcast."""
     first, second = (jax.lax.bitcast_convert_type(salt, jnp.int32) for salt in salts)
     return bits(first, second, index) >= threshold(rate)
 

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Plan a TPU run before you pay for it
 #
-# How many FLOPs, hours and dollars is a run? Does it fit into memory? How much do the methods save? Nothing here
+# How many FLOPs, hours and dollars does a run take? Does it fit into memory? How much do the methods save? Nothing here
 # needs an accelerator: FLOPs are counted, and a TPU's own compiler, which runs on any Linux machine, compiles the
 # run's programs.
 #
@@ -125,7 +125,7 @@ if DEBUG:
 # %% [markdown]
 # ## 2. FLOPs, stage by stage
 #
-# Cells like these run the command `bert-fast`, as you would in a terminal.
+# The next cell prints a `bert-fast` command, as you would type it in a terminal, and runs it.
 
 # %%
 from bert_fast.notebook import runtime
@@ -145,8 +145,9 @@ pictures.plans({"dense": (CONFIG, CHANGES), METHODS: (CONFIG, CHANGES | {"method
 # %% [markdown]
 # ## 3. Hours and dollars by chip
 #
-# These hold if a share `UTILISATION` of the peak is reached. Prices are on-demand list prices in the United States.
-# Their dates are in `bert_fast/cost/accelerators.py`. Look up the prices that you pay: spot chips cost less.
+# The figures assume that the run reaches the share `UTILISATION` of the chips' peak FLOP/s. Prices are on-demand list
+# prices in the United States. Their dates are in `bert_fast/cost/accelerators.py`. Look up the prices that you pay:
+# spot chips cost less.
 
 # %%
 UTILISATION = 0.4  # @param {type: "slider", min: 0.1, max: 0.8, step: 0.05}
@@ -168,9 +169,9 @@ display(Markdown("\n".join(lines)))
 # %% [markdown]
 # ## 4. Ask the TPU's compiler
 #
-# It knows whether the run fits, how much memory it takes, and how many cycles its programs need at least. It comes
-# with `libtpu`, which must match JAX. TPU runtimes have it. Elsewhere, this cell says how to install it. At BERT-base
-# size, a program takes one to three minutes to compile on two cores; results are kept.
+# The compiler tells whether the run fits into memory, how much memory it takes, and how many cycles its programs need
+# at least. The compiler is part of `libtpu`, which must match JAX. TPU runtimes have it. Elsewhere, this cell says how
+# to install it. At BERT-base size, a program takes one to three minutes to compile on two cores. Results are kept.
 
 # %%
 import importlib.metadata
@@ -190,7 +191,8 @@ else:
 # %% [markdown]
 # ## 5. The settings that cost least
 #
-# For one chip with 16 GB, as in Colab's v5e-1, this cell searches for these settings. It compiles many programs.
+# If you tick `SEARCH`, this cell searches for the settings that cost least on one chip with 16 GB, such as Colab's
+# v5e-1. The search compiles many programs.
 
 # %%
 SEARCH = False  # @param {type: "boolean"}

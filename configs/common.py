@@ -23,14 +23,14 @@ SIZES = {
 }
 
 
-# The arguments of every pre-training config. seq: one phase at this length; 0: the config's own phases.
+# The arguments of every pre-training config. seq: the length of the only phase. With 0, the config has its own phases.
 ARGUMENTS = {"size": "base", "seq": 0, "objective": "mlm+nsp", "norm": "post", "debug": False}
 
 
 def parse(text: str | None, fixed: Mapping[str, str] = types.MappingProxyType({}), /, **defaults) -> dict:
-    """A config's arguments, parsed from text such as "size=mini,seq=128,debug". Arguments not given have their
-    defaults.
+    """A config's arguments, parsed from text such as "size=mini,seq=128,debug".
 
+    defaults: all arguments that the config accepts, each with the value that it has if the text does not give it.
     fixed: the arguments that the config does not accept, each with the reason. Raises BadInput for a fixed or unknown
     argument, and for a value of the wrong type.
     """
@@ -85,7 +85,7 @@ def base(size_name: str) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.steps = 1_000_000
-    config.budget = ""  # such as "tokens:2e6" or "seconds:3600": sets the number of steps instead
+    config.budget = ""  # such as "tokens:2e6" or "seconds:3600"; a budget replaces config.steps
     config.costs = ""  # a file with the costs of steps, for budgets in time or money
     config.batch_size = 256
     config.micro_batches = 1
@@ -93,8 +93,8 @@ def base(size_name: str) -> ConfigDict:
     config.init = ""  # a run folder or checkpoint with the initial weights
     config.methods = ""
     config.log_every = 100
-    config.sinks = "tensorboard"  # in addition to metrics.jsonl: any of tensorboard, wandb, trackio; "": none
-    config.measure_peak = False  # if the device's peak is unknown (as for CPUs), time a matrix product to measure it
+    config.sinks = "tensorboard"  # any of tensorboard, wandb, trackio, or none; metrics.jsonl is always written
+    config.measure_peak = False  # measure the peak FLOP/s of a device whose peak is unknown, such as a CPU
 
     config.model = ConfigDict(size(size_name))
     config.model.head_size = 64
@@ -102,22 +102,22 @@ def base(size_name: str) -> ConfigDict:
     config.model.type_count = 2
     config.model.norm = "post"
     config.model.embed_norm = True
-    config.model.activation = "auto"  # gelu in float32, gelu_tanh in bfloat16; also gelu, gelu_tanh
+    config.model.activation = "auto"  # auto: gelu in float32, gelu_tanh in bfloat16. Else gelu or gelu_tanh
     config.model.pooler = True
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.1
     config.model.init_std = 0.02
     config.model.residual_init_std = 0.02
     config.model.norm_eps = 1e-12
-    config.model.attention = "auto"  # the fastest backend for the device; also plain, pallas, cudnn
-    config.model.recompute = "none"  # what the backward pass recomputes to save memory; also attention, block
+    config.model.attention = "auto"  # auto: the fastest backend for the device. Else plain, pallas or cudnn
+    config.model.recompute = "none"  # what the backward pass recomputes, to save memory: none, attention or block
     config.model.dtype = "float32"
 
     config.optimizer = optimizer()
 
     config.learning_rate = ConfigDict()
     config.learning_rate.peak = 1e-4
-    config.learning_rate.warmup_steps = 0.01  # steps, or below 1 a share of the steps; BERT: 10,000 of a million
+    config.learning_rate.warmup_steps = 0.01  # a value below 1 is a share of all steps. BERT: 10,000 of a million
     config.learning_rate.decay = "linear"
     config.learning_rate.decay_from = "start"
     config.learning_rate.start = 0.0
@@ -147,14 +147,14 @@ def base(size_name: str) -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10_000
-    config.checkpoint.minutes = 0.0  # also save this long after the last save; 0: only by `every` and at the end
+    config.checkpoint.minutes = 0.0  # also save when the last save is this many minutes old; 0 turns this off
     config.checkpoint.keep = 2
 
-    config.replay_every = 0  # every N steps, the gradient is computed twice and compared; 0: never
+    config.replay_every = 0  # N: every N steps, compute the gradient twice and compare the results; 0: never
 
     config.guard = ConfigDict()
-    config.guard.factor = 100.0  # skip a step if its gradient norm exceeds this times the median; 0: only if not finite
-    config.guard.recent = 100  # number of recent gradient norms in that median
+    config.guard.factor = 100.0  # skip steps whose gradient norm is above factor x median; with 0, only if not finite
+    config.guard.recent = 100  # the median is that of this many recent gradient norms
     config.guard.in_a_row = 5  # after this many skipped steps in a row, the run goes back to a checkpoint
     config.guard.rollbacks = 2  # how often the run may go back before it stops
     config.guard.most = 1000  # how many steps the run may skip in total before it stops

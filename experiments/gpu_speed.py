@@ -3,9 +3,10 @@
     python -m experiments.gpu_speed --folder=runs/gpu_speed           meant to take 8 minutes on an H100 or H200
     python -m experiments.gpu_speed --folder=/tmp/tiny --cases=tiny/64 --batch=8 --rounds=2   tries the script on a CPU
 
-In each case, every kind of step takes turns with a large bfloat16 matrix product and with Hugging Face transformers in
-PyTorch, which runs in separate processes. A case whose results are in the folder is not repeated. Writes experiments/gpu_speed.md once all
-CASES are finished. The comparison needs torch and transformers; without them it is left out.
+In each case, every kind of step takes turns with a large matrix product and with Hugging Face transformers in PyTorch,
+which runs in separate processes. The comparison with PyTorch needs torch and transformers, and is left out without
+them. A case whose results are in the folder is not repeated. Once all CASES are finished, the script writes
+experiments/gpu_speed.md.
 """
 
 import os
@@ -40,7 +41,7 @@ from experiments.timing import one_device, peak, steady
 
 CASES = ("base/128", "base/512", "large/128", "large/512")
 TOKENS = {"base": 256 * 128, "large": 128 * 128}  # tokens in a batch
-BURST = 0.4  # seconds that a program runs each time it takes its turn
+BURST = 0.4  # seconds that each turn of a program takes
 STEPS = 100_000
 SYSTEMATIC, MSLT, ALIGNED = (
     {"layer_drop.sampling": "systematic"},
@@ -58,7 +59,7 @@ METHODS = {
         combined.get_config().methods, ALIGNED | SYSTEMATIC | {"early_bert.neurons": "layer"}, 1.0,
     ),
 }  # fmt: skip
-HALF = "dense, half of the layers"  # gives the layers' share of a step's time, and so the ceiling of a method's saving
+HALF = "dense, half of the layers"  # shows the share of time that the layers take, which limits what a method saves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Torch:
 
 
 def measure(case: Case, rounds: int, which: list[str]) -> dict:
-    """Seconds per step of every program of a case, round by round, with FLOPs and bytes."""
+    """The seconds per step of every program of a case, round by round. Also each program's FLOPs and bytes."""
     mesh, wide = one_device(), 8192 if jax.default_backend() == "gpu" else 512
     has_torch = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
     slots = case.stage()[1].program.slots

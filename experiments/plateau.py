@@ -24,12 +24,12 @@ from bert_fast.train import step_costs
 from bert_fast.train.log import read_rows
 from experiments import common
 
-BELOW = 1.0  # nats below the unigram model: off the plateau
+BELOW = 1.0  # a model is off the plateau if its loss is this many nats below the unigram model's
 RAW = common.HERE / "plateau.json"
 
 
 def collect(folder: pathlib.Path) -> dict:
-    """The figures of the finished runs: the loss on words hidden by [MASK] over tokens, and the final figures."""
+    """The figures of the finished runs: final figures, and curves of the loss on words hidden by [MASK]."""
     made, data = study.load("plateau"), folder / "shards"
     table = step_costs.read(folder / costs.NAME)
     (budget,) = made.budgets
@@ -54,12 +54,12 @@ def collect(folder: pathlib.Path) -> dict:
 
 
 def label(arm: str) -> str:
-    """An arm's name on the page: "rows of 8" become "sequences of 8 tokens"."""
+    """An arm's name on the page. For example, "rows of 8" in the name becomes "sequences of 8 tokens"."""
     return re.sub(r"rows of (\d+)", r"sequences of \1 tokens", arm)
 
 
 def crossing(curve: list, loss: float) -> int | None:
-    """Tokens (positions) at the first evaluation with at most this loss; None if it is never reached."""
+    """How many positions the run had trained on when its loss was first at most `loss`; None if it never was."""
     return next((tokens for tokens, found in curve if found <= loss), None)
 
 

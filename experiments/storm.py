@@ -3,9 +3,9 @@
     python -m experiments.storm [--kills=200] [--mean=15] [--workdir=runs/storm]
 
 Each process of the run gets SIGKILL after a random time, drawn from an exponential distribution with a mean of --mean
-seconds. Then the script starts the process again, which continues the run. After the last kill the run may finish. Use a machine with two idle
-cores: the run that is not killed trains on the second one. After Ctrl-C, repeat the command to continue with the next kill.
-Writes experiments/storm.json, which `python -m experiments.faults` shows on its page.
+seconds. A new process then continues the run. After the last kill, the run may finish. Use a machine with two idle
+cores: the undisturbed run trains on the second one. If you stop the script with Ctrl-C, the same command continues with
+the next kill. The script writes experiments/storm.json, and `python -m experiments.faults` shows it on its page.
 """
 
 import json
@@ -22,7 +22,7 @@ from bert_fast.train import checkpoint
 from experiments import common, faults
 from experiments.fault_types import Bench, processes
 
-STEPS_PER_SECOND = 40  # roughly, on one core; used to make the run long enough to outlast the kills
+STEPS_PER_SECOND = 40  # roughly, on one core; with it, the script makes the run long enough for all kills
 FLAGS = (
     *processes.METHODS["combined"],
     *(f"--config.{key}={value}" for key, value in {"log_every": 50, "checkpoint.every": 100}.items()),

@@ -44,7 +44,7 @@ def test_attention_and_its_gradient_equal_the_formula(rate):
         close(ours, theirs)
 
 
-def test_attention_dropout_has_its_rate_and_a_mask_for_every_head_query_and_example():
+def test_attention_dropout_has_the_given_rate_and_different_masks_for_heads_queries_and_examples():
     ones = jnp.ones((3, 4, 16, 32))
     found = np.asarray(plain.dropped(ones, dropout.draws(KEY, 3).salts(16), 0.25, 1)) == 0
     assert abs(found.mean() - 0.25) < 0.02
@@ -99,7 +99,7 @@ def shape(**changes) -> Shape:
         ("metal", {}, "plain", "no kernel for metal"),
     ],
 )
-def test_auto_takes_the_kernel_of_the_device_where_it_can(platform, changes, expected, why):
+def test_auto_takes_the_kernel_of_the_device_for_shapes_that_the_kernel_supports(platform, changes, expected, why):
     name, reason = choose("auto", platform, shape(**changes))
     assert name == expected
     assert why in reason
@@ -127,7 +127,7 @@ def test_every_backend_can_be_asked_for():
         assert callable(getattr(attention, name).attend)
 
 
-def test_a_kernels_units_cover_each_head_and_each_query_once():
+def test_units_of_a_kernel_cover_each_head_and_each_query_once():
     """In a long row, a grid step handles two heads. Each head has a unit for every 128 queries."""
     form = pallas.Form(1, 512, 3, 500, 512, 1, 0.0)
     units = functools.reduce(list.__add__, form.units())

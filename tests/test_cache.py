@@ -27,7 +27,7 @@ def said_with(**environment) -> list[str]:
 
 
 @pytest.mark.slow
-def test_cache_folder_is_bounded_and_an_environment_variable_moves_it_or_turns_it_off(tmp_path):
+def test_cache_is_bounded_and_an_environment_variable_moves_it_or_turns_it_off(tmp_path):
     home, other = {"HOME": str(tmp_path)}, str(tmp_path / "other")
     assert said_with(**home)[:2] == [str(tmp_path / ".cache/bert_fast/compiled"), str(4 * 2**30)]
     assert said_with(BERT_FAST_CACHE=other)[0] == other
@@ -43,14 +43,14 @@ def test_cache_folder_is_bounded_and_an_environment_variable_moves_it_or_turns_i
     ("place", "expected"),
     [("/mnt/nfs", "/mnt/nfs/runs"), (None, "~/.cache/bert_fast/runs"), ("off", "~/.cache/bert_fast/runs")],
 )
-def test_copies_are_inside_the_folder_that_the_variable_names(monkeypatch, place, expected):
+def test_copies_from_a_bucket_are_kept_in_the_folder_set_by_the_variable(monkeypatch, place, expected):
     monkeypatch.delenv(cached.VARIABLE, raising=False)
     if place:
         monkeypatch.setenv(cached.VARIABLE, place)
     assert cached.folder("runs") == pathlib.Path(expected).expanduser()
 
 
-def test_a_file_as_the_folder_of_the_cache_is_refused(tmp_path, monkeypatch):
+def test_cache_folder_that_is_a_file_is_refused(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv(cached.VARIABLE, str(tmp_path / "file"))
     with pytest.raises(BadInput, match=r"BERT_FAST_CACHE=.*file is a file: set it to a folder"):
@@ -58,7 +58,7 @@ def test_a_file_as_the_folder_of_the_cache_is_refused(tmp_path, monkeypatch):
 
 
 def test_half_written_entry_is_removed(tmp_path):
-    (tmp_path / "runs").mkdir()  # copies of what is in a bucket
+    (tmp_path / "runs").mkdir()  # holds copies from a bucket, not compiled programs
     (tmp_path / "whole-cache").write_bytes(b"1")
     (tmp_path / "whole-atime").write_bytes(b"1")
     (tmp_path / "half-cache").write_bytes(b"1")

@@ -93,7 +93,7 @@ def test_folder_is_read_like_a_data_set(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("pattern", ["/api/datasets/org/stories", "HEAD /datasets/.*README", "GET .*00001-of.*parquet"])
-def test_short_outage_is_waited_for(hub, pattern):
+def test_read_succeeds_after_a_short_outage(hub, pattern):
     hub.fail(pattern, 503, times=2)
     assert read("org/stories:train")[1] == STORIES[0] + STORIES[1]
     assert hub.faults[0].times == 0

@@ -1,6 +1,6 @@
 """Progressive layer dropping: schedules, draws and configs.
 
-Axes: as in layer_drop.py and bert.py, except that N is draws.
+Axes: as in layer_drop.py and bert.py, except for N, the number of draws.
 """
 
 import collections
@@ -85,7 +85,7 @@ def test_released_code_divides_by_the_keep_probability_of_the_next_layer():
 
 
 def drawn_at(step, **arguments):
-    """(share of draws in which each layer runs, largest scale of each layer), for 12 layers at `step` of 1000."""
+    """(share of draws in which each layer runs, largest scale of each layer), for 12 layers at `step` of 1000 steps."""
     method, stage = make(gamma=0.0, theta=0.5, sampling="independent", **arguments), stage_of()
     scale_NL = np.stack([
         method.draw(stage, Clock(step, stage.steps), np.random.default_rng((step, n)))[0] for n in range(2000)
@@ -100,7 +100,7 @@ SEEN = 5 * np.sqrt(0.25 / 2000)  # five standard deviations of a share of 2000 d
 
 @both_variants
 @pytest.mark.parametrize("step", [0, 5, 900])
-def test_time_schedule_alone_keeps_every_layer_with_the_theta_of_the_step(step, variant):
+def test_time_schedule_alone_gives_every_layer_the_same_keep_probability(step, variant):
     theta = theta_at(step, 1000, 0.5, 0.0, variant)
     equal(keep_and_scale(12, theta, variant, depth_schedule=False), (np.full(12, theta), np.full(12, 1 / theta)))
     ran_L, scale_L = drawn_at(step, depth_schedule=False, variant=variant)
@@ -118,14 +118,14 @@ def test_depth_schedule_alone_uses_the_final_theta_in_every_step(step):
 
 
 @pytest.mark.parametrize("step", [0, 900])
-def test_without_schedules_every_layer_is_kept_with_the_final_theta(step):
+def test_without_schedules_theta_is_the_keep_probability_of_every_layer_in_every_step(step):
     ran_L, scale_L = drawn_at(step, time_schedule=False, depth_schedule=False)
     assert np.all(np.abs(ran_L - 0.5) <= SEEN)
     close(scale_L, np.full(12, 2.0))
 
 
 @both_variants
-def test_without_the_rescale_layers_are_not_scaled(variant):
+def test_layers_are_not_scaled_if_rescale_is_off(variant):
     keep_L, scale_L = keep_and_scale(12, 0.5, variant, rescale=False)
     equal((keep_L, scale_L), (keep_and_scale(12, 0.5, variant)[0], np.ones(12)))
     scale_L = drawn_at(900, rescale=False, variant=variant)[1]
@@ -158,7 +158,7 @@ def test_independent_sampling_draws_each_layer_independently_in_every_micro_batc
             assert abs(seen[runs_L] / count - p) <= 5 * math.sqrt(p * (1 - p) / count)
 
 
-def test_later_micro_batches_are_drawn_given_the_number_of_layers_in_the_first():
+def test_later_micro_batches_have_the_distribution_conditional_on_the_number_of_layers_in_the_first():
     keep_L, micro_batches = np.array([1, 0.9, 0.6, 0.2, 0.5]), 20_000
     chance_of = {runs_L: np.where(runs_L, keep_L, 1 - keep_L).prod() for runs_L in np.ndindex(*(2,) * 5)}
     counts = set()

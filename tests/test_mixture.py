@@ -1,4 +1,4 @@
-"""Several sources: one after another, or in given shares of the text; the bytes do not depend on interruptions."""
+"""Several sources, one after another or in given shares of the text. Interruptions do not change the shards' bytes."""
 
 import json
 
@@ -29,7 +29,7 @@ def write(path, letter, count, size, first=0):
 
 
 def read(folder, *sources, repeat=False):
-    """The documents of sources such as "2*a", and the positions after them."""
+    """All documents of sources such as "2*a", and each source's position at the end."""
     specs = [spec[:-1] + f"files:{folder}/{spec[-1]}*.txt" for spec in sources]
     stream = Stream(open_mixture(specs, repeat), (), skip_bad=False)
     return list(stream), stream.positions_K
@@ -54,7 +54,7 @@ def test_shares_of_the_text_are_as_given_at_every_point(folder):
     assert of("a", documents) == read(folder, "a")[0][: len(of("a", documents))]
 
 
-def test_mixture_ends_with_the_source_that_runs_out_and_repeats_nothing(folder):
+def test_mixture_ends_when_a_source_runs_out_and_repeats_nothing(folder):
     documents, positions = read(folder, "0.5*a", "0.5*c")
     assert of("c", documents) == read(folder, "c")[0]
     assert len(documents) == len(set(documents))
@@ -173,7 +173,7 @@ def test_mixtures_that_make_no_sense_are_refused(folder, sources, repeat, compla
         read(folder, *sources, repeat=repeat)
 
 
-def test_weight_is_not_taken_from_a_pattern(folder):
+def test_star_in_a_file_pattern_is_not_mistaken_for_a_weight(folder):
     documents, _ = read(folder, "2 * a")
     assert len(documents) == 300
     assert open_mixture(f"files:{folder}/[ab]*.txt", False).shares_K is None

@@ -56,7 +56,7 @@ def test_each_stage_of_growth_is_counted():
     assert grown.flops < 0.8 * grown.dense
 
 
-def test_dropped_layers_are_averaged_over_the_whole_schedule_of_theta():
+def test_flops_of_layer_dropping_are_averaged_over_the_whole_schedule_of_theta():
     # Theta decays from 1 to 0.5 at a rate of 100 / steps per step, so it is near 0.5 after a twentieth of the run.
     dropped = plan(methods="layer_drop").stages[0]
     conditional = plan(methods="layer_drop", layer_drop__execution="cond").stages[0]
@@ -106,7 +106,7 @@ def test_clocks_restart_after_the_search():
     assert timeline.clocks(stages, 1, 3) == [Clock(0, 1000), Clock(499, 1000), Clock(999, 1000)]
 
 
-def test_planned_shapes_equal_the_shapes_of_a_steps_inputs():
+def test_planned_shapes_equal_the_shapes_of_a_real_state_and_batch():
     made = settings_of(methods="early_bert", model__width=32, model__head_size=16)
     method, mesh = methods.make(made.methods), make_mesh(1, 1, 1, jax.devices()[:1])
     optimizer = optim.make(made.optimizer)
@@ -181,7 +181,7 @@ def test_command_compares_two_plans():
 
 
 @pytest.mark.parametrize("length", ["steps=2000", "budget=tokens:1e8"])
-def test_compared_config_is_as_long_unless_it_says_otherwise(length):
+def test_compared_config_gets_the_same_length_unless_its_own_is_given(length):
     config = "bert:size=tiny,seq=128"
     done = bert_fast("plan", f"--config={config}", f"--config.{length}", f"--compare={config}")
     assert done.returncode == 0, done.stderr
@@ -216,8 +216,8 @@ def test_tpu_compiler_plans_a_run_of_two_stages(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     again = estimate.plan(made, where, tmp_path, SILENT)
     assert again == planned
-    # Four micro-batches use the chip less well than one batch. The compiler does not report how often their loop runs,
-    # so the planner reads it from the compiled program.
+    # Four micro-batches use the chip less well than one batch. The compiler does not report how often the loop over
+    # them runs, so the planner reads this number from the compiled program.
     looped = estimate.plan(dataclasses.replace(made, micro_batches=4), where, tmp_path, SILENT)
     assert looped.stages[0].cycles["estimate"] > 1.2 * low.cycles["estimate"]
 

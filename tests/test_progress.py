@@ -1,4 +1,4 @@
-"""The estimate of the time left: it is right even if some stages have slower steps than others."""
+"""The estimate of the time left is right even if some stages have slower steps than others."""
 
 import itertools
 import types
@@ -13,7 +13,7 @@ from bert_fast.train.log import Progress
 from helpers.small_runs import make_settings, small_config
 
 
-def test_time_left_counts_that_later_steps_take_longer(monkeypatch, capsys):
+def test_time_left_is_longer_if_later_steps_are_slower(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr("bert_fast.train.log.time.monotonic", lambda: now[0])
     progress = Progress(total=100, done=0)
@@ -23,7 +23,7 @@ def test_time_left_counts_that_later_steps_take_longer(monkeypatch, capsys):
     assert capsys.readouterr().err == "step 25/100  loss 1.5  2 min 55 s left\n"  # not 1 min 15 s
 
 
-def test_a_continued_run_counts_from_where_it_began(monkeypatch, capsys):
+def test_time_left_of_a_continued_run_depends_only_on_steps_since_it_continued(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr("bert_fast.train.log.time.monotonic", lambda: now[0])
     progress = Progress(total=100, done=40, noun="reference second")

@@ -48,7 +48,7 @@ def pushed_files(hub, branch="main"):
     return repo.commits[repo.branches[branch]]
 
 
-def test_what_was_pushed_is_imported_again(hub, run, tmp_path):
+def test_pushed_model_can_be_imported_again(hub, run, tmp_path):
     done = push.push(run, REPO, given=GIVEN)
     assert pushed_files(hub).keys() == EXPORTED | {".gitattributes"}
     assert (done.changed, done.private, done.export.class_name) == (True, False, "BertForMaskedLM")
@@ -60,7 +60,7 @@ def test_what_was_pushed_is_imported_again(hub, run, tmp_path):
     assert "FOLDER" not in card
 
 
-def test_second_push_of_the_same_uploads_nothing(hub, run):
+def test_pushing_the_same_files_again_uploads_nothing(hub, run):
     first = push.push(run, REPO)
     count = len(hub.asked("^PUT|/commit/"))
     second = push.push(run, REPO)
@@ -114,7 +114,7 @@ def test_login_is_checked_before_the_export(hub, tmp_path, monkeypatch):
         push.push(tmp_path / "nowhere", REPO)
 
 
-def test_token_that_may_not_write_is_named_but_not_printed(hub, run, capfd):
+def test_error_about_a_token_that_may_not_write_does_not_print_the_token(hub, run, capfd):
     done = bert_fast("push", f"--checkpoint={run}", "--repo=others/mine")
     assert done.returncode == 2
     assert "your token has no permission to do this to others/mine: use a token that may write to others" in done.stderr
@@ -143,14 +143,14 @@ def test_upload_that_is_cut_off_is_tried_again_and_changes_nothing_if_it_fails(h
     assert pushed_files(hub) == before
 
 
-def test_card_that_the_hub_refuses_ends_push_before_the_upload(hub, run):
+def test_card_that_the_hub_refuses_stops_the_push_before_the_upload(hub, run):
     hub.fail("POST /api/validate-yaml", 400)
     with pytest.raises(BadInput, match=r"Invalid metadata in README\.md"):
         push.push(run, REPO)
     assert not hub.asked("PUT|/commit/")
 
 
-def test_without_the_hub_push_says_that_it_cannot_be_reached(hub, run):
+def test_push_says_that_the_hub_cannot_be_reached(hub, run):
     hub.stop()
     with pytest.raises(BadInput, match=rf"was not pushed to org/mine: {hub.url} cannot be reached \(ConnectError\)"):
         push.push(run, REPO)

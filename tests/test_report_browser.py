@@ -1,4 +1,4 @@
-"""The report's page in headless Chromium: figures are drawn, switches work, and it fits a phone and is accessible."""
+"""The report in headless Chromium: it draws its figures, its switches work, it fits a phone, and it is accessible."""
 
 import functools
 import itertools
@@ -116,7 +116,7 @@ def test_every_figure_is_drawn_with_a_table_and_fits_the_screen(name, width, ope
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_switch_shows_one_picture_for_each_combination_by_mouse(opened):
+def test_clicks_on_the_switches_show_one_picture_for_each_combination(opened):
     page = opened("study")
     loss = page.locator("#losses")
     seen = set()
@@ -163,7 +163,7 @@ def test_pointer_shows_the_nearest_value(opened):
     assert tip.is_hidden()
 
 
-def test_wide_tables_scroll_in_their_own_box_by_keyboard(opened):
+def test_keyboard_scrolls_a_wide_table_in_its_own_box(opened):
     page = opened("study", PHONE)
     box = page.locator("#results .scroll:visible").first
     box.focus()
@@ -171,7 +171,7 @@ def test_wide_tables_scroll_in_their_own_box_by_keyboard(opened):
     page.wait_for_function("box => box.scrollLeft > 0", arg=box.element_handle())
 
 
-SLOW = [pytest.mark.slow]  # a page with many tables takes axe seconds
+SLOW = [pytest.mark.slow]  # axe needs seconds for a page with many tables
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_padding_examples_have_no_weight(trainer):
     results = []
     for size in (2, 8):
         batch = batches.fill(rows, batches.Batch(trainer.widths[-1], np.array([3, 4])), size, trainer.start.vocab.pad)
-        # No dropout: its draws depend on the batch size.
+        # Dropout is off, because its masks are drawn for the batch size of the program.
         still = dataclasses.replace(program.model, dropout=0.0, attention_dropout=0.0)
         of = dataclasses.replace(program, model=still)
         results.append(step(state, batch, Route(), np.float32(1e-3), np.uint32(0), program=of))

@@ -39,7 +39,7 @@ from helpers.token_drop_cases import (
 
 
 def learned(score_V, losses_BP, batch=BATCH, **arguments):
-    """The table after one batch with these losses."""
+    """The table of scores, after one batch with these losses."""
     losses = bert.Losses(jnp.asarray(losses_BP, jnp.float32), None, None, None)
     return np.asarray(token_drop.make(**arguments).update(score_V, {}, batch, losses))
 
@@ -60,7 +60,7 @@ def test_scores_start_high_and_special_ids_are_pinned():
     assert float(token_drop.make().init({}, other)[1][7]) == -1e4
 
 
-def test_one_loss_moves_a_score_by_one_minus_beta_of_the_difference():
+def test_one_loss_moves_a_score_by_their_difference_times_one_minus_beta():
     _, score_V = token_drop.make().init({}, POST)
     batch = {**BATCH, "labels": np.array([[5]]), "weights": np.ones((1, 1))}
     assert learned(score_V, [[2.0]], batch)[5] == pytest.approx(9.96, abs=1e-6)
@@ -109,12 +109,13 @@ def test_last_write_is_the_released_update():
     for seed in range(20):
         losses_BP, batch = random_slots(seed)
         old_V = table_V.copy()
-        # tensor_scatter_nd_update of routing.py, one slot at a time. All old scores are read before the first write.
+        # The released routing.py calls tensor_scatter_nd_update. This loop writes the same values, one slot at a time.
+        # All old scores are read before the first write.
         for loss, v in zip(losses_BP.ravel(), batch["labels"].ravel(), strict=True):
             table_V[v] = 0.995 * old_V[v] + 0.005 * loss
         score_V = learned(score_V, losses_BP, batch, repeats="last_write")
     np.testing.assert_allclose(score_V, table_V, rtol=1e-5)
-    # As a consequence, unfilled slots move the score of [PAD] up, and the scores of [UNK] and [MASK] come down.
+    # As a consequence, unfilled slots raise the score of [PAD], and the scores of [UNK] and [MASK] fall.
     assert score_V[PAD] == pytest.approx(-1e4 * 0.995**20, abs=2)
     assert score_V[UNK] < 9.5e3 > score_V[MASK]
     assert score_V[CLS] == 1e4

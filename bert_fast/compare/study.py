@@ -1,4 +1,7 @@
-"""A study: arms that are trained with the same seeds and budgets. Its file is as short as a config."""
+"""A study: variants of a config, called arms, which are trained with the same seeds and budgets.
+
+The file of a study is as short as a config.
+"""
 
 import ast
 import dataclasses
@@ -26,16 +29,19 @@ Arm = Mapping[str, Any]
 class Study:
     """What is compared.
 
-    config: the config that all arms start from, as `--config` takes it. changes: new values in it, by dotted key.
-    arms: each arm's changes, by name. An arm may have a key "config" for another config. All other arms are compared
-        with the first.
+    config: the config that all arms start from, as `--config` takes it. changes: new values for all arms, by dotted
+        key.
+    arms: each arm's changes, by name. An arm may start from another config, which its key "config" names. All other
+        arms are compared with the first arm.
     seeds: each arm runs with every seed. Runs with equal seeds share data and masks where their lengths are equal, and
         initial weights where the shapes are equal.
-    budgets: each arm runs with every budget, as `--config.budget` takes it; with two or more, a speed-up is computed.
+    budgets: each arm runs with every budget, as `--config.budget` takes it. From two or more budgets, a speed-up is
+        computed.
     tasks: fine-tuning configs, such as "glue:task=mrpc", run on every trained model. task_data: the folder with their
         data.
     source, vocab_size: the corpus, as `prepare` takes it.
-    topology: the TPU whose compiler estimates the step costs, such as "v5e:1x1". "": they are measured on this machine.
+    topology: the TPU whose compiler estimates the step costs, such as "v5e:1x1". If it is empty, the step costs are
+        measured on this machine.
     rounds: how often each program is timed to measure the step costs.
     """
 
@@ -65,12 +71,14 @@ class Run(NamedTuple):
 
 
 def slug(name: str) -> str:
-    """A name as part of a path."""
+    """A name in a form that can be part of a path."""
     return re.sub(r"[^\w.=+-]+", "-", name).strip("-")
 
 
 def load(name: str) -> Study:
-    """The study in a file, or one that ships with the package, by name. Raises BadInput if it is not a study."""
+    """The study that `name` gives: the name of a shipped study, or the path of a file. Raises BadInput if there is no
+    such study.
+    """
     shipped = {path.stem: path for path in sorted(SHIPPED.glob("[!_]*.py"))}
     if name in shipped:
         path = shipped[name]
@@ -140,7 +148,7 @@ def changes_of(study: Study, run: Run, data: pathlib.Path, costs: pathlib.Path |
 
 
 def config_of(study: Study, run: Run, data: pathlib.Path, costs: pathlib.Path | None):
-    """The config of a run. Raises BadInput, with the arm, if a key or value is wrong."""
+    """The config of a run. Raises BadInput, which names the arm, if a key or value is wrong."""
     try:
         return config_flag.load(*changes_of(study, run, data, costs))
     except BadInput as error:
@@ -148,7 +156,7 @@ def config_of(study: Study, run: Run, data: pathlib.Path, costs: pathlib.Path | 
 
 
 def settings_of(study: Study, run: Run, data: pathlib.Path, costs: pathlib.Path | None) -> settings.PretrainSettings:
-    """The settings of a run. Raises BadInput, with the arm, if they are impossible."""
+    """The settings of a run. Raises BadInput, which names the arm, if they are invalid."""
     config = config_of(study, run, data, costs).to_dict()
     vocab = shards.read_manifest(data)["vocab"]
     try:

@@ -51,9 +51,9 @@ def tpu(name, kind, tflops, memory, bandwidth, flop_a_cycle, devices, dollars, p
 
 
 # link: bytes/s of one link in one direction. The documentation gives a chip's bidirectional bandwidth over all links;
-# this is divided by twice the number of links. v4's is from Jouppi et al. 2023, arXiv:2304.01433, 2.1. ring: on v5e and
-# v6e, only a whole pod has rings (jax-ml.github.io/scaling-book/tpus); on the others, a slice with rings consists of
-# cubes of 4 x 4 x 4 chips.
+# here, this is divided by twice the number of links. v4's figure is from Jouppi et al. 2023, arXiv:2304.01433, 2.1.
+# ring: on v5e and v6e, only a whole pod has rings (jax-ml.github.io/scaling-book/tpus). On the others, a slice with
+# rings consists of cubes of 4 x 4 x 4 chips.
 NETWORK = {
     "v4": (50 * GB, 4),
     "v5e": (400 * GB / 8, 16),
@@ -88,7 +88,7 @@ TPUS = {
             1.20,
             f"{GOOGLE}, November 2024",
         ),
-        # v5p's price is unverified: it was recalled, not looked up on that page.
+        # v5p's price is unverified: it was recalled from memory, not looked up on the pricing page.
         tpu(
             "v5p",
             "tpu v5",

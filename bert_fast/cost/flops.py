@@ -16,7 +16,10 @@ from bert_fast.plan import frozen_depth, whole
 
 
 class Flops(NamedTuple):
-    """FLOPs of one step over the whole batch: forward and backward passes, and recomputation in addition to them."""
+    """FLOPs of one step over the whole batch.
+
+    executed: those of the forward and backward passes. recomputed: those of recomputation, which `executed` leaves out.
+    """
 
     executed: int
     recomputed: int
@@ -40,8 +43,8 @@ class Product(NamedTuple):
 def step_flops(program: Program, on_L: Sequence[float] | None = None) -> Flops:
     """FLOPs of one train step of a program whose plan is packed (`plan.pack`).
 
-    on_L: for each layer, the share of micro-batches that run it, or the probability that it runs. Only read
-    for spans with `cond`: their plan does not say which layers run. None: all layers run.
+    on_L: for each layer, the share of micro-batches that run it, or the probability that it runs. `on_L` is
+    only read for spans with `cond`, because their plan does not say which layers run. None: all layers run.
     """
     products = list(products_of(program, on_L))
     executed = sum(product.flops * (1 + product.gradients) for product in products)
@@ -116,8 +119,9 @@ def layer_products(
     """The products of one layer that learns. `recomputed` assumes that `jax.checkpoint` is around the layer.
 
     queries, keys: tokens in the whole batch. seen: keys that each query is multiplied with, masked or not.
-    tangent: whether the layer's input carries one. If not, the product for queries, keys and values needs a gradient
-    for its kernel only, except in a pre-LN layer, where its input comes from a trained LayerNorm.
+    tangent: whether the layer's input carries a tangent. If not, the product for queries, keys and values needs a
+    gradient for its kernel only. A pre-LN layer is an exception: there, the product's input comes from a trained
+    LayerNorm.
     """
     D, A, pre = config.width, heads * config.head_size, config.norm == "pre"
     into = 1 + (tangent or pre)

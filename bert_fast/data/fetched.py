@@ -1,4 +1,4 @@
-"""Local copies of shards folders that are in a bucket. A copy is made once, and used by all runs of this machine.
+"""Local copies of shards folders that are in a bucket. A copy is made once, and used by all runs on this machine.
 
 A copy is in the cache's folder shards/FINGERPRINT: the first 32 characters of the fingerprint in its manifest.
 """
@@ -17,8 +17,8 @@ import filelock
 from bert_fast import BadInput, cached, storage
 from bert_fast.data.files import atomic_write, full_disk_reported
 
-PATIENCE = 3600.0  # seconds to wait for another process that is making the same copy, while it writes nothing
-POLL = 1.0  # seconds between looks at its progress
+PATIENCE = 3600.0  # seconds to wait while another process is making the same copy, but writes nothing
+POLL = 1.0  # seconds between looks at that process's progress
 SPEAK = 10.0  # seconds between lines that show progress
 _manifests: dict[
     str, pathlib.Path
@@ -49,12 +49,12 @@ def manifest(place: str | pathlib.Path) -> pathlib.Path:
     url = str(place)
     if url not in _manifests or not _manifests[url].is_file():
         _manifests[url] = _copied_manifest(url)
-        _complete.discard(_manifests[url].parent)  # the manifest, at least, was deleted
+        _complete.discard(_manifests[url].parent)  # if the manifest was deleted, other files may be too
     return _manifests[url]
 
 
 def repaired(place: str | pathlib.Path) -> bool:
-    """Gets the damaged files of the copy of a URL again. Returns False, and does nothing, if the place is a folder."""
+    """Replaces the damaged files in the local copy of a URL. Returns False, and does nothing, for a folder."""
     if not storage.is_url(place):
         return False
     copy = manifest(place).parent
@@ -92,7 +92,7 @@ def _copied_manifest(url: str) -> pathlib.Path:
 
 
 def _complete_copy(url: str, copy: pathlib.Path, check: bool):
-    """Gets the files that a copy lacks. check: whether files of the right size are read and compared too."""
+    """Gets the files that a copy lacks. check: whether to compare the checksums of files of the right size too."""
     about = json.loads((copy / "manifest.json").read_bytes())
     try:
         wanted = {entry["file"]: (entry["sha256"], entry["bytes"]) for entry in listed(about)}
@@ -110,7 +110,7 @@ def _complete_copy(url: str, copy: pathlib.Path, check: bool):
 def alone(copy: pathlib.Path) -> filelock.AcquireReturnProxy:
     """Holds the lock of a copy until the end of a `with` block.
 
-    Waits as long as another process holds it and makes progress. Raises BadInput if it makes none.
+    Waits while another process holds the lock. Raises BadInput if that process writes nothing for PATIENCE seconds.
     """
     copy.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(copy.with_name(f"{copy.name}.lock"))
@@ -130,7 +130,7 @@ def alone(copy: pathlib.Path) -> filelock.AcquireReturnProxy:
 
 
 def _changed(folder: pathlib.Path) -> float:
-    """When a file in a folder was last written, in seconds since 1970."""
+    """When any file in a folder was last written, in seconds since 1970."""
     newest = 0.0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # a partial file that was renamed in the meantime
@@ -145,7 +145,7 @@ def _there(path: pathlib.Path, sha256: str, size: int | None, check: bool) -> bo
 
 
 def _fetch(store: storage.Bucket, lacking: dict[str, tuple[str, int | None]], copy: pathlib.Path):
-    """Writes these files of the copy. Raises BadInput for one that is missing or damaged in the bucket."""
+    """Gets the files `lacking` from the bucket. Raises BadInput if one is missing or damaged there."""
     total, done, said = sum(size or 0 for _, size in lacking.values()), 0, 0.0
     for number, (file, (sha256, size)) in enumerate(lacking.items(), 1):
         if time.monotonic() - said > SPEAK or number == len(lacking):

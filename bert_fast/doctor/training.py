@@ -95,7 +95,7 @@ def step() -> Result:
 
 
 def checkpoint(folder: pathlib.Path | None) -> Result:
-    """Saves the state after the two steps, reads it back, and compares the two bit for bit."""
+    """Saves the small model's state, reads it back, and compares what was read with what was saved, bit for bit."""
     state, stage, _, _ = _trained()
     words = vocab.parse("\n".join(vocab.SPECIAL).encode(), "vocab.txt", False, None)
     there = folder if folder and folder.is_dir() else None

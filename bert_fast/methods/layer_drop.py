@@ -47,13 +47,13 @@ def keep_and_scale(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(probability that each layer runs, factor of its branches if it does), lowest layer first.
 
-    The paper prints (i / L) (1 - theta), for layer i of 1..L, as "p_l(t)": the probability that the layer is dropped.
+    For layer i of 1..L, the paper calls (i / L) (1 - theta) "p_l(t)". It is the probability that the layer is dropped.
     `BertEncoder` of DeepSpeedExamples, bing_bert/nvidia/modelingpreln_layerdrop.py, runs a layer with probability p,
     lowers p, and divides the branches by the lowered p. So a layer runs with the probability meant for the layer
     below it (the lowest always runs), and branches are 4 to 8 % too large on average (12 layers, theta 0.5).
 
-    Without the depth schedule every layer runs with probability theta, in both variants. Without the rescale the
-    branches of a layer that runs are multiplied by 1.
+    Without the depth schedule, every layer runs with probability theta, in both variants. Without rescaling, the factor
+    of the branches is 1.
     """
     layers_L = np.arange(1, depth + 1)
     keep_L = 1 - layers_L / depth * (1 - theta) if depth_schedule else np.full(depth, theta)
@@ -145,9 +145,9 @@ def make(
         compiled program. Late in training, independent sampling of 12 layers needs 9 programs, or about 80 with token
         dropping's 4 spans. Systematic sampling needs 2, or 5 with these spans. "auto" is independent for a plan of one
         span, and systematic otherwise.
-    execution: "gather" computes only the layers that run: one program for each number of them. "cond" has all layers
-        in one program, each behind a conditional with a checkpointed branch. It needs less memory, but saves less
-        time. With equal gates, both compute the same.
+    execution: "gather" computes only the layers that run, with one program for each number of layers. "cond" has all
+        layers in one program, each behind a conditional with a checkpointed branch. It needs less memory, but saves
+        less time. With equal gates, both compute the same.
 
     Ablations; with all three False this is LayerDrop (Fan et al., arXiv 1909.11556; unverified):
     time_schedule: False holds theta(t) at `theta` from the first step.

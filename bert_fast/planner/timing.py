@@ -58,7 +58,10 @@ class Stepper:
 
 
 def alternate(runs: Mapping[str, Callable], rounds: int, warm: int = 2, rest: float = 0.3) -> dict[str, list[float]]:
-    """Seconds of each function, one value per round. A round runs each once; the first `warm` rounds are not timed."""
+    """The seconds that each function takes, round by round. A round runs every function once.
+
+    `warm` more rounds come first, and are not timed.
+    """
     seconds = {name: [] for name in runs}
     for round_ in range(rounds + warm):
         for name, run in runs.items():
@@ -71,7 +74,10 @@ def alternate(runs: Mapping[str, Callable], rounds: int, warm: int = 2, rest: fl
 
 
 def stepper(method: Method, stage: Stage, first: bool, optimizer: optax.GradientTransformation, mesh) -> Stepper:
-    """A Stepper for a stage on fresh parameters. `first`: the run's first stage, with the method's extra parameters."""
+    """A Stepper for a stage, on fresh parameters.
+
+    first: whether it is the run's first stage. Only that stage gets the parameters that the method adds.
+    """
     params, method_state = method.init(initial_params.fresh(stage.program.model, 0, mesh), stage.program.model)
     if not first:
         params, _ = method.weights(params)

@@ -2,7 +2,7 @@
 
 Two instruments give the cycles: the compiler's own estimate, and its static schedule (cost/schedule.py). Neither is a
 measurement: they rank programs and show waste. The estimate has no figure for gathers, scatters, sorts and Pallas
-kernels; for these, the schedule's figure counts for both.
+kernels. For these, the estimate takes the schedule's figure.
 """
 
 import ctypes
@@ -42,9 +42,9 @@ KNOWN = ("v4:2x2x1", "v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", 
 class Said:
     """What the compiler reports about one program, for one device.
 
-    text: the compiled HLO, with source lines as they were when it was compiled. bundles: the number of
-    bundles of each instruction that has a static schedule. arguments, temporaries, peak: bytes. seconds: compile time.
-    problem: why the program does not fit; "" if it fits. If there is a problem, only `seconds` is given with it.
+    seconds: compile time. text: the compiled HLO, with source lines as they were when it was compiled. bundles: the
+    number of bundles of each instruction that has a static schedule. arguments, temporaries, peak: bytes. problem: why
+    the program does not fit; empty if it fits. If there is a problem, only `problem` and `seconds` are set.
     """
 
     seconds: float
@@ -60,10 +60,13 @@ class Said:
 class Compiled:
     """Figures computed from what the compiler reports.
 
-    cycles: by instrument. layers: the cycles in the encoder's layers, without the optimizer's. unscheduled: cycles of
-    instructions without a schedule, by operation; they are bounds from bytes, FLOPs or the estimate. copies: bytes of
-    copies that overlap other work; no sum includes them. collectives: bytes by kind. communication: their time. lines:
-    cycles by instrument of each pair of source line and operation, most expensive first.
+    cycles: the cycles of the step without its collectives, by instrument. layers: the part of `cycles` in the encoder's
+        layers, without the optimizer's update.
+    unscheduled: the cycles of instructions without a schedule, by operation. They are bounds from bytes, FLOPs or the
+        estimate.
+    copies: the bytes of copies that overlap other work. No sum includes them.
+    collectives: the bytes of the collectives' results, by kind. communication: the time of the collectives.
+    lines: for each pair of source line and operation, its cycles by instrument. The most expensive pair is first.
     """
 
     said: Said
@@ -88,7 +91,7 @@ def dump_folder() -> tempfile.TemporaryDirectory:
 def describe(topology: str) -> tuple[Accelerator, Sequence[Any]]:
     """The chip of a topology such as v5e:4x4, and its devices as JAX describes them.
 
-    Raises BadInput if it is unknown, or if libtpu is missing or does not match.
+    Raises BadInput if the topology is unknown, or if libtpu is missing or does not match jaxlib.
     """
     accelerator = TPUS.get(topology.split(":")[0])
     if accelerator is None or ":" not in topology:
@@ -116,7 +119,7 @@ def describe(topology: str) -> tuple[Accelerator, Sequence[Any]]:
     options: dict[str, Any] = {}
     if re.fullmatch(r"1(x1)+", topology.split(":")[1]):  # the default is a host with four or eight chips
         options["chips_per_host_bounds"] = [1, 1, 1]
-    if accelerator.name == "v4":  # one device for both cores, as on the real chip; the default is two
+    if accelerator.name == "v4":  # one device for both cores, as on the real chip; the default is two devices
         options["chip_config_name"] = "megacore"
     try:
         return accelerator, topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
@@ -126,8 +129,9 @@ def describe(topology: str) -> tuple[Accelerator, Sequence[Any]]:
 
 
 def compile(lowered, topology: str, cache: pathlib.Path, options: Options) -> Said:
-    """Compiles a lowered step, or reads an earlier result from the cache. options: the options that it was lowered
-    with.
+    """Compiles a lowered step, or reads an earlier result from the cache.
+
+    options: the compiler options that the step was lowered with.
     """
     packages = f"{jax.__version__} {importlib.metadata.version('jaxlib')} {versions.libtpu_of_jax()}"
     folder = dump_folder().name
@@ -136,7 +140,7 @@ def compile(lowered, topology: str, cache: pathlib.Path, options: Options) -> Sa
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json.gz"
     if path.is_file():
         return Said(**json.loads(gzip.decompress(path.read_bytes())))
-    schedule.read_bundles(pathlib.Path(folder))  # left by an earlier program
+    schedule.read_bundles(pathlib.Path(folder))  # removes what an earlier program left
     began = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -206,7 +210,7 @@ def add(total: dict[str, float], found: Mapping[str, float], times: float):
 
 
 def most_expensive(lines: Mapping) -> list:
-    """Pairs of place and cycles by instrument, most expensive first."""
+    """The items of `lines`, most expensive first."""
     return sorted(lines.items(), key=lambda item: -max(item[1].values()))
 
 

@@ -9,7 +9,7 @@ from bert_fast.reporting.blocks import Figure, Section, Table
 
 
 def section(scores: Mapping[str, Mapping[str, Any]]) -> Section | None:
-    """None without scores. scores: the content of results.json by name."""
+    """The section with the scores; None if there are no scores. scores: the content of results.json, by model name."""
     entries: list[Dot] = []
     rows: list[Sequence[str]] = []
     looks = {name: number for number, name in enumerate(scores)}

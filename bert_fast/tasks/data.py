@@ -19,7 +19,10 @@ from bert_fast.train.description import TaskHead
 
 
 def names(settings: FinetuneSettings) -> list[str]:
-    """The requested task; for "all", every GLUE task in the data folder. Raises BadInput if the folder has none."""
+    """The names of the requested tasks. "all" means every GLUE task in the data folder, or with tfds every GLUE task.
+
+    Raises BadInput if the folder has no task.
+    """
     if settings.task != "all":
         return [settings.task]
     if settings.data.dir.startswith("tfds:"):
@@ -30,7 +33,7 @@ def names(settings: FinetuneSettings) -> list[str]:
 def read(name: str, settings: FinetuneSettings) -> Any:
     """The texts and labels of a task's files, reduced to the requested samples.
 
-    Raises BadInput, with the file and the line or question that is wrong.
+    Raises BadInput for bad files. The message names the file, and the line or question.
     """
     data = settings.data
     if name == OWN:

@@ -161,7 +161,7 @@ def _plain(name: str) -> str:
 def read(name: str, data_dir: str) -> dict[str, Examples]:
     """All splits of a task, by file name: `train`, the held-out splits, and the test files that exist.
 
-    `data_dir` is a folder of tasks, the task's own folder, or `tfds:glue`. Raises BadInput naming file and line.
+    `data_dir` is a folder of tasks, the task's own folder, or `tfds:glue`. Raises BadInput, which names file and line.
     """
     task = TASKS[name]
     splits = (*task.held_out, *task.test)
@@ -189,7 +189,7 @@ def read(name: str, data_dir: str) -> dict[str, Examples]:
 
 
 def read_tsv(task: GlueTask, path: pathlib.Path, labelled: bool) -> Examples:
-    """The examples of a file in the official layout. Raises BadInput naming file and line."""
+    """The examples of a file in the official layout. Raises BadInput, which names file and line."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")  # splitlines() would also split at U+2028
     except UnicodeDecodeError as error:

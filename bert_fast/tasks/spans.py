@@ -23,7 +23,10 @@ _PORTION = 64  # spans sorted at once: a window has about ten thousand, and only
 
 
 class Question(NamedTuple):
-    """A question, the context to search, and the answers: their texts and first characters (-1: unknown)."""
+    """A question, the context to search, and the texts of its answers.
+
+    starts: for each answer, the index of its first character in the context; -1 if it is unknown.
+    """
 
     id: str
     question: str
@@ -34,14 +37,17 @@ class Question(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Examples [CLS] question [SEP] part of a context [SEP], grouped by question; not padded.
+    """Examples of the form "[CLS] question [SEP] part of a context [SEP]". They are grouped by question, not padded.
 
-    ids, types: [N] arrays [S], a window's token ids and token types.
-    starts, ends: [N] first and last position of the first answer that is entirely in the window. If there is none,
+    Each field has one entry per window.
+
+    ids, types: [S], the token ids and token types.
+    starts, ends: the first and last position of the first answer that is entirely in the window. If there is none,
         both are 0, the position of [CLS].
-    questions: [N] index of the window's question. firsts: [N] position of the first context token.
-    characters: [N] arrays [T, 2], each context token's first character in the context, and the one after its last.
-    most_context: [N] arrays [T], whether this window has the most context around a token: see `_most_context`.
+    questions: the index of the window's question. firsts: the position of the first context token.
+    characters: [T, 2], where each context token begins and ends in the context: the index of its first character, and
+        the index after its last.
+    most_context: [T], whether this window has the most context around each token: see `_most_context`.
     """
 
     ids: list[np.ndarray]
@@ -57,9 +63,10 @@ class Windows(NamedTuple):
 class Answers(NamedTuple):
     """Answers by question id.
 
-    best: the text of the answer; "" if there is none.
-    n_best: dicts of text, probability (normalised over these), start_logit and end_logit, best first.
-    null_score_difference: for version 2.0 only, the score of no answer minus the best span's score.
+    best: the text of the answer, or an empty text if there is no answer.
+    n_best: the best answers, best first, as dicts with the keys text, probability, start_logit and end_logit. The
+        probabilities of a question's answers sum to 1.
+    null_score_difference: the score of "no answer" minus the score of the best span. Only for version 2.0.
     """
 
     best: dict[str, str]
@@ -70,8 +77,8 @@ class Answers(NamedTuple):
 def windows(questions: Sequence[Question], words: Vocab, seq_len: int, stride: int, max_question: int) -> Windows:
     """Windows of at most `seq_len` tokens: a question's first `max_question` tokens, and a part of its context.
 
-    Parts begin `stride` tokens apart. If a window holds fewer context tokens than that, the parts are adjacent. Raises
-    BadInput if a question leaves no room for a context.
+    Parts begin `stride` tokens apart. If a window holds fewer than `stride` context tokens, the parts are adjacent.
+    Raises BadInput if a question leaves no room for a context.
     """
     if stride < 1 or max_question < 1:
         raise BadInput(f"stride={stride}, max_question={max_question}: expected at least 1 token each")
@@ -105,7 +112,10 @@ def windows(questions: Sequence[Question], words: Vocab, seq_len: int, stride: i
 
 
 def _tokens(texts: list[str], words: Vocab) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Each text's token ids [T] and their characters [T, 2]. Special tokens in a text are treated like other words."""
+    """For each text, its token ids and the `characters` of its tokens (see `Windows`).
+
+    Special tokens in a text, such as "[SEP]", are treated like other words.
+    """
     tokenizer = words.for_text()
     for at in range(0, len(texts), _AT_ONCE):
         part = texts[at : at + _AT_ONCE]
@@ -141,7 +151,7 @@ def _most_context(tokens: int, room: int, step: int, count: int) -> np.ndarray:
     """For each token [T], the window with the most context around it, counted on the token's shorter side.
 
     Windows begin `step` tokens apart and hold at most `room` tokens. Longer windows get a small bonus. In a tie the
-    first window wins (_check_is_max_context of run_squad.py).
+    first window wins. All this is as in _check_is_max_context of run_squad.py.
     """
     at_T = np.arange(tokens)
     window_KT = at_T // step - np.arange(-(-room // step))[::-1, None]
@@ -169,8 +179,8 @@ def answers(
     around its first token. run_squad.py combines only a window's `n_best` starts and ends, and some of those may be
     outside the context. Here all spans of at most `max_answer_tokens` tokens of the context compete, so none is missed.
 
-    In version 2.0, a span from [CLS] to [CLS] means no answer, and its score is the lowest over the windows. The answer
-    is "" if that score exceeds the best span's score by more than `null_threshold`.
+    In version 2.0, the span from [CLS] to [CLS] stands for "no answer". Its score is its lowest score in any window of
+    the question. If that exceeds the best span's score by more than `null_threshold`, the answer is an empty text.
     """
     found = Answers({}, {}, {})
     for rows in np.split(np.arange(len(windows.ids)), np.flatnonzero(np.diff(windows.questions)) + 1):

@@ -40,7 +40,7 @@ class Meter:
             self.factor = factor(self.budget, self.costs)
 
     def of_step(self, stage: Stage, program: Program, on_L: Sequence[float]) -> float:
-        """Cost of a step of a stage that runs this packed program."""
+        """Cost of one step of a stage, with this packed program."""
         if self.budget.unit == "tokens":
             return program.batch_size * program.seq_len
         if self.budget.unit == "examples":
@@ -51,8 +51,9 @@ class Meter:
         return self.factor * self.costs.seconds(key_of(stage, self.methods, self.optimizer), flops)
 
     def of_stage(self, stages: Sequence[Stage], index: int, first: int, steps: int, began: int) -> float:
-        """Cost of `steps` steps of stage `index`, beginning at step `first` of the run. The training began at step
-        `began`.
+        """Cost of `steps` steps of stage `index`, beginning at step `first` of the run.
+
+        began: the step of the last restart; 0 if there was none.
         """
         if steps < 1:
             return 0.0
@@ -63,7 +64,7 @@ class Meter:
             clock = timeline.clock_of(stages, index, int(step), began)
             rng = timeline.rng_of(self.seed, int(step))
             program, route, on_L = timeline.drawn(self.method, stage, clock, rng)
-            gated = any(span.cond for span in program.plan)  # only with `cond` do FLOPs depend on more than the program
+            gated = any(span.cond for span in program.plan)  # with `cond`, FLOPs also depend on `on_L`
             key = program, tuple(on_L) if gated else ()
             if key not in known:
                 known[key] = self.of_step(stage, program, on_L.tolist())
@@ -102,7 +103,10 @@ class Meter:
 
 
 def factor(budget: Budget, costs: StepCosts | None) -> float:
-    """The cost of a reference second in the unit of a timed budget. Raises BadInput if the step costs do not fit it."""
+    """The cost of a reference second, in the unit of a timed budget.
+
+    Raises BadInput if the step costs are missing, or are for another chip than the budget.
+    """
     if costs is None:
         raise BadInput(
             f"--config.budget={budget} needs the costs of steps. Make a table of them with this command, and give it "
@@ -169,9 +173,9 @@ def with_steps(settings: PretrainSettings, steps: int) -> PretrainSettings:
 def most(cost: Callable[[int], float | None], amount: float, each: float) -> int:
     """The largest n with cost(n) <= amount, for a cost that grows by about `each` per step. 0 if there is none.
 
-    A cost of None: n steps are too few.
+    `cost(n)` is None if n steps are too few for the stages.
     """
-    low, high = 0, None  # the cost of `low` is within the amount, the cost of `high` is not
+    low, high = 0, None  # `low` steps cost at most the amount, and `high` steps cost more
     guess = max(1, int(amount / each * (1 + 1e-12)))
     for _ in range(ROUNDS):
         found = cost(guess) or 0.0
@@ -192,9 +196,9 @@ def most(cost: Callable[[int], float | None], amount: float, each: float) -> int
 def replanned(meter: Meter, planned: Sequence[Stage], stages: Sequence[Stage], ends: Sequence[int]) -> list[Stage]:
     """The timeline, with its unfinished stages fitted to the rest of the budget.
 
-    planned: the timeline of the config. stages: the same with the widths that are known by now. ends: the steps at
-    which the finished stages ended. Nothing changes if the stages so far took the planned steps and no widths were
-    guessed.
+    planned: the timeline of the config. stages: the same timeline, with the widths that are known by now. ends: the
+    steps at which the finished stages ended. Nothing changes if these stages took as many steps as planned, and no
+    widths were guessed for them or for the next stage.
     """
     index = len(ends)
     taken = np.diff([0, *ends]).tolist()
@@ -214,7 +218,7 @@ def replanned(meter: Meter, planned: Sequence[Stage], stages: Sequence[Stage], e
             found[i] = dataclasses.replace(stages[i], steps=int(count))
         for i in range(index, len(found)):
             schedule, skipped = stretched(planned, found, i), 0
-            if planned[i].skipped:  # a later part of a stage that was cut in parts: earlier ones are stretched too
+            if planned[i].skipped:  # part of a stage that was cut: the parts before it are stretched too
                 skipped = found[i - 1].skipped + found[i - 1].steps
             found[i] = dataclasses.replace(found[i], schedule=schedule, skipped=skipped)
         return found

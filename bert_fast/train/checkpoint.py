@@ -99,7 +99,9 @@ def _arrays(state: TrainState, numbered: bool = False) -> dict:
 
 
 def not_finite(tree) -> str:
-    """Name of the first leaf that holds NaN or infinity, or "". Checks only this process's part of the arrays."""
+    """Name of the first leaf that holds NaN or infinity; "" if none does. Checks only this process's part of the
+    arrays.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         parts = [part.data for part in leaf.addressable_shards] if isinstance(leaf, jax.Array) else [leaf]
         if jax.numpy.issubdtype(leaf.dtype, np.floating) and not all(np.isfinite(np.asarray(p)).all() for p in parts):
@@ -232,7 +234,8 @@ def find(path: str | pathlib.Path, warn=print) -> pathlib.Path:
 
 
 def read(path: str | pathlib.Path, use: Callable[[pathlib.Path], T], warn=print) -> T:
-    """The result of `use` for the checkpoint that `find` finds, or for a newer one if a run deletes it in the meantime.
+    """Calls `use` with the checkpoint that `find` finds, and returns the result. If a run deletes this checkpoint
+    meanwhile, takes a newer one.
 
     Raises BadInput as `find` does, and if `path` names a single checkpoint that is deleted.
     """
@@ -240,7 +243,7 @@ def read(path: str | pathlib.Path, use: Callable[[pathlib.Path], T], warn=print)
         folder = find(path, warn)
         try:
             return use(folder)
-        except Exception as error:  # Orbax has no single exception for this: each thread raises a different one
+        except Exception as error:  # if files are missing, Orbax may raise any of several exceptions
             if _is_complete(folder):
                 raise
             if storage.is_url(path):  # another command has replaced the local copy
@@ -279,7 +282,7 @@ def branch(folder: pathlib.Path, kept: Mapping[str, Any], name: str, like):
 def restore(folder: pathlib.Path, target: TrainState) -> TrainState:
     """The state in a checkpoint, with the structure and shardings of `target` (arrays, or shapes with shardings).
 
-    Raises BadInput if it is not finite.
+    Raises BadInput if the state holds NaN or infinity.
     """
     arrays = _arrays(target, _is_numbered(folder))
     args = ocp.checkpoint_utils.construct_restore_args(arrays)
@@ -320,7 +323,7 @@ def refuse_not_finite(tree, consequence: str):
 def restore_params(folder: pathlib.Path) -> Params:
     """All parameters of a checkpoint, trained and frozen, as one tree of NumPy arrays.
 
-    Raises BadInput if any is not finite.
+    Raises BadInput if any parameter is not finite.
     """
     wanted = {name: tree for name, tree in shapes(folder).items() if name in ("params", "frozen")}
     args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)

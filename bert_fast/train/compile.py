@@ -37,7 +37,7 @@ def place(tree, mesh: Mesh):
 class Programs:
     """Compiled train steps, by the key from `key_of`. Each is compiled once.
 
-    options: the compiler's options; None: those in compiler_options.py for the mesh's platform.
+    options: the compiler's options. By default, they come from compiler_options.py for the mesh's platform.
     """
 
     def __init__(self, step: Callable, mesh: Mesh, options: Options | None = None):
@@ -52,7 +52,7 @@ class Programs:
         """The key of a compiled step: the program, whether a route is in use, and the state's structure and shapes.
 
         The program alone is not enough: after a search that prunes nothing, the next stage has the same program, but
-        lacks the leaves that the method had added.
+        its state lacks the leaves that the method had added.
         """
         leaves, structure = jax.tree.flatten(state)
         return program, route.layers_R is not None, structure, tuple(leaf.shape for leaf in leaves)
@@ -66,7 +66,7 @@ class Programs:
             out_shardings=(shardings, NamedSharding(self.mesh, P())),
             compiler_options=dict(self.options) or None,
         )
-        with jax.set_mesh(self.mesh):  # kernels look it up: see attention/
+        with jax.set_mesh(self.mesh):  # kernels look up the mesh: see attention/
             return jitted.lower(state, batch, route, learning_rate, seed, limit=limit)
 
     def has(self, program: Program, state: TrainState, route: Route) -> bool:
@@ -77,7 +77,7 @@ class Programs:
         key = self.key_of(program, arguments[0], arguments[2])
         if key in self.compiled or key in self.coming:
             return
-        # Shapes only: the next step donates the arrays of the state.
+        # The background thread gets only shapes, because the next step donates the arrays of the state.
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.placed(*arguments)
         )

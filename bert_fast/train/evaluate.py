@@ -48,7 +48,10 @@ class Evaluator:
         self.step, self.held_out, self.mesh = step, held_out, mesh
 
     def full_and_dropping(self, params: Params, frozen: Params, method_state, program: Program) -> dict[str, float]:
-        """Like `full`. If the program drops tokens, also the MLM loss and accuracy without them (`_dropping`)."""
+        """Like `full`. If the program drops tokens, the result also has the MLM loss and accuracy with these dropped.
+
+        Their names end in `_dropping`.
+        """
         means = self.full(params, frozen, method_state, program)
         if drops_tokens(program.plan):
             restricted = self(params, frozen, method_state, program)
@@ -67,7 +70,7 @@ class Evaluator:
         total: dict[str, float] = {}
         for batch in self.held_out:
             batch = global_batch(batch, self.mesh)
-            with jax.set_mesh(self.mesh):  # kernels look it up: see attention/
+            with jax.set_mesh(self.mesh):  # kernels look up the mesh: see attention/
                 sums = jax.device_get(self.step(params, frozen, method_state, batch, program=program))
             total = {key: total.get(key, 0.0) + float(value) for key, value in sums.items()}
         parts = means(total)

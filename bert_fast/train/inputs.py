@@ -18,7 +18,7 @@ def evaluation_settings(objective: str, settings: Evaluation) -> ExampleSettings
 
 
 def room(settings: PretrainSettings) -> int:
-    """Number of positions over which training examples are spread: the length of the longest phase; 0: no spreading."""
+    """With random positions, the length of the longest phase: training examples may lie anywhere in it. Otherwise 0."""
     return max(phase.seq_len for phase in settings.phases) if settings.data.random_positions else 0
 
 
@@ -53,5 +53,5 @@ def batch_again(rows_of: Mapping[str, batches.ExampleSource], stage: Stage, end:
 
 
 def order_of(stage: Stage) -> str:
-    """Name of the example order that a stage reads. Stages with the same length and objective share it."""
+    """The name of the order in which a stage reads its examples. Stages with equal lengths and objectives share it."""
     return f"{stage.program.objective}/{stage.program.seq_len}"

@@ -53,9 +53,9 @@ def pretrain(
 ) -> dict:
     """Starts or continues a run in `workdir`; returns its summary.
 
-    `settings` were made from `config`, which is saved in the folder. A continued run may differ only in what resume.py
-    lists. Raises BadInput if the settings, the shards or the folder cannot be used, a checkpoint cannot be written, or
-    a weight is not finite. Raises Diverged if the guard stops the run, and Interrupted if a signal stops it.
+    `settings` were made from `config`, which is saved in the folder. A continued run may change only what resume.py
+    lists. Raises BadInput before training if the settings, the shards or the folder cannot be used, and later if saving
+    fails or a weight is not finite. Raises Diverged if the guard stops the run, and Interrupted if a signal stops it.
 
     began: when the process began, on the monotonic clock; None: now. mirror: copies each save elsewhere.
     """
@@ -79,7 +79,7 @@ class PretrainRun:
     """A pre-training run in progress, and the operations that the loop calls."""
 
     def __init__(self, settings: PretrainSettings, config: dict, workdir: pathlib.Path, began: float):
-        """Checks settings, shards and folder. Then resumes the newest checkpoint, or starts a new run if none exists."""
+        """Checks settings, shards and folder. Then resumes the newest checkpoint, or begins at step 0 without one."""
         self.workdir, self.root, self.began = workdir, workdir / "checkpoints", began
         self.sign, self.is_main = 0.0, jax.process_index() == 0
         check_output(workdir, "--workdir")
@@ -295,7 +295,7 @@ class PretrainRun:
             self.rows.write(self.last[split])
 
     def save(self, wait: bool = False):
-        """Starts writing a checkpoint of this step. wait: until it is written. Raises the error of a failed save."""
+        """Starts to save this step. With `wait`, returns when the save has ended. Raises the error of a failed save."""
         self.settle()
         self.saver.save(self.engine, self.description, self.rows, wait)
 

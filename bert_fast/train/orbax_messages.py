@@ -1,7 +1,7 @@
 """Keeps Orbax's own reports of a failed save or restore off the screen. The run reports the error, in one message.
 
-When a disk is full, Orbax logs several tracebacks from its threads, and TensorStore prints one for each array whose
-event loop has been closed meanwhile. The same error is raised where the checkpoint is written.
+When a disk is full, Orbax logs several tracebacks from its threads, and TensorStore prints another for each array
+whose event loop has been closed meanwhile. The error itself is raised where the checkpoint is written.
 """
 
 import logging
@@ -26,7 +26,7 @@ class WithoutClosedLoops:
 
 
 def silence():
-    """Drops these reports from now on. Every other message and exception is shown as before."""
+    """Drops the reports described above from now on. Every other message and exception is shown as before."""
     logging.getLogger("absl").addFilter(not_from_orbax)
     if not isinstance(sys.unraisablehook, WithoutClosedLoops):
         sys.unraisablehook = WithoutClosedLoops(sys.unraisablehook)

@@ -4,8 +4,8 @@
     URL/checkpoints/STEP/checksums.json   written last and deleted first: without it, there is no checkpoint
     URL/metrics.jsonl, ...                the other files of a run folder
 
-A bucket cannot rename a folder. So checksums.json (the commit marker) shows that a checkpoint is complete; on a disk,
-its folder's name does.
+On a disk, the name of a checkpoint's folder shows that the checkpoint is complete. But a bucket cannot rename a folder.
+There, the presence of checksums.json (the commit marker) shows that a checkpoint is complete.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from bert_fast.train import checksums
 
 FOLDER = "checkpoints"
 COMMIT = checksums.FILE
-LINKED = ".uploading"  # in a run folder: the checkpoint that is copied
+LINKED = ".uploading"  # a folder in a run folder, with the checkpoint that is being uploaded
 READ = ("config.json", "stages.json", "metrics.jsonl", "summary.json", "costs.json", "results.json")
-TRIES = 5  # times that a run is read if it changes meanwhile
+TRIES = 5  # attempts to read a run that changes meanwhile
 
 
 def key(step: int, name: str) -> str:
@@ -49,12 +49,12 @@ def steps(names: Collection[str]) -> list[int]:
 
 
 def upload(store: Bucket, folder: pathlib.Path, names: Collection[str], before_commit: Callable[[], None]):
-    """Writes a checkpoint to the bucket. `before_commit` is called when only its commit marker is lacking.
+    """Writes a checkpoint to the bucket, its commit marker last. Calls `before_commit` just before the marker.
 
-    names: the objects there. Raises BucketError.
+    names: the objects that are in the bucket. Raises BucketError.
     """
     step, commit = int(folder.name), (folder / COMMIT).read_bytes()
-    if key(step, COMMIT) in names:  # a checkpoint of this step that the run has replaced
+    if key(step, COMMIT) in names:  # an older checkpoint of this step, which the run has replaced
         store.delete(key(step, COMMIT))
     sums: dict[str, str] = json.loads(commit)
     for name in sums:
@@ -98,9 +98,9 @@ def delete(store: Bucket, step: int, names: Collection[str]):
 
 
 def fetch(store: Bucket, step: int, root: pathlib.Path) -> str:
-    """Copies a checkpoint into `root`, replacing one of the same step. Returns what is wrong with it, else "".
+    """Copies a checkpoint into `root`, where it replaces a checkpoint of the same step.
 
-    A checkpoint that is damaged in the bucket is not copied.
+    A checkpoint that is damaged in the bucket is not copied. Returns what is wrong with it; "" if nothing is.
     """
     part, old = root / f"{step}.part", root / f"{step}.old"
     shutil.rmtree(part, ignore_errors=True)
@@ -171,13 +171,17 @@ def local(place: str | pathlib.Path, warn: Callable[[str], object] = print) -> p
 
 
 def described(place: str | pathlib.Path) -> pathlib.Path:
-    """As `local`, but the copy lacks the checkpoints, or has older ones. Raises BadInput if nothing is at the URL."""
+    """The run folder at a place: the place itself, or a local copy if it is a URL.
+
+    Copies only the files that describe the run. Checkpoints in the copy, if any, are from earlier calls of `local`.
+    Raises BadInput if the URL has none of these files.
+    """
     if not storage.is_url(place):
         return pathlib.Path(place)
     store = storage.open(str(place))
     names = [name for name in store.names() if name in READ]
     if not names:
-        raise BadInput(f"no run in {place}: expected the --workdir of pretrain, which has written a row there")
+        raise BadInput(f"no run in {place}: expected the --workdir of a run that has written a row")
     with _copy_of(store) as folder:
         _copy_facts(store, folder, names)
     return folder
@@ -194,7 +198,10 @@ def _copy_of(store: Bucket) -> Iterator[pathlib.Path]:
 
 
 def _copy_facts(store: Bucket, folder: pathlib.Path, names: Collection[str]):
-    """Copies the files that describe a run, and deletes those that are no longer in the bucket. names: its objects."""
+    """Copies the files that describe a run, and deletes copies of files that are no longer in the bucket.
+
+    names: the objects in the bucket.
+    """
     copy_files(store, folder, [name for name in READ if name in names])
     for name in READ:
         if name not in names:
@@ -202,9 +209,9 @@ def _copy_facts(store: Bucket, folder: pathlib.Path, names: Collection[str]):
 
 
 def _copied(store: Bucket, asked: Collection[int], root: pathlib.Path, warn: Callable[[str], object]) -> int | None:
-    """The newest of these steps that is undamaged, after copying it to `root`. None if a run has changed one meanwhile.
+    """Copies the newest undamaged checkpoint of the steps `asked` to `root`, and returns its step.
 
-    Raises BadInput if all are damaged.
+    Returns None if a run has changed one of these checkpoints meanwhile. Raises BadInput if all are damaged.
     """
     for step in sorted(asked, reverse=True):
         commit, folder = store.read(key(step, COMMIT)), root / str(step)
@@ -220,7 +227,7 @@ def _copied(store: Bucket, asked: Collection[int], root: pathlib.Path, warn: Cal
 
 
 def copy_files(store: Bucket, folder: pathlib.Path, names: Collection[str]):
-    """Copies objects into a folder, each atomically. Leaves out those that a run would not have copied there."""
+    """Copies objects into a folder, each atomically. Leaves out hidden files, and names that lead out of the folder."""
     for name in names:
         if is_inside(name) and not name.startswith("."):
             _copy_object(store, name, folder / name)

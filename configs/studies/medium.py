@@ -1,8 +1,8 @@
-"""An hour on one GPU: BERT-mini on Wikipedia, at two budgets, two seeds.
+"""A study for one GPU, about an hour long: BERT-mini with 8 layers instead of 4, two budgets, two seeds.
 
     bert-fast compare medium --data=SHARDS --out=runs/medium
 
-It can be stopped at any time; the same command continues it.
+You can stop the comparison at any time. The command above then continues it.
 """
 
 from bert_fast.compare.study import Study

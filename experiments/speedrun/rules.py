@@ -1,4 +1,4 @@
-"""The tracks of the speedrun, and README.md: its rules, with a table of the records."""
+"""The tracks of the speedrun, and its README.md, which contains the rules and a table of the records."""
 
 import json
 import pathlib

@@ -17,7 +17,7 @@ class Done(NamedTuple):
 
 
 def bert_fast(*args) -> Done:
-    """Runs a command in this process, which saves the imports."""
+    """Runs a command in this process. A new process would have to import the packages again."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(arg) for arg in args])

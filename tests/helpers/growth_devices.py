@@ -1,4 +1,4 @@
-"""Counts the bytes that a dense step and a step with a frozen layer send among 8 emulated devices; prints JSON.
+"""Counts the bytes that 8 emulated devices exchange in a dense step, and in a step with a frozen layer. Prints JSON.
 
 test_stacking_run.py runs this in a separate process, because the number of emulated devices is fixed when JAX starts.
 """

@@ -5,7 +5,8 @@
         hub.use(monkeypatch, tmp_path)          # this process talks to it
         subprocess.run(..., env=hub.environment(tmp_path))  # or another process does
 
-It answers the requests that huggingface_hub (and `datasets`) make to read a repository, and to push one over Git LFS.
+The server answers the requests with which huggingface_hub and `datasets` read a repository, create it, and push files
+to it, large ones over Git LFS.
 """
 
 import base64
@@ -32,7 +33,10 @@ KIND = r"(?P<kind>model|dataset)s"
 
 @dataclasses.dataclass
 class Repo:
-    """A repository. branches: commit by name. commits: files by commit. A commit's name is a hash of its files."""
+    """A repository. branches: the newest commit of each branch. commits: the files of each commit.
+
+    A commit's name is a hash of its files and of the number of earlier commits.
+    """
 
     private: bool = False
     branches: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -56,7 +60,8 @@ class Repo:
 class Fault:
     """What happens to the next `times` requests that match `pattern`, a regular expression for "METHOD /path".
 
-    status 0: the connection is cut after half of the requested or sent body.
+    status: the HTTP status of the answer. With 0, the connection is cut in the middle of the request's body. If the
+    request has no body, it is cut in the middle of the answer.
     """
 
     pattern: str
@@ -235,7 +240,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_json({"error": message}, status, **named, **headers)
 
     def repo(self, kind: str, name: str) -> Repo | None:
-        """The repository. If it is hidden from the caller, refuses the request as the Hub does, and returns None."""
+        """The repository. If it does not exist, or the caller may not see it, refuses the request and returns None."""
         repo = self.hub.repos.get((kind, name))
         if repo is not None and (not repo.private or self.user):
             return repo
@@ -252,7 +257,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return commit, repo.commits[commit]
 
     def may_write(self, name: str) -> bool:
-        """Whether the caller owns the namespace. Otherwise refuses the request."""
+        """Whether the caller owns the repository's namespace. If not, refuses the request."""
         if self.user and name.split("/")[0] == self.user:
             return True
         self.refuse(403 if self.user else 401, "You don't have the rights to write to this repository")
