@@ -149,21 +149,24 @@ class Plans:
 
 
 def code() -> str:
-    """A fingerprint of the code in the DECIDING modules, without comments and docstrings. Plans with another
-    fingerprint are out of date.
+    """A fingerprint of the code in the DECIDING modules, without its prose. Plans with another fingerprint are out of
+    date.
     """
     package = common.HERE.parent / "bert_fast"
     paths = [package / name.replace(".", "/") for name in DECIDING]
     files = [file for path in paths for file in (sorted(path.rglob("*.py")) or [path.with_suffix(".py")])]
-    texts = [without_docstrings(file.read_text()) for file in files]
+    texts = [without_prose(file.read_text()) for file in files]
     return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
 
 
-def without_docstrings(source: str) -> str:
+def without_prose(source: str) -> str:
+    """The syntax tree of Python code, without comments, docstrings and the texts of errors."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             del node.body[0]
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            node.exc.args, node.exc.keywords = [], []
     return ast.dump(tree)
 
 

@@ -18,5 +18,11 @@ def test_every_module_that_plans_depend_on_exists():
     ],
 )
 def test_only_code_counts(changed, same):
-    before = tpu_plan.without_docstrings('"""A module."""\nx = 1\n')
-    assert (tpu_plan.without_docstrings(changed) == before) is same
+    before = tpu_plan.without_prose('"""A module."""\nx = 1\n')
+    assert (tpu_plan.without_prose(changed) == before) is same
+
+
+@pytest.mark.parametrize(("error", "same"), [('BadInput("other words")', True), ('OSError("words")', False)])
+def test_the_text_of_an_error_does_not_count(error, same):
+    before = tpu_plan.without_prose('raise BadInput(f"words {x}") from None\n')
+    assert (tpu_plan.without_prose(f"raise {error} from None\n") == before) is same
