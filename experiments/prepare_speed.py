@@ -156,8 +156,7 @@ def main(argv: list[str]) -> None:
         "Memory is the sum over parent and workers, minus the memory of a Python process that has only imported the "
         "same modules. A shared page counts once for each process.",
         "",
-        "On one core, seconds are processor time, which other programs disturb less. "
-        "Otherwise they are wall-clock time.",
+        'Rows marked "one core" use processor time, which other programs disturb less. All other rows use wall-clock time.',
         "",
         "| | measured | aim |",
         "|---|---|---|",

@@ -1,4 +1,4 @@
-"""Code shared by the scripts that time train steps, in addition to bert_fast/planner/timing.py."""
+"""Code that the scripts for timing train steps share. More of it is in bert_fast/planner/timing.py."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def count_compilations() -> list[str]:
 
 
 def peak(dtype: str = "float32", n: int = 3072):
-    """A function that computes one large matrix product, and the number of FLOPs of this product."""
+    """Two things: a function that computes one large matrix product, and the product's FLOPs."""
     product = jax.jit(lambda a, b: a @ b)
     a = jnp.ones((n, n), dtype) / n
     return lambda: product(a, a).block_until_ready(), 2 * n**3

@@ -180,7 +180,7 @@ def test_export_with_a_missing_tensor_or_wrong_tokens_is_not_kept(tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_export_needs_no_torch_and_verify_says_how_to_install_torch(tmp_path, monkeypatch):
+def test_export_works_without_torch_but_verify_says_how_to_install_it(tmp_path, monkeypatch):
     made(tmp_path / "run", BASE)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))

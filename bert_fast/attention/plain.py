@@ -33,13 +33,13 @@ def heads_of(product_BNW, bias_W, segments_BN, shape):
 def of_heads(q_BQHE, k_BKHE, v_BKHE, allowed_BQK, salts_2BQ, rate: float, joined: int = 1):
     """Softmax attention of each head over the allowed keys: [B, Q, H, E].
 
-    A query without an allowed key gets the mean of all values. Nothing may depend on that output, because
-    its gradient would reach the queries and keys.
+    A query without an allowed key gets the mean of all values. Nothing may depend on that output: its
+    gradient would reach the queries and keys, although the output does not depend on them.
 
     The gradient is written by hand. It keeps only one array of the size of the logits: the probabilities, in the type
-    of the activations. JAX's own gradient keeps float32 logits, and its backward pass sums over the keys. Here,
-    the product of the output and its gradient is summed over E. The two sums are equal (Dao et al. 2022, arXiv
-    2205.14135, appendix B.2).
+    of the activations. JAX's own gradient keeps float32 logits, and its backward pass sums each probability times its
+    gradient over the keys. Here, the output times its gradient is summed over E. The two sums are equal (Dao et al.
+    2022, arXiv 2205.14135, appendix B.2).
     """
     return _forward(q_BQHE, k_BKHE, v_BKHE, allowed_BQK, salts_2BQ, rate, joined)[0]
 

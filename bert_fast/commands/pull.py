@@ -18,7 +18,7 @@ def run(args, texts: list[str]) -> int:
 
     needs(args, "out")
     if len(texts) != 1:
-        raise BadInput(f"expected one model, NAME or NAME@REVISION, got {len(texts)}: for example {EXAMPLE}")
+        raise BadInput(f"expected one model (NAME or NAME@REVISION), got {len(texts)}. An example: {EXAMPLE}")
     done = pull(texts[0], args.out)
     files = [path.stat().st_size for path in done.folder.iterdir()]
     print(f"{done.folder}: {done.hub}, {len(files)} files, {sum(files) / 1e6:.1f} MB")

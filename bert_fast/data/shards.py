@@ -33,7 +33,7 @@ FORMAT = 2
 UNSEALED = 1  # this format had no seal, and no hash of the text
 SPLITS = ("train", "valid")
 REMEDY = "restore it from an undamaged copy, or delete the folder and prepare again"
-# The keys that a manifest must have, and the types of their values. In a list, the one type is that of every item.
+# The keys that a manifest must have, and the types of their values. A list here has one entry: the type of every item.
 _FILE = {"file": str, "sha256": str, "bytes": int}
 _SPLIT = {"shards": [{**_FILE, "documents": int}], "lengths": _FILE, "tokens": int}
 _VOCAB = {"size": int, "sha256": str, "cased": bool, "strip_accents": (bool, type(None)), "special_ids": dict}

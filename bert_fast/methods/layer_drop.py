@@ -8,7 +8,7 @@ the run's seed and the step, so they are the same on every device. Evaluation ru
 get a gradient of zero; their moments and weights keep decaying, as in the reference. The paper's recipe, with its two
 controls, is configs/layer_drop.py.
 
-Axes: M micro-batches, L layers, N possible numbers of layers that run, from 0 up.
+Axes: M micro-batches, L layers, N how many layers run (0, 1, 2, ...).
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ def keep_and_scale(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(probability that each layer runs, factor of its branches if it does), lowest layer first.
 
-    For layer i of 1..L, the paper calls (i / L) (1 - theta) "p_l(t)". It is the probability that the layer is dropped.
+    The paper drops layer i of 1..L with the probability (i / L) (1 - theta), which it calls "p_l(t)".
     `BertEncoder` of DeepSpeedExamples, bing_bert/nvidia/modelingpreln_layerdrop.py, runs a layer with probability p,
     lowers p, and divides the branches by the lowered p. So a layer runs with the probability meant for the layer
     below it (the lowest always runs), and branches are 4 to 8 % too large on average (12 layers, theta 0.5).
@@ -104,10 +104,10 @@ def systematic(keep_L: np.ndarray, plan: Plan, micro_batches: int, rng: np.rando
     """Which layers run, bool [M, L]. Each layer runs with the same probability as in `independent`, but the number of
     layers that run in a span (and in total) is always its expected value, rounded down or up.
 
-    Let u be uniform in [0, 1), and c the running sum of the layers' probabilities. A layer runs if a whole number lies
-    between the previous layer's c + u and its own. One u serves the whole step, so that all micro-batches run the same
-    number of layers. Each micro-batch shuffles the layers within a span. In a fixed order only a few subsets would ever
-    occur, and neighbours would exclude each other.
+    Let u be uniform in [0, 1), and c the running sum of the layers' probabilities. A layer runs if adding its
+    probability takes c + u to the next whole number or beyond. One u serves the whole step, so that all micro-batches
+    run the same number of layers. Each micro-batch shuffles the layers within a span. In a fixed order only a few
+    subsets would ever occur, and neighbours would exclude each other.
     """
     parts_L = np.round(keep_L * PARTS).astype(np.int64)
     u = rng.integers(PARTS)
@@ -152,7 +152,7 @@ def make(
     Ablations; with all three False this is LayerDrop (Fan et al., arXiv 1909.11556; unverified):
     time_schedule: False holds theta(t) at `theta` from the first step.
     depth_schedule: False gives every layer theta(t), the lowest included.
-    rescale: False leaves the branches of a layer that runs unscaled.
+    rescale: False does not scale the branches of the layers that run.
 
     Raises BadInput for invalid values.
     """

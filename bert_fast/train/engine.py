@@ -202,8 +202,8 @@ class Engine:
         self.counters.lap("compile_seconds")
 
     def drawn(self, step: int, seq_len: int) -> tuple[Program, Route, list[float]]:
-        """What a step of the current stage runs for examples of length `seq_len`: the program, the route, and for each
-        layer the share of micro-batches that run the layer.
+        """The draw for a step of the current stage, with examples of length `seq_len`: the program, the route, and for
+        each layer the share of micro-batches that run the layer.
         """
         rng = timelines.rng_of(self.seed, step)
         program, route, on_L = timelines.drawn(self.method, self.stage, self.clock(step), rng)

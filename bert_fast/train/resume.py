@@ -107,7 +107,7 @@ def extended(timeline: Sequence[Stage], about: Description, steps: int, how: str
     """The timeline of a run that was planned for fewer than `steps` steps, with the added steps in its last stage.
 
     how: how the learning rate continues. With "stretch", the rate is as in a run that had `steps` steps from the start,
-    so a rate that decays begins with a jump upwards. With "constant", the rate stays as it was in the last step.
+    so a decaying rate jumps up when the run continues. With "constant", the rate stays as it was in the last step.
     Raises BadInput if steps are to be added and `how` is empty, or if the last stage has not begun.
     """
     if how and about.planned is None:
@@ -155,7 +155,7 @@ def _mesh(axes: Mapping[str, int]) -> str:
 
 
 def settle_activation(workdir: pathlib.Path, config: dict):
-    """Replaces the activation "auto" in a config by the one that the folder's run has, or that a new run will have.
+    """Replaces the activation "auto" in a config by the activation of the folder's run or, without one, of a new run.
 
     This way, the run's config.json names the activation, and continuing the run cannot change it.
     """

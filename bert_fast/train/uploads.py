@@ -9,7 +9,9 @@ class GiveWay(Exception):
 
 
 class Uploads:
-    """Calls `upload` in a thread after each `ask`, one call at a time. Asks during a call lead to one more call."""
+    """Calls `upload` in a thread after each `ask`, one call at a time. However often `ask` is called during an upload,
+    one more upload follows.
+    """
 
     def __init__(self, upload: Callable[[], None]):
         self.upload = upload
