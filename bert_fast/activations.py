@@ -1,7 +1,7 @@
 """The activations of the feed-forward network, with custom gradients.
 
-A gradient is computed from the input alone. Otherwise, the backward pass would need three stored arrays, each as wide as
-the feed-forward network. Writing them takes longer than recomputing them.
+A gradient is computed from the input alone. Otherwise, the backward pass would need three stored arrays, each as wide
+as the feed-forward network. Writing them takes longer than recomputing them.
 """
 
 import jax

@@ -21,7 +21,7 @@ class Profile:
         self.tracing = self.traced = False
 
     def at(self, step: int) -> bool:
-        """Whether the trace begins or ends right before `step`. If so, the caller first waits for the step in flight."""
+        """Whether the trace begins or ends right before `step`. Then the caller first waits for the step in flight."""
         return self.begin is not None and step == self.begin + (STEPS if self.tracing else 0)
 
     def switch(self):

@@ -19,9 +19,9 @@ from bert_fast.method import Method, Program
 from bert_fast.plan import Route, frozen_depth
 from bert_fast.train.sharding import path_of
 
-# Each number identifies a use of the seed on the device. The seed's key is folded with this number, then with the number
-# of the step. These numbers are large, because the initial parameters come from splitting the same key, and splitting a
-# key gives the same keys as folding the numbers 0, 1, 2, ... into it.
+# Each number identifies a use of the seed on the device. The seed's key is folded with this number, then with the
+# number of the step. These numbers are large, because the initial parameters come from splitting the same key, and
+# splitting a key gives the same keys as folding the numbers 0, 1, 2, ... into it.
 STEP, SURGERY, ORDER = 100, 101, 102
 
 LARGEST = float(np.finfo(np.float32).max)  # a limit of the gradient's norm that accepts every finite norm
