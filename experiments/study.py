@@ -31,6 +31,7 @@ VOCABULARY = 1024  # a small one: the model soon learns from neighbouring word p
 TEXTS = {"books": ("corpus/books/*.txt.gz", 0.01), "small": ("corpus/books/valid.txt.gz", 0.65)}
 PARTS = {
     "tier1_rates": "books",
+    "tier1_rates_mslt": "books",
     "tier1": "books",
     "tier2": "books",
     "tier2_rivals": "books",

@@ -115,16 +115,16 @@ hidden by [MASK] (the study asks for at least {MARGIN}). Runs with the same seed
 
 def trials() -> str:
     """The grid of learning rates, and the loss of each trial."""
-    kept = read("tier1_rates")
+    kept = {**read("tier1_rates"), **read("tier1_rates_mslt")}
     if not kept:
         return "No trial has finished yet."
     found: dict[str, dict[str, float]] = {}
     for run, record in kept.items():
-        arm, _, rate = run.arm.partition(", rate ")
+        arm, _, rate = run.arm.rpartition(", rate ")
         found.setdefault(arm, {})[rate] = record.figures["mlm_loss"]
     rates = sorted({rate for losses in found.values() for rate in losses}, key=float)
     budget = next(iter(kept)).budget.partition(":")[2]
-    order = [arm for arm in studies.load("tier1").arms if arm in found]
+    order = sorted(found, key=[*studies.load("tier1").arms, *found].index)
     lines = ["| arm | " + " | ".join(rates) + " |", "|" + "---|" * (len(rates) + 1)]
     for arm in order:
         best = min(found[arm].values())
@@ -199,7 +199,7 @@ def others(page: Page) -> str:
     """A table for each other part of the study that has run arms of this page."""
     sections = []
     for part in PARTS:
-        kept = read(part) if part not in ("tier1", "tier1_rates") else {}
+        kept = read(part) if part not in ("tier1", "tier1_rates", "tier1_rates_mslt") else {}
         for text, arms in (summarized(part, kept) if kept else {}).items():
             names = [
                 arm for arm in arms if arm != DENSE and (arm in page.arms or arm.startswith(tuple(page.more) or "?"))

@@ -75,7 +75,7 @@ of itself, and trains on. MSLT ([Yang et al. 2020](https://arxiv.org/abs/2011.13
 until a last stage trains all; its abstract reports 110 % more speed. In "No Train No Gain" ([2023](https://arxiv.org/abs/2307.06440))
 stacking had the lowest training loss of three methods at every budget, but at the largest budget almost no gap to the baseline was left.""",
         "stacking",
-        ("stacking", "MSLT", "shallower"),
+        ("stacking", "MSLT, longer first stage", "shallower"),
         ("stacking", "MSLT", "late growth"),
         ("dense", "stacking", "MSLT"),
         """In the released recipe of stacking, the learning rate is still above 0 at the end. At a fixed budget, stacking would then have an
@@ -108,8 +108,8 @@ METHODS = {
     "stacking": (
         "progressive stacking ([2019](https://proceedings.mlr.press/v97/gong19a.html))", "layers that have not been added yet", ""
     ),
-    "MSLT": (
-        "MSLT ([2020](https://arxiv.org/abs/2011.13635))", "the same, and the backward pass of finished layers", "52 %"
+    "MSLT, longer first stage": (
+        "MSLT ([2020](https://arxiv.org/abs/2011.13635)), longer first stage", "the same, and the backward pass of finished layers", "52 %"
     ),
     "layer dropping": (
         "layer dropping ([2020](https://arxiv.org/abs/2010.13369))", "random layers, drawn in each step", "24 %"

@@ -44,10 +44,10 @@ def test_arms_end_with_a_deep_model_and_a_rate_of_zero(arm, small_shards):
 
 def test_each_arm_tries_the_same_rates_as_dense():
     found: dict[str, set[str]] = {}
-    for arm in study.load("tier1_rates").arms:
-        name, _, rate = arm.partition(", rate ")
+    for arm in (*study.load("tier1_rates").arms, *study.load("tier1_rates_mslt").arms):
+        name, _, rate = arm.rpartition(", rate ")
         found.setdefault(name, set()).add(rate)
-    assert list(found) == list(TIER1.arms)
+    assert set(found) == {*TIER1.arms, "MSLT"}
     assert len({frozenset(rates) for rates in found.values()}) == 1
 
 
@@ -116,12 +116,15 @@ HAVE_RUN = any((part_script.RECORDS / "tier1").rglob("*.gz"))
 
 @pytest.mark.skipif(not HAVE_RUN, reason="no run of tier1 is recorded yet")
 def test_peak_rates_are_the_best_of_the_trials():
-    kept = study_pages.read("tier1_rates")
+    kept = study_pages.read("tier1_rates") | study_pages.read("tier1_rates_mslt")
     losses: dict[str, dict[float, float]] = {}
     for run, record in kept.items():
-        arm, _, rate = run.arm.partition(", rate ")
+        arm, _, rate = run.arm.rpartition(", rate ")
         losses.setdefault(arm, {})[float(rate)] = record.figures["mlm_loss"]
+    assert set(losses) >= set(TIER1.arms)
     for arm, found in losses.items():
+        if arm not in TIER1.arms:  # MSLT with equal shares: the study has it only among the trials
+            continue
         assert TIER1.arms[arm]["learning_rate.peak"] == min(found, key=found.__getitem__)
 
 

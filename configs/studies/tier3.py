@@ -10,7 +10,7 @@ import dataclasses
 
 from bert_fast.compare.study import Study
 from bert_fast.configs.studies import tier1
-from bert_fast.configs.studies.tier1 import EARLY_BERT, LAYER_DROP, MSLT, RATES, STACKING, TOKEN_DROP
+from bert_fast.configs.studies.tier1 import EARLY_BERT, EQUAL_SHARES, LAYER_DROP, MSLT, RATES, STACKING, TOKEN_DROP
 
 RATE, HIGHER_RATE = ({"learning_rate.peak": factor * RATES["layer dropping"]} for factor in (1, 2))
 
@@ -41,12 +41,18 @@ def get_study() -> Study:
         "stacking, identity": {**STACKING, "stacking.init": "identity"},
         "stacking, moments carried": {**STACKING, "stacking.optimizer": "carry"},
         "stacking, released rates": {"methods": "stacking"},
-        "MSLT": MSLT,
-        "MSLT, half of it joint": {**MSLT, "stacking.shares": "0.125,0.125,0.125,0.125,0.5"},
+        "MSLT, longer first stage": MSLT,
+        "MSLT, equal shares": EQUAL_SHARES,
+        "MSLT, half of it joint": {**MSLT, "stacking.shares": "0.35,0.05,0.05,0.05,0.5"},
         "MSLT, random layers": {**MSLT, "stacking.init": "random"},
         "MSLT, embeddings A": {**MSLT, "stacking.embedding": "A"},
     }
-    known = {"token": "token dropping", "EarlyBERT": "EarlyBERT", "stacking": "stacking", "MSLT": "MSLT"}
+    known = {
+        "token": "token dropping",
+        "EarlyBERT": "EarlyBERT",
+        "stacking": "stacking",
+        "MSLT": "MSLT, longer first stage",
+    }
 
     def rate(arm: str) -> float:
         return RATES[next((name for start, name in known.items() if arm.startswith(start)), "dense")]
