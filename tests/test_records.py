@@ -106,6 +106,15 @@ def test_records_of_another_commit_are_refused(trained, small_shards, tmp_path, 
         keeper(trained, tmp_path / "first", small_shards).begin(COSTS)
 
 
+def test_step_costs_of_added_stages_are_kept_too(committed, small_shards, tmp_path):
+    keep = keeper(tmp_path / "records", tmp_path / "out", small_shards)
+    keep.begin(COSTS)
+    added = dataclasses.replace(COSTS, curves={**COSTS.curves, "another stage": (Point(1e3, 2e-3),)})
+    step_costs.write(added, tmp_path / "out" / "costs.json")
+    keep.begin(added)
+    assert step_costs.read(tmp_path / "records" / "costs.json") == added
+
+
 def test_records_with_other_step_costs_are_refused(trained, small_shards, tmp_path):
     other = StepCosts("measured", "another machine", {"dense": (Point(1e3, 2e-3),)})
     (tmp_path / "third").mkdir()

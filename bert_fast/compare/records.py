@@ -106,14 +106,14 @@ class Keeper:
         self.share_costs()
 
     def share_costs(self):
-        """Copies the step costs from one folder to the other if only one has them."""
+        """Copies the step costs from one folder to the other if only one has them, or if the study has added stages."""
         kept, made = self.folder / NAME, self.out / NAME
         if kept.exists() and made.exists():
-            if step_costs.read(kept).fingerprint() != step_costs.read(made).fingerprint():
+            if not step_costs.read(kept).curves.items() <= step_costs.read(made).curves.items():
                 raise BadInput(f"the step costs in {kept} and {made} differ: choose another --out")
         elif kept.exists():
             atomic_write(made, kept.read_bytes())
-        elif made.exists():
+        if made.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(kept, made.read_bytes())
 
