@@ -54,6 +54,7 @@ def small_study(name: str, folder: pathlib.Path) -> str:
     fields["config"] = small_spec(made.config)
     fields["changes"] = small_changes(made.changes)
     fields |= {"seeds": made.seeds[:2], "budgets": ("tokens:8e3",), "source": "files:corpus/*.txt.gz"}
+    fields["rounds"] = 3
     fields["topology"] = small_topology(made.topology)
     path = folder / pathlib.Path(name).with_suffix(".py").name
     path.parent.mkdir(exist_ok=True)
