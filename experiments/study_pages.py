@@ -1,6 +1,7 @@
 """Writes the pages of the study from its records: layer_drop, token_drop, early_bert, stacking and combined.
 
-    python -m experiments.study_pages    writes PAGE.md and PAGE.png, and the table and the picture of README.md
+    python -m experiments.study_pages    writes PAGE.md and PAGE.png; once tier1 has finished, also the table and the
+                                         picture of README.md
 
 Every number of the pages comes from experiments/records, or from the table of costs in tpu_plan.md.
 """
@@ -265,6 +266,11 @@ What a BERT-base with the paper's number of examples costs, by the planner ([tpu
 """
 
 
+def finished() -> bool:
+    """Whether all runs of tier1 have records."""
+    return set(studies.runs_of(studies.load("tier1"))) <= set(read("tier1"))
+
+
 def readme_block() -> str:
     """The part of README.md that shows the study: picture, table, and how to read them."""
     kept = read("tier1")
@@ -280,15 +286,11 @@ def readme_block() -> str:
             time = compared.number(about.get("seconds_per_token"), ".2f")
             difference = compared.difference(about, is_first=False)
             lines.append(f"| {name} | {what} | {promise} | {time} | {difference} | {len(about['runs'])} |")
-    wanted = studies.load("tier1")
-    unfinished = (
-        "" if len(kept) >= len(studies.runs_of(wanted)) else " The study is not finished: nothing here is final."
-    )
     return f"""![Held-out loss minus dense training's at equal time, for each method and seed; the table below has the means.](docs/figures/loss_at_equal_time.png)
 
 {chr(10).join(lines)}
 
-Every run has {text.partition(":")[2]} [reference seconds](docs/budgets.md) of one core; in this time, dense training of {first["changes"]["model.depth"]} layers sees {dense["tokens"] / 1e6:.1f} M tokens.{unfinished} *Loss minus dense
+Every run has {text.partition(":")[2]} [reference seconds](docs/budgets.md) of one core; in this time, dense training of {first["changes"]["model.depth"]} layers sees {dense["tokens"] / 1e6:.1f} M tokens. *Loss minus dense
 training's*: held-out, in nats, the mean over paired seeds with its interval at 95 %; *unresolved*: within the noise between seeds. *Time per
 token*: relative to dense training. The pages: [layer dropping](experiments/layer_drop.md), [token dropping](experiments/token_drop.md),
 [EarlyBERT](experiments/early_bert.md), [stacking and MSLT](experiments/stacking.md), [stacking and token dropping together](experiments/combined.md);
@@ -309,9 +311,12 @@ def main():
     for name, page in PAGES.items():
         draw(name, page, kept)
         common.write_page(name, text_of(name))
-    readme = common.HERE.parent / "README.md"
-    readme.write_text(with_block(readme.read_text(), readme_block()))
-    draw_all(common.HERE.parent / "docs/figures/loss_at_equal_time.png")
+    if finished():
+        readme = common.HERE.parent / "README.md"
+        readme.write_text(with_block(readme.read_text(), readme_block()))
+        draw_all(common.HERE.parent / "docs/figures/loss_at_equal_time.png")
+    else:
+        print("README.md is as before: tier1 has not finished")
 
 
 if __name__ == "__main__":
