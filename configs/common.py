@@ -154,7 +154,7 @@ def base(size_name: str) -> ConfigDict:
 
     config.guard = ConfigDict()
     config.guard.factor = 100.0  # skip steps whose gradient norm is above factor x median; with 0, only if not finite
-    config.guard.recent = 100  # the median is that of this many recent gradient norms
+    config.guard.recent = 100  # number of recent gradient norms that the median is taken of
     config.guard.in_a_row = 5  # after this many skipped steps in a row, the run goes back to a checkpoint
     config.guard.rollbacks = 2  # how often the run may go back before it stops
     config.guard.most = 1000  # how many steps the run may skip in total before it stops

@@ -206,7 +206,7 @@ def test_tpu_compiler_plans_a_run_of_two_stages(tmp_path):
     assert planned.fits
     for name, cycles in low.cycles.items():
         assert 0 < low.layers[name] < cycles
-    # Most operations with an estimate also have a schedule: their own, or that of an equal operation.
+    # Most operations with an estimate also have a schedule, either their own or an equal operation's.
     assert sum(low.unscheduled.values()) < 0.4 * low.cycles["schedule"]
     assert 0 < low.communication.exposed < low.communication.seconds * 1.001
     assert planned.hours() > 0

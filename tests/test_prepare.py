@@ -125,7 +125,7 @@ def test_ids_of_random_sentences_equal_those_of_the_tokenizer(tmp_path, options)
 @pytest.mark.slow
 @pytest.mark.skipif("BERT_FAST_DATA" not in os.environ, reason="needs a corpus")
 def test_ids_of_a_whole_corpus_equal_those_of_the_tokenizer(monkeypatch):
-    monkeypatch.setattr(document_tokenizer, "_KNOWN", 50_000)  # fewer pieces than the corpus has, so many are not kept
+    monkeypatch.setattr(document_tokenizer, "_KNOWN", 50_000)  # the corpus has more pieces, and the rest are not kept
     data = os.environ["BERT_FAST_DATA"]
     words = vocab.load(f"{data}/vocab/bert-base-uncased.txt")
     encoder, tokenizer = document_tokenizer.DocumentTokenizer(words), words.for_text()

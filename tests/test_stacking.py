@@ -140,8 +140,8 @@ def flops(stages):
 
 
 def test_a_trained_layer_costs_three_times_as_much_as_a_frozen_layer():
-    # Without prediction slots, the head costs nothing. With pre-LN, the backward pass of the lowest trainable layer
-    # costs as much as that of the layers above it.
+    # Without prediction slots, the head costs nothing. With pre-LN, the lowest trainable layer's backward
+    # pass costs as much as any other trainable layer's.
     units = np.array(flops(stacking.make("mslt").stages(plain(of_depth(12), slots=0)))) / step_flops(
         plain(of_depth(1), slots=0)[0].program
     ).executed  # fmt: skip
