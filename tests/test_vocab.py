@@ -29,6 +29,12 @@ def test_special_ids_are_read_from_the_file(tmp_path):
     assert words.size == 7
 
 
+def test_training_on_the_same_text_gives_the_same_vocabulary():
+    text = " ".join(word for i, word in enumerate(["ab", "cd", "ef", "gh", "ij", "kl", "mn"]) for _ in range(20 * i + 20))
+    first, *others = [vocab.train([text], 80) for _ in range(5)]
+    assert set(others) == {first}
+
+
 @pytest.mark.parametrize("texts", [ENGLISH, RUSSIAN, CHINESE])
 def test_trained_vocabulary_knows_its_corpus_in_any_script(tmp_path, texts):
     words = trained(tmp_path, texts)

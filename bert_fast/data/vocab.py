@@ -167,10 +167,12 @@ def composed(text: str, strip_accents: bool) -> str:
 
 
 def train(texts: Iterable[str], size: int, cased: bool = False, strip_accents: bool = False) -> bytes:
-    """The bytes of a vocab.txt of at most `size` tokens for these texts, special tokens first.
+    """The bytes of a vocab.txt of at most `size` tokens for these texts: special tokens, then the others in order of
+    their characters.
 
-    Two calls give different vocabularies, because `tokenizers` breaks ties by the order of a hash map. Train
-    once, and keep the file. Raises BadInput if the texts hold no word.
+    `tokenizers` numbers the letters inside words in the order of a hash map, which differs between two calls. Sorted,
+    the same text gives the same file, except that in a small text two tokens may be equally frequent and only one of
+    them fit. Raises BadInput if the texts hold no word.
     """
     normalise, words_of = _normalizer(cased, strip_accents).normalize_str, _words_of(cased, strip_accents)
     texts = (_LONG_RUN.sub(words_of, composed(text, strip_accents)) for text in texts)
@@ -196,8 +198,8 @@ def train(texts: Iterable[str], size: int, cased: bool = False, strip_accents: b
         show_progress=False,
     )
     tokenizer.train_from_iterator(_chained(head, texts), trainer)
-    ids = tokenizer.get_vocab()
-    return "".join(f"{token}\n" for token in sorted(ids, key=ids.__getitem__)).encode()
+    others = sorted(tokenizer.get_vocab().keys() - set(SPECIAL))
+    return "".join(f"{token}\n" for token in (*SPECIAL, *others)).encode()
 
 
 def _words_of(cased: bool, strip_accents: bool) -> Callable[[re.Match], str]:
