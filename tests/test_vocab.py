@@ -30,7 +30,8 @@ def test_special_ids_are_read_from_the_file(tmp_path):
 
 
 def test_training_on_the_same_text_gives_the_same_vocabulary():
-    text = " ".join(word for i, word in enumerate(["ab", "cd", "ef", "gh", "ij", "kl", "mn"]) for _ in range(20 * i + 20))
+    words = ["ab", "cd", "ef", "gh", "ij", "kl", "mn"]
+    text = " ".join(word for i, word in enumerate(words) for _ in range(20 * i + 20))
     first, *others = [vocab.train([text], 80) for _ in range(5)]
     assert set(others) == {first}
 
