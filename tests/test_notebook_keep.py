@@ -15,9 +15,9 @@ from helpers import interruption, small_runs
 
 def make_checkpoint(run: pathlib.Path, step: int, content: str = "arrays"):
     folder = run / "checkpoints" / str(step)
-    (folder / "arrays").mkdir(parents=True)
+    (folder / "arrays").mkdir(parents=True, exist_ok=True)
     (folder / "arrays/data").write_text(content)
-    (folder / keep.WHOLE).write_text("{}")
+    (folder / keep.WHOLE).write_text(content)
 
 
 def steps(work: pathlib.Path) -> list[int]:
@@ -61,6 +61,47 @@ def test_checkpoint_that_the_run_removed_is_removed_once_a_newer_one_exists(work
     shutil.rmtree(work / "run/checkpoints/10")
     keep.mirror(work, tmp_path / "kept")
     assert steps(tmp_path / "kept") == [20]
+
+
+def test_checkpoint_that_a_run_saved_again_after_a_rollback_is_copied_again(work, tmp_path):
+    keep.mirror(work, tmp_path / "kept")
+    make_checkpoint(work / "run", 10, "other arrays")
+    keep.mirror(work, tmp_path / "kept")
+    assert (tmp_path / "kept/run/checkpoints/10/arrays/data").read_text() == "other arrays"
+
+
+def test_checkpoints_of_a_run_that_has_none_here_are_not_removed(work, tmp_path):
+    make_checkpoint(tmp_path / "kept/other", 500)
+    keep.mirror(work, tmp_path / "kept")
+    assert (tmp_path / "kept/other/checkpoints/500").is_dir()
+
+
+def test_fetch_that_was_interrupted_is_completed_before_anything_is_copied_back(work, tmp_path, monkeypatch):
+    make_checkpoint(work / "run", 20)
+    kept, new, copy_whole = str(tmp_path / "kept"), tmp_path / "new", keep.copy_whole
+    keep.mirror(work, tmp_path / "kept")
+
+    def stopped(source, target):
+        if source.name == "20":
+            raise KeyboardInterrupt
+        copy_whole(source, target)
+
+    monkeypatch.setattr(keep, "copy_whole", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        keep.resume(new, kept)
+    assert steps(new) == [10]
+    monkeypatch.setattr(keep, "copy_whole", copy_whole)
+    with keep.kept(new, kept):
+        assert steps(new) == [10, 20]
+    assert steps(tmp_path / "kept") == [10, 20]
+
+
+def test_place_that_holds_other_work_is_refused(work, tmp_path):
+    make_checkpoint(tmp_path / "kept/run", 9000)
+    for use in (lambda: keep.resume(work, str(tmp_path / "kept")), keep.kept(work, str(tmp_path / "kept")).__enter__):
+        with pytest.raises(BadInput, match="holds other work, which would be replaced"):
+            use()
+    assert steps(tmp_path / "kept") == [9000]
 
 
 def test_copy_that_fails_half_way_leaves_the_older_checkpoint_and_no_partial_one(work, tmp_path, monkeypatch):

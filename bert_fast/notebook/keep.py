@@ -24,6 +24,7 @@ WHOLE = "checksums.json"  # a checkpoint is complete if it has this file
 SKIPPED = (".lock", ".part", ".partial", ".old")  # locks, and files that are being written or deleted
 PART = ".part"
 MARKER = "kept-by-bert_fast"  # a file that marks a repository of kept work
+LINK = ".kept-in"  # a file of a work folder, with the place that the folder is a copy of
 
 
 class Place(Protocol):
@@ -31,6 +32,7 @@ class Place(Protocol):
 
     def push(self, work: pathlib.Path) -> None: ...
     def pull(self, work: pathlib.Path) -> None: ...
+    def holds_work(self) -> bool: ...
 
 
 class Folder:
@@ -48,6 +50,9 @@ class Folder:
 
     def pull(self, work: pathlib.Path):
         mirror(self.folder, work)
+
+    def holds_work(self) -> bool:
+        return any(files(self.folder))
 
 
 class Hub:
@@ -105,6 +110,9 @@ class Hub:
         shutil.rmtree(copy / ".cache", ignore_errors=True)  # files of the Hub's client
         mirror(copy, work)
 
+    def holds_work(self) -> bool:
+        return self.api.repo_exists(self.name) and MARKER in self.api.list_repo_files(self.name)
+
 
 def place(text: str) -> Place | None:
     """The place that `text` names: a folder, `hub:USER/NAME`, or "" for none. Raises BadInput."""
@@ -119,30 +127,48 @@ def place(text: str) -> Place | None:
 
 
 def resume(work: str | pathlib.Path, where: str) -> None:
-    """Fetches the kept copy of a work folder, unless the folder already has files. Prints what it found.
+    """Fetches the kept copy of a work folder, unless the folder already has it. Prints what it found.
 
-    where: as in `place`.
+    where: as in `place`. Raises BadInput if the folder has files of its own and the place holds other work.
     """
     work, kept_at = pathlib.Path(work), place(where)
-    if kept_at and not any(files(work)):
-        kept_at.pull(work)
+    if kept_at:
+        fetch(work, where, kept_at)
     found = any(files(work))
     steps = [int(path.name) for path in checkpoints(work)]
     newest = f", newest checkpoint: step {max(steps):,}" if steps else ""
     say(f"{work}: continuing{newest}" if found else f"{work}: nothing is kept yet, starting from the beginning")
 
 
+def fetch(work: pathlib.Path, where: str, kept_at: Place):
+    """Makes a work folder a copy of a place, once. A fetch that was interrupted is done again."""
+    link, begun = work / LINK, f"fetching {where}"
+    said = link.read_text() if link.is_file() else ""
+    if said == where:
+        return
+    if said != begun and any(files(work)) and kept_at.holds_work():
+        raise BadInput(
+            f"{work} has files of its own, and {where} holds other work, which would be replaced: choose another "
+            f"place, or move {work} away to continue the work in {where}"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    link.write_text(begun)
+    kept_at.pull(work)
+    link.write_text(where)
+
+
 @contextlib.contextmanager
 def kept(work: str | pathlib.Path, where: str, minutes: float = MINUTES) -> Iterator[None]:
     """Copies a work folder to the place `where`: every few minutes, and at the end of the block, even after an error.
 
-    While the block runs, a failed copy is reported and retried. If the copy at the end fails, its error is raised.
-    where: as in `place`.
+    First fetches what is kept there, as `resume` does. While the block runs, a failed copy is reported and retried. If
+    the copy at the end fails, its error is raised. where: as in `place`.
     """
     work, kept_at = pathlib.Path(work), place(where)
     if kept_at is None:
         yield
         return
+    fetch(work, where, kept_at)
     over = threading.Event()
 
     def copy():
@@ -170,11 +196,12 @@ def mirror(source: pathlib.Path, target: pathlib.Path) -> None:
     """Copies the complete checkpoints and the other `files` of `source` to `target`.
 
     New checkpoints come first, then other files that changed: a log must not be older than a checkpoint next to it.
-    Checkpoints that `source` no longer has are removed last, so that `target` always has a complete checkpoint.
+    Checkpoints that a run in `source` has replaced by others are removed last, so a run in `target` never loses its only
+    complete one.
     """
     have = {path.relative_to(source) for path in checkpoints(source)}
     for path in sorted(have, key=lambda path: (str(path.parent), int(path.name))):
-        if not (target / path / WHOLE).is_file():
+        if not same_checkpoint(source / path, target / path):
             try:
                 copy_whole(source / path, target / path)
             except (FileNotFoundError, shutil.Error):
@@ -185,8 +212,10 @@ def mirror(source: pathlib.Path, target: pathlib.Path) -> None:
         if CHECKPOINTS not in path.parts and changed(file, target / path):
             copy_file(file, target / path)
     if all((target / path / WHOLE).is_file() for path in have):
+        runs = {path.parent for path in have}
         for path in checkpoints(target):
-            if path.relative_to(target) not in have:
+            name = path.relative_to(target)
+            if name not in have and name.parent in runs:
                 shutil.rmtree(path)
 
 
@@ -196,11 +225,19 @@ def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
     return [path.parent for path in found if path.parent.name.isdigit()]
 
 
+def same_checkpoint(folder: pathlib.Path, copy: pathlib.Path) -> bool:
+    """Whether two complete checkpoints are equal. After a rollback, a run may save a step again with other content."""
+    try:
+        return (folder / WHOLE).read_bytes() == (copy / WHOLE).read_bytes()
+    except FileNotFoundError:
+        return False
+
+
 def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The files below a folder, without locks and files that are being written or deleted."""
+    """The files below a folder, without LINK, locks, and files that are being written or deleted."""
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         parts = path.relative_to(folder).parts
-        if path.is_file() and not any(part.endswith(SKIPPED) for part in parts):
+        if path.is_file() and path.name != LINK and not any(part.endswith(SKIPPED) for part in parts):
             yield path
 
 
