@@ -80,8 +80,10 @@ def unused_setting(flag: str, config, argv: list[str]):
         key = arg.lstrip("-").partition("=")[0]
         method = key.removeprefix(f"{flag}.").partition(".")[0]
         if key.startswith(f"{flag}.") and method in known and method not in used:
-            names = ",".join([*used, method])
-            raise BadInput(f"--{key} has no effect without --{flag}.methods={names}: add the method, or omit --{key}")
+            there = f" ({','.join(used)})" if used else ""
+            raise BadInput(
+                f"--{key} has no effect without the method {method}: add it to --{flag}.methods{there}, or omit --{key}"
+            )
 
 
 def unknown_key(argv: list[str], error: Exception) -> str:

@@ -114,14 +114,14 @@ def fill_mask(model: Model | Path, texts: str | Sequence[str], top: int = 5) -> 
     return inference.fill_mask(_encoder(model), [texts] if isinstance(texts, str) else texts, top)
 
 
-def embed(model: Model | Path, texts: Sequence[str], pooling: str = "mean", batch_size: int = 32) -> np.ndarray:
+def embed(model: Model | Path, texts: str | Sequence[str], pooling: str = "mean", batch_size: int = 32) -> np.ndarray:
     """One vector per text, from the last hidden states: [N, D] float32. `pooling` is "mean" or "cls".
 
     >>> vectors = bert_fast.embed(model, ["the quick brown fox", "a lazy dog", "seven wizards"])
     >>> vectors.shape == (3, model.encoder.model.width)
     True
     """
-    return inference.embed(_encoder(model), texts, pooling, batch_size)
+    return inference.embed(_encoder(model), [texts] if isinstance(texts, str) else texts, pooling, batch_size)
 
 
 def finetune(

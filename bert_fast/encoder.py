@@ -47,7 +47,7 @@ class Encoder:
 
     @property
     def model(self) -> Config:
-        return self.about.model
+        return self.about.model.portable()
 
     @property
     def untrained(self) -> tuple[str, ...]:

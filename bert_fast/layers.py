@@ -53,6 +53,10 @@ class Config:
     dtype: str = "float32"  # of activations; parameters, softmax, LayerNorm statistics and losses are float32
     special_ids: tuple[int, ...] = (0, 100, 101, 102, 103)  # [PAD] [UNK] [CLS] [SEP] [MASK]
 
+    def portable(self) -> "Config":
+        """This model for other shapes and machines than training's: a kernel that was asked for becomes "auto"."""
+        return self if self.attention == "plain" else dataclasses.replace(self, attention="auto")
+
     @property
     def table_rows(self) -> int:
         """Vocabulary size, padded to a multiple of 128 (a TPU register's lanes). Padded ids are never predicted."""

@@ -91,7 +91,18 @@ def main():
     ):
         sys.exit(f"error: {shards} could not be prepared")
     flags = [f"--out={folder / args.part}", f"--data={shards}", f"--records={kept}", f"--processes={args.processes}"]
-    sys.exit(run("compare", args.part, *flags, *(["--dry_run"] if args.dry_run else [])))
+    command = [
+        sys.executable,
+        "-m",
+        "bert_fast",
+        "compare",
+        args.part,
+        *flags,
+        *(["--dry_run"] if args.dry_run else []),
+    ]
+    # In place of this process, which would kill `compare` soon after Ctrl-C, before it has saved.
+    os.chdir(code)
+    os.execve(sys.executable, command, os.environ | {"PYTHONPATH": str(code)})
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ until a last stage trains all; its abstract reports 110 % more speed. In "No Tra
 stacking had the lowest training loss of three methods at every budget, but at the largest budget almost no gap to the baseline was left.""",
         "stacking",
         ("stacking", "MSLT, longer first stage", "shallower"),
-        ("stacking", "MSLT", "late growth"),
+        ("stacking", "MSLT", "late growth", "longer short rows"),
         ("dense", "stacking", "MSLT"),
         """In the released recipe of stacking, the learning rate is still above 0 at the end. At a fixed budget, stacking would then have an
 unfinished schedule, and dense training a finished one. So here every arm follows the run's single schedule, which ends at 0
@@ -85,7 +85,8 @@ unfinished schedule, and dense training a finished one. So here every arm follow
 The shares of MSLT's stages could not be read in its paper. With equal shares (the default here), its first layers are frozen before they have
 learned from context, and the model stays near the loss of a unigram model (*MSLT* in the table of learning rates above). So the arm has a
 longer first stage, with all rows of 8 tokens. Equal shares are also in `tier3`.""",
-        """Whether growth pays at 12 layers and more, where there is more to grow. Late growth in one step is in `tier2_rivals`.""",
+        """Whether growth pays at 12 layers and more, where there is more to grow. Late growth in one step is in `tier2_rivals`, and so is
+dense training that spends as long on short rows as MSLT's arm does (*longer short rows*).""",
     ),
     "combined": Page(
         "Methods together",

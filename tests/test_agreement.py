@@ -5,6 +5,7 @@ lost.
 import os
 import signal
 import time
+import types
 
 import jax
 import numpy as np
@@ -161,3 +162,18 @@ def test_process_with_another_checkpoint_is_refused(small_shards, tmp_path, star
     again = pair(start_run, small_shards, tmp_path / "zero", one=[f"--workdir={tmp_path / 'one'}"])
     for said in ends(again, 60):
         assert "the processes differ in their newest checkpoint" in said
+
+
+def test_ctrl_c_before_the_run_can_save_is_told_to_the_other_processes(monkeypatch, capsys):
+    told = []
+    state = types.SimpleNamespace(client=Store({}), num_processes=2, process_id=0, coordinator_address="here:1")
+    monkeypatch.setattr(jax._src.distributed, "global_state", state)
+    monkeypatch.setattr(agreement, "on_abort", lambda *_: None)
+    monkeypatch.setattr(Board, "fail", lambda self, reason: told.append((self.code, reason)))
+    monkeypatch.setattr(agreement, "leave", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    with pytest.raises(SystemExit, match="130"), agreement.together():
+        raise KeyboardInterrupt
+    ((code, reason),) = told
+    assert code == 130
+    assert "stopped by Ctrl-C, without saving" in reason
+    assert reason in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_fine_tuned_model_has_hidden_states_but_no_mlm_logits(folder):
     [run] = (folder / "mrpc/mrpc").glob("lr=*,seed=0")
     model = bert_fast.load(run)
     assert model("the quick fox").logits_BSV is None
-    assert bert_fast.embed(model, ["the quick fox"]).shape == (1, 32)
+    assert bert_fast.embed(model, ["the quick fox"]).shape == bert_fast.embed(model, "the quick fox").shape == (1, 32)
     with pytest.raises(BadInput, match="fine-tuned"):
         bert_fast.fill_mask(model, "the [MASK]")
 

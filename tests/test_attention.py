@@ -113,6 +113,8 @@ def test_auto_takes_the_kernel_of_the_device_for_shapes_that_the_kernel_supports
         ("cudnn", "tpu", {"rate": 0.0}, "needs an NVIDIA GPU"),
         ("cudnn", "gpu", {}, "its own dropout masks"),
         ("cudnn", "gpu", {"rate": 0.0, "head_size": 20}, "multiple of 8"),
+        ("cudnn", "gpu", {"rate": 0.0, "head_size": 256}, "at most 128"),
+        ("cudnn", "gpu", {"rate": 0.0, "keys": 77}, "even numbers of tokens"),
     ],
 )
 def test_a_backend_that_was_asked_for_is_never_replaced(asked, platform, changes, why):

@@ -42,7 +42,8 @@ def test_budgets_are_read_and_written():
         ("chip_hours:2", "one of the chips v4, v5e"),
         ("usd:2@v99", "one of the chips v4, v5e"),
         ("seconds:2@v5e", "leave out @v5e"),
-        ("usd:2@tpu7x", "no list price of tpu7x is known"),
+        ("usd:2@tpu7x", "the clock of tpu7x is unknown: expected one of v4, v5e"),
+        ("chip_hours:2@tpu7x", "the clock of tpu7x is unknown"),
     ],
 )
 def test_bad_budgets_are_refused(text, message):
@@ -219,6 +220,7 @@ def test_error_about_missing_step_costs_has_the_command_that_makes_them():
     assert made.endswith(
         "costs --config=bert:size=mini,seq=128 '--config.data.dir=my shards' --config.model.depth=2 --out=costs.json"
     )
+    assert "--topology=v5p:2x2x1" in budget.costs_command([], parse("usd:1@v5p"))
     made = budget.costs_command([], parse("usd:1@v5e"))
     assert made.endswith("costs --config=CONFIG --config.data.dir=SHARDS --topology=v5e:1x1 --out=costs.json")
     with pytest.raises(BadInput, match=r"give it as --config.costs=costs.json:\n  .* costs --config="):

@@ -115,7 +115,7 @@ def test_stopped_run_continues_and_writes_the_same_rows_as_an_unstopped_one(prep
         (["pretrain", "--config=bert", "--workdir="], "--workdir is missing"),
         (
             ["pretrain", "--config=bert", "--workdir=x", "--config.token_drop.keep=0.3"],
-            "--config.token_drop.keep has no effect without --config.methods=token_drop",
+            "--config.token_drop.keep has no effect without the method token_drop: add it to --config.methods, or omit",
         ),
         (["prepare", "--source=docs", "--out=LICENSE/shards"], "LICENSE is a file: expected a folder"),
         (["pretrain", "--config=configs/bert.py", "--workdir=x"], "--config.data.dir is missing"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,6 +271,8 @@ def test_finished_runs_of_another_config_are_refused(small_shards, tmp_path):
     resume.settle_activation(folder, config)  # as the run does
     (folder / "config.json").write_text(json.dumps(config))
     runs.refuse_other(made, one, tmp_path, small_shards)
+    moved = shutil.copytree(small_shards, tmp_path / "moved")
+    runs.refuse_other(made, one, tmp_path, moved)
     other = small_study(changes=CHANGES | {"learning_rate.peak": 0.5})
     with pytest.raises(BadInput, match=r"learning_rate.peak: .* there, 0.5 now"):
         runs.refuse_other(other, one, tmp_path, small_shards)

@@ -233,3 +233,24 @@ def test_text_after_a_line_break_in_a_foreign_file_does_not_become_code():
     found.set("steps", 5, "type of x\n    raise SystemExit")
     text = conversion.source_of(found, {"steps": 1}, "bert", "mine.py")
     assert "    config.steps = 5  # type of x raise SystemExit\n" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "method"),
+    [
+        ("ds.json", {"train_batch_size": 8, "progressive_layer_drop": {"enabled": True, "theta": 0.5}}, "layer_drop"),
+        ("mg.yaml", {"task": {"model": {"encoder": {"type": "any", "any": {"token_keep_k": 64}}},
+                              "train_data": {"seq_length": 128, "max_predictions_per_seq": 20}}}, "token_drop"),
+    ],
+)  # fmt: skip
+def test_method_is_used_with_any_base(tmp_path, file, content, method):
+    (tmp_path / file).write_text(yaml.safe_dump(content) if file.endswith("yaml") else json.dumps(content))
+    done = command(tmp_path / "mine.py", str(tmp_path / file), "--base=bert:size=mini,norm=pre", "--steps=1000")
+    assert done.returncode == 0, done.stderr
+    assert [name for name, _ in made(tmp_path / "mine.py")[0].methods] == [method]
+
+
+def test_later_file_may_empty_a_group():
+    assert convert.merged({"a": {"b": 1, "c": {"d": 2}}, "e": 3}, {"a": {"c": None}, "e": {"f": 4}}) == {
+        "a": {"b": 1, "c": None}, "e": {"f": 4},
+    }  # fmt: skip

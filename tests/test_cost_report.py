@@ -79,3 +79,8 @@ def test_stage_shows_both_cycle_counts_and_the_share_of_the_peak_by_the_larger_c
     assert cells["schedule, M cycles"] == "14.0"
     assert cells["of peak"] == f"{2e13 / 8 / (15e6 * 131_072):.2f}"
     assert (cells["collectives ms"], cells["not hidden"]) == ("2.00", "0.10")
+
+
+def test_profile_of_a_stage_that_does_not_fit_says_so():
+    (stage,) = made_plan(cycles={}, problem="needs 20 GiB").stages
+    assert cost_report.profile(stage) == "stage one: needs 20 GiB"

@@ -8,6 +8,7 @@ import pytest
 from bert_fast import BadInput, __version__
 from bert_fast.bert import Config
 from bert_fast.data import vocab
+from bert_fast.encoder import Encoder
 from bert_fast.method import Program, Stage
 from bert_fast.plan import edit, whole
 from bert_fast.schedule import Schedule
@@ -15,6 +16,7 @@ from bert_fast.train import description
 from bert_fast.train.counters import Counters
 from bert_fast.train.description import Description, TaskHead
 from bert_fast.train.settings import Data, Evaluation
+from helpers import made_checkpoints
 
 WORDS = vocab.parse("\n".join([*vocab.SPECIAL, "word"]).encode(), "vocab.txt", True, False)
 MODEL = Config(100, depth=3, heads=(2, 1, 2), mlp_dim=(8, 16, 8), norm="pre")
@@ -199,3 +201,12 @@ def test_runs_of_format_5_waited_for_each_of_their_checkpoints(tmp_path):
     tree = FULL.to_json() | {"format": 5}
     del tree["counters"]["waited"]
     assert description.read(written(tmp_path, tree)) == FULL
+
+
+def test_model_asks_for_no_kernel_of_the_machine_that_trained_it(tmp_path):
+    program = made_checkpoints.STAGE.program
+    for asked, used in (("pallas", "auto"), ("cudnn", "auto"), ("plain", "plain")):
+        model = dataclasses.replace(program.model, attention=asked)
+        stage = dataclasses.replace(made_checkpoints.STAGE, program=dataclasses.replace(program, model=model))
+        about = dataclasses.replace(made_checkpoints.described(1), stage=stage)
+        assert Encoder(tmp_path, {}, about).model.attention == used

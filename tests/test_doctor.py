@@ -73,6 +73,14 @@ def test_too_little_memory_fails_the_check(monkeypatch):
     assert machine.memory() == doctor.failed("memory", "1.0 GiB free", "free some: expected at least 2 GiB")
 
 
+def test_memory_that_holds_copies_of_files_counts_as_free(monkeypatch):
+    stat = "anon 1\ninactive_file 9000000000\nactive_file 1\n"
+    texts = {"max": "16000000000", "current": "15500000000", "stat": stat}
+    monkeypatch.setattr(machine, "available", lambda: 2**40)
+    monkeypatch.setattr(machine, "_text", lambda path: texts[path.suffix[1:]])
+    assert machine.memory() == doctor.passed("memory", "8.8 GiB free")
+
+
 def test_another_process_that_holds_an_accelerator_fails_the_check(tmp_path):
     for pid, target in ((7, "/dev/nvidia0"), (8, "/dev/nvidiactl"), (os.getpid(), "/dev/accel0")):
         (tmp_path / f"{pid}/fd").mkdir(parents=True)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from bert_fast.data import files
 from bert_fast.train import goodput, loop, report
 from bert_fast.train.counters import Counters, total
 from bert_fast.train.log import MetricWriter, read_rows
@@ -28,6 +29,22 @@ def test_steps_taken_while_a_checkpoint_was_written_are_lost(tmp_path):
     goodput.begin(counters, time.monotonic() - 5, tmp_path, sign=now - 70, restored=2.0)
     rounded = {name: round(seconds) for name, seconds in counters.times.items() if round(seconds)}
     assert rounded == {"wasted_seconds": 30, "idle_seconds": 65 + 3, "restore_seconds": 2}
+
+
+@pytest.mark.parametrize(("sign", "idle"), [(0, 95), (70, 65)], ids=["another machine", "copied folder"])
+def test_pause_before_a_checkpoint_was_copied_is_idle_time(tmp_path, sign, idle):
+    counters, now = Counters(saved_at=time.time() - 100), time.time()
+    os.utime(tmp_path, (now, now - 10))  # when it was copied
+    goodput.begin(counters, time.monotonic() - 5, tmp_path, sign=sign and now - sign, restored=2.0)
+    assert round(counters.times["idle_seconds"]) == idle + 3
+
+
+def test_failed_start_leaves_the_sign_of_life_of_the_process_before_it(tmp_path):
+    lock = tmp_path / ".lock"
+    lock.touch()
+    os.utime(lock, (1e9, 1e9))
+    files.hold(lock, "").close()
+    assert goodput.last_sign(lock) == 1e9
 
 
 @pytest.mark.parametrize("sign", [0.0, 1e12], ids=["none", "from the future"])

@@ -110,6 +110,14 @@ def test_impossible_arguments_are_refused(arguments, message):
         planned(**arguments)
 
 
+def test_stage_of_one_layer_leaves_nothing_out():
+    stage = stage_of()
+    model = dataclasses.replace(stage.program.model, depth=1)
+    program = dataclasses.replace(stage.program, model=model, plan=whole(1))
+    one = dataclasses.replace(stage, program=program)
+    assert mask_later.make().stages((one,))[0].program.plan == whole(1)
+
+
 def test_tokens_are_not_left_out_twice():
     stage = stage_of()
     program = dataclasses.replace(stage.program, plan=edit(whole(4), 1, 3, queries=6))

@@ -157,6 +157,13 @@ def test_vocabulary_is_trained_on_the_shares_of_the_mixture(folder):
     assert sum(map(len, of("b", texts))) == pytest.approx(600, abs=40)
 
 
+def test_shares_of_the_vocabularys_text_are_shares_of_bytes(folder):
+    (folder / "d.txt").write_text("\n\n".join("日本語" * 4 for _ in range(100)))  # 36 bytes each, 12 characters
+    made = Mixture(open_mixture([f"1*files:{folder}/a.txt", f"1*files:{folder}/d.txt"], False).sources, [0.5, 0.5])
+    texts = list(made.sample(1000, skip_bad=False))
+    assert sum(len(text.encode()) for text in texts if text[0] != "a") == pytest.approx(500, abs=40)
+
+
 @pytest.mark.parametrize(
     ("sources", "repeat", "complaint"),
     [

@@ -56,6 +56,21 @@ def found(program, **work):
     return overlap.communication(hlo.parse(program), work, "v5e:4x4", V5E)
 
 
+@pytest.mark.parametrize(
+    ("line", "bytes_received"),
+    [
+        ("%g = (f32[16], f32[256]) all-gather-start(%p), dimensions={0}", 1024),
+        ("%g = ((f32[16], f32[8]), (f32[256], f32[128])) all-gather-start(%p, %q), dimensions={0}", 1536),
+        ("%g = (f32[16], f32[16], u32[], u32[]) collective-permute-start(%p)", 64),
+        ("%g = f32[16] all-reduce-start(%p), to_apply=%add", 64),
+        ("%g = f32[256] all-gather(%p), dimensions={0}", 1024),
+    ],
+)
+def test_operands_that_a_started_collective_returns_are_not_counted(line, bytes_received):
+    program = hlo.parse(f"ENTRY %main (p: f32[16]) -> f32[16] {{\n  {line}\n}}")
+    assert hlo.received(program.computations["main"][0]) == bytes_received
+
+
 def test_collective_that_is_not_started_early_is_not_hidden():
     assert found(WAITS, work=1.0, after=1.0) == (pytest.approx(SECONDS), pytest.approx(SECONDS))
 

@@ -190,3 +190,9 @@ def test_quotes_are_text_in_a_tsv_file_of_glue_but_not_in_the_users_own(tmp_path
     assert [tables.read(tmp_path / "a.tsv", "--data", quoted)[0].cells["text"] for quoted in (False, True)] == [
         '"a"', "a",
     ]  # fmt: skip
+
+
+def test_text_longer_than_a_field_of_pythons_csv_is_read():
+    long = "word " * 40_000
+    (row,) = tables.from_csv(f"text,label\n{long},x\n", "long.csv", ",")
+    assert row.cells["text"] == long

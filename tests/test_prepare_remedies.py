@@ -173,3 +173,32 @@ def test_damage_to_unfinished_work_gives_an_error_with_a_remedy_or_changes_nothi
 def contents_of(source, out, options):
     prepare(source, out, skip_bad=True, **options)
     return contents(out)
+
+
+def test_vocabulary_is_trained_again_if_the_text_changes_before_anything_is_finished(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_bytes(GOOD * 50)
+    source, train = f"files:{tmp_path}/a.txt", preparation._vocabulary
+
+    def stopped(*given):
+        train(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparation, "_vocabulary", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, tmp_path / "out", vocab_size=100, processes=1)
+    monkeypatch.undo()
+    assert "ü" not in (tmp_path / "out/vocab.txt").read_text()
+    (tmp_path / "a.txt").write_text("Ein Hund schläft über dem Fluss.\n\n" * 50)
+    prepare(source, tmp_path / "out", vocab_size=100, processes=1)
+    assert "ü" in (tmp_path / "out/vocab.txt").read_text()
+
+
+def test_last_file_that_was_read_in_part_must_still_be_there(tmp_path, options):
+    (tmp_path / "a.txt").write_bytes(GOOD * 60)
+    (tmp_path / "b.txt").write_bytes(GOOD * 60 + b"na\xefve\n\n")
+    source = f"files:{tmp_path}/?.txt"
+    with pytest.raises(BadInput, match="not UTF-8"):
+        prepare(source, tmp_path / "out", **options)
+    (tmp_path / "b.txt").unlink()
+    with pytest.raises(BadInput, match=r"has changed: its first .* documents, which were read before"):
+        prepare(source, tmp_path / "out", **options)

@@ -2,11 +2,15 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
+import jax
 import pytest
+from absl import flags
 
+from bert_fast import BadInput, commands
 from bert_fast.train import checkpoint
 from helpers.processes import with_port
 from helpers.small_runs import rows_without_clock, small_config
@@ -82,3 +86,27 @@ def compare(small_shards, tmp_path, count, *more):
     assert checkpoint.steps(tmp_path / "one/checkpoints") == checkpoint.steps(tmp_path / "many/checkpoints")
     # One process can read a checkpoint that several processes wrote.
     checkpoint.restore_params(checkpoint.find(tmp_path / "many"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("localhost:1", 2, 2), "--process_index=2: expected 0 to 1, because --process_count=2"),
+        (("localhost", 2, 0), "--coordinator=localhost: expected HOST:PORT"),
+        (("localhost:1", 2, None), "go together"),
+        ((None, None, None), "--distributed: JAX finds no cluster here"),
+    ],
+)
+def test_processes_that_cannot_join_are_refused(given, said, monkeypatch):
+    def none(*_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", none)
+    args = flags.FlagValues()
+    commands.process_flags(args)
+    args([""])
+    args.distributed = given == (None, None, None)
+    for name, value in zip(("coordinator", "process_count", "process_index"), given, strict=True):
+        args[name].value = value
+    with pytest.raises(BadInput, match=re.escape(said)):
+        commands.join_processes(args)

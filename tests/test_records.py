@@ -106,12 +106,12 @@ def test_records_of_another_commit_are_refused(trained, small_shards, tmp_path, 
         keeper(trained, tmp_path / "first", small_shards).begin(COSTS)
 
 
-def test_step_costs_of_added_stages_are_kept_too(committed, small_shards, tmp_path):
-    keep = keeper(tmp_path / "records", tmp_path / "out", small_shards)
+def test_study_with_added_stages_keeps_its_records_and_adds_their_step_costs(trained, small_shards, tmp_path):
+    keep = keeper(trained, tmp_path / "out", small_shards)
     keep.begin(COSTS)
     added = dataclasses.replace(COSTS, curves={**COSTS.curves, "another stage": (Point(1e3, 2e-3),)})
     step_costs.write(added, tmp_path / "out" / "costs.json")
-    keep.begin(added)
+    assert len(keep.begin(added)) == 1
     assert step_costs.read(tmp_path / "records" / "costs.json") == added
 
 
@@ -148,6 +148,25 @@ def test_code_with_uncommitted_changes_cannot_make_records(tmp_path, monkeypatch
     (tmp_path / "bert_fast" / "__init__.py").write_text("2\n")
     with pytest.raises(BadInput, match=r"has changes .*__init__\.py"):
         records.commit()
+    subprocess.run([*git, "commit", "-qam", "two"], check=True)
+    (tmp_path / "entries").mkdir()
+    (tmp_path / "entries" / "mine.py").write_text("1\n")
+    assert len(records.commit()) == 40
+    with pytest.raises(BadInput, match=r"has changes .*entries"):
+        records.commit("entries")
+
+
+def test_record_without_the_scores_of_a_task_is_not_finished(trained, small_shards, tmp_path, monkeypatch, committed):
+    begun = []
+    made = small_study(tasks=("glue:task=mrpc",), task_data=str(tmp_path))
+    monkeypatch.setattr(study, "load", lambda name: made)
+    monkeypatch.setattr(runs, "make_costs", lambda *_, **__: COSTS)
+    monkeypatch.setattr(runs, "plan", lambda *_: [])
+    monkeypatch.setattr(runs, "describe", lambda planned, study, costs, at_once, kept: begun.append(kept) or "")
+    compare("mine", str(tmp_path / "first"), str(small_shards), records_folder=str(trained), dry_run=True)
+    made = small_study()
+    compare("mine", str(tmp_path / "first"), str(small_shards), records_folder=str(trained), dry_run=True)
+    assert [len(kept) for kept in begun] == [0, 1]
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """A run's files in a bucket: what is copied there and back, in which order, and what happens if a part is missing."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -180,6 +182,48 @@ def test_checkpoint_that_is_deleted_while_it_is_copied_is_copied_completely(url,
         save(folder, mirror, 2)
     assert remote_checkpoints.steps(storage.open(url).names()) == [1, 2]
     assert not (folder / ".uploading").exists()
+
+
+def test_checkpoint_that_cannot_be_linked_or_copied_is_an_error(url, monkeypatch, said):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def work():
+        with remote.run_folder(url) as (folder, mirror):
+            save(folder, mirror, 1)
+            monkeypatch.setattr(os, "link", full)
+            monkeypatch.setattr(shutil, "copy2", full)
+            save(folder, mirror, 2)
+
+    with pytest.raises(BadInput, match=r"do not delete that folder.*No space left"):
+        work()
+    assert remote_checkpoints.steps(storage.open(url).names()) == [1]
+    assert any("WARNING: step 2 is saved in" in line for line in said)
+
+
+def test_after_a_failed_upload_an_interrupted_run_still_uploads_its_newest_checkpoint(url, bucket_server, monkeypatch):
+    upload, reached, go_on = remote_checkpoints.upload, threading.Event(), threading.Event()
+
+    def slow(store, linked, *more):
+        if linked.name == "2":
+            reached.set()
+            assert go_on.wait(10)
+        upload(store, linked, *more)
+
+    def work(folder, mirror):
+        bucket_server.fail("PUT .*/checkpoints/", 500)
+        save(folder, mirror, 1)
+        bucket_server.recover()
+        monkeypatch.setattr(remote_checkpoints, "upload", slow)
+        for step in (2, 3):
+            checkpoint.save(folder / "checkpoints", state_of(step), described(step), set())
+            mirror.saved(step, 1)
+            assert reached.wait(10)
+        threading.Timer(0.5, go_on.set).start()
+
+    with pytest.raises(Interrupted):
+        run_until(url, Interrupted(15, "saved"), work)
+    assert remote_checkpoints.steps(storage.open(url).names()) == [3]
 
 
 def test_interrupted_run_gives_up_the_upload_of_an_earlier_checkpoint(url, bucket_server, monkeypatch):

@@ -157,6 +157,23 @@ def test_run_that_went_back_on_another_machine_does_not_continue_from_the_discar
     assert not any("was moved to" in line for line in said)
 
 
+def test_step_that_another_machine_went_back_to_and_saved_again_replaces_the_local_one(url, said):
+    folder = made(url, 1, 2)
+    first = folder.rename(folder.with_name("first machine"))
+    made(url)
+    with remote.run_folder(url) as (folder, mirror):
+        go_back(folder, mirror, 1)
+        checkpoint.save(folder / "checkpoints", state_of(7), described(2), {1})
+        mirror.saved(2, 2)
+        mirror.uploads.wait()
+    shutil.rmtree(folder)
+    first.rename(folder)
+    with remote.run_folder(url) as (folder, _):
+        found = checkpoint.restore(folder / "checkpoints/2", state_of(0))
+    assert float(found.params["layers"]["kernel"][0, 0]) == 7.0
+    assert not any("was moved to" in line for line in said)
+
+
 def test_files_that_a_run_would_not_upload_are_not_downloaded(tmp_path, bucket):
     store = storage.open(f"{bucket}/run")
     names = ["a/b", f"/{tmp_path}/outside", "../outside", "a/", ".lock", ".bucket", "c//d"]

@@ -15,7 +15,7 @@ from bert_fast import BadInput, methods
 from bert_fast.compare.page import half_width
 from bert_fast.method import Clock
 from bert_fast.methods import layer_drop
-from bert_fast.reporting import axes, chart, page, panels, plans, png, read, scales, speed, write
+from bert_fast.reporting import axes, chart, differences, page, panels, plans, png, read, scales, speed, write
 from bert_fast.reporting.blocks import Table
 from bert_fast.reporting.chart import ChartLine
 from bert_fast.reporting.markup import tag
@@ -139,6 +139,30 @@ def test_packed_rows_suffice_for_the_losses_of_a_study(study, tmp_path):
     (tmp_path / "packed/rows.jsonl.gz").write_bytes(b"no gzip")
     with pytest.raises(BadInput, match=r"rows.jsonl.gz cannot be read .*compare"):
         read.read([tmp_path / "packed"])
+
+
+def test_runs_that_exist_only_as_records_are_shown_beside_the_others(study, tmp_path):
+    import gzip
+
+    shutil.copytree(study, tmp_path / "mine")
+    first, second = (tmp_path / "mine/runs/tokens=2e4/dense" / f"seed={seed}" for seed in (0, 1))
+    with gzip.open(tmp_path / "mine/rows.jsonl.gz", "wt") as file:
+        for seed, folder in enumerate((first, second)):
+            for row in read_rows(folder / "metrics.jsonl"):
+                print(json.dumps({"arm": "dense", "budget": "tokens:2e4", "seed": seed, **row}), file=file)
+    before = len(read.read([tmp_path / "mine"]).runs)
+    shutil.rmtree(first)
+    assert len(read.read([tmp_path / "mine"]).runs) == before
+
+
+def test_report_names_the_best_arm_by_differences_between_equal_seeds():
+    def arm(loss, difference):
+        return {"mlm_loss": loss, "difference": difference, "resolved": False, "runs": [{}, {}]}
+
+    worse = {"arms": {"dense": arm(5.1, None), "a": arm(5.02, 0.02)}}  # only a lacks the seed with a high loss
+    assert differences.sentence(worse, "dense", "") == "No arm ends lower than dense: 5.100 nats."
+    better = {"arms": {"dense": arm(5.1, None), "a": arm(5.2, -0.03)}}
+    assert differences.sentence(better, "dense", "").startswith("a ends lowest: 5.200 nats, 0.030 below dense.")
 
 
 def test_reference_seconds_come_from_the_table_of_step_costs(runs):

@@ -61,6 +61,14 @@ def test_settings_that_do_not_affect_the_weights_may_change(whole, stopped, smal
     assert [row["step"] for row in read_rows(stopped / "metrics.jsonl")][-3:] == [21, 24, 24]
 
 
+def test_attention_and_recomputation_change_within_a_stage(stopped, small_shards):
+    before = checkpoint.about(checkpoint.find(stopped)).stage.program.model
+    assert (before.attention, before.recompute) == ("auto", "none")
+    run(config_of(small_shards, model__attention="plain", model__recompute="block"), stopped)
+    now = checkpoint.about(checkpoint.find(stopped)).stage.program.model
+    assert (now.attention, now.recompute) == ("plain", "block")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -102,6 +110,21 @@ def test_extended_run_takes_more_steps_at_the_rate_of_a_longer_run(whole, small_
     assert sealed.read(workdir / "summary.json", "")["steps"] == STEPS + 8
     extend(config, workdir, "stretch")  # a second call adds no steps
     assert checkpoint.steps(workdir / "checkpoints")[-1] == STEPS + 8
+
+
+def test_schedule_that_counts_a_stage_is_stretched_with_the_stage(whole):
+    about = checkpoint.about(checkpoint.find(whole / "whole"))
+    schedule = dataclasses.replace(about.stage.schedule, steps=36)  # a rate that is not 0 at the end of the stage
+    stage = dataclasses.replace(about.stage, schedule=schedule, schedule_from="stage")
+    *_, longer = resume.extended([*about.earlier_stages, stage], about, STEPS + 6, "stretch")
+    assert (stage.steps, longer.steps, longer.schedule.steps) == (12, 18, 54)
+
+
+def test_run_with_a_budget_cannot_be_extended(small_shards, tmp_path):
+    config = config_of(small_shards, budget="tokens:4000")
+    run(config, tmp_path / "run")
+    with pytest.raises(BadInput, match=r"--extend=stretch: a run with a budget \(tokens:4000\) ends when it is spent"):
+        extend({**config, "steps": 5000}, tmp_path / "run", "stretch")
 
 
 @pytest.mark.slow

@@ -100,10 +100,22 @@ def test_unknown_clock_and_fixed_batches_are_refused():
         found(phases="128@16:0.9,512@4:0.1")
 
 
+def test_choice_that_does_not_divide_is_left_out_unless_it_is_the_runs_own():
+    def refuse(_):
+        raise BadInput("does not divide")
+
+    mesh = search.Mesh(8, 1, 1)
+    assert search.tried(refuse, search.Choice(32, 2, "none", mesh), settings_of(batch_size=32)) is None
+    assert search.tried(refuse, search.Choice(64, 1, "none", mesh), settings_of(batch_size=32)) is None
+    with pytest.raises(BadInput, match="does not divide"):
+        search.tried(refuse, search.Choice(32, 1, "none", mesh), settings_of(batch_size=32))
+
+
 def test_number_of_examples_stays_the_same():
     choice = search.Choice(64, 2, "none", search.Mesh(1, 8, 1))
     changed = choice.settings(settings_of(batch_size=16, steps=1000))
     assert (changed.steps, changed.batch_size, changed.micro_batches, changed.mesh.fsdp) == (250, 64, 2, 8)
+    assert changed.schedule.steps == 250
     budgeted = settings_of(batch_size=16, budget="tokens:1e6")
     assert choice.settings(budgeted).steps == budgeted.steps
     assert "steps" not in choice.flags(budgeted)

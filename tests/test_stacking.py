@@ -218,7 +218,7 @@ def test_bad_arguments_are_refused(arguments, message):
     ("timeline", "message"),
     [
         (plain(of_depth(1)), "at least two increasing depths"),
-        (plain(of_depth(7)), "at least two increasing depths"),
+        (plain(of_depth(7)), "at least two increasing depths .* such as 1,7"),
         (plain(of_depth(12), steps=3), "3 steps leave none for stage 3-layers"),
         (plain(of_depth(12), schedule=dataclasses.replace(GONG, decay="exponential")), "learning_rate=run"),
         (plain(of_depth(12), steps=40_000), "does not end within the first stage of 5000 steps"),

@@ -193,6 +193,21 @@ def test_stage_that_the_mesh_does_not_divide_is_refused_before_it_begins(small_s
         sharding.check_stages(settings.eval.batch_size, timeline.stages(settings, method), mesh)
 
 
+def test_examples_are_not_joined_across_devices(small_shards):
+    changes = {"methods": "token_drop", "token_drop__examples_per_row": 2, "batch_size": 16, "eval__batch_size": 16}
+    changes["model__depth"] = 6
+    settings = make_settings(small_config(small_shards, **changes))
+    method = methods.make(settings.methods)
+    stages = timeline.stages(settings, method)
+    for count in (8, 16):
+        mesh = jax.sharding.Mesh(np.array([Device(i) for i in range(count)]).reshape(count, 1, 1), AXES)
+        if count == 8:
+            sharding.check_stages(settings.eval.batch_size, stages, mesh)
+        else:
+            with pytest.raises(BadInput, match="joins 2 examples in a row, but each device has 1 examples"):
+                sharding.check_stages(settings.eval.batch_size, stages, mesh)
+
+
 def test_counts_of_another_version_are_refused():
     old = {**Counters().to_json(), "stage": 1}
     with pytest.raises(BadInput, match=r"another version of bert_fast, which kept different counts \(stage\)"):

@@ -30,6 +30,14 @@ def test_every_part_ships_and_every_method_has_a_description():
     assert set(METHODS) == set(TIER1.arms) - {"dense"}
 
 
+def test_every_arm_is_on_a_page():
+    shown = {arm for page in PAGES.values() for arm in page.arms}
+    prefixes = tuple(prefix for page in PAGES.values() for prefix in page.more)
+    for part in ("tier1", "tier2", "tier2_rivals", "tier2_epochs", "tier3"):
+        for arm in study.load(part).arms:
+            assert arm == "dense" or arm in shown or arm.startswith(prefixes), (part, arm)
+
+
 @pytest.mark.parametrize("arm", TIER1.arms)
 def test_arms_end_with_a_deep_model_and_a_rate_of_zero(arm, small_shards):
     settings = budget.with_steps(settings_of(arm, small_shards), 2000)

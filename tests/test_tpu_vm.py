@@ -184,6 +184,9 @@ def test_a_dry_run_does_not_speak_as_if_it_had_done_something(cloud, command):
         (["--config=bert", "--config.methods=layer_drp"], "did you mean layer_drop"),
         (["--config=bert", "--config.budget=tokens:1"], "does not allow even one step"),
         (["--config=bert", "--stps=7"], "stps"),
+        (["--config=mine.py:size=base"], "--config=mine.py:size=base names a file of this machine"),
+        (["--config=bert", "--config.costs=v5e.json"], "names a file of this machine.*tokens or flops"),
+        (["--config=bert", "--config.init=runs/first"], "names a file of this machine.*gs://"),
     ],
 )
 def test_flags_that_pretrain_would_refuse_are_refused_before_any_call(cloud, args, said):

@@ -17,7 +17,10 @@ def problem(shape, platform: str) -> str:
         return "cuDNN's attention does not support float32"
     if shape.rate:
         return "cuDNN draws its own dropout masks, so it is used only without attention dropout"
-    return "" if shape.head_size % 8 == 0 else "cuDNN's attention needs a head size that is a multiple of 8"
+    if shape.head_size % 8 or shape.head_size > 128:
+        return "cuDNN's attention needs a head size that is a multiple of 8 and at most 128"
+    # jax._src.cudnn.fused_attention_stablehlo.check_is_flash_attention
+    return "cuDNN's attention trains only with even numbers of tokens" if shape.queries % 2 or shape.keys % 2 else ""
 
 
 def attend(product_BNW, bias_W, segments_BN, shape):

@@ -5,6 +5,8 @@ A command imports what it needs only when it runs, so that --help is fast.
 
 import contextlib
 import importlib
+import re
+import resource
 import types
 
 from absl import flags
@@ -103,6 +105,11 @@ def join_processes(args):
     given = [args[name].value is not None for name in ("coordinator", "process_count", "process_index")]
     if any(given) and not all(given):
         raise BadInput("--coordinator, --process_count and --process_index go together: give all three, or none")
+    count, index = args.process_count, args.process_index
+    if all(given) and not 0 <= index < count:
+        raise BadInput(f"--process_index={index}: expected 0 to {count - 1}, because --process_count={count}")
+    if args.coordinator and not re.search(r":\d+$", args.coordinator):
+        raise BadInput(f"--coordinator={args.coordinator}: expected HOST:PORT, such as {args.coordinator}:12345")
     if args.distributed or args.coordinator:
         try:
             jax.distributed.initialize(args.coordinator, args.process_count, args.process_index)
@@ -111,12 +118,22 @@ def join_processes(args):
                 "not all processes joined within 300 s: start --process_count processes, each with its "
                 f"own --process_index, that reach --coordinator={args.coordinator} ({str(error).splitlines()[0]})"
             ) from error
+        except ValueError as error:  # nothing says how many processes there are
+            raise BadInput(
+                f"--distributed: JAX finds no cluster here ({error}): run it on a TPU slice, under Slurm or Open MPI, "
+                "or give --coordinator, --process_count and --process_index"
+            ) from error
 
 
 def begin_computing():
-    """Keeps freed memory in the process, and compiled programs on disk. Commands that compute call it first."""
+    """Keeps freed memory in the process, and compiled programs on disk. Allows as many open files as the system does,
+    because every shard that has been read stays open. Commands that compute call it first.
+    """
     from bert_fast.train import cache, host_memory
 
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS allows fewer than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     host_memory.keep_freed()
     cache.keep_programs()
 

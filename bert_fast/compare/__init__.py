@@ -52,6 +52,8 @@ def compare(
         keep = records.Keeper(pathlib.Path(records_folder).resolve(), made, out, shards) if records_folder else None
         costs = runs.make_costs(name, made, out, shards, one_core=at_once > 1)
         kept = keep.begin(costs) if keep else {}
+        # A record without the scores of a task that was added later does not count as finished.
+        kept = {run: one for run, one in kept.items() if one.figures.get("scores", {}).keys() >= set(made.tasks)}
         planned = runs.plan(made, out, shards, costs)
         say(runs.describe(planned, made, costs, at_once, kept))
         failed, found = {}, {}

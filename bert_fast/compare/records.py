@@ -59,10 +59,11 @@ def read_all(folder: pathlib.Path) -> dict[Run, Record]:
     return found
 
 
-def commit() -> str:
+def commit(*more: str) -> str:
     """The commit of the code that runs; "bert_fast VERSION" if it is not in a git checkout.
 
-    Raises BadInput if the checkout has uncommitted changes, because then the commit is not the code that runs.
+    more: folders whose code runs too. Raises BadInput if the checkout has uncommitted changes, because then the commit
+    is not the code that runs.
     """
     root = pathlib.Path(bert_fast.__file__).parents[1]
 
@@ -75,7 +76,7 @@ def commit() -> str:
 
     if git("rev-parse", "--show-toplevel") != str(root):
         return f"bert_fast {bert_fast.__version__}"
-    if changed := git("status", "--porcelain", "--", "bert_fast", "configs"):
+    if changed := git("status", "--porcelain", "--", "bert_fast", "configs", *more):
         raise BadInput(
             f"records contain the commit that ran, but {root} has changes ({changed.splitlines()[0].strip()}): commit "
             "them, or run in a clean clone"
@@ -130,13 +131,16 @@ class Keeper:
         }
 
     def begin(self, costs: StepCosts) -> dict[Run, Record]:
-        """The records so far. Raises BadInput if one of them comes from another study, code, text or step costs."""
+        """The records so far. Raises BadInput if one of them comes from another study, code or text, or if a step cost
+        has changed.
+        """
         self.costs = costs
         self.share_costs()
         kept = self.read()
         for run, record in kept.items():
             for key, value in self.made_with(run).items():
-                if record.figures[key] != value:
+                # A table with more stages has another fingerprint; `share_costs` has compared the costs themselves.
+                if key != "costs" and record.figures[key] != value:
                     remedy = (
                         f"run in a clone of {record.figures[key]}" if key == "commit" else "choose another --records"
                     )

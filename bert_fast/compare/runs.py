@@ -252,7 +252,7 @@ def refuse_other(study: Study, run: Run, out: pathlib.Path, data: pathlib.Path):
     if (out / run.folder / "summary.json").exists():
         config = studies.config_of(study, run, data, out / study_costs.NAME).to_dict()
         resume.settle_activation(out / run.folder, config)
-        resume.refuse_other(out / run.folder, config, {"budget": ""})
+        resume.refuse_other(out / run.folder, config, resume.NEWER, resume.MAY_CHANGE)
 
 
 def task_of(command: Sequence[str]) -> pathlib.Path | None:

@@ -104,5 +104,5 @@ def kind_of(path: pathlib.Path, values: dict) -> str:
 
 def merged(below: dict, above: dict) -> dict:
     """`below`, with values replaced by those in `above`."""
-    both = {key: merged(below[key], above[key]) for key in below.keys() & above.keys() if isinstance(below[key], dict)}
-    return {**below, **above, **{key: value for key, value in both.items() if isinstance(above[key], dict)}}
+    groups = [key for key, value in above.items() if isinstance(value, dict) and isinstance(below.get(key), dict)]
+    return {**below, **above, **{key: merged(below[key], above[key]) for key in groups}}

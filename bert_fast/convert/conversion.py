@@ -43,6 +43,11 @@ class Conversion:
         """Records that `source` becomes this value of `key`."""
         self.changes[key] = Change(value, source)
 
+    def add_method(self, name: str, source: str):
+        """Records that `source` turns a method on, whatever the base config is."""
+        before = self.changes.get("methods")
+        self.set("methods", f"{before.value},{name}" if before and before.value else name, source)
+
     def leave(self, name: str, value: Any, reason: str):
         """Records that the source key `name` has no equivalent."""
         self.left[name] = (value, reason)

@@ -174,6 +174,7 @@ def layer_drop(file: ConfigSection, result: Conversion):
     section = file.part("progressive_layer_drop")
     if section.take("enabled", False):
         result.base = "layer_drop"
+        result.add_method("layer_drop", section.name("enabled"))
         result.set("layer_drop.variant", "deepspeed", section.name("enabled"))
         section.set("theta", "layer_drop.theta", default=1.0)
         section.set("gamma", "layer_drop.gamma", default=0.001)
@@ -215,7 +216,7 @@ def random_ltd(section: ConfigSection, result: Conversion):
     layers = section.take("random_ltd_layer_id", section.take("randomltd_layer_id", []))
     if not total or not layers:
         raise BadInput(f"{section.path}: total_layer_num and random_ltd_layer_id are needed to place the dropping")
-    result.set("methods", "token_drop", section.name("enabled"))
+    result.add_method("token_drop", section.name("enabled"))
     result.set("token_drop.scores", "random", section.name("enabled"))
     result.set("model.depth", total, section.name("total_layer_num"))
     first = min(min(layers), total - 2)

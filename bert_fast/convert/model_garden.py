@@ -185,6 +185,7 @@ def encoder(section: ConfigSection, seq_len: int, result: Conversion):
     if (first := params.take("norm_first")) is not None:
         result.set("model.norm", "pre" if first else "post", params.name("norm_first"))
     if kind == "any":
+        result.add_method("token_drop", section.name("type"))
         scores(params, seq_len, result)
     else:
         result.set("methods", "", section.name("type"))

@@ -39,6 +39,11 @@ class Accelerator:
     ring: int = 1
     sources: tuple[str, str] = ("", "")
 
+    @property
+    def smallest_slice(self) -> str:
+        """The smallest slice of a TPU, as a topology."""
+        return f"{self.name}:{'2x2x1' if self.ring == 4 else '1x1'}"  # cubes of 4 x 4 x 4: three dimensions
+
 
 def tpu(name, kind, tflops, memory, bandwidth, flop_a_cycle, devices, dollars, priced) -> Accelerator:
     """A TPU. flop_a_cycle: FLOPs of its matrix units per cycle, units x rows x columns x 2 (0: unknown). The clock is

@@ -44,6 +44,16 @@ def sizes_of(result: str) -> list[int]:
     ]
 
 
+def received(collective: Instruction) -> int:
+    """Bytes of a collective's result. `all-gather-start` and `collective-permute-start` also return their operands, and
+    these come first.
+    """
+    sizes, count = sizes_of(collective.result), len(collective.operands)
+    if collective.operation in ("all-gather-start", "collective-permute-start") and len(sizes) >= 2 * count:
+        sizes = sizes[count : 2 * count]
+    return sum(sizes)
+
+
 def parse(text: str) -> Module:
     """The instructions of every computation of a module's text."""
     computations: dict[str, list[Instruction]] = {}
@@ -152,7 +162,7 @@ def collectives(module: Module, branch_share: Callable[[int], float] = every_bra
             if kind in COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", instruction.text)
                 key = (kind, channel[1] if channel else f"{computation}/{outer.name}")
-                found[key] = max(found.get(key, 0), times * size_of(instruction.result))
+                found[key] = max(found.get(key, 0), times * received(instruction))
     return {kind: sum(size for (of, _), size in found.items() if of == kind) for kind in COLLECTIVES}
 
 

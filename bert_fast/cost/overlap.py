@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from bert_fast.cost.accelerators import Accelerator
-from bert_fast.cost.hlo import COLLECTIVES, Instruction, Module, every_branch, kind_of, run_by, size_of, within
+from bert_fast.cost.hlo import COLLECTIVES, Instruction, Module, every_branch, kind_of, received, run_by, within
 
 END = '"AsyncCollectiveDone"'  # the custom call in the last piece of a collective that is fused with work
 
@@ -74,7 +74,7 @@ def seconds_of(collective: Instruction, topology: str, chip: Accelerator) -> flo
     A permutation uses one link. Any other collective uses all links of a chip in a corner of the slice.
     """
     members, kind = group_size(collective.text, topology, chip), kind_of(collective)
-    size = size_of(collective.result) * chip.devices  # the devices of a chip share its links
+    size = received(collective) * chip.devices  # the devices of a chip share its links
     if kind == "collective-permute":
         return size / chip.link
     rest = (members - 1) / members

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pathlib
+import secrets
 import shutil
 from collections.abc import Iterator
 from typing import IO
@@ -15,7 +16,8 @@ from bert_fast import BadInput
 
 def atomic_write(path: pathlib.Path, content: bytes) -> None:
     """Writes `content` to `path` atomically, even if the process is killed while it writes."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    # Processes of two machines may have the same number.
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -85,7 +87,7 @@ def hold(path: pathlib.Path, otherwise: str) -> IO:
     Raises BadInput with the text `otherwise` if another process holds it. On a file system without locks,
     nothing is locked.
     """
-    lock = path.open("w")
+    lock = path.open("a")  # without changing its time, which is a run's last sign of life
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

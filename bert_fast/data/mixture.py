@@ -75,6 +75,8 @@ class Reader:
     def _read(self, start: Position) -> Iterator[str]:
         self._bad.count = start.skipped
         hashed = start.before
+        if start.documents and start.part >= len(self.source.parts):
+            self._compare(self.source.spec, start, "")
         for number in range(start.part, len(self.source.parts)):
             part, before, documents = self.source.parts[number], hashed, 0
             skip = start.documents if number == start.part else 0
@@ -151,7 +153,7 @@ class Mixture:
                 for text in source.documents(part, Bad(skip_bad)):
                     if (share < 1 or not size) and left <= 0:
                         break
-                    left -= len(text)
+                    left -= len(text.encode())
                     yield text
 
 

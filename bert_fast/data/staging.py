@@ -165,7 +165,7 @@ def claimed(out: pathlib.Path, settings: dict, stamps_K: list) -> Iterator[pathl
             units = finished_units(folder)
             if units:
                 refuse_changed(out, units[-1]["positions"], begun["parts"], stamps_K)
-            elif begun["settings"]["text_key"] != settings["text_key"]:
+            elif begun["parts"] != stamps_K or begun["settings"]["text_key"] != settings["text_key"]:
                 (out / "vocab.txt").unlink(missing_ok=True)  # it was trained on different text
         sealed.write(folder / "settings.json", {"settings": settings, "parts": stamps_K})
         yield folder

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bert_fast import BadInput, storage
+from bert_fast import BadInput
 from bert_fast.data import fetched
 from bert_fast.hf import hub
 from bert_fast.hf.tokenizer import read_json
@@ -160,12 +160,12 @@ def source_in(about: Description) -> str:
 
 
 def manifest_of(place: str) -> dict[str, Any]:
-    """The manifest of a shards folder; {} if it is gone, because a card can do without it. If the folder is in a bucket
-    that cannot be read, prints a message and returns {}.
+    """The manifest of a shards folder; {} if it is gone, because a card can do without it. Prints a message if a bucket
+    no longer has it or cannot be read.
     """
     try:
         return read_json(fetched.manifest(place))
-    except storage.BucketError as error:
+    except BadInput as error:
         say(f"the card does not name the source of the text: {error}")
         return {}
 

@@ -33,6 +33,8 @@ def make(layers: float = 0.5, left_out: float = 0.8) -> Method:
         lower, kept = round(layers * depth), program.seq_len - round(left_out * program.slots)
         if drops_tokens(program.plan):
             raise BadInput(f"--config.methods: another method already leaves out tokens in stage {stage.name}")
+        if depth == 1:
+            return stage  # the top layer sees all positions
         if lower in (0, depth) or kept == program.seq_len:
             raise BadInput(
                 f"--config.mask_later: stage {stage.name} leaves out {program.seq_len - kept} positions in {lower} "

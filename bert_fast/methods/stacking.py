@@ -293,9 +293,10 @@ def _growth(stacking: bool, given_G: tuple[int, ...], depth: int) -> tuple[list[
     text = ",".join(map(str, depths_G))
     strictly = all(low < high for low, high in itertools.pairwise(depths_G))
     if len(depths_G) < 2 or not strictly or depths_G[0] < 1 or depths_G[-1] != depth:
+        low = max(part for part in range(1, max(depth // 2, 1) + 1) if depth % part == 0 or not stacking)
         raise BadInput(
             f"--config.stacking.depths={text}: expected at least two increasing depths that end with the model's "
-            f"{depth} layers, such as {max(depth // 3, 1)},{depth}"
+            f"{depth} layers, such as {low},{depth}"
         )
     if stacking and any(high % low for low, high in itertools.pairwise(depths_G)):
         raise BadInput(

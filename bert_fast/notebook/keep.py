@@ -196,8 +196,7 @@ def mirror(source: pathlib.Path, target: pathlib.Path) -> None:
     """Copies the complete checkpoints and the other `files` of `source` to `target`.
 
     New checkpoints come first, then other files that changed: a log must not be older than a checkpoint next to it.
-    Checkpoints that a run in `source` has replaced by others are removed last, so a run in `target` never loses its only
-    complete one.
+    Checkpoints that a run in `source` has replaced are removed last, so `target` never loses a run's only complete one.
     """
     have = {path.relative_to(source) for path in checkpoints(source)}
     for path in sorted(have, key=lambda path: (str(path.parent), int(path.name))):

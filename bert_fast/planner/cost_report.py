@@ -176,6 +176,8 @@ def choices(found: list[Found], own: Found | None, settings: PretrainSettings, w
 
 def profile(stage: StageEstimate, top: int = 25) -> str:
     """Where a stage's cycles go: the `top` most expensive pairs of source line and operation, by each instrument."""
+    if not stage.cycles:
+        return f"stage {stage.name}: {stage.problem or 'not compiled'}"
     rows = [("line", "operation", *(cell for name in INSTRUMENTS for cell in (f"{name}, M cycles", "share")))]
     for source, operation, cycles in stage.lines[:top]:
         by = [

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from bert_fast import BadInput
 from bert_fast.planner import estimate
 from bert_fast.planner.estimate import CostEstimate, Slice
+from bert_fast.train.budget import with_steps
 from bert_fast.train.settings import RECOMPUTE, Mesh, PretrainSettings
 
 WORTH = 0.01
@@ -28,18 +29,19 @@ class Choice(NamedTuple):
     recompute: str
     mesh: Mesh
 
+    def devices(self) -> int:
+        return self.mesh.data * self.mesh.fsdp * self.mesh.tensor
+
     def settings(self, settings: PretrainSettings) -> PretrainSettings:
         """The settings with this choice, and the number of steps that gives the same number of examples."""
         model = dataclasses.replace(settings.model, recompute=self.recompute)
-        steps = max(1, round(settings.steps * settings.batch_size / self.batch_size))
-        return dataclasses.replace(
-            settings,
-            batch_size=self.batch_size,
-            micro_batches=self.micro_batches,
-            model=model,
-            mesh=self.mesh,
-            steps=settings.steps if settings.budget else steps,
+        changed = dataclasses.replace(
+            settings, batch_size=self.batch_size, micro_batches=self.micro_batches, model=model, mesh=self.mesh
         )
+        if settings.budget:
+            return changed
+        steps = max(1, round(settings.steps * settings.batch_size / self.batch_size))
+        return with_steps(changed, steps)
 
     def flags(self, settings: PretrainSettings) -> dict[str, int | str]:
         """The values of this choice by config key."""
@@ -125,10 +127,14 @@ def that_fit(settings: PretrainSettings, size: int, devices: int, plan: Plan) ->
 
 
 def tried(plan: Plan, choice: Choice, settings: PretrainSettings) -> CostEstimate | None:
-    """The plan of a choice. None if a size does not divide evenly, as with an odd number of heads on two devices."""
+    """The plan of a choice. None if a size does not divide evenly, as with an odd number of heads on two devices.
+
+    Raises BadInput for a plain choice (one micro-batch, whole parameters on each device) with the run's own batch size,
+    because then the config is wrong.
+    """
     if choice.batch_size % (choice.micro_batches * choice.mesh.data * choice.mesh.fsdp):
         return None
-    if choice.mesh.tensor == 1:
+    if (choice.batch_size, choice.micro_batches) == (settings.batch_size, 1) and choice.mesh.data == choice.devices():
         return plan(choice.settings(settings))
     try:
         return plan(choice.settings(settings))

@@ -58,13 +58,14 @@ def figure(budget: Mapping[str, Any], first: str, text: str, looks: Mapping[str,
 def sentence(budget: Mapping[str, Any], first: str, text: str) -> str:
     """The result at a budget, as text."""
     arms = budget["arms"]
-    best = min(arms, key=lambda arm: arms[arm]["mlm_loss"])
+    # By differences, because arms of an unfinished comparison have different seeds.
+    paired = {arm: about["difference"] for arm, about in arms.items() if about["difference"] is not None}
+    best = min(paired, key=paired.__getitem__, default=first)
+    best = best if paired.get(best, 0.0) < 0 else first
     loss = f"{arms[best]['mlm_loss']:.3f} nats"
     if best == first:
         return f"No arm ends lower than {first}: {loss}."
     about = arms[best]
-    if about["difference"] is None:
-        return f"{best} ends lowest: {loss}."
     verdict = (
         "The difference is resolved." if about["resolved"] else "The difference is within the noise between seeds."
     )

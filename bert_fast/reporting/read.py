@@ -194,8 +194,9 @@ def read_study(folder: pathlib.Path, scores: Mapping[str, Mapping[str, Any]]) ->
             runs.append(read_it)
         for task in sorted((inside / "tasks").glob("*/results.json")):
             found[f"{names[run]}: {task.parent.name}"] = read_json(task)
-    if not runs and (folder / ROWS).is_file():
-        runs = packed_runs(folder / ROWS)
+    if (folder / ROWS).is_file():  # runs that exist only as records
+        here = {(run.arm, run.budget, run.seed) for run in runs}
+        runs += [run for run in packed_runs(folder / ROWS) if (run.arm, run.budget, run.seed) not in here]
     if not runs:
         raise BadInput(f"{folder} has no run with rows yet: wait for the first log row of the comparison")
     return ReportContent(folder.resolve().name, runs, results, found, is_study=True)

@@ -144,7 +144,7 @@ class FinetuneSettings:
     def model(self, model: Config) -> Config:
         """The encoder's model, with fine-tuning's dropout and dtype, and without a pooler."""
         return dataclasses.replace(
-            model, dropout=self.dropout, attention_dropout=self.dropout, dtype=self.dtype, pooler=False
+            model.portable(), dropout=self.dropout, attention_dropout=self.dropout, dtype=self.dtype, pooler=False
         )
 
 

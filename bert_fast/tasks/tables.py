@@ -11,6 +11,7 @@ from bert_fast import BadInput
 from bert_fast.train.log import counted
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+csv.field_size_limit(2**31 - 1)  # Python's limit of 131,072 characters is below the length of some documents
 
 
 class Line(NamedTuple):

@@ -171,14 +171,16 @@ def together() -> Iterator[None]:
     on_abort(own, joined.coordinator_address)
     try:
         yield
-    except (Interrupted, KeyboardInterrupt):
+    except Interrupted:
         own.end()  # all processes stop after the same step
         raise
     except BaseException as error:
         own.failing.acquire()
         own.code = getattr(error, "exit_code", 2)
         reason = f"{own.name(own.index)}: {error}"
-        if not isinstance(error, BadInput):
+        if isinstance(error, KeyboardInterrupt):
+            own.code, reason = 128 + signal.SIGINT, f"{own.name(own.index)}: stopped by Ctrl-C, without saving"
+        elif not isinstance(error, BadInput):
             own.code, reason = 1, f"{own.name(own.index)}: {type(error).__name__}: {error}"
         if problem := own.cause(error):
             own.code, reason = EXIT_CODE, problem

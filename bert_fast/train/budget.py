@@ -118,7 +118,7 @@ def factor(budget: Budget, costs: StepCosts | None) -> float:
         made = f"for {costs.chip}" if costs.chip else f"on {costs.machine}"
         raise BadInput(
             f"--config.budget={budget} is for {budget.chip}, but the step costs were made {made}: make them with "
-            f"costs --topology={budget.chip}:1x1"
+            f"costs --topology={TPUS[budget.chip].smallest_slice}"
         )
     hours = costs.chips / 3600
     return hours * (TPUS[budget.chip].dollars or 0.0) if budget.unit == "usd" else hours
@@ -129,7 +129,7 @@ def costs_command(argv: Sequence[str], budget: Budget) -> str:
     given = [arg for arg in argv if re.match(r"--?config(=|\.(?!(budget|costs|steps)=))", arg)]
     if not any(re.match("--?config=", arg) for arg in given):  # called from Python, for example
         given = ["--config=CONFIG", "--config.data.dir=SHARDS"]
-    chip = [f"--topology={budget.chip}:1x1"] if budget.chip else []
+    chip = [f"--topology={TPUS[budget.chip].smallest_slice}"] if budget.chip else []
     return " ".join([command(), "costs", *map(shlex.quote, given), *chip, f"--out={TABLE}"])
 
 

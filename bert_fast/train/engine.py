@@ -197,9 +197,11 @@ class Engine:
         """Counts the block as time spent on compiling."""
         self.settle()
         self.counters.lap("seconds")
-        with self.waits("compile"):
-            yield
-        self.counters.lap("compile_seconds")
+        try:
+            with self.waits("compile"):
+                yield
+        finally:
+            self.counters.lap("compile_seconds")
 
     def drawn(self, step: int, seq_len: int) -> tuple[Program, Route, list[float]]:
         """The draw for a step of the current stage, with examples of length `seq_len`: the program, the route, and for

@@ -41,7 +41,7 @@ def eval_batches(data: Data, settings: Evaluation) -> list[batches.Batch]:
 
 
 class Evaluator:
-    """Computes held-out losses. Compiles one program per model for `full`, and one per plan for `__call__`."""
+    """Computes held-out losses. Compiles a program for each training program that it is called with."""
 
     def __init__(self, eval_step, held_out: list[batches.Batch], mesh: Mesh):
         step = jax.jit(eval_step, static_argnames="program", out_shardings=NamedSharding(mesh, P()))
@@ -66,7 +66,7 @@ class Evaluator:
         """Like `full`, but with only the tokens that the program's plan keeps, at the evaluation's sequence length."""
         seq_len = self.held_out[0]["ids"].shape[1]
         plan = at_length(program.plan, program.seq_len, seq_len)
-        program = dataclasses.replace(program, plan=plan, seq_len=seq_len)
+        program = dataclasses.replace(program, model=program.model.portable(), plan=plan, seq_len=seq_len)
         total: dict[str, float] = {}
         for batch in self.held_out:
             batch = global_batch(batch, self.mesh)

@@ -22,7 +22,8 @@ def begin(counters: Counters, began: float, folder: pathlib.Path | None, sign: f
     now = time.monotonic()
     if folder is not None and counters.saved_at:
         start, times = time.time() - (now - began), counters.times
-        written = folder.stat().st_mtime if counters.waited else 0.0  # when the folder's last file was created
+        # When the folder's last file was created. If that is after the last sign of life, the folder is a copy.
+        written = min(folder.stat().st_mtime, sign) if counters.waited else 0.0
         saved = min(max(written, counters.saved_at), start)
         died = min(max(sign, saved), start)
         times["save_seconds"] += max(saved - counters.saved_at, 0.0)

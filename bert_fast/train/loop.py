@@ -139,7 +139,7 @@ class PretrainRun:
             about = checkpoint.about(folder)
             resume.check_shards(settings, about, self.fingerprint)
             self.vocab, self.expected = about.vocab, about.rows
-            self.engine.resume(folder, [*about.earlier_stages, about.stage], about.counters)
+            self.engine.resume(folder, resume.stages_of(about, settings.model), about.counters)
             self.engine.timeline = resume.extended(self.engine.timeline, about, settings.steps, settings.extend)
             resume.say_mesh(about, self.mesh.shape, self.say)
             if self.method.needs_initial and not self.engine.is_last_stage():

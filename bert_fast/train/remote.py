@@ -102,7 +102,8 @@ class BucketMirror(Mirror):
             self.notes.move_aside(f"the run in {self.folder} is no longer the one in {self.store}")
         elif there is not None and local and there.digest != copied:
             if local[-1] == copied:  # another machine has continued from this checkpoint, or went back
-                rollback.discard_later(self.root, there.step)
+                mine = {step for step in checkpoint.steps(self.root) if digest(self.commit(step)) == there.digest}
+                rollback.discard_later(self.root, there.step if there.step in mine else there.step - 1)
             elif there.digest not in local:
                 self.notes.move_aside(
                     f"another machine has continued {self.store}, but not from the end of {self.folder}"
@@ -317,6 +318,7 @@ class BucketMirror(Mirror):
         """Waits for the upload in progress. Cancels it if a newer save is waiting. Returns why an upload failed."""
         if self.uploads.asked:
             self.uploads.cancel()
+            self.behind = None  # from an upload before: the newest save has not been tried
         self.uploads.wait()
         error, self.uploads.error = self.uploads.error, None
         return error if isinstance(error, Exception) else self.behind

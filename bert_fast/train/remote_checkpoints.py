@@ -76,6 +76,8 @@ def linked(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         yield shutil.copytree(folder, place / folder.name, copy_function=_link)
     except shutil.Error as error:
+        if (folder / COMMIT).is_file():
+            raise  # a full disk, for example
         raise FileNotFoundError(f"{folder} was deleted while it was read") from error
     finally:
         shutil.rmtree(place, ignore_errors=True)

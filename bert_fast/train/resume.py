@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from bert_fast import BadInput, activations, methods
 from bert_fast.data import sealed, shards
@@ -41,6 +41,9 @@ EXTEND = ("stretch", "constant")
 # These may change without a message. Another file of `costs` must hold the same costs: see `refuse_other_costs`.
 FREE = ("costs", "sinks", "profile", "watchdog")
 
+# Keys that older versions did not have, with the values that reproduce what those versions did.
+NEWER = {"budget": "", "replay_every": 0}
+
 # Parts of a config whose dataclass has defaults.
 KINDS = {"optimizer": Optimizer, "data": Data, "model": Config, "guard": Guard, "checkpoint": Checkpoints}
 
@@ -70,9 +73,17 @@ def differences(workdir: pathlib.Path, config: dict, newer: Mapping = types.Mapp
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
-def refuse_other(workdir: pathlib.Path, config: dict, newer: Mapping = types.MappingProxyType({})):
-    """Raises BadInput if the folder holds a run with another config. newer: see `differences`."""
-    _refuse(workdir, differences(workdir, config, newer))
+def refuse_other(
+    workdir: pathlib.Path,
+    config: dict,
+    newer: Mapping = types.MappingProxyType({}),
+    free: Collection[str] = (),
+):
+    """Raises BadInput if the folder holds a run with another config. newer: see `differences`. free: keys that may
+    differ.
+    """
+    found = differences(workdir, config, newer)
+    _refuse(workdir, {key: both for key, both in found.items() if key not in free})
 
 
 def refuse_changed(workdir: pathlib.Path, config: dict, extend: str, say: Callable[[str], object]):
@@ -80,9 +91,14 @@ def refuse_changed(workdir: pathlib.Path, config: dict, extend: str, say: Callab
 
     extend: the argument `how` of `extended`. If it is empty, no steps may be added.
     """
-    found = differences(workdir, config, {"budget": "", "replay_every": 0})
+    found = differences(workdir, config, NEWER)
     free = (*MAY_CHANGE, *MESH, *(("steps",) if extend else ()))
     _refuse(workdir, {key: both for key, both in found.items() if key not in free})
+    if extend and config.get("budget"):
+        raise BadInput(
+            f"--extend={extend}: a run with a budget ({config['budget']}) ends when it is spent. To train its model "
+            f"further, start another run with --config.init={workdir}"
+        )
     if found:
         say("changed since this run was last started: " + _listed(found, ", ", "before"))
 
@@ -101,6 +117,16 @@ def _refuse(workdir: pathlib.Path, found: dict[str, tuple]):
 
 def _listed(found: dict[str, tuple], between: str, where: str = "there") -> str:
     return between.join(f"{key}: {before!r} {where}, {now!r} now" for key, (before, now) in found.items())
+
+
+def stages_of(about: Description, model: Config) -> list[Stage]:
+    """A checkpoint's stages, up to its current one, computed as `model` says. See `model.*` in MAY_CHANGE."""
+
+    def changed(stage: Stage) -> Stage:
+        now = dataclasses.replace(stage.program.model, attention=model.attention, recompute=model.recompute)
+        return dataclasses.replace(stage, program=dataclasses.replace(stage.program, model=now))
+
+    return [changed(stage) for stage in (*about.earlier_stages, about.stage)]
 
 
 def extended(timeline: Sequence[Stage], about: Description, steps: int, how: str) -> list[Stage]:
@@ -130,7 +156,10 @@ def extended(timeline: Sequence[Stage], about: Description, steps: int, how: str
             f"continue with --config.steps={about.planned} until stage {last} has begun, then extend it"
         )
     stage, before = timeline[-1], about.step - 1
-    schedule = dataclasses.replace(stage.schedule, steps=stage.schedule.steps + more)
+    longer = round(stage.schedule.steps * (stage.steps + more) / stage.steps)
+    if stage.schedule_from != "stage":
+        longer = stage.schedule.steps + more
+    schedule = dataclasses.replace(stage.schedule, steps=longer)
     if how == "constant":
         clock = clock_of(timeline, about.counters.stage, before, about.counters.training_began)
         rate = stage.learning_rate(clock, before - about.counters.stage_began)

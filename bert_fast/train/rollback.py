@@ -50,10 +50,12 @@ def carry(before: Counters, at: int, now: Counters, step: int):
     """Carries counts over when a run goes back from step `at` to a checkpoint at `step`.
 
     before: the run's counters at step `at`. now: the checkpoint's counters, which this function changes. The data read
-    since the checkpoint is avoided from now on. The time since the checkpoint counts as wasted.
+    since the checkpoint is avoided from now on. If a stage has begun to read from the start since then, this is what
+    was read after that. The time since the checkpoint counts as wasted.
     """
+    began_again = before.training_began != now.training_began
     for order, end in before.data.items():
-        begin = now.data.get(order, 0)
+        begin = 0 if began_again else now.data.get(order, 0)
         if end > begin:
             now.avoided.append([order, begin, end])
     now.avoided += [part for part in before.avoided if part not in now.avoided]

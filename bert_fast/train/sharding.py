@@ -133,6 +133,13 @@ def check_stages(eval_size: int, expected: Sequence[Stage], mesh: Mesh):
             )
     for stage in expected:
         program = stage.program
+        own = program.batch_size // program.micro_batches // sharing
+        for span in program.plan:
+            if own % span.examples_per_row:
+                raise BadInput(
+                    f"stage {stage.name} joins {span.examples_per_row} examples in a row, but each device has {own} "
+                    "examples of a micro-batch: make --config.batch_size larger, or leave examples_per_row out"
+                )
         attention.backends(program.model, program.plan, program.seq_len, mesh.devices.flat[0].platform)
         try:
             shard(jax.eval_shape(functools.partial(bert.init, stage.program.model), jax.random.key(0)), mesh)

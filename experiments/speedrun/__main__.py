@@ -56,8 +56,9 @@ def config_of(entry: str, track: str, seed: int, steps: int = 0):
 
 
 def run(entry: str, track: str, data: pathlib.Path, seeds: int, out: pathlib.Path) -> dict:
-    """Trains an entry with every seed. Returns its record."""
-    warm = dummy(data, out / "dummy")
+    """Trains an entry with every seed. Returns its record. Raises BadInput if there are changes without a commit."""
+    commit = records.commit("experiments/speedrun")
+    warm, out = dummy(data, out / "dummy"), out / commit[:12]  # a run of other code is not continued
     found = []
     for seed in range(seeds):
         bert_fast.pretrain(config_of(entry, track, seed, steps=10), out / f"warm-up-{seed}", data=warm)
@@ -69,7 +70,7 @@ def run(entry: str, track: str, data: pathlib.Path, seeds: int, out: pathlib.Pat
         "entry": entry,
         "track": track,
         "date": datetime.date.today().isoformat(),
-        "commit": records.commit(),
+        "commit": commit,
         "text": shards.read_manifest(data)["fingerprint"],
         "runs": found,
     }

@@ -6,6 +6,21 @@ from bert_fast import BadInput
 from experiments.tpu_vm.task import Task
 
 
+def refuse_local_files(task: Task, path: str):
+    """Raises BadInput for flags that name a file of this machine, which the TPU would not find."""
+    for arg in task.args:
+        key, _, value = arg.lstrip("-").partition("=")
+        if key == "config" and value.partition(":")[0].endswith(".py"):
+            remedy = "name a shipped config, and give the changes as --config.KEY=VALUE"
+        elif key in ("config.costs", "config.init") and value and "://" not in value:
+            remedy = (
+                "give a budget in tokens or flops" if key == "config.costs" else "copy the run to a bucket: gs://..."
+            )
+        else:
+            continue
+        raise BadInput(f"{path}: args: {arg} names a file of this machine, which the TPU does not have: {remedy}")
+
+
 def check(task: Task, path: str) -> str:
     """Raises BadInput for flags that `bert-fast pretrain` would refuse on the TPU, with the message that it would give.
 
@@ -13,6 +28,7 @@ def check(task: Task, path: str) -> str:
     gcloud. If a package is missing, the flags are not checked, and a note that says so is returned. Otherwise, the
     returned text is empty.
     """
+    refuse_local_files(task, path)
     try:
         from absl import flags
 
