@@ -176,9 +176,9 @@ def test_second_process_waits_as_long_as_the_copy_grows(tmp_path, monkeypatch, c
 
 
 def test_model_card_does_not_need_the_shards(shards_url, bucket_server, capfd):
-    assert metadata.manifest_of(shards_url)["fingerprint"]
-    assert metadata.manifest_of(f"{shards_url}/deleted") == {}
+    assert metadata.manifest_at(shards_url)["fingerprint"]
+    assert metadata.manifest_at(f"{shards_url}/deleted") == {}
     fetched._manifests.clear()
     bucket_server.fail(status=403)
-    assert metadata.manifest_of(shards_url) == {}
+    assert metadata.manifest_at(shards_url) == {}
     assert "the card does not name the source of the text" in capfd.readouterr().err

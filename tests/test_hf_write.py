@@ -224,13 +224,13 @@ def test_model_card_describes_the_run(tmp_path, capsys):
     counts = {"examples": 448, "tokens_real": 12_345, "tokens_padded": 13_000, "flops": 6e12, "flops_dense": 8e12}
     counters = Counters(counts=counts, ends=[3], end_seconds=[50.0], times={"seconds": 125.0})
     early = Stage("search", read.program_of(BASE, False)[0], 5_000, Schedule(1e-3, 5_000))
-    more = {"earlier_stages": (early,), "init": "runs/bert-base"}
+    more = {"earlier_stages": (early,), "init": "runs/bert-base", "fingerprint": ""}
     data = read_data(tmp_path / "text")
     made(tmp_path / "run", BASE, counters=counters, methods=(("layer_drop", {"theta": 0.5}),), data=data, **more)
     (tmp_path / "text").mkdir()
-    split = {"documents": 1_200, "tokens": 345_678}
+    split, sha256 = {"documents": 1_200, "tokens": 345_678}, encoder.load(tmp_path / "run").vocab.fingerprint
     (tmp_path / "text/manifest.json").write_text(
-        json.dumps({"source": "files:corpus/*.txt", "splits": {"train": split}})
+        json.dumps({"source": "files:corpus/*.txt", "splits": {"train": split}, "vocab": {"sha256": sha256}})
     )
     rows = [
         {"split": "valid", "step": 7, "mlm_loss": 5.4321, "mlm_accuracy": 0.25},

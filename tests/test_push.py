@@ -10,6 +10,7 @@ import pytest
 from bert_fast import BadInput, encoder
 from bert_fast.hf import hub as requests
 from bert_fast.hf import metadata, push, read
+from bert_fast.train import evaluate
 from bert_fast.train.description import TaskHead
 from helpers.command_line import bert_fast
 from helpers.hub_server import TOKEN, Hub
@@ -246,10 +247,13 @@ def test_metadata_of_a_fine_tuned_model_has_its_data_and_scores(run, task, row, 
     ],
 )
 def test_metadata_of_a_pre_trained_model_has_its_data_and_held_out_scores(run, source, data, tmp_path):
-    (tmp_path / "manifest.json").write_text(json.dumps({"source": source}))
     about = encoder.load(run).about
     assert about.data is not None
+    assert about.eval is not None
+    manifest = {"source": source, "fingerprint": "of its text", "vocab": {"sha256": about.vocab.fingerprint}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     about = dataclasses.replace(about, data=dataclasses.replace(about.data, dir=str(tmp_path)), methods=(("mslt", {}),))
+    about = dataclasses.replace(about, fingerprint=evaluate.fingerprint(manifest, about.data, about.eval))
     row = {"mlm_loss": 2.0, "mlm_accuracy": 0.5}
     found = card_of(metadata.front(about, "BertForMaskedLM", "mine", row, metadata.Stated()))
     assert found.datasets == (data or None)
@@ -259,6 +263,11 @@ def test_metadata_of_a_pre_trained_model_has_its_data_and_held_out_scores(run, s
         "perplexity": 7.3891, "accuracy": 0.5
     }  # fmt: skip
     assert {(result.task_type, result.dataset_name) for result in found.eval_results} == {("fill-mask", source)}
+    for other in ({"fingerprint": "of other text"}, {"vocab": {"sha256": "of another vocabulary"}}):
+        (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **other}))
+        found = card_of(metadata.front(about, "BertForMaskedLM", "mine", row, metadata.Stated()))
+        assert found.datasets is None
+        assert {result.dataset_name for result in found.eval_results} == {"held-out text"}
 
 
 def test_card_of_an_imported_model_names_its_base_model(hub, tmp_path):

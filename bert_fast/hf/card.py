@@ -156,7 +156,7 @@ def training(trained: Encoder, run: pathlib.Path) -> str:
     optimizer = read_json(run / "config.json").get("optimizer", {}).get("name")
     casing = "cased" if words.cased else "lower-cased"
     facts = [
-        ("data", source_of(data.dir)),
+        ("data", source_of(about)),
         ("vocabulary", f"{words.size:,} word pieces, {casing}, sha256 {words.fingerprint[:12]}"),
         ("objective", f"{OBJECTIVES[data.objective]}; {data.masked_share:.0%} of the tokens are predicted"),
         ("methods", methods_of(about) or "none: every step ran every layer on every token"),
@@ -200,11 +200,11 @@ def steps_of(about: Description) -> list[int]:
     return [end - began for began, end in itertools.pairwise([0, *about.counters.ends, about.step])]
 
 
-def source_of(folder: str) -> str:
-    """The source of the text, from the shards' manifest if there is one; else the name of the shards folder."""
-    manifest = manifest_of(folder)
+def source_of(about: Description) -> str:
+    """The source of the text, from the shards' manifest if they are still there; else the name of the shards folder."""
+    manifest = manifest_of(about)
     if "source" not in manifest:
-        return f"shards in `{pathlib.Path(folder).name}`"
+        return f"shards in `{pathlib.Path(about.data.dir).name}`" if about.data else "unknown"
     split = manifest["splits"]["train"]
     return f"`{without_folders(manifest['source'])}`: {split['documents']:,} documents, {split['tokens']:,} tokens"
 

@@ -9,6 +9,7 @@ from bert_fast import BadInput
 from bert_fast.data import fetched
 from bert_fast.hf import hub
 from bert_fast.hf.tokenizer import read_json
+from bert_fast.train import evaluate
 from bert_fast.train.description import Description, TaskHead
 from bert_fast.train.report import say
 
@@ -154,12 +155,30 @@ def held_out_scores(about: Description, losses: Mapping[str, Any]) -> list[Score
 
 def source_in(about: Description) -> str:
     """The source of the text that a model was pre-trained on, as given to `prepare`; "" if it is not recorded."""
+    return manifest_of(about).get("source", "")
+
+
+def manifest_of(about: Description) -> dict[str, Any]:
+    """The manifest of the shards that a model was trained on; {} if they are gone, or if other shards are there now."""
     if about.data is None or not about.data.dir:
-        return ""
-    return manifest_of(about.data.dir).get("source", "")
+        return {}
+    manifest = manifest_at(about.data.dir)
+    if not manifest or trained_on(manifest, about):
+        return manifest
+    say(f"the card does not name the source of the text: {about.data.dir} holds other shards than this model's")
+    return {}
 
 
-def manifest_of(place: str) -> dict[str, Any]:
+def trained_on(manifest: Mapping[str, Any], about: Description) -> bool:
+    """Whether a model was trained on the shards with this manifest."""
+    if manifest.get("vocab", {}).get("sha256") != about.vocab.fingerprint:
+        return False
+    if about.data is None or about.eval is None or not about.fingerprint:
+        return True
+    return evaluate.fingerprint(manifest, about.data, about.eval) == about.fingerprint
+
+
+def manifest_at(place: str) -> dict[str, Any]:
     """The manifest of a shards folder; {} if it is gone, because a card can do without it. Prints a message if a bucket
     no longer has it or cannot be read.
     """

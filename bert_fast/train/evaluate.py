@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -18,7 +19,7 @@ from bert_fast.train.settings import Data, Evaluation
 from bert_fast.train.sharding import global_batch
 
 
-def fingerprint(manifest: dict, data: Data, settings: Evaluation) -> str:
+def fingerprint(manifest: Mapping, data: Data, settings: Evaluation) -> str:
     """Short hash of everything that a held-out loss depends on, except the model. Compare only losses with equal
     hashes.
     """
