@@ -80,7 +80,7 @@ def unused_setting(flag: str, config, argv: list[str]):
         key = arg.lstrip("-").partition("=")[0]
         method = key.removeprefix(f"{flag}.").partition(".")[0]
         if key.startswith(f"{flag}.") and method in known and method not in used:
-            there = f" ({','.join(used)})" if used else ""
+            there = f" (now {','.join(used)})" if used else ""
             raise BadInput(
                 f"--{key} has no effect without the method {method}: add it to --{flag}.methods{there}, or omit --{key}"
             )

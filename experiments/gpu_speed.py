@@ -56,7 +56,7 @@ METHODS = {
     "stacking, second stage": ("stacking", {}, 0.5),
     "MSLT, growing": ("stacking", MSLT, 0.5),
     "all four, slim and full depth": (
-        combined.get_config().methods, ALIGNED | SYSTEMATIC | {"early_bert.neurons": "layer"}, 1.0,
+        combined.get_config("all").methods, ALIGNED | SYSTEMATIC | {"early_bert.neurons": "layer"}, 1.0,
     ),
 }  # fmt: skip
 HALF = "dense, half of the layers"  # shows the share of time that the layers take, which limits what a method saves

@@ -78,31 +78,18 @@ def main():
     share_costs(kept, RECORDS / "tier1")
     code = clone(commit_of(args.part, records.read_all(kept), ROOT), ROOT, folder)
 
-    def run(*arguments: str) -> int:
-        """Runs a command of the clone."""
-        command = [sys.executable, "-m", "bert_fast", *arguments]
-        return subprocess.run(command, cwd=code, env=os.environ | {"PYTHONPATH": str(code)}, check=False).returncode
-
+    python, environment = [sys.executable, "-m", "bert_fast"], os.environ | {"PYTHONPATH": str(code)}
     text, held_out = TEXTS[PARTS[args.part]]
     shards = folder / f"shards-{PARTS[args.part]}"
     source = f"--source=files:{common.data_root(text) / text}"
-    if not (shards / "manifest.json").exists() and run(
-        "prepare", source, f"--out={shards}", f"--vocab_size={VOCABULARY}", f"--valid_fraction={held_out}"
-    ):
-        sys.exit(f"error: {shards} could not be prepared")
+    if not (shards / "manifest.json").exists():
+        options = [source, f"--out={shards}", f"--vocab_size={VOCABULARY}", f"--valid_fraction={held_out}"]
+        if subprocess.run([*python, "prepare", *options], cwd=code, env=environment, check=False).returncode:
+            sys.exit(f"error: {shards} could not be prepared")
     flags = [f"--out={folder / args.part}", f"--data={shards}", f"--records={kept}", f"--processes={args.processes}"]
-    command = [
-        sys.executable,
-        "-m",
-        "bert_fast",
-        "compare",
-        args.part,
-        *flags,
-        *(["--dry_run"] if args.dry_run else []),
-    ]
-    # In place of this process, which would kill `compare` soon after Ctrl-C, before it has saved.
     os.chdir(code)
-    os.execve(sys.executable, command, os.environ | {"PYTHONPATH": str(code)})
+    # Replaces this process: `subprocess.run` would kill `compare` soon after Ctrl-C, before it has saved.
+    os.execve(python[0], [*python, "compare", args.part, *flags, *(["--dry_run"] if args.dry_run else [])], environment)
 
 
 if __name__ == "__main__":

@@ -54,24 +54,27 @@ ARMS = {
     # On v6e, drawing dropout masks takes about an eighth of a step. Frozen layers run only forward but still draw them.
     "MSLT, frozen_dropout=False": ("stacking", MSLT | {"stacking.frozen_dropout": False}),
     # Without neurons=layer, layers differ in width, and layer dropping needs conditionals.
-    "combined, neurons=layer": (combined.get_config().methods, ALIGNED | SYSTEMATIC | {"early_bert.neurons": "layer"}),
-    "combined, neurons=layer, examples_per_row=2": (
-        combined.get_config().methods,
+    "all four, neurons=layer": (
+        combined.get_config("all").methods,
+        ALIGNED | SYSTEMATIC | {"early_bert.neurons": "layer"},
+    ),
+    "all four, neurons=layer, examples_per_row=2": (
+        combined.get_config("all").methods,
         ALIGNED | SYSTEMATIC | {"early_bert.neurons": "layer", "token_drop.examples_per_row": 2},
     ),
 }
 METHODS = ("dense", "layer dropping", "token dropping", "EarlyBERT, align=128", "stacking", "MSLT")
-AT_128 = (*METHODS, "token dropping, examples_per_row=2", "combined, neurons=layer, examples_per_row=2")
+AT_128 = (*METHODS, "token dropping, examples_per_row=2", "all four, neurons=layer, examples_per_row=2")
 # (topology, size, tokens, arms). An arm that saves nothing on one chip is not compiled for the others.
 WANTED = (
     ("v5e:1x1", "base", 128, (*AT_128, "layer dropping, cond", "dense, no dropout")),
     # An example of 512 tokens keeps 256, which fill the TPU's lanes: examples_per_row=2 is not needed.
-    ("v5e:1x1", "base", 512, (*METHODS, "combined, neurons=layer", "dense, no dropout")),
+    ("v5e:1x1", "base", 512, (*METHODS, "all four, neurons=layer", "dense, no dropout")),
     ("v5e:4x4", "base", 128, AT_128),
     ("v5p:2x2x1", "base", 128, AT_128),
     ("v6e:1x1", "base", 128, (*AT_128, "MSLT, frozen_dropout=False")),
-    ("v5e:4x4", "large", 128, ("dense", "combined, neurons=layer, examples_per_row=2")),
-    ("v5e:16x16", "base", 128, ("dense", "combined, neurons=layer, examples_per_row=2")),
+    ("v5e:4x4", "large", 128, ("dense", "all four, neurons=layer, examples_per_row=2")),
+    ("v5e:16x16", "base", 128, ("dense", "all four, neurons=layer, examples_per_row=2")),
 )
 PRICED = ("v5e:1x1", "v5p:2x2x1")
 # The modules that decide what the programs do and how their cycles are counted.

@@ -24,7 +24,7 @@ BEFORE = {
     "EarlyBERT, align=128": {"128-tokens": 101.6},
     "stacking": {"3-layers": 44.6, "6-layers": 78.7},
     "MSLT": {"3-layers": 44.6, "6-layers": 53.1, "9-layers": 66.0, "12-layers": 76.2},
-    "combined, neurons=layer, examples_per_row=2": {
+    "all four, neurons=layer, examples_per_row=2": {
         "search": 31.8,
         "3-layers": 25.9,
         "6-layers": 39.8,
@@ -41,7 +41,7 @@ DENSE = (
     ("dense base, 128 tokens, v6e", ("v6e:1x1", "base", 128), "0.19", (None, 0.40)),
 )
 DROPOUT = (("128", 128, 0.05), ("512", 512, 0.08))  # the largest share of a step that drawing dropout masks may take
-TOGETHER = "combined, neurons=layer, examples_per_row=2"
+TOGETHER = "all four, neurons=layer, examples_per_row=2"
 MISSING = "not compiled yet"
 
 

@@ -112,7 +112,7 @@ def test_auto_takes_the_kernel_of_the_device_for_shapes_that_the_kernel_supports
         ("pallas", "tpu", {"keys": 100}, "multiples of 128"),
         ("cudnn", "tpu", {"rate": 0.0}, "needs an NVIDIA GPU"),
         ("cudnn", "gpu", {}, "its own dropout masks"),
-        ("cudnn", "gpu", {"rate": 0.0, "head_size": 20}, "multiple of 8"),
+        ("cudnn", "gpu", {"rate": 0.0, "head_size": 20}, "multiples of 8"),
         ("cudnn", "gpu", {"rate": 0.0, "head_size": 256}, "at most 128"),
         ("cudnn", "gpu", {"rate": 0.0, "keys": 77}, "even numbers of tokens"),
     ],

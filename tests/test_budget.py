@@ -42,8 +42,8 @@ def test_budgets_are_read_and_written():
         ("chip_hours:2", "one of the chips v4, v5e"),
         ("usd:2@v99", "one of the chips v4, v5e"),
         ("seconds:2@v5e", "leave out @v5e"),
-        ("usd:2@tpu7x", "the clock of tpu7x is unknown: expected one of v4, v5e"),
-        ("chip_hours:2@tpu7x", "the clock of tpu7x is unknown"),
+        ("usd:2@tpu7x", "tpu7x, whose clock is unknown: expected one of v4, v5e"),
+        ("chip_hours:2@tpu7x", "chip_hours cannot be counted for tpu7x"),
     ],
 )
 def test_bad_budgets_are_refused(text, message):

@@ -104,6 +104,14 @@ def test_place_that_holds_other_work_is_refused(work, tmp_path):
     assert steps(tmp_path / "kept") == [9000]
 
 
+def test_work_may_be_kept_in_one_place_and_then_in_another_and_then_in_the_first_again(work, tmp_path):
+    for place in ("first", "second", "first"):
+        with keep.kept(work, str(tmp_path / place)):
+            make_checkpoint(work / "run", 10, place)
+    assert (tmp_path / "first/run/checkpoints/10/arrays/data").read_text() == "first"
+    assert (tmp_path / "second/run/checkpoints/10/arrays/data").read_text() == "second"
+
+
 def test_copy_that_fails_half_way_leaves_the_older_checkpoint_and_no_partial_one(work, tmp_path, monkeypatch):
     keep.mirror(work, tmp_path / "kept")
     make_checkpoint(work / "run", 20)

@@ -123,6 +123,12 @@ def test_records_with_other_step_costs_are_refused(trained, small_shards, tmp_pa
         keeper(trained, tmp_path / "third", small_shards)
 
 
+def test_records_without_their_step_costs_are_refused(trained, small_shards, tmp_path):
+    (trained / "costs.json").unlink()
+    with pytest.raises(BadInput, match=r"has records, but costs\.json is missing"):
+        keeper(trained, tmp_path / "third", small_shards)
+
+
 @pytest.mark.parametrize("content", [b"not gzip", b""])
 def test_damaged_records_are_refused(tmp_path, content):
     (tmp_path / "seed=0.jsonl.gz").write_bytes(content)

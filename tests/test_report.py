@@ -161,6 +161,8 @@ def test_report_names_the_best_arm_by_differences_between_equal_seeds():
 
     worse = {"arms": {"dense": arm(5.1, None), "a": arm(5.02, 0.02)}}  # only a lacks the seed with a high loss
     assert differences.sentence(worse, "dense", "") == "No arm ends lower than dense: 5.100 nats."
+    for unpaired in ({"a": arm(5.0, None)}, {"dense": arm(5.1, None), "a": arm(5.0, None)}):
+        assert differences.sentence({"arms": unpaired}, "dense", "") == "No arm has a seed in common with dense yet."
     better = {"arms": {"dense": arm(5.1, None), "a": arm(5.2, -0.03)}}
     assert differences.sentence(better, "dense", "").startswith("a ends lowest: 5.200 nats, 0.030 below dense.")
 

@@ -123,7 +123,9 @@ def test_schedule_that_counts_a_stage_is_stretched_with_the_stage(whole):
 def test_run_with_a_budget_cannot_be_extended(small_shards, tmp_path):
     config = config_of(small_shards, budget="tokens:4000")
     run(config, tmp_path / "run")
-    with pytest.raises(BadInput, match=r"--extend=stretch: a run with a budget \(tokens:4000\) ends when it is spent"):
+    with pytest.raises(
+        BadInput, match=r"--extend=stretch: a run with a budget \(tokens:4000\) ends when its budget is spent"
+    ):
         extend({**config, "steps": 5000}, tmp_path / "run", "stretch")
 
 

@@ -100,15 +100,27 @@ def test_unknown_clock_and_fixed_batches_are_refused():
         found(phases="128@16:0.9,512@4:0.1")
 
 
-def test_choice_that_does_not_divide_is_left_out_unless_it_is_the_runs_own():
-    def refuse(_):
-        raise BadInput("does not divide")
+def test_choice_that_cannot_be_planned_is_left_out(made, monkeypatch):
+    planned = estimate.plan
 
-    mesh = search.Mesh(8, 1, 1)
-    assert search.tried(refuse, search.Choice(32, 2, "none", mesh), settings_of(batch_size=32)) is None
-    assert search.tried(refuse, search.Choice(64, 1, "none", mesh), settings_of(batch_size=32)) is None
-    with pytest.raises(BadInput, match="does not divide"):
-        search.tried(refuse, search.Choice(32, 1, "none", mesh), settings_of(batch_size=32))
+    def refuse(settings, *more):
+        if settings.batch_size == 32:
+            raise BadInput("does not divide")
+        return planned(settings, *more)
+
+    monkeypatch.setattr(estimate, "plan", refuse)
+    every, own = found(batch_size=32)
+    assert own is None
+    assert {each.choice.batch_size for each in every} <= {8, 16, 64, 128, 256}
+
+
+def test_reason_is_given_if_nothing_can_be_planned(monkeypatch):
+    def refuse(*_):
+        raise BadInput("the config is wrong")
+
+    monkeypatch.setattr(estimate, "plan", refuse)
+    with pytest.raises(BadInput, match="the config is wrong"):
+        found(batch_size=32)
 
 
 def test_number_of_examples_stays_the_same():

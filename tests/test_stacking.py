@@ -182,7 +182,7 @@ def test_head_at_base_size_reduces_the_saving():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depths": "3,6"}, r"depths=3,6: .*end with the model's 12 layers, such as 4,12"),
+        ({"depths": "3,6"}, r"depths=3,6: .*end with the model's 12 layers, such as 6,12"),
         ({"depths": "12"}, "at least two increasing depths"),
         ({"depths": "6,6,12"}, "at least two increasing depths"),
         ({"depths": "12,6,12"}, "at least two increasing depths"),
@@ -217,7 +217,7 @@ def test_bad_arguments_are_refused(arguments, message):
 @pytest.mark.parametrize(
     ("timeline", "message"),
     [
-        (plain(of_depth(1)), "at least two increasing depths"),
+        (plain(of_depth(1)), "the model has one layer, so it cannot grow"),
         (plain(of_depth(7)), "at least two increasing depths .* such as 1,7"),
         (plain(of_depth(12), steps=3), "3 steps leave none for stage 3-layers"),
         (plain(of_depth(12), schedule=dataclasses.replace(GONG, decay="exponential")), "learning_rate=run"),

@@ -64,7 +64,7 @@ def figures(arm: str, seed: int, loss: float, commit: str = "c0ffee", **changes)
         "arm": arm, "budget": "seconds:10", "seed": seed, "mlm_loss": loss, "mask_loss": loss + 0.25, "tokens": 2e6,
         "mlm_accuracy": 0.25, "flops": 1e12, "seconds": 10.0, "clock_seconds": 11.0, "overhead": 1.0, "commit": commit,
         "unigram_loss": 6.5, "unigram_mask_loss": 6.75, "corpus_tokens": 8_000_000, "config": "quickstart",
-        "changes": {"model.depth": 6}, "machine": "a test", "costs": "f00d", **changes,
+        "changes": {"model.depth": 6}, "machine": "a test", "costs": "f00d", "fingerprint": "of its text", **changes,
     }  # fmt: skip
 
 
@@ -110,8 +110,8 @@ def test_differences_within_the_noise_are_called_unresolved(made_records):
 def test_the_block_of_the_readme_has_every_method_that_ran(made_records):
     block = study_pages.readme_block()
     names = [line.split("|")[1].split(" (")[0].strip() for line in block.splitlines() if line.startswith("| ")]
-    assert names == ["method", "token dropping", "progressive stacking"]
-    assert "| 0.80 | -0.100 [-0.125, -0.075] | 3 |" in block
+    assert names == ["", "dense", "token dropping", "progressive stacking"]
+    assert "| 0.80 | 4.900 ± 0.110 | -0.100 [-0.125, -0.075] |" in block
     assert not study_pages.finished()
     readme = study_pages.with_block((ROOT / "README.md").read_text(), block)
     assert readme.count(block) == 1

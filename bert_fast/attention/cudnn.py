@@ -18,9 +18,9 @@ def problem(shape, platform: str) -> str:
     if shape.rate:
         return "cuDNN draws its own dropout masks, so it is used only without attention dropout"
     if shape.head_size % 8 or shape.head_size > 128:
-        return "cuDNN's attention needs a head size that is a multiple of 8 and at most 128"
-    # jax._src.cudnn.fused_attention_stablehlo.check_is_flash_attention
-    return "cuDNN's attention trains only with even numbers of tokens" if shape.queries % 2 or shape.keys % 2 else ""
+        return "cuDNN's attention is used only for head sizes that are multiples of 8 and at most 128"
+    # In training: jax._src.cudnn.fused_attention_stablehlo.check_is_flash_attention.
+    return "cuDNN's attention is used only for even numbers of tokens" if shape.queries % 2 or shape.keys % 2 else ""
 
 
 def attend(product_BNW, bias_W, segments_BN, shape):

@@ -106,10 +106,14 @@ def join_processes(args):
     if any(given) and not all(given):
         raise BadInput("--coordinator, --process_count and --process_index go together: give all three, or none")
     count, index = args.process_count, args.process_index
+    if all(given) and count < 1:
+        raise BadInput(f"--process_count={count}: expected at least 1")
     if all(given) and not 0 <= index < count:
         raise BadInput(f"--process_index={index}: expected 0 to {count - 1}, because --process_count={count}")
     if args.coordinator and not re.search(r":\d+$", args.coordinator):
-        raise BadInput(f"--coordinator={args.coordinator}: expected HOST:PORT, such as {args.coordinator}:12345")
+        raise BadInput(
+            f"--coordinator={args.coordinator}: expected HOST:PORT, such as {args.coordinator.rstrip(':')}:12345"
+        )
     if args.distributed or args.coordinator:
         try:
             jax.distributed.initialize(args.coordinator, args.process_count, args.process_index)

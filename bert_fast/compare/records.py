@@ -3,7 +3,8 @@
     RECORDS/costs.json                        the step costs of all runs
     RECORDS/BUDGET/ARM/seed=N.jsonl.gz        a run: a line with its figures, then the rows of its log
 
-All runs in a folder must come from one commit, one table of step costs and the same held-out examples.
+All runs in a folder must come from one commit, one table of step costs (to which stages may be added) and the same
+held-out examples.
 """
 
 import functools
@@ -62,8 +63,8 @@ def read_all(folder: pathlib.Path) -> dict[Run, Record]:
 def commit(*more: str) -> str:
     """The commit of the code that runs; "bert_fast VERSION" if it is not in a git checkout.
 
-    more: folders whose code runs too. Raises BadInput if the checkout has uncommitted changes, because then the commit
-    is not the code that runs.
+    more: paths of other code that runs, as git takes them. Raises BadInput if the checkout has uncommitted changes,
+    because then the commit is not the code that runs.
     """
     root = pathlib.Path(bert_fast.__file__).parents[1]
 
@@ -109,6 +110,11 @@ class Keeper:
     def share_costs(self):
         """Copies the step costs from one folder to the other if only one has them, or if the study has added stages."""
         kept, made = self.folder / NAME, self.out / NAME
+        if not kept.exists() and self.read():
+            raise BadInput(
+                f"{self.folder} has records, but {NAME} is missing, the table of step costs that they were made with: "
+                "restore it, or choose another --records"
+            )
         if kept.exists() and made.exists():
             if not step_costs.read(kept).curves.items() <= step_costs.read(made).curves.items():
                 raise BadInput(f"the step costs in {kept} and {made} differ: choose another --out")

@@ -61,7 +61,10 @@ def parse(text: str) -> Budget | None:
         raise BadInput(f"--config.budget={text!r}: {unit} are not counted per chip: leave out @{chip}")
     if on_chip and not TPUS[chip].clock:
         known = ", ".join(name for name, one in TPUS.items() if one.clock)
-        raise BadInput(f"--config.budget={text!r}: the clock of {chip} is unknown: expected one of {known}")
+        raise BadInput(
+            f"--config.budget={text!r}: {unit} cannot be counted for {chip}, whose clock is unknown: expected one of "
+            f"{known}"
+        )
     if unit == "usd" and TPUS[chip].dollars is None:
         raise BadInput(f"--config.budget={text!r}: no list price of {chip} is known: use chip_hours")
     return Budget(unit, number, chip)

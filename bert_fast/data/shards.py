@@ -197,7 +197,9 @@ class Split:
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             if "Too many open files" in str(error):
-                raise BadInput(f"{path} cannot be opened ({reason}): allow more open files, ulimit -n") from error
+                raise BadInput(
+                    f"{path} cannot be opened ({reason}): raise the limit on open files with `ulimit -n`"
+                ) from error
             raise BadInput(f"{path} is damaged at document {document} ({reason}): {REMEDY}") from error
         if len(found.tokens_T) != self.lengths_D[document]:
             raise BadInput(

@@ -170,9 +170,9 @@ def train(texts: Iterable[str], size: int, cased: bool = False, strip_accents: b
     """The bytes of a vocab.txt of at most `size` tokens for these texts: special tokens, then the others in order of
     their characters.
 
-    `tokenizers` numbers the letters inside words in the order of a hash map, which differs between two calls. Sorted,
-    the same text gives the same file, except that in a small text two tokens may be equally frequent and only one of
-    them fit. Raises BadInput if the texts hold no word.
+    `tokenizers` numbers the letters inside words differently in each call, so the tokens are sorted. The same text then
+    gives the same file, unless two tokens of a small text are equally frequent and only one fits. Raises BadInput if
+    the texts hold no word.
     """
     normalise, words_of = _normalizer(cased, strip_accents).normalize_str, _words_of(cased, strip_accents)
     texts = (_LONG_RUN.sub(words_of, composed(text, strip_accents)) for text in texts)

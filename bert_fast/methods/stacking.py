@@ -293,6 +293,8 @@ def _growth(stacking: bool, given_G: tuple[int, ...], depth: int) -> tuple[list[
     text = ",".join(map(str, depths_G))
     strictly = all(low < high for low, high in itertools.pairwise(depths_G))
     if len(depths_G) < 2 or not strictly or depths_G[0] < 1 or depths_G[-1] != depth:
+        if depth == 1:
+            raise BadInput("--config.methods: the model has one layer, so it cannot grow: leave out stacking")
         low = max(part for part in range(1, max(depth // 2, 1) + 1) if depth % part == 0 or not stacking)
         raise BadInput(
             f"--config.stacking.depths={text}: expected at least two increasing depths that end with the model's "

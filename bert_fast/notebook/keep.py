@@ -24,7 +24,7 @@ WHOLE = "checksums.json"  # a checkpoint is complete if it has this file
 SKIPPED = (".lock", ".part", ".partial", ".old")  # locks, and files that are being written or deleted
 PART = ".part"
 MARKER = "kept-by-bert_fast"  # a file that marks a repository of kept work
-LINK = ".kept-in"  # a file of a work folder, with the place that the folder is a copy of
+LINK = ".kept-in"  # a file of a work folder, with the places that have held this work, one a line
 
 
 class Place(Protocol):
@@ -143,18 +143,19 @@ def resume(work: str | pathlib.Path, where: str) -> None:
 def fetch(work: pathlib.Path, where: str, kept_at: Place):
     """Makes a work folder a copy of a place, once. A fetch that was interrupted is done again."""
     link, begun = work / LINK, f"fetching {where}"
-    said = link.read_text() if link.is_file() else ""
-    if said == where:
+    places = link.read_text().splitlines() if link.is_file() else []
+    if where in places:
         return
-    if said != begun and any(files(work)) and kept_at.holds_work():
+    if begun not in places and any(files(work)) and kept_at.holds_work():
         raise BadInput(
             f"{work} has files of its own, and {where} holds other work, which would be replaced: choose another "
             f"place, or move {work} away to continue the work in {where}"
         )
     work.mkdir(parents=True, exist_ok=True)
-    link.write_text(begun)
+    others = [place for place in places if place != begun]
+    link.write_text("\n".join([*others, begun]))
     kept_at.pull(work)
-    link.write_text(where)
+    link.write_text("\n".join([*others, where]))
 
 
 @contextlib.contextmanager

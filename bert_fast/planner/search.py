@@ -29,9 +29,6 @@ class Choice(NamedTuple):
     recompute: str
     mesh: Mesh
 
-    def devices(self) -> int:
-        return self.mesh.data * self.mesh.fsdp * self.mesh.tensor
-
     def settings(self, settings: PretrainSettings) -> PretrainSettings:
         """The settings with this choice, and the number of steps that gives the same number of examples."""
         model = dataclasses.replace(settings.model, recompute=self.recompute)
@@ -77,8 +74,17 @@ def search(
     if any(phase.batch_size for phase in settings.phases):
         raise BadInput("--search needs phases without batch sizes: leave out @BATCH in --config.phases")
 
+    planned, refused = 0, []
+
     def plan(changed: PretrainSettings) -> CostEstimate:
-        return estimate.plan(changed, where, cache, say)
+        nonlocal planned
+        try:
+            found = estimate.plan(changed, where, cache, say)
+        except BadInput as error:
+            refused.append(error)
+            raise
+        planned += 1
+        return found
 
     tried: dict[int, list[Found]] = {}
 
@@ -97,6 +103,8 @@ def search(
     while size <= own and size // 2 >= least and cost(size // 2) < (1 - WORTH) * cost(size):
         size //= 2
     found = sorted((each for fits in tried.values() for each in fits), key=lambda each: each.seconds)
+    if refused and not planned:
+        raise refused[0]  # the config is wrong
     if not found:
         raise BadInput(
             f"not even one example per device fits on {where.topology}: use a larger chip, or "
@@ -127,15 +135,9 @@ def that_fit(settings: PretrainSettings, size: int, devices: int, plan: Plan) ->
 
 
 def tried(plan: Plan, choice: Choice, settings: PretrainSettings) -> CostEstimate | None:
-    """The plan of a choice. None if a size does not divide evenly, as with an odd number of heads on two devices.
-
-    Raises BadInput for a plain choice (one micro-batch, whole parameters on each device) with the run's own batch size,
-    because then the config is wrong.
-    """
+    """The plan of a choice. None if it cannot be planned, as with an odd number of heads on two devices."""
     if choice.batch_size % (choice.micro_batches * choice.mesh.data * choice.mesh.fsdp):
         return None
-    if (choice.batch_size, choice.micro_batches) == (settings.batch_size, 1) and choice.mesh.data == choice.devices():
-        return plan(choice.settings(settings))
     try:
         return plan(choice.settings(settings))
     except BadInput:

@@ -59,12 +59,13 @@ def sentence(budget: Mapping[str, Any], first: str, text: str) -> str:
     """The result at a budget, as text."""
     arms = budget["arms"]
     # By differences, because arms of an unfinished comparison have different seeds.
-    paired = {arm: about["difference"] for arm, about in arms.items() if about["difference"] is not None}
-    best = min(paired, key=paired.__getitem__, default=first)
-    best = best if paired.get(best, 0.0) < 0 else first
+    paired = {arm: one["difference"] for arm, one in arms.items() if arm != first and one["difference"] is not None}
+    if not paired:
+        return f"No arm has a seed in common with {first} yet."
+    best = min(paired, key=paired.__getitem__)
+    if paired[best] >= 0:
+        return f"No arm ends lower than {first}: {arms[first]['mlm_loss']:.3f} nats."
     loss = f"{arms[best]['mlm_loss']:.3f} nats"
-    if best == first:
-        return f"No arm ends lower than {first}: {loss}."
     about = arms[best]
     verdict = (
         "The difference is resolved." if about["resolved"] else "The difference is within the noise between seeds."

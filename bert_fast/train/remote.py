@@ -318,7 +318,7 @@ class BucketMirror(Mirror):
         """Waits for the upload in progress. Cancels it if a newer save is waiting. Returns why an upload failed."""
         if self.uploads.asked:
             self.uploads.cancel()
-            self.behind = None  # from an upload before: the newest save has not been tried
+            self.behind = None  # the error of an earlier upload; the newest save has not been tried yet
         self.uploads.wait()
         error, self.uploads.error = self.uploads.error, None
         return error if isinstance(error, Exception) else self.behind

@@ -96,8 +96,8 @@ def refuse_changed(workdir: pathlib.Path, config: dict, extend: str, say: Callab
     _refuse(workdir, {key: both for key, both in found.items() if key not in free})
     if extend and config.get("budget"):
         raise BadInput(
-            f"--extend={extend}: a run with a budget ({config['budget']}) ends when it is spent. To train its model "
-            f"further, start another run with --config.init={workdir}"
+            f"--extend={extend}: a run with a budget ({config['budget']}) ends when its budget is spent. To train "
+            f"its model further, start another run with --config.init={workdir}"
         )
     if found:
         say("changed since this run was last started: " + _listed(found, ", ", "before"))
@@ -156,9 +156,9 @@ def extended(timeline: Sequence[Stage], about: Description, steps: int, how: str
             f"continue with --config.steps={about.planned} until stage {last} has begun, then extend it"
         )
     stage, before = timeline[-1], about.step - 1
-    longer = round(stage.schedule.steps * (stage.steps + more) / stage.steps)
-    if stage.schedule_from != "stage":
-        longer = stage.schedule.steps + more
+    longer = stage.schedule.steps + more
+    if stage.schedule_from == "stage":  # the schedule may be longer than its stage
+        longer = round(stage.schedule.steps * (stage.steps + more) / stage.steps)
     schedule = dataclasses.replace(stage.schedule, steps=longer)
     if how == "constant":
         clock = clock_of(timeline, about.counters.stage, before, about.counters.training_began)

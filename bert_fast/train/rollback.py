@@ -49,9 +49,9 @@ def discard_later(root: pathlib.Path, step: int):
 def carry(before: Counters, at: int, now: Counters, step: int):
     """Carries counts over when a run goes back from step `at` to a checkpoint at `step`.
 
-    before: the run's counters at step `at`. now: the checkpoint's counters, which this function changes. The data read
-    since the checkpoint is avoided from now on. If a stage has begun to read from the start since then, this is what
-    was read after that. The time since the checkpoint counts as wasted.
+    before: the run's counters at step `at`. now: the checkpoint's counters, which this function changes. Data that was
+    read since the checkpoint is avoided from now on; if the data has begun again in the meantime, only what was read
+    after that. The time since the checkpoint counts as wasted.
     """
     began_again = before.training_began != now.training_began
     for order, end in before.data.items():

@@ -137,8 +137,9 @@ def check_stages(eval_size: int, expected: Sequence[Stage], mesh: Mesh):
         for span in program.plan:
             if own % span.examples_per_row:
                 raise BadInput(
-                    f"stage {stage.name} joins {span.examples_per_row} examples in a row, but each device has {own} "
-                    "examples of a micro-batch: make --config.batch_size larger, or leave examples_per_row out"
+                    f"stage {stage.name}: {span.examples_per_row} examples per row do not divide a device's {own} of "
+                    "a micro-batch: make --config.batch_size / micro_batches a multiple of "
+                    f"{sharing * span.examples_per_row}, or leave examples_per_row out"
                 )
         attention.backends(program.model, program.plan, program.seq_len, mesh.devices.flat[0].platform)
         try:

@@ -26,6 +26,7 @@ SMALL = {
 }
 SEARCH = {"early_bert.search": 0.2, "early_bert.neurons": "layer"}
 TICKET = {**SEARCH, "early_bert.stop": "early_bird", "early_bert.mask_every": 1, "early_bert.threshold": 0.5}
+ALL = {"methods": combined.get_config("all").methods, "stacking.learning_rate": "segments"}
 # name: (config, changes). Runs with a method have a single phase: with a second length, each plan would be compiled
 # again.
 RUNS = {
@@ -35,7 +36,7 @@ RUNS = {
     "early_bert": (early_bert, {"phases": "16:1", "model.depth": 2, **TICKET}),
     "stacking": (stacking, {"phases": "16:1", "stacking.optimizer": "carry"}),
     "mslt": (mslt, {"phases": "16:1", "stacking.embedding": "C"}),
-    "combined": (combined, {"phases": "16:1", "model.depth": 2, **SEARCH}),
+    "combined": (combined, {"phases": "16:1", "model.depth": 2, **ALL, **SEARCH}),
 }
 CASES = [(name, dropout) for name in (*RUNS, "finetune") for dropout in (0.1, 0.0)]
 
