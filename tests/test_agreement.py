@@ -166,13 +166,16 @@ def test_process_with_another_checkpoint_is_refused(small_shards, tmp_path, star
 
 def test_ctrl_c_before_the_run_can_save_is_told_to_the_other_processes(monkeypatch, capsys):
     told = []
+    monkeypatch.setattr(agreement, "board", None)  # the process would have ended
     state = types.SimpleNamespace(client=Store({}), num_processes=2, process_id=0, coordinator_address="here:1")
-    monkeypatch.setattr(jax._src.distributed, "global_state", state)
+    monkeypatch.setattr("jax._src.distributed.global_state", state)
     monkeypatch.setattr(agreement, "on_abort", lambda *_: None)
     monkeypatch.setattr(Board, "fail", lambda self, reason: told.append((self.code, reason)))
     monkeypatch.setattr(agreement, "leave", lambda code: (_ for _ in ()).throw(SystemExit(code)))
     with pytest.raises(SystemExit, match="130"), agreement.together():
         raise KeyboardInterrupt
+    assert agreement.board is not None
+    agreement.board.done.set()  # ends its thread
     ((code, reason),) = told
     assert code == 130
     assert "stopped by Ctrl-C, without saving" in reason
