@@ -85,8 +85,8 @@ unfinished schedule, and dense training a finished one. So here every arm follow
 The shares of MSLT's stages could not be read in its paper. With equal shares (the default here), its first layers are frozen before they have
 learned from context, and the model stays near the loss of a unigram model (*MSLT* in the table of learning rates above). So the arm has a
 longer first stage, with all rows of 8 tokens. Equal shares are also in `tier3`.""",
-        """Whether growth pays at 12 layers and more, where there is more to grow. Late growth in one step is in `tier2_rivals`, and so is
-dense training that spends as long on short rows as MSLT's arm does (*longer short rows*).""",
+        """Anything about 12 layers and more, where there is more to grow. Two rivals have not been run yet (`tier2_rivals`): late growth in one
+step, and dense training that spends as long on short rows as MSLT's arm does (*longer short rows*).""",
     ),
     "combined": Page(
         "Methods together",
