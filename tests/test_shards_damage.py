@@ -5,13 +5,15 @@ import contextlib
 import itertools
 import json
 import random
+import resource
 import shutil
 
 import numpy as np
 import pytest
 
-from bert_fast import BadInput
+from bert_fast import BadInput, commands
 from bert_fast.data import batches, masking, sealed, shards
+from bert_fast.train import cache, host_memory
 from helpers.made_shards import bert, make_small_folder
 
 FLIPS = 60  # bits flipped in each file, one at a time
@@ -124,3 +126,25 @@ def test_damage_that_appears_during_a_run_is_an_error_with_a_remedy(whole, tmp_p
     with pytest.raises(BadInput, match=r"array_record is damaged at document .*prepare again"):
         collections.deque(itertools.islice(stream, 40))
     stream.close()
+
+
+def test_too_many_open_files_are_not_taken_for_damage(whole):
+    split = shards.Split(whole, "train")
+    assert len(split.lengths_D)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, before[1]))
+    try:
+        with pytest.raises(BadInput, match=r"cannot be opened .*Too many open files.*ulimit -n"):
+            split[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_commands_that_compute_allow_as_many_open_files_as_the_system_does(monkeypatch):
+    asked = []
+    monkeypatch.setattr(host_memory, "keep_freed", lambda: None)
+    monkeypatch.setattr(cache, "keep_programs", lambda: None)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 20_000))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: asked.append(limits))
+    commands.begin_computing()
+    assert asked == [(20_000, 20_000)]
