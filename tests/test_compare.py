@@ -115,6 +115,16 @@ def test_a_step_cost_is_the_mean_of_the_fastest_fifth_of_the_rounds():
     assert made_costs.unhindered([3.0, 2.0]) == 2.0
 
 
+def test_costs_in_the_wrong_order_get_their_mean_only_if_noise_explains_the_order():
+    ascending = (Point(1.0, 2.0), Point(2.0, 3.0))
+    assert made_costs.resolved(ascending) == ascending
+    assert made_costs.resolved((Point(1.0, 2.1), Point(2.0, 2.0), Point(3.0, 9.0))) == (
+        Point(1.0, pytest.approx(2.05)), Point(2.0, pytest.approx(2.05)), Point(3.0, 9.0),
+    )  # fmt: skip
+    descending = (Point(1.0, 2.5), Point(2.0, 2.0))
+    assert made_costs.resolved(descending) == descending
+
+
 @pytest.mark.parametrize(
     ("arm", "message"),
     [

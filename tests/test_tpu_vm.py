@@ -324,8 +324,8 @@ def test_ctrl_c_ends_the_watching_but_not_the_run(cloud):
     assert "running already" in mini("run", code=2)[1]
     assert "wait until the run ends" in mini("setup", code=2)[1]
     mini("delete")  # saves the run
-    (kept,) = [name for name in mini.bucket() if name.startswith("checkpoints")]
-    assert int(kept.split("/")[1]) > 0
+    # The stand-in may be stopped after it wrote a checkpoint and before it removed the older one.
+    assert max(int(name.split("/")[1]) for name in mini.bucket() if name.startswith("checkpoints")) > 0
 
 
 @pytest.mark.slow
