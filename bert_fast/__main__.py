@@ -56,6 +56,8 @@ def parse(args: flags.FlagValues, argv: list[str]) -> list[str]:
         ) from None
     except (AttributeError, KeyError) as error:
         raise BadInput(unknown_key(argv, error)) from None
+    except flags.UnrecognizedFlagError as error:
+        raise BadInput(unknown_flag(error, args)) from None
     except flags.Error as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, BadInput):
@@ -98,6 +100,20 @@ def unknown_key(argv: list[str], error: Exception) -> str:
     reason = str(error).strip("\"'").replace("\\'", "'").replace("\\n", ". ").replace("'", "", 2)
     listed = ", ".join(f"--{name}" for name in given)
     return f"unknown config key {reason} (given: {listed}); the config.json of any run lists all keys"
+
+
+def unknown_flag(error: flags.UnrecognizedFlagError, args: flags.FlagValues) -> str:
+    """The error message for an unknown flag, with the most similar flag or config key."""
+    from bert_fast.train import settings
+
+    keys = settings.flat(args["config"].value.to_dict()) if "config" in args and args["config"].value else {}
+    names = {name: f"--{name}" for name in args} | {key: f"--config.{key}" for key in keys}
+    for key in keys:
+        names.setdefault(key.rpartition(".")[2], f"--config.{key}")
+    near = [f"--config.{key}" for key in keys if error.flagname in (key, key.rpartition(".")[2])]
+    near = near or [names[name] for name in difflib.get_close_matches(error.flagname, names, 1)]
+    hint = f": did you mean {' or '.join(dict.fromkeys(near))}?" if near else "; --help lists the flags"
+    return f"unknown flag --{error.flagname}{hint}"
 
 
 def warn(message, category, filename, lineno, file=None, line=None):

@@ -38,7 +38,7 @@ def run(args, texts: list[str]) -> int:
         raise BadInput(f"--out={out}: expected the name of a new file that ends in .py")
     found = convert.convert([pathlib.Path(text) for text in texts], args.steps, args.devices)
     spec = args.base or found.base
-    base = flat(config_flag.load(spec, {}).to_dict())
+    base = settings.flat(config_flag.load(spec, {}).to_dict())
     if "steps" not in base:
         raise BadInput(f"--base={spec} is a fine-tuning config: expected one for pre-training, such as bert:size=large")
     found = conversion.typed(convert.finished(found, base), base)
@@ -52,11 +52,3 @@ def run(args, texts: list[str]) -> int:
     except BadInput as error:
         raise BadInput(f"{out} was written, but `pretrain` refuses it: {error}") from None
     return 0
-
-
-def flat(tree: dict, prefix: str = "") -> dict:
-    """The values of a nested dictionary by dotted keys."""
-    found = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found

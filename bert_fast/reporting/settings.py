@@ -6,19 +6,9 @@ from typing import Any
 from bert_fast.reporting.blocks import Section, Table
 from bert_fast.reporting.plans import chosen
 from bert_fast.reporting.read import LoggedRun
+from bert_fast.train.settings import flat
 
 OF_ITSELF = ("costs", "budget", "seed")  # these keys differ between the runs of a study by design
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a config by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 def used(run: LoggedRun, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

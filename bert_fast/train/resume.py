@@ -16,7 +16,7 @@ from bert_fast.train import step_costs
 from bert_fast.train.description import Description
 from bert_fast.train.guard import Guard
 from bert_fast.train.optim import Optimizer
-from bert_fast.train.settings import Checkpoints, Data, PretrainSettings, current_keys
+from bert_fast.train.settings import Checkpoints, Data, PretrainSettings, current_keys, flat
 from bert_fast.train.step_costs import StepCosts
 from bert_fast.train.timeline import clock_of
 
@@ -68,7 +68,7 @@ def differences(workdir: pathlib.Path, config: dict, newer: Mapping = types.Mapp
         return {**newer, **tree} | {name: known | tree.get(name, {}) for name, known in defaults.items()}
 
     there = sealed.read(path, "restore it, or give another --workdir", (None,))
-    before, now = (_flat(filled(tree)) for tree in (there, json.loads(json.dumps(config))))
+    before, now = (flat(filled(tree)) for tree in (there, json.loads(json.dumps(config))))
     keys = sorted(before.keys() | now.keys())
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
@@ -225,9 +225,3 @@ def check_shards(settings: PretrainSettings, about: Description, evaluation: str
             f"{settings.data.dir} no longer holds the shards of this run (the fingerprint is now {evaluation}; the "
             f"run started with {about.fingerprint}): restore the shards, or start a new run in another --workdir"
         )
-
-
-def _flat(tree, prefix="") -> dict:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}

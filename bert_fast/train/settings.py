@@ -136,6 +136,14 @@ def current_keys(config: Mapping[str, Any]) -> dict:
     return config
 
 
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a config by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
 def evaluated_as_trained(data: Mapping[str, Any]) -> dict:
     """The evaluation's masking settings for older configs, which lack them: the same as in training."""
     return {key: data[key] for key in ("masked_share", "whole_word", "short_seq_prob") if key in data}
