@@ -24,6 +24,7 @@ Params = Mapping[str, Any]
 EMBED, TASK_HEAD = 10_000, 10_001
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init(config: Config, key) -> Params:
     """Fresh float32 parameters. Those of the layers are stacked: `[L, ...]`.
 
@@ -50,6 +51,12 @@ def init(config: Config, key) -> Params:
     if config.pooler:
         params["next"] = NextHead(config).init(next_key, x_BSD[:, 0])["params"]
     return params
+
+
+@functools.lru_cache(64)
+def shapes(config: Config) -> Params:
+    """The shapes and types of the parameters that `init` makes."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
 def narrow(layer: Params, heads: int, mlp_dim: int) -> Params:

@@ -130,9 +130,7 @@ def main():
     updates = guard_seconds(args.rounds)
     differences = [a - b for a, b in zip(updates["with"], updates["without"], strict=True)]
     norms, guard = [1.0 + 1e-3 * i for i in range(100)], Guard()
-    state = (
-        3 * 4 * sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: bert.init(CONFIG, jax.random.key(0)))))
-    )
+    state = 3 * 4 * sum(leaf.size for leaf in jax.tree.leaves(bert.shapes(CONFIG)))
     rate = checksum_rate()
     whole_step = statistics.median(steps)
     rounds = f"median of {args.rounds} rounds, in turns"

@@ -5,11 +5,11 @@ import os
 import shutil
 import signal
 
+from helpers import xla_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"] = "2"  # for tests of a server that does not answer
-# One thread and one instruction set, so that losses are reproducible: see test_golden.py.
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=AVX2"
-
+os.environ["XLA_FLAGS"] = f"{xla_flags.REPRODUCIBLE} {xla_flags.QUICK_TO_COMPILE}"
 
 import jax
 import pytest

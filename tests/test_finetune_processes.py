@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from helpers import xla_flags
 from helpers.made_tasks import write_checkpoint, write_glue
 from helpers.processes import with_port
 
@@ -17,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 def start(folder: pathlib.Path, workdir: pathlib.Path, devices: int, *more: str) -> subprocess.Popen:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags.devices(devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     values = {"data.dir": folder, "data.seq_len": 48, "seeds": "0,1", "epochs": 2, "batch_size": 8, "micro_batches": 2}

@@ -12,6 +12,7 @@ from absl import flags
 
 from bert_fast import BadInput, commands
 from bert_fast.train import checkpoint
+from helpers import xla_flags
 from helpers.processes import with_port
 from helpers.small_runs import rows_without_clock, small_config
 
@@ -30,7 +31,7 @@ METHODS = {
 def start(small_shards, workdir, devices, *more):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags.devices(devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     config = small_config(small_shards)

@@ -13,8 +13,9 @@ import pytest
 from bert_fast import BadInput
 from bert_fast.data import sealed
 from bert_fast.reporting.read import read_run
-from bert_fast.train import checkpoint, loop, resume
+from bert_fast.train import checkpoint, loop, resume, settings
 from bert_fast.train.log import read_rows
+from helpers import xla_flags
 from helpers.command_line import ROOT
 from helpers.interruption import interrupted
 from helpers.small_runs import make_settings, run, small_config
@@ -164,7 +165,8 @@ def test_another_mesh_is_accepted_with_a_warning_that_states_the_tolerance(small
     environment = {
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": xla_flags.devices(2),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     arguments = [sys.executable, "-c", code, json.dumps(config), str(tmp_path / "run")]
     done = subprocess.run(arguments, env=environment, cwd=ROOT, capture_output=True, text=True)
@@ -205,5 +207,5 @@ def test_a_removed_row_is_found_and_a_removed_file_is_reported(stopped, small_sh
 
 
 def test_every_setting_that_may_change_is_a_key_of_the_config(small_shards):
-    known = resume._flat(config_of(small_shards))
+    known = settings.flat(config_of(small_shards))
     assert set(resume.MAY_CHANGE) | set(resume.MESH) <= known.keys()

@@ -15,6 +15,7 @@ from bert_fast.methods import token_drop
 from bert_fast.plan import whole
 from bert_fast.train import checkpoint, compile, optim, sharding, state
 from bert_fast.train.log import read_rows
+from helpers import xla_flags
 from helpers.interruption import interrupted
 from helpers.small_runs import make_settings, rows_without_clock, run, small_config
 
@@ -132,7 +133,7 @@ def test_keep_that_is_too_small_is_refused_before_anything_is_written(small_shar
 def test_eight_devices_order_a_batch_and_learn_from_it_like_one_device():
     root = pathlib.Path(__file__).parents[1]
     environment = {"PYTHONPATH": f"{root}:{root / 'tests'}", "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    environment["XLA_FLAGS"] = xla_flags.devices(8)
     done = subprocess.run([sys.executable, __file__], capture_output=True, cwd=root, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr.decode()
     said = json.loads(done.stdout)

@@ -189,8 +189,7 @@ def reference(settings: PretrainSettings, costs: StepCosts) -> budget.Meter:
 
 def parameters(settings: PretrainSettings) -> int:
     """Number of parameters of a run's model."""
-    shapes = jax.eval_shape(lambda: bert.init(settings.model, jax.random.key(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return sum(leaf.size for leaf in jax.tree.leaves(bert.shapes(settings.model)))
 
 
 def describe(

@@ -21,9 +21,13 @@ def first(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: 
 
 def fresh(model: bert.Config, seed: int, mesh: Mesh) -> Params:
     """Random parameters, created on their devices."""
+    return _maker(model, mesh)(np.uint32(seed))  # traced, so that all seeds share one compiled program
+
+
+@functools.lru_cache(64)
+def _maker(model: bert.Config, mesh: Mesh):
     make = lambda seed: bert.init(model, jax.random.key(seed))  # noqa: E731
-    number = np.uint32(seed)  # traced, so that all seeds share one compiled program
-    return jax.jit(make, out_shardings=shard(jax.eval_shape(make, number), mesh))(number)
+    return jax.jit(make, out_shardings=shard(bert.shapes(model), mesh))
 
 
 def warm(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: Mesh) -> Params:

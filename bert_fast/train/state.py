@@ -77,9 +77,8 @@ def check_model(name: str, params: Params, model: bert.Config, branches: Contain
     branches: the branches to check, such as "layers"; None checks all. A fine-tuned model has other output heads, so
     not all of its branches can be checked.
     """
-    expected = jax.eval_shape(lambda: bert.init(model, jax.random.key(0)))
     shapes = {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(bert.shapes(model)):
         if branches is not None and path[0].key not in branches:
             continue
         if shapes.get(path_of(path)) != leaf.shape:

@@ -8,7 +8,9 @@ import os
 import pathlib
 import tempfile
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+from helpers import xla_flags
+
+os.environ["XLA_FLAGS"] = xla_flags.devices(8)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

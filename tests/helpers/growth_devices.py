@@ -7,7 +7,9 @@ import json
 import os
 import sys
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+from helpers import xla_flags
+
+os.environ["XLA_FLAGS"] = xla_flags.devices(8)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
