@@ -24,7 +24,6 @@ Params = Mapping[str, Any]
 EMBED, TASK_HEAD = 10_000, 10_001
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def init(config: Config, key) -> Params:
     """Fresh float32 parameters. Those of the layers are stacked: `[L, ...]`.
 
