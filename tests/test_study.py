@@ -10,8 +10,8 @@ from bert_fast.compare import records, study
 from bert_fast.compare.records import Record
 from bert_fast.compare.study import Run
 from bert_fast.train import budget, timeline
+from experiments import downstream, study_budgets, study_pages
 from experiments import study as part_script
-from experiments import study_pages
 from experiments.speedrun import rules
 from experiments.study_words import METHODS, PAGES
 from helpers.command_line import ROOT
@@ -141,6 +141,33 @@ def test_peak_rates_are_the_best_of_the_trials():
 def test_pages_follow_from_the_records(name):
     text = (ROOT / f"experiments/{name}.md").read_text()
     assert text == study_pages.text_of(name), "write the pages again: python -m experiments.study_pages"
+
+
+@pytest.mark.skipif(not HAVE_RUN, reason="no run of tier1 is recorded yet")
+def test_the_page_about_budgets_follows_from_the_records():
+    text = (ROOT / "experiments/budgets.md").read_text()
+    assert text == study_budgets.text(), "write the page again: python -m experiments.study_budgets"
+
+
+def test_gains_that_grow_with_the_budget_are_not_called_shrinking():
+    def of(difference):
+        return {"dense": {"difference": 0.0}, "one": {"difference": -0.2}, "other": {"difference": difference}}
+
+    smaller = {**of(-0.3), "one": {"difference": -0.4}}
+    assert "2 gain less than at 100 s: the gains shrink" in study_budgets.shrunk({100.0: smaller, 200.0: of(-0.1)})
+    assert study_budgets.shrunk({100.0: of(-0.1), 200.0: of(-0.3)}).endswith("0 gain less than at 100 s.")
+
+
+def test_downstream_scores_show_pre_training_only_three_deviations_above_random_weights():
+    assert downstream.above([10, 12, 14], [1, 2, 3]) == pytest.approx(10 / 5**0.5)
+    assert downstream.above([0, 0], [0, 0]) == 0
+    scores = {"3e-4": {"0": 5.0, "1": 6.0}, "1e-3": {"0": 9.0, "1": 7.0}}
+    assert downstream.best(scores) == ("1e-3", [9.0, 7.0])
+    equal = {task: dict.fromkeys(downstream.ENCODERS, scores) for task in downstream.TASKS}
+    assert "Pre-training shows in no task" in downstream.page(equal)
+    higher = {rate: {seed: 50 + score for seed, score in of.items()} for rate, of in scores.items()}
+    one = {"cola": {"dense": higher, "random weights": scores}}
+    assert "Pre-training shows in CoLA (Matthews)." in downstream.page(equal | one)
 
 
 @pytest.mark.skipif(not study_pages.finished(), reason="tier1 has not finished")
