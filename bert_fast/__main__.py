@@ -104,15 +104,15 @@ def unknown_key(argv: list[str], error: Exception) -> str:
 
 def unknown_flag(error: flags.UnrecognizedFlagError, args: flags.FlagValues) -> str:
     """The error message for an unknown flag, with the most similar flag or config key."""
-    from bert_fast.train import settings
+    names = {name: [f"--{name}"] for name in args}
+    if "config" in args and args["config"].value is not None:
+        from bert_fast.train import settings
 
-    keys = settings.flat(args["config"].value.to_dict()) if "config" in args and args["config"].value else {}
-    names = {name: f"--{name}" for name in args} | {key: f"--config.{key}" for key in keys}
-    for key in keys:
-        names.setdefault(key.rpartition(".")[2], f"--config.{key}")
-    near = [f"--config.{key}" for key in keys if error.flagname in (key, key.rpartition(".")[2])]
-    near = near or [names[name] for name in difflib.get_close_matches(error.flagname, names, 1)]
-    hint = f": did you mean {' or '.join(dict.fromkeys(near))}?" if near else "; --help lists the flags"
+        for key in settings.flat(args["config"].value.to_dict()):
+            for name in {key, f"config.{key}", key.rpartition(".")[2]}:
+                names.setdefault(name, []).append(f"--config.{key}")
+    near = [error.flagname] if error.flagname in names else difflib.get_close_matches(error.flagname, names, 1)
+    hint = f": did you mean {' or '.join(names[near[0]])}?" if near else "; --help lists the flags"
     return f"unknown flag --{error.flagname}{hint}"
 
 

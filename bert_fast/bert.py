@@ -54,7 +54,7 @@ def init(config: Config, key) -> Params:
 
 @functools.lru_cache(64)
 def shapes(config: Config) -> Params:
-    """The shapes and types of the parameters that `init` makes."""
+    """The shapes and types of the parameters that `init` makes. All callers share the result: do not change it."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 

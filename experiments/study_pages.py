@@ -209,19 +209,20 @@ def draw_all(path: pathlib.Path):
 
 def others(page: Page) -> str:
     """A table for each other part of the study that has run arms of this page."""
-    sections = []
-    for part in PARTS:
-        kept = read(part) if part not in ("tier1", "tier1_rates", "tier1_rates_mslt") else {}
+    sections, not_run = [], []
+    for part in (part for part in PARTS if not part.startswith("tier1")):
+        kept = read(part)
+        if not kept:
+            not_run.append(f"`{part}`")
         for text, arms in (summarized(part, kept) if kept else {}).items():
             names = [
                 arm for arm in arms if arm != DENSE and (arm in page.arms or arm.startswith(tuple(page.more) or "?"))
             ]
             if names:
                 sections.append(f"### `{part}`, {text.partition(':')[2]} reference seconds\n\n{table(arms, names)}\n")
-    return (
-        "\n".join(sections)
-        or "No arm of this page has been run yet in `tier2`, `tier2_rivals`, `tier2_epochs` or `tier3`.\n"
-    )
+    if not_run:
+        sections.append(f"Not run yet: {', '.join(not_run)}.\n")
+    return "\n".join(sections)
 
 
 def text_of(name: str) -> str:

@@ -149,6 +149,8 @@ def test_stopped_run_continues_and_writes_the_same_rows_as_an_unstopped_one(prep
         (["pretrain", "--config=bert", "--stps=3"], "unknown flag --stps: did you mean --config.steps"),
         (["pretrain", "--config=bert", "--depth=3"], "unknown flag --depth: did you mean --config.model.depth?"),
         (["pretrain", "--config=bert", "--model.depht=3"], "did you mean --config.model.depth"),
+        (["pretrain", "--config=bert", "--confg.seed=3"], "unknown flag --confg.seed: did you mean --config.seed?"),
+        (["pretrain", "--config=bert", "--evry=3"], "did you mean --config.checkpoint.every or --config.eval.every?"),
         (["prepare", "--quux=3"], "unknown flag --quux; --help lists the flags"),
         (["evaluate", "--checkpoint=/nowhere"], "no checkpoint in /nowhere"),
         (["fill-mask", "--checkpoint=/nowhere", "[MASK]"], "no checkpoint in /nowhere"),

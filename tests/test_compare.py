@@ -117,12 +117,17 @@ def test_a_step_cost_is_the_mean_of_the_fastest_fifth_of_the_rounds():
 
 def test_costs_in_the_wrong_order_get_their_mean_only_if_noise_explains_the_order():
     ascending = (Point(1.0, 2.0), Point(2.0, 3.0))
-    assert made_costs.resolved(ascending) == ascending
-    assert made_costs.resolved((Point(1.0, 2.1), Point(2.0, 2.0), Point(3.0, 9.0))) == (
-        Point(1.0, pytest.approx(2.05)), Point(2.0, pytest.approx(2.05)), Point(3.0, 9.0),
+    assert made_costs.pooled(ascending) == ascending
+    mean = pytest.approx(2.09)
+    assert made_costs.pooled((Point(1.0, 2.18), Point(2.0, 2.0), Point(3.0, 9.0))) == (
+        Point(1.0, mean), Point(2.0, mean), Point(3.0, 9.0),
     )  # fmt: skip
-    descending = (Point(1.0, 2.5), Point(2.0, 2.0))
-    assert made_costs.resolved(descending) == descending
+    too_far = (Point(1.0, 2.22), Point(2.0, 2.0))
+    assert made_costs.pooled(too_far) == too_far
+
+
+def test_costs_in_the_wrong_order_are_measured_three_times_and_for_45_rounds():
+    assert [made_costs.attempts(rounds) for rounds in (1, 3, 15, 60)] == [45, 15, 3, 3]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
     python -m pytest tests/test_golden.py --accept_goldens      stores the current losses instead of comparing
 
-conftest.py pins two things that losses depend on: one thread, and AVX2 instructions. losses.json names the JAX version
-and the processor instructions that it was made with. If both are the same here, the losses must be equal. Otherwise the
-loss of the first step must agree within 1e-6 (relative), and the later losses within 1e-3 nats, because rounding
-differences grow.
+helpers/xla_flags.py pins what losses depend on: one thread, AVX2 instructions, and how XLA generates code. losses.json
+names the JAX version and the processor instructions that it was made with. If both are the same here, the losses must
+be equal. Otherwise the loss of the first step must agree within 1e-6 (relative), and the later losses within 1e-3 nats,
+because rounding differences grow.
 """
 
 import json

@@ -1,5 +1,6 @@
 """The study of the methods: its parts, the commit that a part runs from, and pages that match the records."""
 
+import json
 import pathlib
 import subprocess
 
@@ -9,6 +10,7 @@ from bert_fast import methods
 from bert_fast.compare import records, study
 from bert_fast.compare.records import Record
 from bert_fast.compare.study import Run
+from bert_fast.tasks import settings
 from bert_fast.train import budget, timeline
 from experiments import downstream, study_budgets, study_pages
 from experiments import study as part_script
@@ -143,31 +145,55 @@ def test_pages_follow_from_the_records(name):
     assert text == study_pages.text_of(name), "write the pages again: python -m experiments.study_pages"
 
 
-@pytest.mark.skipif(not HAVE_RUN, reason="no run of tier1 is recorded yet")
+@pytest.mark.skipif(not study_pages.read("tier2"), reason="no run of tier2 is recorded yet")
 def test_the_page_about_budgets_follows_from_the_records():
     text = (ROOT / "experiments/budgets.md").read_text()
     assert text == study_budgets.text(), "write the page again: python -m experiments.study_budgets"
 
 
-def test_gains_that_grow_with_the_budget_are_not_called_shrinking():
-    def of(difference):
-        return {"dense": {"difference": 0.0}, "one": {"difference": -0.2}, "other": {"difference": difference}}
+def arms_of(**gains: list[float]) -> dict:
+    """Arms at one budget: dense training at 5 nats with each seed, and arms with these gains over it."""
+    runs = {name: [{"seed": i, "mlm_loss": 5 - gain} for i, gain in enumerate(of)] for name, of in gains.items()}
+    runs["dense"] = [{"seed": i, "mlm_loss": 5.0} for i in range(5)]
+    return {name: {"difference": -sum(gains.get(name, [0])), "runs": of} for name, of in runs.items()}
 
-    smaller = {**of(-0.3), "one": {"difference": -0.4}}
-    assert "2 gain less than at 100 s: the gains shrink" in study_budgets.shrunk({100.0: smaller, 200.0: of(-0.1)})
-    assert study_budgets.shrunk({100.0: of(-0.1), 200.0: of(-0.3)}).endswith("0 gain less than at 100 s.")
+
+def test_a_gain_shrinks_or_grows_only_beyond_the_noise_between_seeds():
+    smaller = arms_of(less=[0.50, 0.51, 0.52], more=[0.1, 0.1, 0.1], noisy=[0.1, 0.9, 0.2], loses=[0.5, 0.5, 0.6])
+    larger = arms_of(less=[0.10, 0.12, 0.11, 9], more=[0.3, 0.31, 0.3], noisy=[0.3, 0.2, 0.3], loses=[-0.5, -0.6, -0.5])
+    assert study_budgets.changes(smaller, larger) == (["less"], ["more"], ["noisy"])
+    said = study_budgets.changed({50.0: arms_of(), 100.0: smaller, 200.0: larger})
+    assert said.endswith("It shrinks: less. It grows: more. The change is unresolved: noisy.")
 
 
 def test_downstream_scores_show_pre_training_only_three_deviations_above_random_weights():
-    assert downstream.above([10, 12, 14], [1, 2, 3]) == pytest.approx(10 / 5**0.5)
-    assert downstream.above([0, 0], [0, 0]) == 0
-    scores = {"3e-4": {"0": 5.0, "1": 6.0}, "1e-3": {"0": 9.0, "1": 7.0}}
-    assert downstream.best(scores) == ("1e-3", [9.0, 7.0])
-    equal = {task: dict.fromkeys(downstream.ENCODERS, scores) for task in downstream.TASKS}
-    assert "Pre-training shows in no task" in downstream.page(equal)
-    higher = {rate: {seed: 50 + score for seed, score in of.items()} for rate, of in scores.items()}
-    one = {"cola": {"dense": higher, "random weights": scores}}
-    assert "Pre-training shows in CoLA (Matthews)." in downstream.page(equal | one)
+    assert downstream.distance([10, 12, 14], [1, 2, 3]) == pytest.approx(10 / 5**0.5)
+    assert downstream.distance([0, 0], [0, 0]) == 0
+    assert downstream.distance([5, 5], [0, 0]) == float("inf")
+    low = {"0.0003": {"0": 5.0, "1": 6.0, "2": 5.0}, "0.001": {"0": 9.0, "1": 7.0, "2": 8.0}}
+    assert downstream.best(low) == ("0.001", [9.0, 7.0, 8.0])
+    equal = {task: dict.fromkeys(downstream.ENCODERS, low) for task in downstream.TASKS}
+    assert "pre-training shows in no task" in downstream.page(equal)
+    high = {rate: {seed: 50 + score for seed, score in of.items()} for rate, of in low.items()}
+    assert "pre-training shows in CoLA (Matthews)." in downstream.page(
+        equal | {"cola": {"dense": high, "random weights": low}}
+    )
+    with pytest.raises(ValueError, match=r"squad1.1, dense, learning rate 0.0003: not all seeds have finished"):
+        downstream.page({task: equal[task] for task in list(equal)[:-1]})
+
+
+def test_downstream_scores_are_those_of_the_finished_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(downstream, "FOLDER", tmp_path)
+    for encoder, score in zip(downstream.ENCODERS, (3.0, 1.0), strict=True):
+        path = downstream.folder_of("cola", encoder, 1) / "results.json"
+        path.parent.mkdir(parents=True)
+        run = {"learning_rate": 3e-4, "seed": 1, "last": {"score": score}}
+        path.write_text(json.dumps({"tasks": {"cola": {"runs": [run]}}}))
+    assert downstream.kept() == {"cola": {"dense": {"0.0003": {"1": 3.0}}, "random weights": {"0.0003": {"1": 1.0}}}}
+    for task in downstream.TASKS:
+        config = downstream.config_of(task, "random weights", 2, tmp_path)
+        assert config["random_weights"]
+        settings.make(config)
 
 
 @pytest.mark.skipif(not study_pages.finished(), reason="tier1 has not finished")

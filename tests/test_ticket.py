@@ -122,7 +122,7 @@ def test_slim_model_equals_the_full_model_with_coefficients_of_zero_and_one(conf
     masked, _ = method.weights(scaled(params, keep(c_LH, heads), keep(c_LF, neurons)))
     assert len(set(model.mlp_dim_L)) > 1
     assert sum(model.heads_L) < sum(config.heads_L)
-    shapes = jax.eval_shape(lambda: bert.init(model, jax.random.key(0)))
+    shapes = bert.shapes(model)
     assert jax.tree.map(lambda leaf: leaf.shape, slim) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     np.testing.assert_allclose(logits(model, slim), logits(config, masked), rtol=1e-5, atol=1e-5)
 
@@ -246,6 +246,6 @@ def test_ticket_of_base_is_smaller_in_flops_and_in_memory():
     # 6 FLOPs per pruned weight and token, plus the score and value products of 4 pruned heads of size 64.
     by_hand = 6 * tokens * (12 * 4 * 768 * 256 + 2 * 768 * 14_746) + 12 * 6 * 2 * tokens * 128 * 256
     assert saved == by_hand
-    leaves = jax.tree.leaves(jax.eval_shape(lambda: bert.init(model, jax.random.key(0)))["layers"])
-    full = jax.tree.leaves(jax.eval_shape(lambda: bert.init(base, jax.random.key(0)))["layers"])
+    leaves = jax.tree.leaves(bert.shapes(model)["layers"])
+    full = jax.tree.leaves(bert.shapes(base)["layers"])
     assert sum(leaf.size for leaf in leaves) < 0.75 * sum(leaf.size for leaf in full)

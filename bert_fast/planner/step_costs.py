@@ -28,8 +28,8 @@ ROUNDS = 15
 UNHINDERED = 0.2  # a cost is the mean over this share of the rounds: the fastest ones
 LONG, MOST = 0.1, 50  # a short step is repeated for LONG seconds, but at most MOST times
 REST = 0.05  # seconds of rest before a measurement; a slow first step after the rest counts little among repeated steps
-AGAIN = 3  # costs that do not ascend are measured again, until each program has AGAIN * ROUNDS rounds
-UNRESOLVED = 0.05  # costs in the wrong order get their mean if that changes each by at most this share
+AGAIN = 3  # costs that do not ascend are measured again: at least AGAIN times in all, and for AGAIN * ROUNDS rounds
+NOISE = 0.05  # costs in the wrong order get their mean if it is this close to each of them: see `unhindered`
 
 
 class Timed(NamedTuple):
@@ -73,7 +73,7 @@ def flops_of(draw: timeline.Draw) -> float:
 def measured(runs: Sequence[PretrainSettings], rounds: int = ROUNDS) -> StepCosts:
     """The step costs of runs on this machine. Every program takes turns with every other.
 
-    Raises BadInput if, after AGAIN * ROUNDS rounds, a step still takes clearly less time than one with fewer FLOPs.
+    Raises BadInput if, after the last measurement, a step still takes clearly less time than one with fewer FLOPs.
     """
     steps, points = {}, {}
     for number, settings in enumerate(runs):
@@ -93,7 +93,7 @@ def measured(runs: Sequence[PretrainSettings], rounds: int = ROUNDS) -> StepCost
     counts = {name: repeats(step) for name, step in steps.items()}
     repeated = {name: functools.partial(repeat, step, counts[name]) for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for attempt in range(max(AGAIN, math.ceil(AGAIN * ROUNDS / rounds))):
+    for attempt in range(attempts(rounds)):
         say(f"timing {len(steps)} programs, {rounds} rounds" + (" once more" if attempt else ""))
         for name, found in alternate(repeated, rounds, rest=REST).items():
             seconds[name] += [total / counts[name] for total in found]
@@ -103,20 +103,25 @@ def measured(runs: Sequence[PretrainSettings], rounds: int = ROUNDS) -> StepCost
         ordered = {key: tuple(sorted(curve)) for key, curve in curves.items()}
         if not any(not_ascending(curve) for curve in ordered.values()):
             break
-    costs = StepCosts("measured", machine(), {key: resolved(curve) for key, curve in ordered.items()})
+    costs = StepCosts("measured", machine(), {key: pooled(curve) for key, curve in ordered.items()})
     check(costs, "the step costs")
     return costs
 
 
-def resolved(curve: tuple[Point, ...]) -> tuple[Point, ...]:
-    """The nearest curve that ascends, if no point moves by more than noise can explain; otherwise the same curve.
+def attempts(rounds: int) -> int:
+    """How often costs that do not ascend are measured, with `rounds` rounds each time."""
+    return max(AGAIN, math.ceil(AGAIN * ROUNDS / rounds))
 
-    Neighbours in the wrong order get their mean. In very small programs, most of a step's time is the cost of starting
-    it, so that two programs may take the same time although their FLOPs differ by a third.
+
+def pooled(curve: tuple[Point, ...]) -> tuple[Point, ...]:
+    """The nearest curve that ascends, if no point moves by more than NOISE; otherwise the same curve.
+
+    Neighbours in the wrong order get their mean. In very small programs, starting a step takes most of its time, so
+    programs with different FLOPs may take the same time.
     """
     seconds = [point.seconds for point in curve]
     ascending = scipy.optimize.isotonic_regression(seconds).x
-    if any(abs(mean - given) > UNRESOLVED * given for mean, given in zip(ascending, seconds, strict=True)):
+    if any(abs(mean - given) > NOISE * given for mean, given in zip(ascending, seconds, strict=True)):
         return curve
     return tuple(Point(point.flops, float(mean)) for point, mean in zip(curve, ascending, strict=True))
 

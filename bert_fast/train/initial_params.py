@@ -24,10 +24,9 @@ def fresh(model: bert.Config, seed: int, mesh: Mesh) -> Params:
     return _maker(model, mesh)(np.uint32(seed))  # traced, so that all seeds share one compiled program
 
 
-@functools.lru_cache(64)
+@functools.lru_cache(4)
 def _maker(model: bert.Config, mesh: Mesh):
-    make = lambda seed: bert.init(model, jax.random.key(seed))  # noqa: E731
-    return jax.jit(make, out_shardings=shard(bert.shapes(model), mesh))
+    return jax.jit(lambda seed: bert.init(model, jax.random.key(seed)), out_shardings=shard(bert.shapes(model), mesh))
 
 
 def warm(settings: PretrainSettings, model: bert.Config, manifest: dict, mesh: Mesh) -> Params:

@@ -18,7 +18,7 @@ def random_params(config: bert.Config, seed: int = 0):
         noise = 0.1 * rng.standard_normal(leaf.shape).astype(np.float32)
         return noise + 1 if path[-1].key == "scale" else noise
 
-    shapes = jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
+    shapes = bert.shapes(config)
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
