@@ -115,15 +115,16 @@ def test_a_step_cost_is_the_mean_of_the_fastest_fifth_of_the_rounds():
     assert made_costs.unhindered([3.0, 2.0]) == 2.0
 
 
-def test_costs_in_the_wrong_order_get_their_mean_only_if_noise_explains_the_order():
+def test_costs_in_the_wrong_order_get_their_mean_only_if_noise_explains_the_order(capsys):
     ascending = (Point(1.0, 2.0), Point(2.0, 3.0))
-    assert made_costs.pooled(ascending) == ascending
+    assert made_costs.pooled("a", ascending) == ascending
     mean = pytest.approx(2.09)
-    assert made_costs.pooled((Point(1.0, 2.18), Point(2.0, 2.0), Point(3.0, 9.0))) == (
+    assert made_costs.pooled("b", (Point(1.0, 2.18), Point(2.0, 2.0), Point(3.0, 9.0))) == (
         Point(1.0, mean), Point(2.0, mean), Point(3.0, 9.0),
     )  # fmt: skip
     too_far = (Point(1.0, 2.22), Point(2.0, 2.0))
-    assert made_costs.pooled(too_far) == too_far
+    assert made_costs.pooled("c", too_far) == too_far
+    assert capsys.readouterr().err.count("replaced by their mean") == 1
 
 
 def test_costs_in_the_wrong_order_are_measured_three_times_and_for_45_rounds():

@@ -103,7 +103,7 @@ def measured(runs: Sequence[PretrainSettings], rounds: int = ROUNDS) -> StepCost
         ordered = {key: tuple(sorted(curve)) for key, curve in curves.items()}
         if not any(not_ascending(curve) for curve in ordered.values()):
             break
-    costs = StepCosts("measured", machine(), {key: pooled(curve) for key, curve in ordered.items()})
+    costs = StepCosts("measured", machine(), {key: pooled(key, curve) for key, curve in ordered.items()})
     check(costs, "the step costs")
     return costs
 
@@ -113,16 +113,19 @@ def attempts(rounds: int) -> int:
     return max(AGAIN, math.ceil(AGAIN * ROUNDS / rounds))
 
 
-def pooled(curve: tuple[Point, ...]) -> tuple[Point, ...]:
+def pooled(key: str, curve: tuple[Point, ...]) -> tuple[Point, ...]:
     """The nearest curve that ascends, if no point moves by more than NOISE; otherwise the same curve.
 
-    Neighbours in the wrong order get their mean. In very small programs, starting a step takes most of its time, so
-    programs with different FLOPs may take the same time.
+    Neighbours in the wrong order get their mean, and a line says so. In very small programs, starting a step takes most
+    of its time, so programs with different FLOPs may take the same time.
     """
+    if not not_ascending(curve):
+        return curve
     seconds = [point.seconds for point in curve]
     ascending = scipy.optimize.isotonic_regression(seconds).x
     if any(abs(mean - given) > NOISE * given for mean, given in zip(ascending, seconds, strict=True)):
         return curve
+    say(f"stage {key}: costs in the wrong order, which noise explains, are replaced by their mean")
     return tuple(Point(point.flops, float(mean)) for point, mean in zip(curve, ascending, strict=True))
 
 
