@@ -8,6 +8,7 @@ import jax
 from bert_fast.configs import bert, combined, early_bert, layer_drop, mslt, stacking, token_drop
 from bert_fast.tasks import sweep
 from bert_fast.train.log import read_rows
+from helpers import xla_flags
 from helpers.made_tasks import make_settings as make_task_settings
 from helpers.made_tasks import write_checkpoint, write_glue
 from helpers.small_runs import run
@@ -66,9 +67,10 @@ def finetuning_losses(dropout: float, folder: pathlib.Path) -> list[float]:
 
 
 def machine() -> str:
-    """The JAX version and a hash of the processor's instructions. Exact losses depend on both, in addition to the
-    code.
+    """The JAX version, the compiler's flags and a hash of the processor's instructions. Exact losses depend on them,
+    in addition to the code.
     """
     text = pathlib.Path("/proc/cpuinfo")
     flags = sorted(next((line for line in text.read_text().splitlines() if line.startswith("flags")), "").split()[2:])
-    return f"jax {jax.__version__}, instructions {hashlib.sha256(' '.join(flags).encode()).hexdigest()[:12]}"
+    compiler = "" if xla_flags.QUICK_TO_COMPILE else ", default compiler"
+    return f"jax {jax.__version__}{compiler}, instructions {hashlib.sha256(' '.join(flags).encode()).hexdigest()[:12]}"
