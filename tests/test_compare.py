@@ -127,6 +127,14 @@ def test_costs_in_the_wrong_order_get_their_mean_only_if_noise_explains_the_orde
     assert capsys.readouterr().err.count("replaced by their mean") == 1
 
 
+def test_ctrl_c_while_step_costs_are_made_shows_no_traceback(monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(costs, "make", stop)
+    assert costs.main(["smoke", "out", "shards"]) == 130
+
+
 def test_costs_in_the_wrong_order_are_measured_three_times_and_for_45_rounds():
     assert [made_costs.attempts(rounds) for rounds in (1, 3, 15, 60)] == [45, 15, 3, 3]
 

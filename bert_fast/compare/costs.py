@@ -87,6 +87,8 @@ def main(argv: list[str]) -> int:
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # `compare` says what to do next
+        return 130
     return 0
 
 
