@@ -7,9 +7,9 @@ Finished runs are in experiments/records/PART, one small file each. Commit them:
 continues from these files alone. All runs of a part come from one commit. The first run records it, and the script
 checks it out in runs/study. Text comes from $BERT_FAST_DATA/corpus. On a shared machine, pin the command to one core
 (taskset -c 1) to leave the others free. Other work on the machine does not change results, because the seconds of a run
-are computed from a table of step costs. All parts use one table, which is kept with the records of tier1. Measure it
-first, on an idle machine, with `python -m experiments.study tier1 --dry_run`. The parts are configs/studies/PART.py;
-`python -m experiments.study_pages` writes the pages.
+are computed from a table of step costs. All parts use one table, which is kept with the records of tier1; a part with
+other arms adds their costs to a copy. Measure them on an idle machine: `python -m experiments.study PART --dry_run`. The
+parts are configs/studies/PART.py; `python -m experiments.study_pages` writes the pages.
 """
 
 import os
@@ -36,8 +36,15 @@ PARTS = {
     "tier2": "books",
     "tier2_rivals": "books",
     "tier2_epochs": "small",
+    "tier2_growth": "books",
+    "tier2_larger": "books",
+    "tier2_clock": "books",
     "tier3": "books",
 }
+COSTS = {
+    "tier2_growth": "tier2_rivals",
+    "tier2_larger": "tier2_rivals",
+}  # the part whose step costs a part shares, if not tier1
 
 
 def git(*arguments: str | pathlib.Path) -> str:
@@ -75,7 +82,7 @@ def main():
     parser.add_argument("--processes", type=int, default=0, help="runs at once [one per core]")
     args = parser.parse_args()
     folder, kept = ROOT / "runs/study", RECORDS / args.part
-    share_costs(kept, RECORDS / "tier1")
+    share_costs(kept, RECORDS / COSTS.get(args.part, "tier1"))
     code = clone(commit_of(args.part, records.read_all(kept), ROOT), ROOT, folder)
 
     python, environment = [sys.executable, "-m", "bert_fast"], os.environ | {"PYTHONPATH": str(code)}

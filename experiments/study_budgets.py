@@ -1,8 +1,11 @@
-"""Writes the page of the study about smaller budgets, from its records.
+"""Writes the page of the study about budgets, from its records.
 
 python -m experiments.study_budgets    writes budgets.md and budgets.png
 """
 
+import itertools
+import math
+import statistics
 from collections.abc import Mapping
 
 import matplotlib
@@ -13,16 +16,37 @@ import matplotlib.pyplot as plt
 from bert_fast.compare import page as compared
 from bert_fast.compare import results
 from bert_fast.compare import study as studies
+from bert_fast.compare.costs import NAME
+from bert_fast.train import step_costs
+from bert_fast.train.step_costs import StepCosts
 from experiments import common
+from experiments.study import RECORDS
 from experiments.study_pages import DENSE, MARGIN, read, summarized
 
 Arms = Mapping[str, Mapping]  # the statistics of each arm at one budget
+PARTS_SHOWN = ("tier1", "tier2", "tier2_rivals", "tier2_larger")  # the parts on the page: all with the same text
 
 
 def measured() -> dict[float, Arms]:
-    """Statistics of each arm by reference seconds: the smaller budgets from tier2, the largest from tier1."""
-    found = [(text, arms) for part in ("tier1", "tier2") for text, arms in summarized(part, read(part)).items()]
-    return dict(sorted((float(text.partition(":")[2]), arms) for text, arms in found))
+    """Statistics of each arm by reference seconds, of the arms with several budgets and of dense training.
+
+    If several parts have an arm at one budget, the first part counts.
+    """
+    found: dict[float, dict[str, Mapping]] = {}
+    for part in PARTS_SHOWN:
+        for text, arms in summarized(part, kept).items() if (kept := read(part)) else ():
+            budget = found.setdefault(float(text.partition(":")[2]), {})
+            budget.update({arm: about for arm, about in arms.items() if arm not in budget})
+    several = {arm for arms in found.values() for arm in arms if sum(arm in other for other in found.values()) > 1}
+    return {
+        seconds: {arm: found[seconds][arm] for arm in found[seconds] if arm in several} for seconds in sorted(found)
+    }
+
+
+def arms_of(found: Mapping[float, Arms]) -> list[str]:
+    """The arms, ordered by the loss at their largest budget."""
+    last = {arm: about for seconds in sorted(found) for arm, about in found[seconds].items()}
+    return compared.ordered(last)
 
 
 def below_unigram(arms: Arms) -> list[float]:
@@ -32,10 +56,10 @@ def below_unigram(arms: Arms) -> list[float]:
 
 def changes(smaller: Arms, larger: Arms) -> tuple[list[str], list[str], list[str]]:
     """The arms whose gain over dense training shrinks, grows, or does not change by more than the noise between seeds,
-    from one budget to another. Only arms that gain at the larger budget count.
+    from one budget to another. Only arms that have both budgets and gain at the larger one count.
     """
     shrinks, grows, unresolved = [], [], []
-    for arm in (arm for arm in larger if arm != DENSE and larger[arm]["difference"] < 0):
+    for arm in (arm for arm in larger if arm in smaller and arm != DENSE and larger[arm]["difference"] < 0):
         before, after = (
             {row["seed"]: row["mlm_loss"] - dense[row["seed"]] for row in arms[arm]["runs"] if row["seed"] in dense}
             for arms in (smaller, larger)
@@ -48,36 +72,83 @@ def changes(smaller: Arms, larger: Arms) -> tuple[list[str], list[str], list[str
 
 
 def changed(found: Mapping[float, Arms]) -> str:
-    """Sentences about the gains at the two largest budgets."""
-    *_, (before, smaller), (after, larger) = found.items()
-    shrinks, grows, unresolved = changes(smaller, larger)
-    kinds = {"It shrinks": shrinks, "It grows": grows, "The change is unresolved": unresolved}
-    said = " ".join(f"{verb}: {', '.join(arms)}." for verb, arms in kinds.items() if arms)
-    return f"The gain of each arm from {before:g} to {after:g} s, over the seeds that both have. {said}"
+    """Sentences about the gains from each budget to the next, of those at which dense training is off the plateau."""
+    lines = []
+    for (before, smaller), (after, larger) in itertools.pairwise(list(found.items())[1:]):
+        shrinks, grows, unresolved = changes(smaller, larger)
+        kinds = {"It shrinks": shrinks, "It grows": grows, "The change is unresolved": unresolved}
+        said = " ".join(f"{verb}: {', '.join(arms)}." for verb, arms in kinds.items() if arms)
+        lines.append(f"The gain of each arm from {before:g} to {after:g} s, over the seeds that both have. {said}")
+    return "\n\n".join(lines)
+
+
+def programs_with_equal_flops(costs: StepCosts) -> dict[float, list[float]]:
+    """The measured seconds of a step, for all FLOPs that several programs have: the same products in another method."""
+    seconds: dict[float, list[float]] = {}
+    for curve in costs.curves.values():
+        for point in curve:
+            seconds.setdefault(point.flops, []).append(point.seconds)
+    return {flops: found for flops, found in sorted(seconds.items()) if len(found) > 1}
+
+
+def clock(costs: StepCosts) -> str:
+    """How exact the step costs are, and what an error in them is worth."""
+    equal = programs_with_equal_flops(costs)
+    apart = [(max(found) - min(found)) / statistics.fmean(found) for found in equal.values()]
+    squares = [(one / statistics.fmean(found) - 1) ** 2 for found in equal.values() for one in found]
+    deviation = math.sqrt(sum(squares) / (len(squares) - len(equal)))
+    lines = [
+        f"{len(squares)} of the measured programs have the same FLOPs as another one ({len(equal)} different numbers), mostly because two",
+        f"arms have a stage in common. Their costs are up to {max(apart):.0%} apart; they deviate from their group's mean by {deviation:.1%} (root mean square).",
+    ]
+    if not (kept := read("tier2_clock")):
+        return "\n".join(lines)
+    dense = {run.seed: record.figures["mlm_loss"] for run, record in read("tier1").items() if run.arm == DENSE}
+    worth, usual = {}, next(iter(read("tier1"))).budget.partition(":")[2]
+    for seconds in sorted({float(run.budget.partition(":")[2]) for run in kept}):
+        losses = {
+            r.seed: record.figures["mlm_loss"] for r, record in kept.items() if r.budget == f"seconds:{seconds:g}"
+        }
+        worth[seconds] = results.paired(losses, dense)
+    said = ", ".join(
+        f"{compared.difference({**of, 'runs': dense}, False)} at {seconds:g} s" for seconds, of in worth.items()
+    )
+    slope = (worth[min(worth)]["difference"] - worth[max(worth)]["difference"]) / math.log(max(worth) / min(worth))
+    return "\n".join(
+        [
+            *lines,
+            f"`python -m experiments.study tier2_clock` trained dense BERT for a little less and a little more time. Minus its loss at {usual} s: {said}. So if all",
+            f"steps of an arm are charged {deviation:.1%} too much or too little, its loss changes by about {slope * deviation:.2f} nats. A difference between two arms that is",
+            "not larger than this may come from the clock, even if more seeds confirm it.",
+        ]
+    )
 
 
 def text() -> str:
-    found, kept = measured(), read("tier2")
-    missing = len(set(studies.runs_of(studies.load("tier2"))) - set(kept))
+    found = measured()
+    wanted = {part: studies.runs_of(studies.load(part)) for part in ("tier2", "tier2_larger")}
+    missing = sum(len(set(runs) - set(read(part))) for part, runs in wanted.items())
     below = [", ".join(f"{margin:.2f}" for margin in below_unigram(arms)) for arms in found.values()]
     lines = [
         "| arm | " + " | ".join(f"{seconds:g} s" for seconds in found) + " |",
         "|" + "---|" * (len(found) + 1),
         "| dense: each seed below a unigram model at [MASK] | " + " | ".join(below) + " |",
     ]
-    for arm in compared.ordered(found[max(found)]):
+    for arm in arms_of(found):
         if arm != DENSE:
-            cells = [compared.difference(arms[arm], False) for arms in found.values()]
+            cells = [compared.difference(arms[arm], False) if arm in arms else "-" for arms in found.values()]
             lines.append("| " + " | ".join([f"{arm}, minus dense", *cells]) + " |")
     *some, last = (f"{seconds:g}" for seconds in found)
     *few, most = (str(len(arms[DENSE]["runs"])) for arms in found.values())
+    tuned = next(iter(read("tier1_rates"))).budget.partition(":")[2]
     left = f" **{missing} runs are missing; nothing below is final.**" if missing else ""
     return f"""# Do the differences of the study depend on the budget?
 
-`python -m experiments.study tier2`, then `python -m experiments.study_budgets`.
+`python -m experiments.study tier2`, the same with `tier2_larger`, then `python -m experiments.study_budgets`.
 
 The arms of the [study](README.md#the-study) at {", ".join(some)} and {last} reference seconds of one core, with {", ".join(few)} and {most} seeds. Each run's learning
-rate falls to 0 at the end of its own budget. The peak rates were tuned at the largest budget, and the warm-up takes 50 steps at all of them.{left}
+rate falls to 0 at the end of its own budget. The peak rates were tuned at {tuned} s (late growth has dense training's), and the warm-up takes 50 steps at
+all budgets.{left}
 
 {chr(10).join(lines)}
 
@@ -86,10 +157,14 @@ Held-out loss of the whole model in nats: the mean difference over paired seeds 
 ![loss of each arm against the budget](budgets.png)
 
 The first row tells where each dense run is. Near 0, it is still on the plateau at which a model knows only how frequent each word is. The study
-asks for at least {MARGIN} at the largest budget. At a budget where some runs have left the plateau and others have not, the differences mostly show
+asks for at least {MARGIN} at {tuned} s. At a budget where some runs have left the plateau and others have not, the differences mostly show
 which arm leaves it first.
 
 {changed(found)}
+
+## How exact the clock is
+
+{clock(step_costs.read(RECORDS / "tier2_rivals" / NAME))}
 
 ## What this does not establish
 
@@ -100,10 +175,10 @@ How large the differences are at larger budgets, in other sizes and with other t
 def draw():
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     found = measured()
-    for index, arm in enumerate(compared.ordered(found[max(found)])):
-        losses = [arms[arm]["mlm_loss"] for arms in found.values()]
+    for index, arm in enumerate(arms_of(found)):
+        points = [(seconds, arms[arm]["mlm_loss"]) for seconds, arms in found.items() if arm in arms]
         color = "black" if arm == DENSE else f"C{index}"
-        axes.plot(list(found), losses, "o-", color=color, lw=2.2 if arm == DENSE else 1.2, label=arm)
+        axes.plot(*zip(*points, strict=True), "o-", color=color, lw=2.2 if arm == DENSE else 1.2, label=arm)
     axes.set(xlabel="reference seconds of one core", ylabel="held-out loss (nats), mean over seeds", xscale="log")
     axes.set_xticks(list(found), [f"{seconds:g}" for seconds in found])
     axes.minorticks_off()

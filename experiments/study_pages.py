@@ -207,10 +207,30 @@ def draw_all(path: pathlib.Path):
     figure.savefig(path, dpi=110)
 
 
+def losses_of(about: Mapping) -> dict[int, float]:
+    return {row["seed"]: row["mlm_loss"] for row in about["runs"]}
+
+
+def directly(methods: Mapping[str, dict], rivals: Mapping[str, dict]) -> str:
+    """The differences between arms of another part and the methods, over paired seeds at an equal budget."""
+    lines = ["| minus | " + " | ".join(methods) + " |", "|" + "---|" * (len(methods) + 1)]
+    for name, rival in rivals.items():
+        cells = [
+            compared.difference({**results.paired(losses_of(rival), losses_of(about)), "runs": rival["runs"]}, False)
+            for about in methods.values()
+        ]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
 def others(page: Page) -> str:
-    """A table for each other part of the study that has run arms of this page."""
+    """A table for each other part of the study that has run arms of this page.
+
+    Arms that the main part lacks are also compared with the page's methods, where text and budget are the same.
+    """
     sections, not_run = [], []
-    for part in (part for part in PARTS if not part.startswith("tier1")):
+    main = summarized("tier1", read("tier1"))
+    for part in (part for part in PARTS if not part.startswith(("tier1", "tier2_clock"))):
         kept = read(part)
         if not kept:
             not_run.append(f"`{part}`")
@@ -220,6 +240,10 @@ def others(page: Page) -> str:
             ]
             if names:
                 sections.append(f"### `{part}`, {text.partition(':')[2]} reference seconds\n\n{table(arms, names)}\n")
+            known = main.get(text, {}) if PARTS[part] == PARTS["tier1"] else {}
+            methods = {arm: known[arm] for arm in page.arms if arm in known}
+            if methods and (rivals := {arm: arms[arm] for arm in names if arm not in known}):
+                sections.append(f"Compared with the arms of the main part:\n\n{directly(methods, rivals)}\n")
     if not_run:
         sections.append(f"Not run yet: {', '.join(not_run)}.\n")
     return "\n".join(sections)

@@ -12,6 +12,7 @@ from bert_fast.compare.records import Record
 from bert_fast.compare.study import Run
 from bert_fast.tasks import settings
 from bert_fast.train import budget, timeline
+from bert_fast.train.step_costs import Point, StepCosts
 from experiments import downstream, study_budgets, study_pages
 from experiments import study as part_script
 from experiments.speedrun import rules
@@ -35,7 +36,7 @@ def test_every_part_ships_and_every_method_has_a_description():
 def test_every_arm_is_on_a_page():
     shown = {arm for page in PAGES.values() for arm in page.arms}
     prefixes = tuple(prefix for page in PAGES.values() for prefix in page.more)
-    for part in ("tier1", "tier2", "tier2_rivals", "tier2_epochs", "tier3"):
+    for part in (part for part in part_script.PARTS if not part.startswith("tier1_rates")):
         for arm in study.load(part).arms:
             assert arm == "dense" or arm in shown or arm.startswith(prefixes), (part, arm)
 
@@ -107,6 +108,44 @@ def test_differences_within_the_noise_are_called_unresolved(made_records):
     text = study_pages.text_of("stacking")
     assert "The difference between stacking and dense training is unresolved (+0.017 nats at equal time" in text
     assert "| +0.017 [-0.173, +0.206] (unresolved) |" in text
+
+
+def test_rivals_are_compared_with_the_methods_of_the_main_part(made_records):
+    fill(made_records / "tier2_rivals", "dense", [5.0, 5.1, 4.9])
+    fill(made_records / "tier2_rivals", "random token dropping", [4.88, 4.98, 4.78])
+    text = study_pages.text_of("token_drop")
+    assert "| minus | token dropping |" in text
+    assert "| random token dropping | -0.020 [-0.045, +0.005] (unresolved) |" in text  # -0.02, -0.03 and -0.01
+    fill(made_records / "tier2_epochs", "dense", [5.0, 5.1, 4.9])
+    fill(made_records / "tier2_epochs", "random token dropping", [3.0, 3.1, 2.9])
+    assert study_pages.text_of("token_drop").count("| minus |") == 1  # another text: not comparable
+
+
+def test_the_page_about_budgets_says_what_an_error_of_the_clock_is_worth(made_records):
+    curves = {"a": (Point(1.0, 1.02),), "b": (Point(1.0, 0.98), Point(2.0, 3.0)), "c": (Point(3.0, 9.0),)}
+    costs = StepCosts("measured", "a test", curves)
+    assert study_budgets.programs_with_equal_flops(costs) == {1.0: [1.02, 0.98]}
+    said = study_budgets.clock(costs)
+    assert "2 of the measured programs" in said
+    assert "up to 4% apart; they deviate from their group's mean by 2.8%" in said
+    fill(made_records / "tier2_clock", "dense", [5.2, 5.3, 5.09], budget="seconds:9")
+    fill(made_records / "tier2_clock", "dense", [4.8, 4.9, 4.71], budget="seconds:11")
+    said = study_budgets.clock(costs)
+    assert "+0.197 [+0.182, +0.211] at 9 s, -0.197 [-0.211, -0.182] at 11 s" in said
+    assert "by about 0.06 nats" in said  # 0.393 * 0.028 / ln(11 / 9)
+
+
+def test_the_page_about_budgets_has_the_arms_with_several_budgets(made_records):
+    assert set(study_budgets.measured()[10.0]) == set()
+    fill(made_records / "tier2_rivals", "dense", [5.0, 5.1, 4.9])
+    fill(made_records / "tier2_rivals", "late growth", [4.5, 4.6, 4.4])
+    fill(made_records / "tier2_rivals", "3ML", [5.5, 5.6, 5.4])
+    for arm, losses in (("dense", [4.0, 4.1, 3.9]), ("late growth", [3.5, 3.61, 3.4])):
+        fill(made_records / "tier2_larger", arm, losses, budget="seconds:20")
+    found = study_budgets.measured()
+    assert list(found) == [10.0, 20.0]
+    assert set(found[10.0]) == set(found[20.0]) == {"dense", "late growth"}
+    assert study_budgets.arms_of(found) == ["late growth", "dense"]
 
 
 def test_the_block_of_the_readme_has_every_method_that_ran(made_records):
