@@ -61,6 +61,19 @@ def test_baseline_is_the_published_recipe_of_bert():
     assert not config.optimizer.bias_correction
 
 
+def test_late_growth_grows_once_to_every_layer_after_its_share_of_the_steps():
+    of_file = get_config(next(path for path in CONFIGS if path.stem == "late_growth"))
+    for text, share in (("size=base", 0.7), ("size=large,share=0.8", 0.8)):
+        made = settings.make(of_file(text).to_dict(), VOCAB, tuple(methods.known()))
+        stages = [stage for stage in timeline.stages(made, methods.make(made.methods)) if stage.steps]
+        ends = {stage.program.model.depth: 0 for stage in stages}
+        for stage in stages:
+            ends[stage.program.model.depth] += stage.steps
+        assert ends == {1: round(share * made.steps), made.model.depth: made.steps - round(share * made.steps)}
+    with pytest.raises(BadInput, match=r"share=1.2: expected a share of the steps between 0 and 1"):
+        of_file("share=1.2")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -41,6 +41,17 @@ def test_stacking_doubles_the_depth_twice_in_the_released_steps():
     )
 
 
+@pytest.mark.parametrize(("variant", "shares"), [("stacking", "0.7,0.3"), ("mslt", "0.7,0.1,0.2")])
+def test_a_single_depth_is_followed_by_the_depth_of_the_model(variant, shares):
+    once = stacking.make(variant, depths="1", shares=shares).stages(plain(of_depth(12)))
+    both = stacking.make(variant, depths="1,12", shares=shares).stages(plain(of_depth(12)))
+    assert summary(once) == summary(both)
+    assert summary(once)[:2] == [
+        ("1-layers", 280_000, 1, 0),
+        ("12-layers", round(400_000 * float(shares.split(",")[1])), 12, 1 if variant == "mslt" else 0),
+    ]
+
+
 def test_mslt_adds_a_quarter_of_the_layers_per_stage_and_ends_with_a_joint_stage():
     fifths = [("3-layers", 3, 0), ("6-layers", 6, 3), ("9-layers", 9, 6), ("12-layers", 12, 9), ("joint", 12, 0)]
     stages = stacking.make("mslt").stages(plain(of_depth(12), 1_000_000))

@@ -217,18 +217,23 @@ def test_downstream_scores_show_pre_training_only_three_deviations_above_random_
     assert "pre-training shows in CoLA (Matthews)." in downstream.page(
         equal | {"cola": {"dense": high, "random weights": low}}
     )
-    with pytest.raises(ValueError, match=r"squad1.1, dense, learning rate 0.0003: not all seeds have finished"):
+    with pytest.raises(ValueError, match=r"squad1.1, dense: not finished for seed 0, 1, 2"):
         downstream.page({task: equal[task] for task in list(equal)[:-1]})
 
 
 def test_downstream_scores_are_those_of_the_finished_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(downstream, "FOLDER", tmp_path)
+    monkeypatch.setattr(downstream, "KEPT", tmp_path / "kept.json")
     for encoder, score in zip(downstream.ENCODERS, (3.0, 1.0), strict=True):
         path = downstream.folder_of("cola", encoder, 1) / "results.json"
         path.parent.mkdir(parents=True)
         run = {"learning_rate": 3e-4, "seed": 1, "last": {"score": score}}
         path.write_text(json.dumps({"tasks": {"cola": {"runs": [run]}}}))
     assert downstream.kept() == {"cola": {"dense": {"0.0003": {"1": 3.0}}, "random weights": {"0.0003": {"1": 1.0}}}}
+    downstream.KEPT.write_text(json.dumps({"cola": {"dense": {"0.001": {"1": 4.0}}}}))  # made on another machine
+    assert downstream.kept()["cola"]["dense"] == {"0.001": {"1": 4.0}, "0.0003": {"1": 3.0}}
+    assert downstream.finished(downstream.kept(), "cola", "dense", 1)
+    assert not downstream.finished(downstream.kept(), "cola", "random weights", 1)
     for task in downstream.TASKS:
         config = downstream.config_of(task, "random weights", 2, tmp_path)
         assert config["random_weights"]

@@ -59,7 +59,8 @@ def make(
     """A model that starts with few layers and grows to its full depth in stages.
 
     variant: "stacking" or "mslt".
-    depths: layers of each stage, such as "3,6,12". Empty: stacking uses L/4, L/2 and L, or only L/2 and L if 4 does
+    depths: layers of each stage, such as "3,6,12". A single number, such as "1": the model starts with this many, and
+        later has all of its layers. Empty: stacking uses L/4, L/2 and L, or only L/2 and L if 4 does
         not divide L. MSLT uses the quarters of L, rounded up (unverified); with fewer than 4 layers, it has a stage
         per layer.
     shares: shares of all training steps, one per stage, such as "0.2,0.3,0.5". MSLT takes one more, for the joint
@@ -290,6 +291,8 @@ def _growth(stacking: bool, given_G: tuple[int, ...], depth: int) -> tuple[list[
     halves = [depth // parts for parts in (4, 2, 1) if depth % parts == 0]
     quarters = sorted({-(-depth * quarter // 4) for quarter in (1, 2, 3, 4)})
     depths_G = list(given_G) or (halves if stacking else quarters)
+    if len(given_G) == 1 and given_G[0] < depth:
+        depths_G.append(depth)
     text = ",".join(map(str, depths_G))
     strictly = all(low < high for low, high in itertools.pairwise(depths_G))
     if len(depths_G) < 2 or not strictly or depths_G[0] < 1 or depths_G[-1] != depth:
