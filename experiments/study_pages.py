@@ -183,10 +183,16 @@ def draw(name: str, page: Page, kept: Mapping[Run, Record]):
     plt.close(figure)
 
 
+def headline() -> tuple[str, dict[str, dict]]:
+    """The budget and the arms of README.md: those of the main part, and late growth, which was measured later."""
+    ((text, arms),) = summarized("tier1", read("tier1")).items()
+    more = summarized("tier2_growth", kept).get(text, {}) if (kept := read("tier2_growth")) else {}
+    return text, {**{arm: about for arm, about in more.items() if arm in METHODS}, **arms}
+
+
 def draw_all(path: pathlib.Path):
     """Draws each method's loss minus dense training's, at equal time, seed by seed."""
-    kept = read("tier1")
-    ((text, arms),) = summarized("tier1", kept).items()
+    text, arms = headline()
     dense = {row["seed"]: row["mlm_loss"] for row in arms[DENSE]["runs"]}
     names = sorted((arm for arm in arms if arm != DENSE), key=lambda arm: -arms[arm]["difference"])
     figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
@@ -309,9 +315,8 @@ def finished() -> bool:
 
 def readme_block() -> str:
     """The part of README.md that shows the study: picture, table, and how to read them."""
-    kept = read("tier1")
-    ((text, arms),) = summarized("tier1", kept).items()
-    first, dense = next(iter(kept.values())).figures, arms[DENSE]
+    text, arms = headline()
+    first, dense = next(iter(read("tier1").values())).figures, arms[DENSE]
     head = "| | what is skipped | time saved, according to its paper | time per token | loss | difference from dense |"
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for arm, (name, what, promise) in {DENSE: ("dense", "nothing", ""), **METHODS}.items():

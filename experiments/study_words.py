@@ -52,8 +52,9 @@ loss has been low. Its paper reports 25 % less pre-training time at similar down
         ("dense", "token dropping", "token dropping, examples_per_row=2"),
         """Every run begins with rows of 8 tokens, which have none to spare. So nothing is dropped in this first part, and nothing is saved. At
 512 tokens, attention shrinks too, and more is saved ([speed](speed.md)).""",
-        """Whether it matters that tokens are chosen by their loss: random tokens and 3ML are in `tier2_rivals`, tokens chosen by frequency in
-`tier3`.""",
+        """That choosing tokens by their loss is useless: random tokens did at least as well here, but by no more than an error of the clock is
+worth ([budgets](budgets.md)). Tokens chosen by frequency are in `tier3`. 3ML was tried without more masked tokens, with which its paper combines
+it. The rivals have dense training's learning rate, and were not tuned.""",
     ),
     "early_bert": Page(
         "EarlyBERT",
@@ -65,8 +66,8 @@ model stays smaller: two thirds of the heads, 60 % of the neurons.""",
         ("EarlyBERT", "random ticket"),
         ("dense", "EarlyBERT, align=128"),
         """The search counts: its steps are part of the budget. Three heads per layer leave little to choose from: one of them is pruned.""",
-        """Whether the ticket matters: a random one is in `tier2_rivals` and `tier3`. Nothing here says what the smaller model is worth where
-inference must be cheap.""",
+        """That the ticket never matters: a random one did no worse here, but there were only three heads per layer to choose from. Nothing here says
+what the smaller model is worth where inference must be cheap.""",
     ),
     "stacking": Page(
         "Stacking and MSLT",
@@ -84,9 +85,12 @@ unfinished schedule, and dense training a finished one. So here every arm follow
 
 The shares of MSLT's stages could not be read in its paper. With equal shares (the default here), its first layers are frozen before they have
 learned from context, and the model stays near the loss of a unigram model (*MSLT* in the table of learning rates above). So the arm has a
-longer first stage, with all rows of 8 tokens. Equal shares are also in `tier3`.""",
-        """Anything about 12 layers and more, where there is more to grow. Two rivals have not been run yet (`tier2_rivals`): late growth in one
-step, and dense training that spends as long on short rows as MSLT's arm does (*longer short rows*).""",
+longer first stage, with all rows of 8 tokens. These rows alone do not explain why it loses: dense training that spends as long on them
+(*longer short rows*) ends far below it. Equal shares are also in `tier3`.
+
+*Late growth* ([Bu 2025](https://arxiv.org/abs/2511.04981)) was meant as a rival: stacking with a single, late step from one layer to all. It ended
+below every method. So it has a config, `late_growth`, and a part of its own, `tier2_growth`.""",
+        """Anything about 12 layers and more, where there is more to grow. The rivals have dense training's learning rate, and were not tuned.""",
     ),
     "combined": Page(
         "Methods together",
@@ -94,7 +98,7 @@ step, and dense training that spends as long on short rows as MSLT's arm does (*
 different things, so their savings multiply.""",
         "combined",
         ("stacking + token dropping", "stacking", "token dropping", "shallower"),
-        (),
+        ("late growth + token dropping",),
         ("dense", "all four, neurons=layer, examples_per_row=2"),
         """The combination of all four (`combined:all`) is not part of the study: on one seed at 12 layers of width 128 it ended 0.03 nats
 above dense training in a third of its time. On words hidden by [MASK], both were still near the loss of a unigram model
@@ -122,5 +126,8 @@ METHODS = {
         "layer dropping ([2020](https://arxiv.org/abs/2010.13369))", "random layers, drawn in each step", "24 %"
     ),
     "stacking + token dropping": ("stacking + token dropping", "both", ""),
+    "late growth": (
+        "late growth ([2025](https://arxiv.org/abs/2511.04981))", "all layers but one, in the first 70 % of the steps", "80 %"
+    ),
     "shallower": ("dense training of a shallower model", "a third of the layers, left out of the whole run", ""),
 }  # fmt: skip
