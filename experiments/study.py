@@ -43,7 +43,7 @@ PARTS = {
 }
 COSTS = {
     "tier2_growth": "tier2_rivals",
-    "tier2_larger": "tier2_rivals",
+    "tier2_larger": "tier2_growth",
 }  # the part whose step costs a part shares, if not tier1
 
 
