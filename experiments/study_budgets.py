@@ -21,10 +21,10 @@ from bert_fast.train import step_costs
 from bert_fast.train.step_costs import StepCosts
 from experiments import common
 from experiments.study import RECORDS
-from experiments.study_pages import DENSE, MARGIN, read, summarized
+from experiments.study_pages import DENSE, MARGIN, losses_of, read, summarized
 
 Arms = Mapping[str, Mapping]  # the statistics of each arm at one budget
-PARTS_SHOWN = ("tier1", "tier2", "tier2_rivals", "tier2_larger")  # the parts on the page: all with the same text
+PARTS_SHOWN = ("tier1", "tier2", "tier2_growth", "tier2_larger")  # the parts on the page: all with the same text
 
 
 def measured() -> dict[float, Arms]:
@@ -61,9 +61,9 @@ def changes(smaller: Arms, larger: Arms) -> tuple[list[str], list[str], list[str
     shrinks, grows, unresolved = [], [], []
     for arm in (arm for arm in larger if arm in smaller and arm != DENSE and larger[arm]["difference"] < 0):
         before, after = (
-            {row["seed"]: row["mlm_loss"] - dense[row["seed"]] for row in arms[arm]["runs"] if row["seed"] in dense}
+            {seed: loss - dense[seed] for seed, loss in losses_of(arms[arm]).items() if seed in dense}
             for arms in (smaller, larger)
-            for dense in [{row["seed"]: row["mlm_loss"] for row in arms[DENSE]["runs"]}]
+            for dense in [losses_of(arms[DENSE])]
         )
         change = results.paired(after, before)
         kind = unresolved if not change["resolved"] else shrinks if change["difference"] > 0 else grows
@@ -80,6 +80,19 @@ def changed(found: Mapping[float, Arms]) -> str:
         said = " ".join(f"{verb}: {', '.join(arms)}." for verb, arms in kinds.items() if arms)
         lines.append(f"The gain of each arm from {before:g} to {after:g} s, over the seeds that both have. {said}")
     return "\n\n".join(lines)
+
+
+def sooner(found: Mapping[float, Arms]) -> str:
+    """A sentence about the arms whose loss at the second largest budget is below dense training's at the largest."""
+    *_, (before, smaller), (after, larger) = found.items()
+    dense, below = losses_of(larger[DENSE]), []
+    for arm in (arm for arm in arms_of(found) if arm in smaller and arm != DENSE):
+        paired = results.paired(losses_of(smaller[arm]), dense)
+        if paired["resolved"] and paired["difference"] < 0:
+            below.append(f"{arm} {compared.difference({**paired, 'runs': dense}, False)}")
+    if not below:
+        return f"No arm ends at {before:g} s clearly below dense training at {after:g} s."
+    return f"These arms end at {before:g} s below dense training at {after:g} s: {', '.join(below)}."
 
 
 def programs_with_equal_flops(costs: StepCosts) -> dict[float, list[float]]:
@@ -162,9 +175,11 @@ which arm leaves it first.
 
 {changed(found)}
 
+{sooner(found)}
+
 ## How exact the clock is
 
-{clock(step_costs.read(RECORDS / "tier2_rivals" / NAME))}
+{clock(step_costs.read(RECORDS / "tier2_growth" / NAME))}
 
 ## What this does not establish
 

@@ -333,7 +333,7 @@ def readme_block() -> str:
 Every run has {text.partition(":")[2]} [reference seconds](docs/budgets.md) of one core; in this time, dense training of {first["changes"]["model.depth"]} layers sees {dense["tokens"] / 1e6:.1f} M tokens. *Loss*:
 held-out, in nats, mean ± deviation of {len(dense["runs"])} seeds. *Difference from dense*: the mean over paired seeds with its interval at 95 %;
 *unresolved*: within the noise between seeds. *Time per token*: relative to dense training. The pages: [layer dropping](experiments/layer_drop.md), [token dropping](experiments/token_drop.md),
-[EarlyBERT](experiments/early_bert.md), [stacking and MSLT](experiments/stacking.md), [stacking and token dropping together](experiments/combined.md);
+[EarlyBERT](experiments/early_bert.md), [stacking and MSLT](experiments/stacking.md), [methods together](experiments/combined.md);
 [how claims are made](docs/claims.md)."""
 
 

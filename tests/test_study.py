@@ -138,9 +138,9 @@ def test_the_page_about_budgets_says_what_an_error_of_the_clock_is_worth(made_re
 
 def test_the_page_about_budgets_has_the_arms_with_several_budgets(made_records):
     assert set(study_budgets.measured()[10.0]) == set()
-    fill(made_records / "tier2_rivals", "dense", [5.0, 5.1, 4.9])
-    fill(made_records / "tier2_rivals", "late growth", [4.5, 4.6, 4.4])
-    fill(made_records / "tier2_rivals", "3ML", [5.5, 5.6, 5.4])
+    fill(made_records / "tier2_growth", "dense", [5.0, 5.1, 4.9])
+    fill(made_records / "tier2_growth", "late growth", [4.5, 4.6, 4.4])
+    fill(made_records / "tier2_growth", "late growth, two layers", [4.5, 4.6, 4.4])
     for arm, losses in (("dense", [4.0, 4.1, 3.9]), ("late growth", [3.5, 3.61, 3.4])):
         fill(made_records / "tier2_larger", arm, losses, budget="seconds:20")
     found = study_budgets.measured()
@@ -158,7 +158,7 @@ def test_the_block_of_the_readme_has_every_method_that_ran(made_records):
     fill(made_records / "tier2_growth", "late growth", [4.5, 4.61, 4.39], tokens=4e6)
     fill(made_records / "tier2_growth", "late growth, two layers", [4.4, 4.5, 4.3])
     block = study_pages.readme_block()
-    assert "| 80 % | 0.50 | 4.500 ± 0.110 | -0.500 [-0.525, -0.475] |" in block
+    assert "| 80 % of the compute | 0.50 | 4.500 ± 0.110 | -0.500 [-0.525, -0.475] |" in block
     assert "two layers" not in block
     assert not study_pages.finished()
     readme = study_pages.with_block((ROOT / "README.md").read_text(), block)
@@ -210,6 +210,21 @@ def test_a_gain_shrinks_or_grows_only_beyond_the_noise_between_seeds():
     assert study_budgets.changes(smaller, larger) == (["less"], ["more"], ["noisy"])
     said = study_budgets.changed({50.0: arms_of(), 100.0: smaller, 200.0: larger})
     assert said.endswith("It shrinks: less. It grows: more. The change is unresolved: noisy.")
+
+
+def test_arms_that_reach_dense_training_sooner_are_named():
+    smaller = arms_of(late=[0.50, 0.51, 0.52], noisy=[0.1, 0.9, 0.2], little=[0.1, 0.11, 0.1])
+    larger = arms_of(late=[0.6, 0.6, 0.6])
+    for run in larger["dense"]["runs"]:
+        run["mlm_loss"] -= 0.2  # dense training with more time
+    for arms in (smaller, larger):
+        for about in arms.values():
+            about["mlm_loss"] = 0
+    assert study_budgets.sooner({100.0: smaller, 200.0: larger}) == (
+        "These arms end at 100 s below dense training at 200 s: late -0.310 [-0.335, -0.285]."
+    )
+    del smaller["late"]
+    assert "No arm ends at 100 s clearly below" in study_budgets.sooner({100.0: smaller, 200.0: larger})
 
 
 def test_downstream_scores_show_pre_training_only_three_deviations_above_random_weights():
