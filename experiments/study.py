@@ -7,9 +7,9 @@ Finished runs are in experiments/records/PART, one small file each. Commit them:
 continues from these files alone. All runs of a part come from one commit. The first run records it, and the script
 checks it out in runs/study. Text comes from $BERT_FAST_DATA/corpus. On a shared machine, pin the command to one core
 (taskset -c 1) to leave the others free. Other work on the machine does not change results, because the seconds of a run
-are computed from a table of step costs. All parts use one table, which is kept with the records of tier1; a part with
-other arms adds their costs to a copy. Measure them on an idle machine: `python -m experiments.study PART --dry_run`. The
-parts are configs/studies/PART.py; `python -m experiments.study_pages` writes the pages.
+are computed from a table of step costs, which is kept with the records. Every part begins with a copy of tier1's table,
+and adds the costs of its other arms. Measure them on an idle machine: `python -m experiments.study PART --dry_run`. The
+parts are configs/studies/PART.py; `python -m experiments.study_pages` and `study_budgets` write the pages.
 """
 
 import os
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from bert_fast.compare import records
 from bert_fast.compare.costs import NAME
@@ -26,25 +27,31 @@ from experiments import common
 ROOT = common.HERE.parent
 RECORDS = common.HERE / "records"
 VOCABULARY = 1024  # a small one: the model soon learns from neighbouring word pieces, and the head is cheap
-# Each part trains on one of these texts: files of $BERT_FAST_DATA, and the share of documents that is held out. A run
-# reads the small text many times within its budget, so more of this text is held out.
+# Files of $BERT_FAST_DATA, and the share of documents that is held out. A run reads the small text many times within its
+# budget, so more of this text is held out.
 TEXTS = {"books": ("corpus/books/*.txt.gz", 0.01), "small": ("corpus/books/valid.txt.gz", 0.65)}
+
+
+class Part(NamedTuple):
+    """A part of the study: its text (in TEXTS), its title on the pages, and the part whose step costs it begins with."""
+
+    text: str
+    title: str
+    costs: str = "tier1"
+
+
 PARTS = {
-    "tier1_rates": "books",
-    "tier1_rates_mslt": "books",
-    "tier1": "books",
-    "tier2": "books",
-    "tier2_rivals": "books",
-    "tier2_epochs": "small",
-    "tier2_growth": "books",
-    "tier2_larger": "books",
-    "tier2_clock": "books",
-    "tier3": "books",
+    "tier1_rates": Part("books", "Learning rates"),
+    "tier1_rates_mslt": Part("books", "Learning rates of MSLT"),
+    "tier1": Part("books", "The main part"),
+    "tier2": Part("books", "Smaller budgets"),
+    "tier2_larger": Part("books", "Twice the budget", "tier2_growth"),
+    "tier2_clock": Part("books", "Errors of the clock"),
+    "tier2_epochs": Part("small", "Over 20 epochs of a small text"),
+    "tier2_rivals": Part("books", "Rivals"),
+    "tier2_growth": Part("books", "Late growth", "tier2_rivals"),
+    "tier3": Part("books", "Ablations"),
 }
-COSTS = {
-    "tier2_growth": "tier2_rivals",
-    "tier2_larger": "tier2_growth",
-}  # the part whose step costs a part shares, if not tier1
 
 
 def git(*arguments: str | pathlib.Path) -> str:
@@ -82,12 +89,12 @@ def main():
     parser.add_argument("--processes", type=int, default=0, help="runs at once [one per core]")
     args = parser.parse_args()
     folder, kept = ROOT / "runs/study", RECORDS / args.part
-    share_costs(kept, RECORDS / COSTS.get(args.part, "tier1"))
+    share_costs(kept, RECORDS / PARTS[args.part].costs)
     code = clone(commit_of(args.part, records.read_all(kept), ROOT), ROOT, folder)
 
     python, environment = [sys.executable, "-m", "bert_fast"], os.environ | {"PYTHONPATH": str(code)}
-    text, held_out = TEXTS[PARTS[args.part]]
-    shards = folder / f"shards-{PARTS[args.part]}"
+    text, held_out = TEXTS[PARTS[args.part].text]
+    shards = folder / f"shards-{PARTS[args.part].text}"
     source = f"--source=files:{common.data_root(text) / text}"
     if not (shards / "manifest.json").exists():
         options = [source, f"--out={shards}", f"--vocab_size={VOCABULARY}", f"--valid_fraction={held_out}"]

@@ -6,7 +6,7 @@ python -m experiments.study_budgets    writes budgets.md and budgets.png
 import itertools
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import matplotlib
 
@@ -21,20 +21,20 @@ from bert_fast.train import step_costs
 from bert_fast.train.step_costs import StepCosts
 from experiments import common
 from experiments.study import RECORDS
-from experiments.study_pages import DENSE, MARGIN, losses_of, read, summarized
+from experiments.study_pages import DENSE, MARGIN, difference, losses_of, read, summarized
 
 Arms = Mapping[str, Mapping]  # the statistics of each arm at one budget
 PARTS_SHOWN = ("tier1", "tier2", "tier2_growth", "tier2_larger")  # the parts on the page: all with the same text
 
 
 def measured() -> dict[float, Arms]:
-    """Statistics of each arm by reference seconds, of the arms with several budgets and of dense training.
+    """Statistics of each arm by reference seconds, of the arms that were measured at several budgets.
 
     If several parts have an arm at one budget, the first part counts.
     """
     found: dict[float, dict[str, Mapping]] = {}
     for part in PARTS_SHOWN:
-        for text, arms in summarized(part, kept).items() if (kept := read(part)) else ():
+        for text, arms in summarized(part).items():
             budget = found.setdefault(float(text.partition(":")[2]), {})
             budget.update({arm: about for arm, about in arms.items() if arm not in budget})
     several = {arm for arms in found.values() for arm in arms if sum(arm in other for other in found.values()) > 1}
@@ -54,32 +54,35 @@ def below_unigram(arms: Arms) -> list[float]:
     return [row["unigram_mask_loss"] - row["mask_loss"] for row in arms[DENSE]["runs"]]
 
 
+def against_dense(arms: Arms, arm: str) -> dict[int, float]:
+    """Each seed's loss minus dense training's."""
+    dense = losses_of(arms[DENSE])
+    return {seed: loss - dense[seed] for seed, loss in losses_of(arms[arm]).items() if seed in dense}
+
+
 def changes(smaller: Arms, larger: Arms) -> tuple[list[str], list[str], list[str]]:
     """The arms whose gain over dense training shrinks, grows, or does not change by more than the noise between seeds,
     from one budget to another. Only arms that have both budgets and gain at the larger one count.
     """
     shrinks, grows, unresolved = [], [], []
     for arm in (arm for arm in larger if arm in smaller and arm != DENSE and larger[arm]["difference"] < 0):
-        before, after = (
-            {seed: loss - dense[seed] for seed, loss in losses_of(arms[arm]).items() if seed in dense}
-            for arms in (smaller, larger)
-            for dense in [losses_of(arms[DENSE])]
-        )
-        change = results.paired(after, before)
+        change = results.paired(against_dense(larger, arm), against_dense(smaller, arm))
         kind = unresolved if not change["resolved"] else shrinks if change["difference"] > 0 else grows
         kind.append(arm)
     return shrinks, grows, unresolved
 
 
 def changed(found: Mapping[float, Arms]) -> str:
-    """Sentences about the gains from each budget to the next, of those at which dense training is off the plateau."""
-    lines = []
+    """A paragraph about the gains from each budget to the next, without the smallest budget."""
+    paragraphs = []
     for (before, smaller), (after, larger) in itertools.pairwise(list(found.items())[1:]):
         shrinks, grows, unresolved = changes(smaller, larger)
-        kinds = {"It shrinks": shrinks, "It grows": grows, "The change is unresolved": unresolved}
-        said = " ".join(f"{verb}: {', '.join(arms)}." for verb, arms in kinds.items() if arms)
-        lines.append(f"The gain of each arm from {before:g} to {after:g} s, over the seeds that both have. {said}")
-    return "\n\n".join(lines)
+        kinds = {"shrinks for": shrinks, "grows for": grows, "does not change by more than the noise for": unresolved}
+        said = "; it ".join(f"{verb} {', '.join(arms)}" for verb, arms in kinds.items() if arms)
+        paragraphs.append(
+            f"From {before:g} to {after:g} s, the gain over dense training {said} (over the seeds that both have)."
+        )
+    return "\n\n".join(paragraphs)
 
 
 def sooner(found: Mapping[float, Arms]) -> str:
@@ -89,57 +92,71 @@ def sooner(found: Mapping[float, Arms]) -> str:
     for arm in (arm for arm in arms_of(found) if arm in smaller and arm != DENSE):
         paired = results.paired(losses_of(smaller[arm]), dense)
         if paired["resolved"] and paired["difference"] < 0:
-            below.append(f"{arm} {compared.difference({**paired, 'runs': dense}, False)}")
+            below.append(f"{arm} {difference(losses_of(smaller[arm]), dense)}")
     if not below:
         return f"No arm ends at {before:g} s clearly below dense training at {after:g} s."
     return f"These arms end at {before:g} s below dense training at {after:g} s: {', '.join(below)}."
 
 
-def programs_with_equal_flops(costs: StepCosts) -> dict[float, list[float]]:
-    """The measured seconds of a step, for all FLOPs that several programs have: the same products in another method."""
-    seconds: dict[float, list[float]] = {}
-    for curve in costs.curves.values():
+def programs_with_equal_flops(costs: StepCosts) -> dict[float, dict[str, float]]:
+    """The measured seconds of a step by stage, for all FLOPs that several programs have: the same products in another
+    method.
+    """
+    seconds: dict[float, dict[str, float]] = {}
+    for key, curve in costs.curves.items():
         for point in curve:
-            seconds.setdefault(point.flops, []).append(point.seconds)
+            seconds.setdefault(point.flops, {})[key] = point.seconds
     return {flops: found for flops, found in sorted(seconds.items()) if len(found) > 1}
 
 
+def spread(found: Mapping[str, float]) -> float:
+    """How far the costs of equal programs are apart, as a share of their mean."""
+    return (max(found.values()) - min(found.values())) / statistics.fmean(found.values())
+
+
+def deviation(groups: Collection[Mapping[str, float]]) -> float:
+    """The root mean square deviation of costs from the mean of their group, as a share of that mean."""
+    squares = [(one / statistics.fmean(found.values()) - 1) ** 2 for found in groups for one in found.values()]
+    return math.sqrt(sum(squares) / (len(squares) - len(groups)))
+
+
 def clock(costs: StepCosts) -> str:
-    """How exact the step costs are, and what an error in them is worth."""
-    equal = programs_with_equal_flops(costs)
-    apart = [(max(found) - min(found)) / statistics.fmean(found) for found in equal.values()]
-    squares = [(one / statistics.fmean(found) - 1) ** 2 for found in equal.values() for one in found]
-    deviation = math.sqrt(sum(squares) / (len(squares) - len(equal)))
-    lines = [
-        f"{len(squares)} of the measured programs have the same FLOPs as another one ({len(equal)} different numbers), mostly because two",
-        f"arms have a stage in common. Their costs are up to {max(apart):.0%} apart; they deviate from their group's mean by {deviation:.1%} (root mean square).",
+    """How exact the step costs are."""
+    groups = programs_with_equal_flops(costs).values()
+    widest = max(groups, key=spread)
+    rows = [
+        f"| {key.rpartition(' ')[0]} | {seconds:.4f} |" for key, seconds in sorted(widest.items(), key=lambda of: of[1])
     ]
+    return f"""Some arms have stages in common, or stages with the same products: {sum(map(len, groups))} programs fall into {len(groups)} groups of equal FLOPs. In a group, costs
+are up to {spread(widest):.0%} apart; their root mean square deviation from the mean of their group is {deviation(groups):.1%}. The group that is farthest apart:
+
+| methods/stage | seconds per step |
+|---|---|
+{chr(10).join(rows)}
+
+{worth(deviation(groups))}"""
+
+
+def worth(error: float) -> str:
+    """A paragraph about what an error of the step costs is worth, from dense training with less and with more time."""
     if not (kept := read("tier2_clock")):
-        return "\n".join(lines)
-    dense = {run.seed: record.figures["mlm_loss"] for run, record in read("tier1").items() if run.arm == DENSE}
-    worth, usual = {}, next(iter(read("tier1"))).budget.partition(":")[2]
-    for seconds in sorted({float(run.budget.partition(":")[2]) for run in kept}):
-        losses = {
-            r.seed: record.figures["mlm_loss"] for r, record in kept.items() if r.budget == f"seconds:{seconds:g}"
-        }
-        worth[seconds] = results.paired(losses, dense)
-    said = ", ".join(
-        f"{compared.difference({**of, 'runs': dense}, False)} at {seconds:g} s" for seconds, of in worth.items()
-    )
-    slope = (worth[min(worth)]["difference"] - worth[max(worth)]["difference"]) / math.log(max(worth) / min(worth))
-    return "\n".join(
-        [
-            *lines,
-            f"`python -m experiments.study tier2_clock` trained dense BERT for a little less and a little more time. Minus its loss at {usual} s: {said}. So if all",
-            f"steps of an arm are charged {deviation:.1%} too much or too little, its loss changes by about {slope * deviation:.2f} nats. A difference between two arms that is",
-            "not larger than this may come from the clock, even if more seeds confirm it.",
-        ]
-    )
+        return "What such an error is worth has not been measured yet (`tier2_clock`)."
+    ((usual, arms),) = summarized("tier1").items()
+    usual, dense = usual.partition(":")[2], losses_of(arms[DENSE])
+    found = {float(text.partition(":")[2]): losses_of(of[DENSE]) for text, of in summarized("tier2_clock").items()}
+    said = ", ".join(f"{difference(losses, dense)} at {seconds:g} s" for seconds, losses in sorted(found.items()))
+    low, high = min(found), max(found)
+    slope = -results.paired(found[high], found[low])["difference"] / math.log(high / low)
+    wanted = len(studies.runs_of(studies.load("tier2_clock")))
+    left = "" if len(kept) >= wanted else f" ({wanted - len(kept)} runs are missing)"
+    return f"""`python -m experiments.study tier2_clock` trained dense BERT for a little less and a little more time{left}. Minus its loss at {usual} s: {said}.
+So if all steps of an arm are charged {error:.1%} too much or too little, its loss changes by about {slope * error:.2f} nats. A smaller difference between
+two arms may come from the clock, even if more seeds confirm it."""
 
 
 def text() -> str:
     found = measured()
-    wanted = {part: studies.runs_of(studies.load(part)) for part in ("tier2", "tier2_larger")}
+    wanted = {part: studies.runs_of(studies.load(part)) for part in PARTS_SHOWN}
     missing = sum(len(set(runs) - set(read(part))) for part, runs in wanted.items())
     below = [", ".join(f"{margin:.2f}" for margin in below_unigram(arms)) for arms in found.values()]
     lines = [
@@ -151,13 +168,14 @@ def text() -> str:
         if arm != DENSE:
             cells = [compared.difference(arms[arm], False) if arm in arms else "-" for arms in found.values()]
             lines.append("| " + " | ".join([f"{arm}, minus dense", *cells]) + " |")
+    parts = ", ".join(f"`{part}`" for part in PARTS_SHOWN)
     *some, last = (f"{seconds:g}" for seconds in found)
     *few, most = (str(len(arms[DENSE]["runs"])) for arms in found.values())
     tuned = next(iter(read("tier1_rates"))).budget.partition(":")[2]
     left = f" **{missing} runs are missing; nothing below is final.**" if missing else ""
     return f"""# Do the differences of the study depend on the budget?
 
-`python -m experiments.study tier2`, the same with `tier2_larger`, then `python -m experiments.study_budgets`.
+`python -m experiments.study PART` with {parts} and `tier2_clock`, then `python -m experiments.study_budgets`.
 
 The arms of the [study](README.md#the-study) at {", ".join(some)} and {last} reference seconds of one core, with {", ".join(few)} and {most} seeds. Each run's learning
 rate falls to 0 at the end of its own budget. The peak rates were tuned at {tuned} s (late growth has dense training's), and the warm-up takes 50 steps at

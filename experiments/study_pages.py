@@ -26,6 +26,7 @@ from experiments.study import PARTS, RECORDS
 from experiments.study_words import METHODS, PAGES, Page
 
 DENSE = "dense"
+SHOWN = ("tier2", "tier2_larger", "tier2_epochs", "tier2_rivals", "tier2_growth", "tier3")  # on the methods' pages
 BEGIN, END = (
     "<!-- The study: written by experiments/study_pages.py -->",
     "<!-- The end of the study -->",
@@ -47,8 +48,10 @@ def study_of(part: str, kept: Mapping[Run, Record]) -> Study:
     return Study(changes, seeds=seeds, budgets=budgets)
 
 
-def summarized(part: str, kept: Mapping[Run, Record]) -> dict[str, dict]:
-    """Statistics of a part by budget, then by arm."""
+def summarized(part: str) -> dict[str, dict]:
+    """Statistics of a part by budget, then by arm. Empty if no run is recorded."""
+    if not (kept := read(part)):
+        return {}
     found = results.summarize(study_of(part, kept), {run: record.figures for run, record in kept.items()})
     return {text: budget["arms"] for text, budget in found.items()}
 
@@ -185,8 +188,8 @@ def draw(name: str, page: Page, kept: Mapping[Run, Record]):
 
 def headline() -> tuple[str, dict[str, dict]]:
     """The budget and the arms of README.md: those of the main part, and late growth, which was measured later."""
-    ((text, arms),) = summarized("tier1", read("tier1")).items()
-    more = summarized("tier2_growth", kept).get(text, {}) if (kept := read("tier2_growth")) else {}
+    ((text, arms),) = summarized("tier1").items()
+    more = summarized("tier2_growth").get(text, {})
     return text, {**{arm: about for arm, about in more.items() if arm in METHODS}, **arms}
 
 
@@ -217,14 +220,16 @@ def losses_of(about: Mapping) -> dict[int, float]:
     return {row["seed"]: row["mlm_loss"] for row in about["runs"]}
 
 
+def difference(losses: Mapping[int, float], reference: Mapping[int, float]) -> str:
+    """The mean difference over paired seeds, with its interval. Both map seeds to losses."""
+    return compared.difference({**results.paired(losses, reference), "runs": losses}, False)
+
+
 def directly(methods: Mapping[str, dict], rivals: Mapping[str, dict]) -> str:
     """The differences between arms of another part and the methods, over paired seeds at an equal budget."""
     lines = ["| minus | " + " | ".join(methods) + " |", "|" + "---|" * (len(methods) + 1)]
     for name, rival in rivals.items():
-        cells = [
-            compared.difference({**results.paired(losses_of(rival), losses_of(about)), "runs": rival["runs"]}, False)
-            for about in methods.values()
-        ]
+        cells = [difference(losses_of(rival), losses_of(about)) for about in methods.values()]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)
 
@@ -235,18 +240,18 @@ def others(page: Page) -> str:
     Arms that the main part lacks are also compared with the page's methods, where text and budget are the same.
     """
     sections, not_run = [], []
-    main = summarized("tier1", read("tier1"))
-    for part in (part for part in PARTS if not part.startswith(("tier1", "tier2_clock"))):
-        kept = read(part)
-        if not kept:
+    main = summarized("tier1")
+    for part in SHOWN:
+        found = summarized(part)
+        if not found:
             not_run.append(f"`{part}`")
-        for text, arms in (summarized(part, kept) if kept else {}).items():
-            names = [
-                arm for arm in arms if arm != DENSE and (arm in page.arms or arm.startswith(tuple(page.more) or "?"))
-            ]
-            if names:
-                sections.append(f"### `{part}`, {text.partition(':')[2]} reference seconds\n\n{table(arms, names)}\n")
-            known = main.get(text, {}) if PARTS[part] == PARTS["tier1"] else {}
+        for text, arms in found.items():
+            names = [arm for arm in arms if arm != DENSE and (arm in page.arms or arm.startswith(tuple(page.more)))]
+            if not names:
+                continue
+            head = f"### {PARTS[part].title} (`{part}`), {text.partition(':')[2]} reference seconds"
+            sections.append(f"{head}\n\n{table(arms, names)}\n")
+            known = main.get(text, {}) if PARTS[part].text == PARTS["tier1"].text else {}
             methods = {arm: known[arm] for arm in page.arms if arm in known}
             if methods and (rivals := {arm: arms[arm] for arm in names if arm not in known}):
                 sections.append(f"Compared with the arms of the main part:\n\n{directly(methods, rivals)}\n")
@@ -258,7 +263,7 @@ def others(page: Page) -> str:
 def text_of(name: str) -> str:
     """A page of the study."""
     page, kept = PAGES[name], read("tier1")
-    ((_, arms),) = summarized("tier1", kept).items()
+    ((_, arms),) = summarized("tier1").items()
     sentences = " ".join(verdict(arm, arms[arm]) for arm in page.arms if arm in arms)
     return f"""# {page.title}
 

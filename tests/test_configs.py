@@ -37,18 +37,25 @@ def test_debug_says_once_what_became_of_the_size(capsys):
     assert said == f"debug: {became}; flags can change them\n"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_debug_run_has_few_and_small_programs(path):
-    # Compiling takes nearly all of a first debug run. In the combined config, each span of the plan runs a varying
+COMBINED = next(path for path in CONFIGS if path.stem == "combined")
+
+
+@pytest.mark.parametrize(
+    ("path", "argument", "most"),
+    [*((path, "size=large", 3) for path in CONFIGS), (COMBINED, "all", 8)],
+    ids=lambda value: getattr(value, "stem", str(value)),
+)
+def test_debug_run_has_few_and_small_programs(path, argument, most):
+    # Compiling takes nearly all of a first debug run. With all four methods, each span of the plan runs a varying
     # number of layers, and each combination of these numbers is a program.
-    made = settings.make(get_config(path)("size=large,debug").to_dict(), VOCAB, tuple(methods.known()))
+    made = settings.make(get_config(path)(f"{argument},debug").to_dict(), VOCAB, tuple(methods.known()))
     method = methods.make(made.methods)
     stages, found = timeline.stages(made, method), set()
     for index, stage in enumerate(stages):
         for clock in timeline.clocks(stages, index, stage.steps):
             program, _, _ = timeline.drawn(method, stage, clock, timeline.rng_of(made.seed, clock.step))
             found.add((stage.name, program))
-    assert len(found) <= (8 if path.stem == "combined" else 3)
+    assert len(found) <= most
     assert max(program.model.depth for _, program in found) == 2
     assert {program.seq_len for _, program in found} == {32}
 

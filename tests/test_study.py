@@ -10,8 +10,11 @@ from bert_fast import methods
 from bert_fast.compare import records, study
 from bert_fast.compare.records import Record
 from bert_fast.compare.study import Run
+from bert_fast.configs import combined, late_growth
+from bert_fast.data.shards import read_manifest
 from bert_fast.tasks import settings
 from bert_fast.train import budget, timeline
+from bert_fast.train import settings as pretrain_settings
 from bert_fast.train.step_costs import Point, StepCosts
 from experiments import downstream, study_budgets, study_pages
 from experiments import study as part_script
@@ -20,7 +23,7 @@ from experiments.study_words import METHODS, PAGES
 from helpers.command_line import ROOT
 
 
-def settings_of(arm: str, small_shards, part: str = "tier1"):
+def settings_of(arm: str, small_shards, part: str):
     made = study.load(part)
     return study.settings_of(made, Run(arm, "", 0), small_shards, None)
 
@@ -42,9 +45,12 @@ def test_every_arm_is_on_a_page():
             assert arm == "dense" or arm in shown or arm.startswith(prefixes), (part, arm)
 
 
-@pytest.mark.parametrize("arm", TIER1.arms)
-def test_arms_end_with_a_deep_model_and_a_rate_of_zero(arm, small_shards):
-    settings = budget.with_steps(settings_of(arm, small_shards), 2000)
+ARMS = [(part, arm) for part in ("tier1", "tier2_rivals", "tier2_growth") for arm in study.load(part).arms]
+
+
+@pytest.mark.parametrize(("part", "arm"), ARMS)
+def test_arms_end_with_a_deep_model_and_a_rate_of_zero(part, arm, small_shards):
+    settings = budget.with_steps(settings_of(arm, small_shards, part), 2000)
     stages = timeline.stages(settings, methods.make(settings.methods))
     last, begins = stages[-1], [sum(stage.steps for stage in stages[:index]) for index in range(len(stages))]
     assert last.program.model.depth >= (4 if arm == "shallower" else 6)
@@ -52,6 +58,29 @@ def test_arms_end_with_a_deep_model_and_a_rate_of_zero(arm, small_shards):
     clock = timeline.clock_of(stages, len(stages) - 1, begins[-1] + last.steps - 1, began)
     rate = last.learning_rate(clock, last.steps - 1)
     assert 0 <= rate < 0.002 * settings.schedule.peak
+
+
+@pytest.mark.parametrize(
+    ("config", "part", "arm"),
+    [(late_growth, "tier2_growth", "late growth"), (combined, "tier1", "stacking + token dropping")],
+)
+def test_recommended_configs_grow_like_the_arms_of_the_study(config, part, arm, small_shards):
+    made = config.get_config("size=tiny")
+    made.update_from_flattened_dict({"model.depth": 6, "data.dir": str(small_shards), "phases": "64:1"})
+    wanted = settings_of(arm, small_shards, part)
+    found = pretrain_settings.make(made.to_dict(), read_manifest(small_shards)["vocab"], tuple(methods.known()))
+    assert [name for name, _ in found.methods] == [name for name, _ in wanted.methods]
+
+    def growth(of):
+        depths: dict[int, int] = {}
+        for stage in timeline.stages(budget.with_steps(of, 1000), methods.make(of.methods)):
+            depths[stage.program.model.depth] = depths.get(stage.program.model.depth, 0) + stage.steps
+        return depths
+
+    assert growth(found) == growth(wanted)
+    assert (
+        dict(found.methods)["stacking"]["learning_rate"] == dict(wanted.methods)["stacking"]["learning_rate"] == "run"
+    )
 
 
 def test_each_arm_tries_the_same_rates_as_dense():
@@ -123,15 +152,18 @@ def test_rivals_are_compared_with_the_methods_of_the_main_part(made_records):
 
 
 def test_the_page_about_budgets_says_what_an_error_of_the_clock_is_worth(made_records):
-    curves = {"a": (Point(1.0, 1.02),), "b": (Point(1.0, 0.98), Point(2.0, 3.0)), "c": (Point(3.0, 9.0),)}
+    stages = {"dense/64-tokens c0ffee": (Point(1.0, 1.02),), "stacking/joint f00d": (Point(1.0, 0.98), Point(2.0, 3.0))}
+    curves = {**stages, "dense/8-tokens decaf": (Point(3.0, 9.0),)}
     costs = StepCosts("measured", "a test", curves)
-    assert study_budgets.programs_with_equal_flops(costs) == {1.0: [1.02, 0.98]}
     said = study_budgets.clock(costs)
-    assert "2 of the measured programs" in said
-    assert "up to 4% apart; they deviate from their group's mean by 2.8%" in said
+    assert "2 programs fall into 1 groups of equal FLOPs" in said
+    assert "are up to 4% apart; their root mean square deviation from the mean of their group is 2.8%" in said
+    assert "| stacking/joint | 0.9800 |\n| dense/64-tokens | 1.0200 |" in said
+    assert "has not been measured yet" in said
     fill(made_records / "tier2_clock", "dense", [5.2, 5.3, 5.09], budget="seconds:9")
     fill(made_records / "tier2_clock", "dense", [4.8, 4.9, 4.71], budget="seconds:11")
     said = study_budgets.clock(costs)
+    assert "a little more time. Minus its loss at 10 s: " in said
     assert "+0.197 [+0.182, +0.211] at 9 s, -0.197 [-0.211, -0.182] at 11 s" in said
     assert "by about 0.06 nats" in said  # 0.393 * 0.028 / ln(11 / 9)
 
@@ -158,7 +190,7 @@ def test_the_block_of_the_readme_has_every_method_that_ran(made_records):
     fill(made_records / "tier2_growth", "late growth", [4.5, 4.61, 4.39], tokens=4e6)
     fill(made_records / "tier2_growth", "late growth, two layers", [4.4, 4.5, 4.3])
     block = study_pages.readme_block()
-    assert "| 80 % of the compute | 0.50 | 4.500 ± 0.110 | -0.500 [-0.525, -0.475] |" in block
+    assert "| 80 % of the compute, in decoders | 0.50 | 4.500 ± 0.110 | -0.500 [-0.525, -0.475] |" in block
     assert "two layers" not in block
     assert not study_pages.finished()
     readme = study_pages.with_block((ROOT / "README.md").read_text(), block)
@@ -209,7 +241,10 @@ def test_a_gain_shrinks_or_grows_only_beyond_the_noise_between_seeds():
     larger = arms_of(less=[0.10, 0.12, 0.11, 9], more=[0.3, 0.31, 0.3], noisy=[0.3, 0.2, 0.3], loses=[-0.5, -0.6, -0.5])
     assert study_budgets.changes(smaller, larger) == (["less"], ["more"], ["noisy"])
     said = study_budgets.changed({50.0: arms_of(), 100.0: smaller, 200.0: larger})
-    assert said.endswith("It shrinks: less. It grows: more. The change is unresolved: noisy.")
+    assert said == (
+        "From 100 to 200 s, the gain over dense training shrinks for less; it grows for more; it does not change by "
+        "more than the noise for noisy (over the seeds that both have)."
+    )
 
 
 def test_arms_that_reach_dense_training_sooner_are_named():
@@ -275,7 +310,12 @@ def test_a_part_runs_from_the_commit_of_its_records(tmp_path):
         part_script.commit_of("tier1", kept, tmp_path)
 
 
-def test_every_part_takes_the_step_costs_of_the_first_part(tmp_path):
+def test_every_part_begins_with_the_step_costs_of_another_part(tmp_path):
+    parts = list(part_script.PARTS)
+    costs = {part: part_script.PARTS[part].costs for part in parts}
+    assert costs["tier2"] == "tier1"
+    assert costs["tier2_larger"] == "tier2_growth"  # it has the costs of the arms that tier1 lacks
+    assert set(costs.values()) <= set(parts)
     first, part = tmp_path / "tier1", tmp_path / "tier2"
     part_script.share_costs(part, first)
     assert not part.exists()

@@ -59,10 +59,10 @@ def make(
     """A model that starts with few layers and grows to its full depth in stages.
 
     variant: "stacking" or "mslt".
-    depths: layers of each stage, such as "3,6,12". A single number, such as "1": the model starts with this many, and
-        later has all of its layers. Empty: stacking uses L/4, L/2 and L, or only L/2 and L if 4 does
-        not divide L. MSLT uses the quarters of L, rounded up (unverified); with fewer than 4 layers, it has a stage
-        per layer.
+    depths: layers of each stage, such as "3,6,12". A single number, such as "1": the model starts with this many
+        layers, and then grows to all of them. Empty: stacking uses L/4, L/2 and L, or only L/2 and L if 4 does not
+        divide L. MSLT uses the quarters of L, rounded up (unverified); with fewer than 4 layers, it has a stage per
+        layer.
     shares: shares of all training steps, one per stage, such as "0.2,0.3,0.5". MSLT takes one more, for the joint
         stage (0: none). Empty: stacking uses the released shares of three stages. If it has only two stages, the
         first gets the sum of the first two shares. MSLT uses a fifth for the joint stage and equal parts for the rest
@@ -301,7 +301,7 @@ def _growth(stacking: bool, given_G: tuple[int, ...], depth: int) -> tuple[list[
         low = max(part for part in range(1, max(depth // 2, 1) + 1) if depth % part == 0 or not stacking)
         raise BadInput(
             f"--config.stacking.depths={text}: expected at least two increasing depths that end with the model's "
-            f"{depth} layers, such as {low},{depth}"
+            f"{depth} layers, such as {low},{depth}, or a single smaller depth"
         )
     if stacking and any(high % low for low, high in itertools.pairwise(depths_G)):
         raise BadInput(

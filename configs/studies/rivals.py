@@ -11,6 +11,8 @@ from bert_fast.compare.study import Study
 LAYER_DROP = {"methods": "layer_drop", "layer_drop.sampling": "systematic"}
 STACKING = {"methods": "stacking"}
 MSLT = {"methods": "stacking", "stacking.variant": "mslt"}
+# arXiv 2511.04981. With stacking's own rates, one fall per stage, the last rate would be above 0.
+LATE = {"stacking.depths": "1", "stacking.shares": "0.7,0.3", "stacking.learning_rate": "run"}
 # The paper of layer dropping trains at ten times the rate of its baseline (arXiv 2010.13369, section 5).
 PEAK, HIGHER_PEAK = 3e-3, 6e-3
 
@@ -30,7 +32,7 @@ def get_study() -> Study:
             "dense": {},
             # A method has to beat these.
             "shallower": {"model.depth": 6},
-            "late growth": {**STACKING, "stacking.depths": "1,8", "stacking.shares": "0.7,0.3"},  # arXiv 2511.04981
+            "late growth": {**STACKING, **LATE},
             "growing rows": {"phases": "8@256:0.4,64@32:0.6"},
             "3ML": {"methods": "mask_later"},
             # Token dropping: do its scores matter?

@@ -27,10 +27,7 @@ SMALL = {
 }
 SEARCH = {"early_bert.search": 0.2, "early_bert.neurons": "layer"}
 TICKET = {**SEARCH, "early_bert.stop": "early_bird", "early_bert.mask_every": 1, "early_bert.threshold": 0.5}
-ALL = {
-    "methods": combined.get_config("all").methods,
-    "stacking.learning_rate": "segments", "stacking.depths": "", "stacking.shares": "",
-}  # fmt: skip
+ALL = {"methods": combined.get_config("all").methods, "stacking.learning_rate": "segments"}
 # name: (config, changes). Runs with a method have a single phase: with a second length, each plan would be compiled
 # again.
 RUNS = {
