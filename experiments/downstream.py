@@ -5,9 +5,9 @@
 
 Scores can compare methods only if pre-training improves them. Fine-tunes the study's dense encoders, and the same model
 with random weights, on all of CoLA, MRPC and STS-B, on 8,000 fixed examples of SST-2, and on 2,000 fixed questions of
-SQuAD v1.1. Ctrl-C saves, and the same command continues; scores that are kept are not made again. With two cores, start two processes, each with one core
-(taskset) and with some of the --seeds. Reads $BERT_FAST_DATA/{glue,squad}; writes experiments/records/downstream.json
-and experiments/downstream.md.
+SQuAD v1.1. Ctrl-C saves, and the same command continues; scores that are kept are not made again. With two cores, start
+two processes, each with one core (taskset) and with some of the --seeds. Reads $BERT_FAST_DATA/{glue,squad}; writes
+experiments/records/downstream.json and experiments/downstream.md.
 """
 
 import json

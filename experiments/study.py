@@ -7,8 +7,8 @@ Finished runs are in experiments/records/PART, one small file each. Commit them:
 continues from these files alone. All runs of a part come from one commit. The first run records it, and the script
 checks it out in runs/study. Text comes from $BERT_FAST_DATA/corpus. On a shared machine, pin the command to one core
 (taskset -c 1) to leave the others free. Other work on the machine does not change results, because the seconds of a run
-are computed from a table of step costs, which is kept with the records. Every part begins with a copy of tier1's table,
-and adds the costs of its other arms. Measure them on an idle machine: `python -m experiments.study PART --dry_run`. The
+are computed from a table of step costs, which is kept with the records. A part begins with a copy of another part's table
+(see PARTS), and adds the costs of its other arms. Measure them on an idle machine: `python -m experiments.study PART --dry_run`. The
 parts are configs/studies/PART.py; `python -m experiments.study_pages` and `study_budgets` write the pages.
 """
 

@@ -21,7 +21,8 @@ from bert_fast.train import step_costs
 from bert_fast.train.step_costs import StepCosts
 from experiments import common
 from experiments.study import RECORDS
-from experiments.study_pages import DENSE, MARGIN, difference, losses_of, read, summarized
+from experiments.study_pages import MARGIN
+from experiments.study_statistics import DENSE, difference, losses_of, read, summarized
 
 Arms = Mapping[str, Mapping]  # the statistics of each arm at one budget
 PARTS_SHOWN = ("tier1", "tier2", "tier2_growth", "tier2_larger")  # the parts on the page: all with the same text

@@ -17,43 +17,21 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from bert_fast.compare import page as compared
-from bert_fast.compare import records, results
+from bert_fast.compare import results
 from bert_fast.compare import study as studies
 from bert_fast.compare.records import Record
-from bert_fast.compare.study import Run, Study
+from bert_fast.compare.study import Run
 from experiments import common
-from experiments.study import PARTS, RECORDS
+from experiments.study import PARTS
+from experiments.study_statistics import DENSE, difference, headline, losses_of, read, summarized
 from experiments.study_words import METHODS, PAGES, Page
 
-DENSE = "dense"
 SHOWN = ("tier2", "tier2_larger", "tier2_epochs", "tier2_rivals", "tier2_growth", "tier3")  # on the methods' pages
 BEGIN, END = (
     "<!-- The study: written by experiments/study_pages.py -->",
     "<!-- The end of the study -->",
 )  # in README.md
 MARGIN = 1.5  # dense training must end at least this many nats below a unigram model, on words hidden by [MASK]
-
-
-def read(part: str) -> dict[Run, Record]:
-    return records.read_all(RECORDS / part)
-
-
-def study_of(part: str, kept: Mapping[Run, Record]) -> Study:
-    """The study that these records come from, with the arms, seeds and budgets that have run."""
-    known = studies.load(part)
-    arms = sorted({run.arm for run in kept}, key=[*known.arms, *sorted({run.arm for run in kept})].index)
-    changes = {arm: next(r.figures["changes"] for run, r in kept.items() if run.arm == arm) for arm in arms}
-    seeds = tuple(sorted({run.seed for run in kept}))
-    budgets = tuple(sorted({run.budget for run in kept}, key=lambda text: float(text.partition(":")[2])))
-    return Study(changes, seeds=seeds, budgets=budgets)
-
-
-def summarized(part: str) -> dict[str, dict]:
-    """Statistics of a part by budget, then by arm. Empty if no run is recorded."""
-    if not (kept := read(part)):
-        return {}
-    found = results.summarize(study_of(part, kept), {run: record.figures for run, record in kept.items()})
-    return {text: budget["arms"] for text, budget in found.items()}
 
 
 def counted(seeds: Sequence[int]) -> str:
@@ -186,13 +164,6 @@ def draw(name: str, page: Page, kept: Mapping[Run, Record]):
     plt.close(figure)
 
 
-def headline() -> tuple[str, dict[str, dict]]:
-    """The budget and the arms of README.md: those of the main part, and late growth, which was measured later."""
-    ((text, arms),) = summarized("tier1").items()
-    more = summarized("tier2_growth").get(text, {})
-    return text, {**{arm: about for arm, about in more.items() if arm in METHODS}, **arms}
-
-
 def draw_all(path: pathlib.Path):
     """Draws each method's loss minus dense training's, at equal time, seed by seed."""
     text, arms = headline()
@@ -214,15 +185,6 @@ def draw_all(path: pathlib.Path):
     axes.set_title(f"{text.partition(':')[2]} reference seconds each, {len(dense)} seeds", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
-
-
-def losses_of(about: Mapping) -> dict[int, float]:
-    return {row["seed"]: row["mlm_loss"] for row in about["runs"]}
-
-
-def difference(losses: Mapping[int, float], reference: Mapping[int, float]) -> str:
-    """The mean difference over paired seeds, with its interval. Both map seeds to losses."""
-    return compared.difference({**results.paired(losses, reference), "runs": losses}, False)
 
 
 def directly(methods: Mapping[str, dict], rivals: Mapping[str, dict]) -> str:

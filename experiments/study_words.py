@@ -93,8 +93,8 @@ longer first stage, with all rows of 8 tokens. These rows alone do not explain w
 budget it ended below every method and below the shallower model; so it has a config, `late_growth`, and a part of its own, `tier2_growth`. At twice
 the budget, three seeds cannot tell it from the shallower model or from stacking with token dropping ([budgets](budgets.md)). Other shares of the
 steps were not tried.""",
-        """Anything about 12 layers and more, where there is more to grow; or late growth at smaller budgets. The rivals have dense training's learning
-rate, and were not tuned.""",
+        """Anything about 12 layers and more, where there is more to grow. Late growth was not tried at smaller budgets. The rivals have dense
+training's learning rate, and were not tuned.""",
     ),
     "combined": Page(
         "Methods together",

@@ -16,7 +16,7 @@ from bert_fast.tasks import settings
 from bert_fast.train import budget, timeline
 from bert_fast.train import settings as pretrain_settings
 from bert_fast.train.step_costs import Point, StepCosts
-from experiments import downstream, study_budgets, study_pages
+from experiments import downstream, study_budgets, study_pages, study_statistics
 from experiments import study as part_script
 from experiments.speedrun import rules
 from experiments.study_words import METHODS, PAGES
@@ -109,7 +109,7 @@ def fill(folder: pathlib.Path, arm: str, losses: list[float], **changes):
 
 @pytest.fixture
 def made_records(tmp_path, monkeypatch):
-    for module in (part_script, study_pages):
+    for module in (part_script, study_statistics):
         monkeypatch.setattr(module, "RECORDS", tmp_path)
     fill(tmp_path / "tier1", "dense", [5.0, 5.1, 4.9])
     fill(tmp_path / "tier1", "token dropping", [4.9, 5.01, 4.79], tokens=2.5e6)
@@ -204,7 +204,7 @@ HAVE_RUN = any((part_script.RECORDS / "tier1").rglob("*.gz"))
 
 @pytest.mark.skipif(not HAVE_RUN, reason="no run of tier1 is recorded yet")
 def test_peak_rates_are_the_best_of_the_trials():
-    kept = study_pages.read("tier1_rates") | study_pages.read("tier1_rates_mslt")
+    kept = study_statistics.read("tier1_rates") | study_statistics.read("tier1_rates_mslt")
     losses: dict[str, dict[float, float]] = {}
     for run, record in kept.items():
         arm, _, rate = run.arm.rpartition(", rate ")
@@ -223,7 +223,7 @@ def test_pages_follow_from_the_records(name):
     assert text == study_pages.text_of(name), "write the pages again: python -m experiments.study_pages"
 
 
-@pytest.mark.skipif(not study_pages.read("tier2"), reason="no run of tier2 is recorded yet")
+@pytest.mark.skipif(not study_statistics.read("tier2"), reason="no run of tier2 is recorded yet")
 def test_the_page_about_budgets_follows_from_the_records():
     text = (ROOT / "experiments/budgets.md").read_text()
     assert text == study_budgets.text(), "write the page again: python -m experiments.study_budgets"
